@@ -1,0 +1,148 @@
+"""The feature pyramid network: laterals added on the way down from coarse to fine; as a neck, and for segmentation."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.blocks import Bilinear, Conv, ConvNormAct, LateralAdd, Nearest, build, he_uniform
+from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid
+
+lecun_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+"""torchvision's initialiser of the neck, `kaiming_uniform_(a=1)`."""
+
+
+class TopDown(nn.Module):
+    """The pathway that all FPNs share: the coarsest feature through a 1x1 convolution, then upsample and add laterals.
+
+    Gives as many maps as it takes features, fine to coarse, all with `features` channels.
+    """
+
+    features: int = 256
+    skip: ModuleDef = LateralAdd
+    upsample: ModuleDef = partial(Nearest, half_pixel=False)
+    kernel_init: Initializer = he_uniform
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        *finer, x = features
+        x = Conv(self.features, 1, kernel_init=self.kernel_init, name="top", **dtypes)(x)
+        maps = [x]
+        for level, feature in reversed(list(enumerate(finer))):
+            x = build(self.upsample, name=f"upsample{level}", **dtypes)(x, feature.shape[1:3])
+            x = build(self.skip, name=f"skip{level}", **dtypes)(x, feature)
+            maps.append(x)
+        return tuple(reversed(maps))
+
+
+class FPNNeck(nn.Module):
+    """FPN as a neck for detectors: a tuple of maps P2, P3, ... with equal channels, fine to coarse.
+
+    Args (fields):
+      features: channels of every map.
+      levels: how many of the encoder's coarsest features take part; 4 are C2..C5 of a ResNet.
+      upsample: factory of the upsampler on the way down.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import densezoo as dz
+      >>> pyramid = dz.Pyramid((jnp.zeros((1, 16, 16, 64)), jnp.zeros((1, 8, 8, 128))))
+      >>> maps, _ = jax.eval_shape(FPNNeck(levels=2).init_with_output, jax.random.key(0), pyramid)
+      >>> [p.shape for p in maps]
+      [(1, 16, 16, 256), (1, 8, 8, 256)]
+
+    References:
+      Lin et al., Feature pyramid networks for object detection, 2016. https://arxiv.org/abs/1612.03144 (figure 3)
+    """
+
+    features: int = 256
+    levels: int = 4
+    upsample: ModuleDef = partial(Nearest, half_pixel=False)
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pyramid: Pyramid, *, train: bool = False) -> tuple[Float[Array, "b _ _ c"], ...]:
+        maps = TopDown(
+            self.features,
+            partial(LateralAdd, kernel_init=lecun_uniform),
+            self.upsample,
+            lecun_uniform,
+            self.dtype,
+            self.param_dtype,
+            name="top_down",
+        )(_coarsest(pyramid, self.levels))
+        conv = partial(Conv, kernel_init=lecun_uniform, dtype=self.dtype, param_dtype=self.param_dtype)
+        return tuple(conv(self.features, name=f"output{level}")(x) for level, x in enumerate(maps))
+
+
+class FPNDecoder(nn.Module):
+    """FPN for segmentation: every pyramid map is convolved and upsampled to the finest one's size, and all are added.
+
+    The result has the size of the finest map that takes part, 1/4 of the image over a ResNet; a head brings it to the
+    image's size.
+
+    Args (fields):
+      features: channels of the pyramid.
+      segmentation_features: channels of the result.
+      levels: how many of the encoder's coarsest features take part.
+      dropout: share of channels dropped from the sum in training (needs a `dropout` random key).
+      upsample: factory of the upsampler on the way down.
+      segmentation_upsample: factory of the upsampler of the pyramid maps; align-corners as the reference has it.
+      norm: factory of the normalisation; a group norm with 32 groups in the reference.
+      act: activation.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import densezoo as dz
+      >>> pyramid = dz.Pyramid((jnp.zeros((1, 17, 16, 64)), jnp.zeros((1, 9, 8, 128))))
+      >>> jax.eval_shape(FPNDecoder(levels=2).init_with_output, jax.random.key(0), pyramid)[0].shape
+      (1, 17, 16, 128)
+
+    References:
+      Kirillov et al., Panoptic feature pyramid networks, 2019. https://arxiv.org/abs/1901.02446 (figure 3), with the
+      details of segmentation_models_pytorch.
+    """
+
+    features: int = 256
+    segmentation_features: int = 128
+    levels: int = 4
+    dropout: float = 0.2
+    upsample: ModuleDef = partial(Nearest, half_pixel=False)
+    segmentation_upsample: ModuleDef = partial(Bilinear, align_corners=True)
+    norm: ModuleDef | None = partial(nn.GroupNorm, num_groups=32, epsilon=1e-5)
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        maps = TopDown(self.features, upsample=self.upsample, name="top_down", **dtypes)(
+            _coarsest(pyramid, self.levels)
+        )
+        conv = partial(
+            ConvNormAct, self.segmentation_features, use_bias=False, norm=self.norm, act=self.act, **dtypes
+        )
+        total = None
+        for level, x in enumerate(maps):
+            # One convolution for the finest map, else one before each step up to it.
+            for step in range(max(level, 1)):
+                x = conv(name=f"level{level}_conv{step}")(x, train=train)
+                if level > 0:
+                    size = maps[level - 1 - step].shape[1:3]
+                    x = build(self.segmentation_upsample, name=f"level{level}_upsample{step}", **dtypes)(x, size)
+            total = x if total is None else total + x
+        return nn.Dropout(self.dropout, broadcast_dims=(1, 2))(total, deterministic=not train)
+
+
+def _coarsest(pyramid: Pyramid, levels: int) -> tuple[jax.Array, ...]:
+    if not 1 <= levels <= len(pyramid.features):
+        raise ValueError(f"levels={levels} of the encoder's {len(pyramid.features)} features cannot take part")
+    return pyramid.features[-levels:]

@@ -1,0 +1,74 @@
+"""SegNet's decoder: every pooling of the encoder is undone by its saved indices, then convolved."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.blocks import BatchNorm, ConvNormAct
+from densezoo.ops import max_unpool
+from densezoo.types import Dtype, ModuleDef, Pyramid
+
+
+class SegNetDecoder(nn.Module):
+    """SegNet: unpool by the indices of the encoder's poolings; no feature map needs to be kept, only the indices.
+
+    The decoder mirrors the encoder: before it undoes a pooling it has as many channels as were pooled.
+
+    Args (fields):
+      stage_sizes: convolutions after each unpooling, coarse to fine, at least one each; mirror the encoder's.
+      features: channels of the result at the image's size; None means those of the first pooled map.
+      norm: factory of the normalisation, None for none.
+      act: activation.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import densezoo as dz
+      >>> pooled, indices = dz.ops.max_pool_with_indices(jnp.zeros((1, 9, 8, 4)))
+      >>> pyramid = dz.Pyramid((pooled,), (indices,), (2,), (9, 8))
+      >>> jax.eval_shape(SegNetDecoder((2,)).init_with_output, jax.random.key(0), pyramid)[0].shape
+      (1, 9, 8, 4)
+
+    References:
+      Badrinarayanan et al., SegNet, 2015. https://arxiv.org/abs/1511.00561
+    """
+
+    stage_sizes: Sequence[int] = (3, 3, 3, 2, 1)
+    features: int | None = None
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
+        if pyramid.pool_indices is None:
+            raise ValueError(
+                "SegNetDecoder unpools by saved indices, and this encoder does all or part of its downsampling without"
+                " 2x2 max-pooling: use one that keeps pool_indices (plain, vgg11, vgg13, vgg16, vgg19, with or without _bn)"
+            )
+        poolings = list(reversed(pyramid.pool_indices))
+        if len(self.stage_sizes) != len(poolings) or min(self.stage_sizes) < 1:
+            raise ValueError(
+                f"stage_sizes needs a number of convolutions, at least 1, for each of the encoder's {len(poolings)}"
+                f" poolings; got {tuple(self.stage_sizes)}"
+            )
+        conv = partial(ConvNormAct, norm=self.norm, act=self.act, dtype=self.dtype, param_dtype=self.param_dtype)
+        x = pyramid.features[-1]
+        if x.shape[-1] != poolings[0].shape[-1]:
+            # The plain encoder convolves once more after its last pooling: back to as many channels as were pooled.
+            x = conv(poolings[0].shape[-1], name="top")(x, train=train)
+        for stage, (indices, size) in enumerate(zip(poolings, self.stage_sizes, strict=True)):
+            if stage + 1 < len(poolings):
+                # What was pooled here is what the next finer pooling gave.
+                size_before, features = poolings[stage + 1].shape[1:3], poolings[stage + 1].shape[-1]
+            else:
+                size_before, features = pyramid.image_size, self.features or indices.shape[-1]
+            x = max_unpool(x, indices, size_before)
+            for index in range(size):
+                channels = features if index == size - 1 else x.shape[-1]
+                x = conv(channels, name=f"stage{stage}_conv{index}")(x, train=train)
+        return x

@@ -1,0 +1,86 @@
+"""VGG with and without batch norm, with torchvision's layout and names, and with the pooling indices that SegNet needs."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.blocks import BatchNorm, Conv, he_normal_fan_out, normalize
+from densezoo.ops import max_pool_with_indices
+from densezoo.types import Dtype, ModuleDef, Pyramid
+
+
+class VGG(nn.Module):
+    """Stages of 3x3 convolutions, each followed by 2x2 max-pooling; keeps the pooling indices.
+
+    The features are what the stages give before their pooling, and last the pooled map. The first one has the image's
+    own size; it is left out unless `full_resolution`, because segmentation_models_pytorch's decoders drop it (and
+    their weights would not fit otherwise). Odd sides are floored by the pooling, as in torch.
+
+    Args (fields):
+      stage_sizes: convolutions in each stage.
+      widths: channels of each stage.
+      full_resolution: also gives the feature at the image's size, so that a U-Net has a skip there.
+      norm: factory of the normalisation after every convolution, None for none.
+      act: activation.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> encoder = VGG(stage_sizes=(1, 1, 2, 2, 2))
+      >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
+      >>> [feature.shape for feature in pyramid.features]
+      [(1, 32, 32, 128), (1, 16, 16, 256), (1, 8, 8, 512), (1, 4, 4, 512), (1, 2, 2, 512)]
+
+    References:
+      Simonyan and Zisserman, Very deep convolutional networks, 2014. https://arxiv.org/abs/1409.1556 (table 1)
+    """
+
+    stage_sizes: Sequence[int]
+    widths: Sequence[int] = (64, 128, 256, 512, 512)
+    full_resolution: bool = False
+    norm: ModuleDef | None = None
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        """Image size over feature size, fine to coarse."""
+        return tuple(2**level for level in range(0 if self.full_resolution else 1, len(self.stage_sizes) + 1))
+
+    @property
+    def min_size(self) -> int:
+        """The smallest image side that survives all the poolings; models pad smaller images up to it."""
+        return self.reductions[-1]
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x, features, pool_indices = images, [], []
+        position = 0  # in torchvision's flat list of layers, from which the names come
+        for size, width in zip(self.stage_sizes, self.widths, strict=True):
+            for _ in range(size):
+                # torchvision keeps the bias even where a batch norm follows.
+                x = Conv(width, kernel_init=he_normal_fan_out, name=f"features_{position}", **dtypes)(x)
+                if self.norm is not None:
+                    position += 1
+                    x = normalize(self.norm, x, train=train, name=f"features_{position}", **dtypes)
+                x = self.act(x)
+                position += 2
+            features.append(x)
+            x, indices = max_pool_with_indices(x)
+            position += 1
+            pool_indices.append(indices)
+        features.append(x)
+        return Pyramid(tuple(features[0 if self.full_resolution else 1 :]), tuple(pool_indices), self.reductions, images.shape[1:3])
+
+
+# Simonyan and Zisserman 2014, table 1: A, B, D, E
+_STAGES = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+
+VGGS = {name: partial(VGG, stage_sizes=sizes) for name, sizes in _STAGES.items()} | {
+    f"{name}_bn": partial(VGG, stage_sizes=sizes, norm=BatchNorm) for name, sizes in _STAGES.items()
+}

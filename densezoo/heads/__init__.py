@@ -1,0 +1,5 @@
+"""Heads: maps -> logits."""
+
+from densezoo.heads.segmentation import SegmentationHead
+
+__all__ = ["SegmentationHead"]

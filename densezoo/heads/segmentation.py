@@ -1,0 +1,34 @@
+"""The segmentation head: a convolution to one channel per class, and the way to the image's size."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.blocks import Bilinear, Conv, build
+from densezoo.types import Dtype, Initializer, ModuleDef, Size
+
+
+class SegmentationHead(nn.Module):
+    """Maps -> logits of the image's size, one channel per class; no activation, which belongs to the caller.
+
+    Args (fields):
+      num_classes: channels of the result; 1 for a binary mask.
+      kernel_size: of the convolution.
+      upsample: factory of the upsampler that brings a coarser map's logits to the image's size; align-corners as
+        segmentation_models_pytorch has it.
+    """
+
+    num_classes: int
+    kernel_size: int = 3
+    upsample: ModuleDef = partial(Bilinear, align_corners=True)
+    kernel_init: Initializer = nn.initializers.xavier_uniform()
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ k"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = Conv(self.num_classes, self.kernel_size, kernel_init=self.kernel_init, name="conv", **dtypes)(x)
+        return x if x.shape[1:3] == size else build(self.upsample, name="upsample", **dtypes)(x, size)

@@ -1,0 +1,165 @@
+"""Resampling to any size. Every resize here is linear in its input, so each is described by a table of taps.
+
+Row `i` of the output is `sum_k weights[i, k] * input[indices[i, k]]`. The gradient is the transposed table applied to
+the cotangent, which is again a gather and a weighted sum: no scatter, and no dense matrix as in `jax.image.resize`.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from densezoo.types import Size
+
+
+class Taps(NamedTuple):
+    """A sparse matrix (outputs x inputs) with the same number of entries in every row."""
+
+    indices: np.ndarray  # (outputs, taps), int
+    weights: np.ndarray  # (outputs, taps), float32; unused entries have weight 0
+    inputs: int
+
+    def transpose(self) -> "Taps":
+        """The table of the adjoint: for every input, the outputs that read it."""
+        readers: list[list[tuple[int, float]]] = [[] for _ in range(self.inputs)]
+        for row, (indices, weights) in enumerate(zip(self.indices, self.weights, strict=True)):
+            for index, weight in zip(indices, weights, strict=True):
+                if weight:
+                    readers[index].append((row, weight))
+        taps = max(1, *(len(reader) for reader in readers))
+        indices = np.zeros((self.inputs, taps), self.indices.dtype)
+        weights = np.zeros((self.inputs, taps), self.weights.dtype)
+        for row, reader in enumerate(readers):
+            for tap, (index, weight) in enumerate(reader):
+                indices[row, tap], weights[row, tap] = index, weight
+            # Padding entries read a row that is read anyway, which keeps the gather local.
+            indices[row, len(reader) :] = reader[-1][0] if reader else 0
+        return Taps(indices, weights, len(self.indices))
+
+
+@functools.lru_cache(maxsize=1024)
+def nearest_taps(inputs: int, outputs: int, half_pixel: bool) -> Taps:
+    """Taps of nearest-neighbour resampling."""
+    # Integer arithmetic: floor((i + 1/2) * inputs / outputs) and floor(i * inputs / outputs) without rounding.
+    rows = np.arange(outputs)
+    indices = (2 * rows + 1) * inputs // (2 * outputs) if half_pixel else rows * inputs // outputs
+    return Taps(indices[:, None], np.ones((outputs, 1), np.float32), inputs)
+
+
+@functools.lru_cache(maxsize=1024)
+def bilinear_taps(inputs: int, outputs: int, align_corners: bool) -> Taps:
+    """Taps of linear interpolation along one axis."""
+    rows = np.arange(outputs, dtype=np.float64)
+    if align_corners:
+        positions = rows * ((inputs - 1) / (outputs - 1)) if outputs > 1 else 0 * rows
+    else:
+        positions = np.maximum((rows + 0.5) * (inputs / outputs) - 0.5, 0)
+    low = np.minimum(np.floor(positions).astype(int), inputs - 1)
+    high = np.minimum(low + 1, inputs - 1)
+    fraction = positions - low
+    return Taps(np.stack([low, high], 1), np.stack([1 - fraction, fraction], 1).astype(np.float32), inputs)
+
+
+def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:
+    """Multiplies the sparse matrix `taps` with `x` along `axis`, in `x`'s dtype (halves are summed in float32)."""
+
+    @jax.custom_vjp
+    def apply(x):
+        if x.shape[axis] != taps.inputs:
+            raise ValueError(f"the taps take {taps.inputs} rows along axis {axis}, got shape {x.shape}")
+        if taps.indices.shape[1] == 1 and (taps.weights == 1).all():
+            return jnp.take(x, taps.indices[:, 0], axis=axis)
+        compute = jnp.promote_types(x.dtype, jnp.float32)
+        shape = tuple(-1 if i == axis else 1 for i in range(x.ndim))
+        total = None
+        for tap in range(taps.indices.shape[1]):
+            rows = jnp.take(x, taps.indices[:, tap], axis=axis).astype(compute)
+            term = rows * jnp.asarray(taps.weights[:, tap].reshape(shape), compute)
+            total = term if total is None else total + term
+        assert total is not None  # a table has at least one tap
+        return total.astype(x.dtype)
+
+    apply.defvjp(lambda x: (apply(x), None), lambda _, g: (apply_taps(g, taps.transpose(), axis),))
+    return apply(x)
+
+
+def check_size(size: Size) -> Size:
+    """Returns `size` as two positive ints, or says what is wrong with it."""
+    try:
+        height, width = (int(side) for side in size)
+        whole = (height, width) == tuple(size)
+    except (TypeError, ValueError):
+        whole, height, width = False, 0, 0
+    if not whole or height < 1 or width < 1:
+        raise ValueError(f"size is (height, width), two whole numbers of at least 1; got {size!r}")
+    return height, width
+
+
+def _check(x: jax.Array, size: Size) -> Size:
+    if x.ndim != 4 or 0 in x.shape:
+        raise ValueError(f"expected NHWC images with no empty axis, got shape {x.shape}")
+    return check_size(size)
+
+
+def resize_nearest(x: Float[Array, "b h w c"], size: Size, *, half_pixel: bool = True) -> Float[Array, "b _ _ c"]:
+    """Nearest-neighbour resize to `size`.
+
+    Args:
+      x: NHWC maps of any dtype.
+      size: (height, width) of the result.
+      half_pixel: True samples at pixel centres, `floor((i + 0.5) * in / out)`, torch's "nearest-exact"; False gives
+        torch's older "nearest", `floor(i * in / out)`, which segmentation_models_pytorch uses. They agree when the
+        size grows by a whole factor.
+
+    Raises:
+      ValueError: `x` is not NHWC or is empty, or `size` is not two positive whole numbers.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> resize_nearest(jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1), (1, 4))[0, 0, :, 0].tolist()
+      [1.0, 1.0, 2.0, 2.0]
+    """
+    height, width = _check(x, size)
+    for axis, outputs in ((1, height), (2, width)):
+        inputs = x.shape[axis]
+        if outputs == inputs:
+            continue
+        if outputs % inputs == 0:
+            # A whole factor is a broadcast and a reshape, and its gradient a plain sum.
+            shape = (*x.shape[: axis + 1], outputs // inputs, *x.shape[axis + 1 :])
+            x = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), shape)
+            x = x.reshape(*x.shape[:axis], outputs, *x.shape[axis + 2 :])
+        else:
+            x = apply_taps(x, nearest_taps(inputs, outputs, half_pixel), axis)
+    return x
+
+
+def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bool = False) -> Float[Array, "b _ _ c"]:
+    """Bilinear resize to `size`, without antialiasing, with the numbers of `torch.nn.functional.interpolate`.
+
+    Args:
+      x: NHWC float maps.
+      size: (height, width) of the result.
+      align_corners: False samples at half-pixel centres; True maps the corner pixels onto each other, which makes the
+        result depend on the size of the whole image. Some reference models need it.
+
+    Raises:
+      ValueError: `x` is not NHWC or is empty, or `size` is not two positive whole numbers.
+      TypeError: `x` is not of a float type.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1)
+      >>> resize_bilinear(x, (1, 4))[0, 0, :, 0].tolist()
+      [0.0, 0.25, 0.75, 1.0]
+    """
+    height, width = _check(x, size)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"bilinear resizing needs a float array, got {x.dtype}: cast it, or use resize_nearest")
+    for axis, outputs in ((1, height), (2, width)):
+        if outputs != x.shape[axis]:
+            x = apply_taps(x, bilinear_taps(x.shape[axis], outputs, align_corners), axis)
+    return x

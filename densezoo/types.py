@@ -1,0 +1,38 @@
+"""The types that every room shares."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+
+Dtype = Any
+"""Anything that `jnp.dtype` takes; None lets a module compute in the type of its input and parameters."""
+
+Initializer = Callable[..., jax.Array]
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+ModuleDef = Callable[..., Any]
+"""A factory of Flax modules: a Module class, or a `functools.partial` of one."""
+
+
+@flax.struct.dataclass
+class Pyramid:
+    """What an encoder gives and a decoder takes: feature maps from fine to coarse.
+
+    Attributes:
+      features: NHWC maps, fine to coarse, one for each of the encoder's `reductions`.
+      pool_indices: for each 2x2 max-pooling that the encoder did, fine to coarse, where in its window each maximum
+        stood (`ops.max_pool_with_indices`); None if the encoder does not pool this way. SegNet's skip.
+      reductions: image size over feature size for each feature, and
+      image_size: (height, width) of the encoder's input. With these two a decoder that goes on beyond the finest
+        feature knows how many steps are left and ends exactly on the image. A pyramid made by hand may lack them: such
+        a decoder then doubles as often as it has blocks.
+    """
+
+    features: tuple[jax.Array, ...]
+    pool_indices: tuple[jax.Array, ...] | None = None
+    reductions: tuple[int, ...] | None = flax.struct.field(pytree_node=False, default=None)
+    image_size: Size | None = flax.struct.field(pytree_node=False, default=None)

@@ -1,0 +1,10 @@
+"""Every test runs with strict dtype and rank promotion, and with the shapes of the pure functions checked."""
+
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The hook must be there before the modules are first imported.
+install_import_hook(["densezoo.ops", "densezoo.losses", "densezoo.metrics"], "beartype.beartype").install()
