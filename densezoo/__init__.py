@@ -8,6 +8,7 @@ from densezoo.blocks import (
     Conv,
     ConvNormAct,
     DoubleConv,
+    GroupNorm,
     LateralAdd,
     Nearest,
     PixelShuffle,

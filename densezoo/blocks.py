@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo import ops
-from densezoo.types import Dtype, Initializer, ModuleDef, Size
+from densezoo.types import Dtype, Initializer, ModuleDef, Size, accumulator_dtype
 
 he_normal_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """torchvision's initialiser of ResNet and VGG convolutions (He et al. 2015)."""
@@ -27,7 +27,7 @@ he_uniform: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "unifo
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation with torch's conventions: momentum 0.9 here is 0.1 there, and the running variance is unbiased.
+    """Batch normalisation as torch does it: momentum 0.9 here is 0.1 there, and the running variance is unbiased.
 
     Statistics are taken in float32 over all axes but the last. Under `jit` over a mesh they are those of the global
     batch, without an axis name. Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167.
@@ -48,7 +48,7 @@ class BatchNorm(nn.Module):
 
         if train:
             axes = tuple(range(x.ndim - 1))
-            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            wide = x.astype(accumulator_dtype(x.dtype))
             mean = wide.mean(axes)
             var = jnp.square(wide - jnp.expand_dims(mean, axes)).mean(axes)
             if not self.is_initializing():
@@ -59,18 +59,47 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
 
-        dtype = self.dtype or jnp.result_type(x)
+        dtype = x.dtype if self.dtype is None else self.dtype
         factor = scale.astype(jnp.float32) * jax.lax.rsqrt(var + self.epsilon)
         shift = bias.astype(jnp.float32) - mean * factor
         lead = tuple(range(x.ndim - 1))
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(accumulator_dtype(x.dtype))
         return (wide * jnp.expand_dims(factor, lead) + jnp.expand_dims(shift, lead)).astype(dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation: statistics of each sample over groups of channels, so that a batch of one will do.
+
+    Statistics are taken in float32. Wu and He, 2018, https://arxiv.org/abs/1803.08494.
+    """
+
+    num_groups: int = 32
+    epsilon: float = 1e-5
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        *lead, features = x.shape
+        if self.num_groups < 1 or features % self.num_groups:
+            raise ValueError(f"num_groups={self.num_groups} must divide the {features} channels")
+        scale = self.param("scale", nn.initializers.ones, (features,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
+        wide = x.astype(accumulator_dtype(x.dtype)).reshape(*lead, self.num_groups, features // self.num_groups)
+        axes = (*range(1, len(lead)), wide.ndim - 1)
+        mean = wide.mean(axes, keepdims=True)
+        centred = wide - mean
+        wide = centred * jax.lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + self.epsilon)
+        ahead = tuple(range(len(lead)))
+        y = wide.reshape(x.shape) * jnp.expand_dims(scale.astype(wide.dtype), ahead)
+        y = y + jnp.expand_dims(bias.astype(wide.dtype), ahead)
+        return y.astype(x.dtype if self.dtype is None else self.dtype)
 
 
 def normalize(
     norm: ModuleDef, x: jax.Array, *, train: bool, name: str, dtype: Dtype | None, param_dtype: Dtype
 ) -> jax.Array:
-    """Applies a norm factory: `BatchNorm` here, or any of Flax's (`nn.BatchNorm`, `partial(nn.GroupNorm, ...)`)."""
+    """Applies a norm factory: those here, or Flax's own (`partial(nn.GroupNorm, num_groups=8)`)."""
     layer = build(norm, name=name, dtype=dtype, param_dtype=param_dtype)
     if isinstance(layer, BatchNorm):
         return layer(x, train=train)
@@ -95,7 +124,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         if self.features % self.groups or x.shape[-1] % self.groups:
-            raise ValueError(f"{self.groups} groups divide neither/nor {x.shape[-1]} channels in, {self.features} out")
+            raise ValueError(f"groups={self.groups} must divide the {x.shape[-1]} channels in and {self.features} out")
         size = self.kernel_size
         shape = (size, size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
@@ -148,9 +177,7 @@ class ConvNormAct(nn.Module):
             name="conv",
         )(x)
         if self.norm is not None:
-            x = normalize(
-                self.norm, x, train=train, name="norm", dtype=self.dtype, param_dtype=self.param_dtype
-            )
+            x = normalize(self.norm, x, train=train, name="norm", dtype=self.dtype, param_dtype=self.param_dtype)
         return x if self.act is None else self.act(x)
 
 
@@ -249,16 +276,18 @@ class Bilinear(nn.Module):
 
 
 def _fit(x: jax.Array, size: Size) -> jax.Array:
-    """Crops or repeats the last rows and columns by what a fixed factor misses of `size`."""
-    x = x[:, : size[0], : size[1]]
+    """Brings a doubled map to `size`: a row or column too many is cut, one too few repeated, more is resampled."""
     missing = (size[0] - x.shape[1], size[1] - x.shape[2])
-    return jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge") if any(missing) else x
+    if max(map(abs, missing)) > 1:
+        return ops.resize_bilinear(x, size)
+    x = x[:, : size[0], : size[1]]
+    return jnp.pad(x, ((0, 0), *((0, max(m, 0)) for m in missing), (0, 0)), mode="edge")
 
 
 def _by_doubling(x: jax.Array, size: Size, double: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Brings `x` to `size` by a layer that doubles the sides: once, or again with the same weights while much is missing.
+    """Brings `x` to `size` by a layer that doubles the sides: once, and again while much is missing.
 
-    The number of weights thus never depends on the size of an image, however small it is.
+    It is the same layer each time, so the weights never depend on the size of an image, however small it is.
     """
     if size[0] < x.shape[1] or size[1] < x.shape[2]:
         raise ValueError(f"a learned upsampler only enlarges, got a map of {x.shape[1:3]} for the size {size}")
@@ -304,7 +333,10 @@ class TransposedConv(nn.Module):
 
 
 class ResizeConv(nn.Module):
-    """Resize, then convolve: upsampling that learns without checkerboards (Odena et al. 2016, distill.pub/2016/deconv-checkerboard)."""
+    """Resize, then convolve: upsampling that learns without checkerboards.
+
+    Odena et al., Deconvolution and checkerboard artifacts, 2016. https://distill.pub/2016/deconv-checkerboard
+    """
 
     resize: ModuleDef = Nearest
     kernel_size: int = 3
@@ -364,6 +396,6 @@ def build(factory: ModuleDef, **fields: Any) -> Any:
     if isinstance(factory, nn.Module):
         kind = type(factory).__name__
         raise TypeError(
-            f"expected a factory of modules, got an instance of {kind}: pass {kind}, or partial({kind}, ...) to set fields"
+            f"expected a factory of modules, got an instance of {kind}: pass {kind} or a partial({kind}, ...)"
         )
     return factory(**fields)

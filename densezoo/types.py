@@ -5,6 +5,7 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 
 Dtype = Any
 """Anything that `jnp.dtype` takes; None lets a module compute in the type of its input and parameters."""
@@ -36,3 +37,8 @@ class Pyramid:
     pool_indices: tuple[jax.Array, ...] | None = None
     reductions: tuple[int, ...] | None = flax.struct.field(pytree_node=False, default=None)
     image_size: Size | None = flax.struct.field(pytree_node=False, default=None)
+
+
+def accumulator_dtype(dtype: Dtype) -> Dtype:
+    """The float type in which to sum values of `dtype`: float32, or float64 for float64."""
+    return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32

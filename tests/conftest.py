@@ -5,6 +5,8 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tests compile far more than they compute.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # The hook must be there before the modules are first imported.
-install_import_hook(["densezoo.ops", "densezoo.losses", "densezoo.metrics"], "beartype.beartype").install()
+install_import_hook(["densezoo.ops", "densezoo.losses", "densezoo.metrics"], "beartype.beartype")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import Bilinear, Conv, ConvNormAct, LateralAdd, Nearest, build, he_uniform
+from densezoo.blocks import Bilinear, Conv, ConvNormAct, GroupNorm, LateralAdd, Nearest, build, he_uniform
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid
 
 lecun_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -116,7 +116,7 @@ class FPNDecoder(nn.Module):
     dropout: float = 0.2
     upsample: ModuleDef = partial(Nearest, half_pixel=False)
     segmentation_upsample: ModuleDef = partial(Bilinear, align_corners=True)
-    norm: ModuleDef | None = partial(nn.GroupNorm, num_groups=32, epsilon=1e-5)
+    norm: ModuleDef | None = GroupNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -127,9 +127,7 @@ class FPNDecoder(nn.Module):
         maps = TopDown(self.features, upsample=self.upsample, name="top_down", **dtypes)(
             _coarsest(pyramid, self.levels)
         )
-        conv = partial(
-            ConvNormAct, self.segmentation_features, use_bias=False, norm=self.norm, act=self.act, **dtypes
-        )
+        conv = partial(ConvNormAct, self.segmentation_features, use_bias=False, norm=self.norm, act=self.act, **dtypes)
         total = None
         for level, x in enumerate(maps):
             # One convolution for the finest map, else one before each step up to it.

@@ -48,7 +48,7 @@ class SegNetDecoder(nn.Module):
         if pyramid.pool_indices is None:
             raise ValueError(
                 "SegNetDecoder unpools by saved indices, and this encoder does all or part of its downsampling without"
-                " 2x2 max-pooling: use one that keeps pool_indices (plain, vgg11, vgg13, vgg16, vgg19, with or without _bn)"
+                " 2x2 max-pooling: use one that keeps pool_indices (plain, or vgg11 to vgg19 with or without _bn)"
             )
         poolings = list(reversed(pyramid.pool_indices))
         if len(self.stage_sizes) != len(poolings) or min(self.stage_sizes) < 1:

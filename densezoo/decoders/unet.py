@@ -85,7 +85,9 @@ class UNetDecoder(nn.Module):
         features = self.features or [16 * 2**step for step in reversed(range(len(sizes)))]
         hidden = self.hidden or [None] * len(features)
         if len(hidden) != len(features):
-            raise ValueError(f"hidden has an entry for each of the {len(features)} blocks, or is None; got {self.hidden}")
+            raise ValueError(
+                f"hidden has an entry for each of the {len(features)} blocks, or is None; got {self.hidden}"
+            )
         if self.center:
             x = DoubleConv(
                 x.shape[-1], None, self.norm, self.act, dtype=self.dtype, param_dtype=self.param_dtype, name="center"

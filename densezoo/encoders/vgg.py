@@ -1,4 +1,4 @@
-"""VGG with and without batch norm, with torchvision's layout and names, and with the pooling indices that SegNet needs."""
+"""VGG with and without batch norm, with torchvision's layout and names, and the pooling indices for SegNet."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -75,7 +75,9 @@ class VGG(nn.Module):
             position += 1
             pool_indices.append(indices)
         features.append(x)
-        return Pyramid(tuple(features[0 if self.full_resolution else 1 :]), tuple(pool_indices), self.reductions, images.shape[1:3])
+        return Pyramid(
+            tuple(features[0 if self.full_resolution else 1 :]), tuple(pool_indices), self.reductions, images.shape[1:3]
+        )
 
 
 # Simonyan and Zisserman 2014, table 1: A, B, D, E

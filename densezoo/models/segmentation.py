@@ -22,7 +22,9 @@ class SegmentationModel(nn.Module):
       >>> import jax, jax.numpy as jnp
       >>> import densezoo as dz
       >>> model = SegmentationModel(
-      ...     encoder=dz.PlainEncoder(features=(8, 16)), decoder=dz.UNetDecoder(features=(8,)), head=dz.SegmentationHead(3)
+      ...     encoder=dz.PlainEncoder(features=(8, 16)),
+      ...     decoder=dz.UNetDecoder(features=(8,)),
+      ...     head=dz.SegmentationHead(3),
       ... )
       >>> images = jnp.zeros((2, 33, 50, 3))
       >>> variables = model.init(jax.random.key(0), images)

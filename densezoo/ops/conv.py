@@ -71,7 +71,9 @@ def pixel_shuffle(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "
       Shi et al., Real-time single image and video super-resolution, 2016. https://arxiv.org/abs/1609.05158
     """
     if factor < 1 or x.ndim != 4 or x.shape[3] % factor**2:
-        raise ValueError(f"pixel_shuffle by {factor} needs NHWC maps with channels in multiples of {factor**2}, got {x.shape}")
+        raise ValueError(
+            f"pixel_shuffle by {factor} needs NHWC maps with channels in multiples of {factor**2}, got {x.shape}"
+        )
     batch, height, width, channels = x.shape
     out = channels // factor**2
     x = x.reshape(batch, height, width, out, factor, factor)

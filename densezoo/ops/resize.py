@@ -5,14 +5,14 @@ the cotangent, which is again a gather and a weighted sum: no scatter, and no de
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from densezoo.types import Size
+from densezoo.types import Size, accumulator_dtype
 
 
 class Taps(NamedTuple):
@@ -72,7 +72,7 @@ def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:
             raise ValueError(f"the taps take {taps.inputs} rows along axis {axis}, got shape {x.shape}")
         if taps.indices.shape[1] == 1 and (taps.weights == 1).all():
             return jnp.take(x, taps.indices[:, 0], axis=axis)
-        compute = jnp.promote_types(x.dtype, jnp.float32)
+        compute = accumulator_dtype(x.dtype)
         shape = tuple(-1 if i == axis else 1 for i in range(x.ndim))
         total = None
         for tap in range(taps.indices.shape[1]):
@@ -82,11 +82,11 @@ def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:
         assert total is not None  # a table has at least one tap
         return total.astype(x.dtype)
 
-    apply.defvjp(lambda x: (apply(x), None), lambda _, g: (apply_taps(g, taps.transpose(), axis),))
+    apply.defvjp(lambda x: (apply(x), None), lambda _, g: (apply_taps(jnp.asarray(g), taps.transpose(), axis),))
     return apply(x)
 
 
-def check_size(size: Size) -> Size:
+def check_size(size: Any) -> Size:
     """Returns `size` as two positive ints, or says what is wrong with it."""
     try:
         height, width = (int(side) for side in size)
@@ -98,7 +98,7 @@ def check_size(size: Size) -> Size:
     return height, width
 
 
-def _check(x: jax.Array, size: Size) -> Size:
+def _check(x: jax.Array, size: Any) -> Size:
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"expected NHWC images with no empty axis, got shape {x.shape}")
     return check_size(size)

@@ -1,0 +1,71 @@
+"""Transposed convolution and pixel shuffle against NumPy loops, and their gradients."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from densezoo.ops import conv_transpose, pixel_shuffle
+
+
+def conv_transpose_loop(x, kernel, stride, padding):
+    batch, height, width, _ = x.shape
+    size, _, _, features = kernel.shape
+    y = np.zeros((batch, (height - 1) * stride + size, (width - 1) * stride + size, features))
+    for i in range(height):
+        for j in range(width):
+            painted = np.einsum("bc,klcd->bkld", x[:, i, j], kernel)
+            y[:, i * stride : i * stride + size, j * stride : j * stride + size] += painted
+    return y[:, padding : y.shape[1] - padding, padding : y.shape[2] - padding]
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 0), (4, 2, 1), (3, 2, 1), (3, 3, 0), (3, 1, 1)])
+def test_conv_transpose_equals_loop(size, stride, padding):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 5, 4, 3)).astype(np.float32)
+    kernel = rng.standard_normal((size, size, 3, 2)).astype(np.float32)
+    y = conv_transpose(jnp.asarray(x), jnp.asarray(kernel), stride=stride, padding=padding)
+    np.testing.assert_allclose(y, conv_transpose_loop(x, kernel, stride, padding), atol=1e-5)
+    check_grads(
+        lambda x, k: conv_transpose(jnp.asarray(x), jnp.asarray(k), stride=stride, padding=padding),
+        (jnp.asarray(x), jnp.asarray(kernel)),
+        order=1,
+        modes=["rev"],
+        atol=2e-2,
+        rtol=2e-2,
+    )
+
+
+def test_conv_transpose_is_the_gradient_of_a_strided_convolution():
+    rng = np.random.default_rng(1)
+    kernel = jnp.asarray(rng.standard_normal((4, 4, 2, 3)).astype(np.float32))  # in the transposed direction: 2 -> 3
+    g = jnp.asarray(rng.standard_normal((1, 5, 6, 2)).astype(np.float32))
+
+    def convolve(x):
+        return jax.lax.conv_general_dilated(
+            x, kernel.transpose(0, 1, 3, 2), (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    (expected,) = jax.vjp(convolve, jnp.zeros((1, 10, 12, 3)))[1](g)
+    np.testing.assert_allclose(conv_transpose(g, kernel, stride=2, padding=1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_pixel_shuffle_equals_loop(factor):
+    x = np.random.default_rng(2).standard_normal((2, 3, 5, 2 * factor**2)).astype(np.float32)
+    y = np.asarray(pixel_shuffle(jnp.asarray(x), factor))
+    for b, i, j, c in np.ndindex(*y.shape):
+        channel = c * factor**2 + (i % factor) * factor + j % factor
+        assert y[b, i, j, c] == x[b, i // factor, j // factor, channel]
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="multiples of 4"):
+        pixel_shuffle(jnp.zeros((1, 2, 2, 6)))
+    with pytest.raises(ValueError, match="kernel"):
+        inspect.unwrap(conv_transpose)(jnp.zeros((1, 2, 2, 3)), jnp.zeros((2, 2, 4, 1)))
+    with pytest.raises(ValueError, match="padding"):
+        conv_transpose(jnp.zeros((1, 2, 2, 3)), jnp.zeros((2, 2, 3, 1)), padding=2)

@@ -1,0 +1,76 @@
+"""Max-pooling with indices and max-unpooling against NumPy loops, and their gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from densezoo.ops import max_pool, max_pool_with_indices, max_unpool
+
+
+def pool_loop(x, window, stride, padding):
+    x = np.pad(x, ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)), constant_values=-np.inf)
+    height, width = (x.shape[1] - window) // stride + 1, (x.shape[2] - window) // stride + 1
+    y = np.zeros((x.shape[0], height, width, x.shape[3]), x.dtype)
+    index = np.zeros(y.shape, np.int8)
+    for b, i, j, c in np.ndindex(*y.shape):
+        patch = x[b, i * stride : i * stride + window, j * stride : j * stride + window, c]
+        y[b, i, j, c], index[b, i, j, c] = patch.max(), patch.argmax()
+    return y, index
+
+
+@pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 3, 0), (3, 1, 1), (2, 1, 0)])
+@pytest.mark.parametrize("size", [(8, 6), (7, 9), (3, 4)])
+def test_pool_equals_loop(size, window, stride, padding):
+    # Few distinct values, so that ties occur: the first must win.
+    x = np.random.default_rng(0).integers(0, 3, (2, *size, 3)).astype(np.float32)
+    y, index = max_pool_with_indices(jnp.asarray(x), window, stride, padding)
+    expected, expected_index = pool_loop(x, window, stride, padding)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(index, expected_index)
+
+
+@pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1)])
+def test_pool_gradient(window, stride, padding):
+    # Distinct whole numbers, so that a finite difference of 0.1 does not change the winner.
+    x = jnp.asarray(np.random.default_rng(1).permutation(1 * 7 * 6 * 2).reshape(1, 7, 6, 2).astype(np.float32))
+    check_grads(lambda x: max_pool(jnp.asarray(x), window, stride, padding), (x,), 1, ["rev"], 1e-2, 1e-2, eps=0.1)
+
+
+def test_pool_gradient_goes_to_the_first_of_equals():
+    gradient = jax.grad(lambda x: max_pool(x).sum())(jnp.ones((1, 3, 2, 1)))
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0], [0, 0], [0, 0]])
+
+
+def test_pool_lets_nan_through():
+    x = jnp.array([[1.0, jnp.nan], [2.0, 3.0]]).reshape(1, 2, 2, 1)
+    assert jnp.isnan(max_pool(x)).all()
+
+
+def test_unpool_equals_loop():
+    x = np.random.default_rng(2).standard_normal((2, 7, 9, 3)).astype(np.float32)
+    y, index = max_pool_with_indices(jnp.asarray(x))
+    back = max_unpool(y, index, (7, 9))
+    expected = np.zeros_like(x)
+    for b, i, j, c in np.ndindex(*y.shape):
+        k = int(index[b, i, j, c])
+        expected[b, 2 * i + k // 2, 2 * j + k % 2, c] = y[b, i, j, c]
+    np.testing.assert_array_equal(back, expected)
+
+
+def test_unpool_gradient_and_jit():
+    x = jnp.asarray(np.random.default_rng(3).standard_normal((1, 4, 6, 2)).astype(np.float32))
+    y, index = max_pool_with_indices(x)
+    check_grads(lambda y: max_unpool(jnp.asarray(y), index, (5, 6)), (y,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+    np.testing.assert_array_equal(jax.jit(max_unpool)(y, index), max_unpool(y, index))
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="does not fit"):
+        max_pool(jnp.zeros((1, 1, 4, 1)))
+    with pytest.raises(ValueError, match="stride"):
+        max_pool(jnp.zeros((1, 4, 4, 1)), 2, 0)
+    y, index = max_pool_with_indices(jnp.zeros((1, 4, 4, 1)))
+    with pytest.raises(ValueError, match=r"2x2 pooling of size \(7, 4\)"):
+        max_unpool(y, index, (7, 4))

@@ -1,0 +1,145 @@
+"""Blocks: exact outputs with kernels of ones, torch's conventions, any size from every upsampler."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import densezoo as dz
+from densezoo.blocks import icnr
+from densezoo.zoo import UPSAMPLERS
+
+KEY = jax.random.key(0)
+
+
+def test_conv_pads_as_torch_does():
+    # Ones convolved with a kernel of ones count the pixels under the window.
+    conv = dz.Conv(1, 3, strides=2, kernel_init=nn.initializers.ones)
+    y, _ = conv.init_with_output(KEY, jnp.ones((1, 4, 4, 1)))
+    np.testing.assert_array_equal(y[0, :, :, 0], [[4, 6], [6, 9]])
+
+
+def test_conv_norm_act_leaves_out_what_is_none():
+    x = -jnp.ones((1, 4, 4, 2))
+    ones = nn.initializers.ones
+    y, variables = dz.ConvNormAct(1, 1, norm=None, act=None, kernel_init=ones).init_with_output(KEY, x)
+    np.testing.assert_array_equal(y, np.full((1, 4, 4, 1), -2))
+    assert set(variables["params"]["conv"]) == {"kernel", "bias"}
+    y, variables = dz.ConvNormAct(1, 1, kernel_init=ones).init_with_output(KEY, x)
+    assert float(y.max()) == 0.0  # the activation
+    assert set(variables["params"]["conv"]) == {"kernel"}
+    assert set(variables["params"]["norm"]) == {"scale", "bias"}
+
+
+def test_batch_norm_in_training_and_after():
+    x = np.random.default_rng(0).normal(3.0, 2.0, (3, 2, 4, 5)).astype(np.float32)
+    norm = dz.BatchNorm()
+    variables = norm.init(KEY, jnp.asarray(x))
+    y, updated = norm.apply(variables, jnp.asarray(x), train=True, mutable=["batch_stats"])
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5), atol=1e-5)
+    # torch's running variance is the unbiased one, over n - 1.
+    count = x.size // 5
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * var * count / (count - 1), rtol=1e-5)
+    y = norm.apply(variables | updated, jnp.asarray(x))
+    running = jax.tree.map(np.asarray, updated["batch_stats"])
+    np.testing.assert_allclose(y, (x - running["mean"]) / np.sqrt(running["var"] + 1e-5), atol=1e-5)
+
+
+def test_batch_norm_survives_a_large_mean():
+    # E[x^2] - E[x]^2 in float32 would lose the variance here.
+    x = jnp.asarray(np.random.default_rng(1).normal(1000.0, 0.1, (2, 16, 16, 1)).astype(np.float32))
+    y, _ = dz.BatchNorm().init_with_output(KEY, x, train=True)
+    np.testing.assert_allclose(float(y.std()), 1.0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        dz.BatchNorm,
+        nn.BatchNorm,
+        partial(dz.GroupNorm, num_groups=2),
+        partial(nn.GroupNorm, num_groups=2),
+        nn.LayerNorm,
+    ],
+)
+def test_any_norm_factory_will_do(norm):
+    block = dz.ConvNormAct(4, norm=norm)
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 4, 3)).astype(np.float32))
+    variables = block.init(KEY, x)
+    train, _ = block.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert train.shape == block.apply(variables, x).shape == (2, 4, 4, 4)
+    changes_in_training = bool((jnp.abs(train - block.apply(variables, x)) > 1e-3).any())
+    assert changes_in_training == ("batch_stats" in variables)
+
+
+def test_group_norm_equals_loop():
+    x = np.random.default_rng(5).normal(2.0, 3.0, (2, 3, 5, 6)).astype(np.float32)
+    y, variables = dz.GroupNorm(num_groups=3).init_with_output(KEY, jnp.asarray(x))
+    for sample in range(2):
+        for group in range(3):
+            part = x[sample, :, :, 2 * group : 2 * group + 2]
+            expected = (part - part.mean()) / np.sqrt(part.var() + 1e-5)
+            np.testing.assert_allclose(y[sample, :, :, 2 * group : 2 * group + 2], expected, atol=1e-5)
+    assert {name: leaf.shape for name, leaf in variables["params"].items()} == {"scale": (6,), "bias": (6,)}
+    with pytest.raises(ValueError, match="must divide the 6 channels"):
+        dz.GroupNorm(num_groups=4).init(KEY, jnp.asarray(x))
+
+
+def test_skips_join():
+    x, feature = jnp.ones((1, 2, 2, 3)), jnp.zeros((1, 2, 2, 5))
+    joined = dz.ConcatSkip().apply({}, x, feature)
+    np.testing.assert_array_equal(joined[0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0])
+    joined = dz.ConcatSkip(skip_first=True).apply({}, x, feature)
+    np.testing.assert_array_equal(joined[0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1])
+    added, _ = dz.LateralAdd(kernel_init=nn.initializers.ones).init_with_output(KEY, x, jnp.full((1, 2, 2, 5), 2.0))
+    np.testing.assert_array_equal(added, np.full((1, 2, 2, 3), 11))
+
+
+@pytest.mark.parametrize("name", sorted(UPSAMPLERS))
+@pytest.mark.parametrize("size", [(8, 6), (7, 5), (9, 7), (16, 12), (5, 5), (4, 3)])
+def test_every_upsampler_reaches_every_size(name, size):
+    layer = UPSAMPLERS[name]()
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(1, 4, 3, 4)).astype(np.float32))
+    variables = layer.init(KEY, x, size)
+    y = layer.apply(variables, x, size)
+    assert y.shape == (1, *size, 4)
+    gradient = jax.grad(lambda x: jnp.square(layer.apply(variables, x, size)).sum())(x)
+    assert bool((gradient != 0).all()), "some input pixels are not used"
+
+
+def test_learned_upsamplers_have_the_same_weights_at_every_size():
+    for name in ("transposed_conv", "transposed_conv_4x4", "pixel_shuffle", "resize_conv"):
+        layer = UPSAMPLERS[name]()
+        shapes = [
+            jax.tree.map(jnp.shape, layer.init(KEY, jnp.zeros((1, *before, 4)), after))
+            for before, after in (((1, 1), (1, 1)), ((4, 4), (8, 8)), ((2, 2), (16, 16)))
+        ]
+        assert shapes[0] == shapes[1] == shapes[2]
+
+
+def test_icnr_starts_as_nearest():
+    layer = dz.PixelShuffle(kernel_init=icnr(nn.initializers.normal(1.0)))
+    x = jnp.asarray(np.random.default_rng(4).normal(size=(1, 3, 3, 2)).astype(np.float32))
+    y, _ = layer.init_with_output(KEY, x, (6, 6))
+    blocks = np.asarray(y).reshape(1, 3, 2, 3, 2, 2)
+    np.testing.assert_array_equal(blocks, np.broadcast_to(blocks[:, :, :1, :, :1], blocks.shape))
+
+
+def test_transposed_conv_halves_channels_on_request():
+    y, _ = dz.TransposedConv(reduction=2).init_with_output(KEY, jnp.zeros((1, 4, 4, 6)), (8, 8))
+    assert y.shape == (1, 8, 8, 3)
+    with pytest.raises(ValueError, match="reduction"):
+        dz.TransposedConv(reduction=4).init(KEY, jnp.zeros((1, 4, 4, 6)), (8, 8))
+    with pytest.raises(ValueError, match="only enlarges"):
+        dz.TransposedConv().init(KEY, jnp.zeros((1, 4, 4, 6)), (3, 8))
+
+
+def test_an_instance_in_place_of_a_factory_is_named():
+    with pytest.raises(TypeError, match="partial\\(Bilinear"):
+        model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2, upsample=dz.Bilinear())
+        jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))

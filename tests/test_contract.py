@@ -1,0 +1,204 @@
+"""One suite over the whole zoo: what every model, every encoder and every pair of them promises."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import densezoo as dz
+
+KEY = jax.random.key(0)
+SIZES = [(1, 1), (33, 50), (64, 64), (2, 97)]
+
+# Small stand-ins of each encoder family, which compile quickly and take every path of their code.
+SMALL = {
+    "plain": lambda **fields: dz.PlainEncoder((4, 8, 16), **fields),
+    "resnet": lambda **fields: dz.ResNet((1, 1, 1, 1), dz.BasicBlock, width=8, **fields),
+    "bottleneck": lambda **fields: dz.ResNet(
+        (1, 2, 1, 1), functools.partial(dz.Bottleneck, groups=2, group_width=32), width=8, **fields
+    ),
+    "vgg_bn": lambda **fields: dz.VGG((1, 2, 1), (4, 8, 8), norm=dz.BatchNorm, **fields),
+    "vgg": lambda **fields: dz.VGG((1, 1, 1), (4, 8, 8), full_resolution=True, **fields),
+}
+FITTING = {"segnet": ("plain", "vgg_bn", "vgg")}  # decoders that take some encoders only
+PAIRS = [(model, encoder) for model in dz.list_models() for encoder in FITTING.get(model, SMALL)]
+# Narrow decoders, in keeping with the encoders.
+FIELDS = {"fpn": {"features": 32, "segmentation_features": 32}}
+
+
+def small_model(name, encoder, dtype=None, **fields):
+    fields = FIELDS.get(name, {}) | fields
+    return dz.create_model(name, SMALL[encoder](dtype=dtype), 3, dtype=dtype, **fields)
+
+
+def images(size, channels=3, batch=2):
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.standard_normal((batch, *size, channels)).astype(np.float32))
+
+
+@functools.cache
+def variables_of(name, encoder):
+    model = small_model(name, encoder)
+    return model, jax.jit(model.init)(KEY, images((40, 37)))
+
+
+FULL_SIZE_PAIRS = [
+    (name, encoder)
+    for name, encoder in itertools.product(dz.list_models(), dz.list_encoders())
+    if name not in FITTING or encoder.startswith(("plain", "vgg"))
+]
+
+
+@pytest.mark.parametrize(("name", "encoder"), FULL_SIZE_PAIRS)
+def test_logits_have_the_image_size_and_weights_do_not_depend_on_it(name, encoder):
+    model = dz.create_model(name, encoder, num_classes=5)
+    expected = None
+    for size, channels in zip(SIZES, (3, 1, 3, 3), strict=True):
+        shape = jax.ShapeDtypeStruct((2, *size, channels), jnp.float32)
+        logits, variables = jax.eval_shape(model.init_with_output, KEY, shape)
+        assert logits.shape == (2, *size, 5)
+        assert logits.dtype == jnp.float32
+        if channels == 3:
+            expected = expected or variables
+            assert variables == expected, f"other weights at {size}"
+
+
+@pytest.mark.parametrize("name", dz.list_encoders())
+def test_encoders_publish_their_reductions(name):
+    encoder = dz.create_encoder(name)
+    pyramid, _ = jax.eval_shape(encoder.init_with_output, KEY, jnp.zeros((1, 64, 96, 3)))
+    assert [feature.shape[1:3] for feature in pyramid.features] == [(64 // r, 96 // r) for r in encoder.reductions]
+    assert pyramid.reductions == encoder.reductions
+    assert pyramid.image_size == (64, 96)
+
+
+@pytest.mark.parametrize(("name", "encoder"), PAIRS)
+def test_every_parameter_receives_a_gradient(name, encoder):
+    model, variables = variables_of(name, encoder)
+    x = images((40, 37))
+    target = jax.random.normal(KEY, (2, 40, 37, 3))
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        logits, _ = model.apply(
+            variables | {"params": params}, x, train=True, mutable=["batch_stats"], rngs={"dropout": KEY}
+        )
+        return jnp.square(logits - target).mean()
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(variables["params"])):
+        assert bool(jnp.isfinite(leaf).all()), jax.tree_util.keystr(path)
+        # A bias before a batch norm has no effect, and so no gradient: torchvision's VGG has it all the same.
+        without_effect = encoder == "vgg_bn" and "features_" in jax.tree_util.keystr(path) and path[-1].key == "bias"
+        assert without_effect or float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize(("name", "encoder"), [pair for pair in PAIRS if pair[0] != "segnet"])
+def test_every_feature_of_the_pyramid_is_used(name, encoder):
+    model, variables = variables_of(name, encoder)
+    pyramid = SMALL[encoder]().apply(
+        {kind: tree["encoder"] for kind, tree in variables.items() if "encoder" in tree}, images((40, 37))
+    )
+    decoder = {kind: tree["decoder"] for kind, tree in variables.items() if "decoder" in tree}
+
+    @jax.jit
+    @jax.grad
+    def gradient(features):
+        return jnp.square(model.decoder.apply(decoder, pyramid.replace(features=features))).sum()
+
+    used = pyramid.features[-4:] if name == "fpn" else pyramid.features
+    for feature, skip in zip(reversed(gradient(pyramid.features)), reversed(used), strict=False):
+        assert feature.shape == skip.shape
+        assert float(jnp.abs(feature).max()) > 0, f"the skip of shape {skip.shape} is not used"
+
+
+def test_segnet_uses_every_pooling():
+    model, variables = variables_of("segnet", "vgg_bn")
+    encoder = {kind: tree["encoder"] for kind, tree in variables.items() if "encoder" in tree}
+    decoder = {kind: tree["decoder"] for kind, tree in variables.items() if "decoder" in tree}
+    pyramid = model.encoder.apply(encoder, images((40, 37)))
+    apply = jax.jit(model.decoder.apply)
+    before = apply(decoder, pyramid)
+    for level, indices in enumerate(pyramid.pool_indices):
+        changed = list(pyramid.pool_indices)
+        changed[level] = (indices + 1) % 4
+        after = apply(decoder, pyramid.replace(pool_indices=tuple(changed)))
+        assert float(jnp.abs(after - before).max()) > 1e-3, f"the indices of pooling {level} are not used"
+
+
+@pytest.mark.parametrize(("name", "encoder"), PAIRS)
+def test_jit_equals_eager_at_an_odd_size(name, encoder):
+    model, variables = variables_of(name, encoder)
+    x = images((23, 18), batch=1)
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, x), model.apply(variables, x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "encoder"), [("unet", "resnet"), ("fpn", "bottleneck"), ("segnet", "vgg_bn")])
+def test_bfloat16_computes_in_bfloat16_with_float32_weights(name, encoder):
+    model, variables = variables_of(name, encoder)
+    half = small_model(name, encoder, dtype=jnp.bfloat16)
+    x = images((40, 37))
+    shapes = jax.eval_shape(half.init, KEY, x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
+    logits = jax.jit(half.apply)(variables, x)
+    assert logits.dtype == jnp.bfloat16
+    # bfloat16 keeps 8 bits, so correlation says more than a bound on each pixel; pooling's winners change too.
+    exact = np.asarray(model.apply(variables, x)).ravel()
+    assert np.corrcoef(np.asarray(logits.astype(jnp.float32)).ravel(), exact)[0, 1] > 0.97
+    # Every convolution really is in bfloat16.
+    text = jax.jit(half.apply).lower(variables, x).as_text()
+    convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert convolutions
+    assert all("xbf16>" in line.split("->")[-1] for line in convolutions)
+
+
+def test_batch_of_one_is_a_part_of_the_batch():
+    model, variables = variables_of("unet", "resnet")
+    x = images((33, 35))
+    apply = jax.jit(model.apply)
+    np.testing.assert_allclose(apply(variables, x)[1:], apply(variables, x[1:]), atol=1e-5, rtol=1e-5)
+
+
+def test_frozen_parts_keep_their_statistics():
+    model = small_model("unet", "resnet").clone(frozen=("encoder",))
+    x = images((32, 32))
+    variables = jax.jit(model.init)(KEY, x)
+    _, updated = model.apply(variables, x, train=True, mutable=["batch_stats"])
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), variables["batch_stats"], updated["batch_stats"])
+    assert all(jax.tree.leaves(same["encoder"]))
+    assert not any(jax.tree.leaves(same["decoder"]))
+
+
+def test_works_as_an_nnx_module():
+    model = small_model("unet", "plain")
+    x = images((32, 32))
+    module = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0)).lazy_init(x)
+    graph, state = nnx.split(module)
+    logits = nnx.jit(lambda module: module(x))(module)
+    assert logits.shape == (2, 32, 32, 3)
+    np.testing.assert_array_equal(nnx.jit(lambda module: module(x))(nnx.merge(graph, state)), logits)
+    gradient = nnx.jit(nnx.grad(lambda module: jnp.square(module(x)).mean()))(module)
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(nnx.state(gradient, nnx.Param)))
+
+
+def test_pyramid_model_gives_maps_of_equal_channels():
+    model = dz.PyramidModel(encoder=SMALL["resnet"](), neck=dz.FPNNeck(features=16))
+    maps, _ = jax.jit(model.init_with_output)(KEY, images((65, 47)))
+    assert [p.shape for p in maps] == [(2, 17, 12, 16), (2, 9, 6, 16), (2, 5, 3, 16), (2, 3, 2, 16)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (jnp.zeros((32, 32, 3)), "NHWC"),
+        (jnp.zeros((1, 0, 32, 3)), "empty"),
+        (jnp.zeros((1, 32, 32, 3), jnp.uint8), "to_float"),
+    ],
+)
+def test_bad_images_are_named(bad, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        small_model("unet", "plain").init(KEY, bad)
