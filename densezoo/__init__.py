@@ -1,6 +1,9 @@
 """densezoo: the JAX/Flax model zoo for dense prediction."""
 
-from densezoo import ops
+import importlib
+from types import ModuleType
+
+from densezoo import losses, metrics, ops
 from densezoo.blocks import (
     BatchNorm,
     Bilinear,
@@ -21,3 +24,16 @@ from densezoo.heads import SegmentationHead
 from densezoo.models import PyramidModel, SegmentationModel
 from densezoo.types import Pyramid
 from densezoo.zoo import blueprints, create_encoder, create_model, list_encoders, list_models
+
+# These bring orbax, grain or matplotlib along, which take seconds to import: only on first use.
+_ON_FIRST_USE = ("config", "data", "train", "viz", "weights")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ON_FIRST_USE:
+        return importlib.import_module(f"densezoo.{name}")
+    raise AttributeError(f"module 'densezoo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_FIRST_USE})

@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from densezoo import ops
@@ -129,7 +130,7 @@ class Conv(nn.Module):
         shape = (size, size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         padding = size // 2 * self.dilation
         y = jax.lax.conv_general_dilated(
             x,
@@ -185,8 +186,8 @@ class DoubleConv(nn.Module):
     """Two 3x3 convolutions: the block of the plain U-Net, on the way down and, after the skip, on the way up.
 
     Args (fields):
-      features: channels of the result.
-      hidden: channels between the two; None means `features`.
+        features: channels of the result.
+        hidden: channels between the two; None means `features`.
     """
 
     features: int
@@ -226,7 +227,7 @@ class ConcatSkip(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     def __call__(self, x: Float[Array, "b h w c"], feature: Float[Array, "b h w d"]) -> Float[Array, "b h w e"]:
-        x, feature = nn.dtypes.promote_dtype(x, feature, dtype=self.dtype)
+        x, feature = promote_dtype(x, feature, dtype=self.dtype)
         return jnp.concatenate([feature, x] if self.skip_first else [x, feature], axis=-1)
 
 
@@ -301,8 +302,8 @@ class TransposedConv(nn.Module):
     """Learned upsampling by 2: a transposed convolution; with `kernel_size=4` its windows overlap evenly.
 
     Args (fields):
-      kernel_size: an even number; 2 paints tiles that do not overlap, 4 is the usual other choice.
-      reduction: the channels are divided by this; 2 is the original U-Net's "up-convolution".
+        kernel_size: an even number; 2 paints tiles that do not overlap, 4 is the usual other choice.
+        reduction: the channels are divided by this; 2 is the original U-Net's "up-convolution".
     """
 
     kernel_size: int = 2
@@ -323,7 +324,7 @@ class TransposedConv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
 
         def double(x: jax.Array) -> jax.Array:
             y = ops.conv_transpose(x, kernel, stride=2, padding=self.kernel_size // 2 - 1)

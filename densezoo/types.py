@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 Dtype = Any
 """Anything that `jnp.dtype` takes; None lets a module compute in the type of its input and parameters."""
@@ -19,7 +19,7 @@ ModuleDef = Callable[..., Any]
 """A factory of Flax modules: a Module class, or a `functools.partial` of one."""
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Pyramid:
     """What an encoder gives and a decoder takes: feature maps from fine to coarse.
 
@@ -35,10 +35,15 @@ class Pyramid:
 
     features: tuple[jax.Array, ...]
     pool_indices: tuple[jax.Array, ...] | None = None
-    reductions: tuple[int, ...] | None = flax.struct.field(pytree_node=False, default=None)
-    image_size: Size | None = flax.struct.field(pytree_node=False, default=None)
+    reductions: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
+    image_size: Size | None = struct.field(pytree_node=False, default=None)
 
 
 def accumulator_dtype(dtype: Dtype) -> Dtype:
     """The float type in which to sum values of `dtype`: float32, or float64 for float64."""
     return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
+
+
+def size_of(x: jax.Array) -> Size:
+    """(height, width) of NHWC maps."""
+    return x.shape[1], x.shape[2]

@@ -39,15 +39,15 @@ class Blueprint:
     """A family of the zoo: its summary, and how `create_model` builds it.
 
     Attributes:
-      name: as `create_model` takes it.
-      description: what it is, in a sentence.
-      skip_strategy: how the encoder's detail reaches the output.
-      excels_at: what to use it for.
-      paper: authors, year, address.
-      decoder: its class; its fields are `create_model`'s further arguments.
-      encoder: name of the default encoder.
-      head: its class or a partial of it.
-      decoder_fields: fields of the decoder that follow from the encoder.
+        name: as `create_model` takes it.
+        description: what it is, in a sentence.
+        skip_strategy: how the encoder's detail reaches the output.
+        excels_at: what to use it for.
+        paper: authors, year, address.
+        decoder: its class; its fields are `create_model`'s further arguments.
+        encoder: name of the default encoder.
+        head: its class or a partial of it.
+        decoder_fields: fields of the decoder that follow from the encoder.
     """
 
     name: str
@@ -122,8 +122,8 @@ def blueprints() -> tuple[Blueprint, ...]:
     """The families of the zoo with their summaries, from the registry that builds the models.
 
     Example:
-      >>> [b.skip_strategy for b in blueprints() if b.name == "segnet"]
-      ['unpools with the saved max-pooling indices']
+        >>> [b.skip_strategy for b in blueprints() if b.name == "segnet"]
+        ['unpools with the saved max-pooling indices']
     """
     return _MODELS
 
@@ -132,8 +132,8 @@ def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` takes, those that match a shell pattern.
 
     Example:
-      >>> list_models("*net")
-      ['segnet', 'unet']
+        >>> list_models("*net")
+        ['segnet', 'unet']
     """
     return sorted(fnmatch.filter(MODELS, pattern))
 
@@ -142,8 +142,8 @@ def list_encoders(pattern: str = "*") -> list[str]:
     """Names that `create_encoder` takes, those that match a shell pattern.
 
     Example:
-      >>> list_encoders("resnet1*")
-      ['resnet101', 'resnet152', 'resnet18']
+        >>> list_encoders("resnet1*")
+        ['resnet101', 'resnet152', 'resnet18']
     """
     return sorted(fnmatch.filter(ENCODERS, pattern))
 
@@ -152,18 +152,18 @@ def create_encoder(name: str, **fields: Any) -> nn.Module:
     """An encoder by its name, with any of its fields changed.
 
     Args:
-      name: one of `list_encoders()`.
-      **fields: fields of the encoder's class, such as `norm`, `act`, `dtype`.
+        name: one of `list_encoders()`.
+        **fields: fields of the encoder's class, such as `norm`, `act`, `dtype`.
 
     Raises:
-      ValueError: an unknown name.
-      TypeError: an unknown field.
+        ValueError: an unknown name.
+        TypeError: an unknown field.
 
     Example:
-      >>> create_encoder("resnet34").reductions
-      (2, 4, 8, 16, 32)
+        >>> create_encoder("resnet34").reductions
+        (2, 4, 8, 16, 32)
     """
-    constructor = _look_up(name, ENCODERS, "encoder")
+    constructor = look_up(name, ENCODERS, "encoder")
     _check_fields(constructor, fields, f"encoder {name!r}")
     return constructor(**fields)
 
@@ -183,27 +183,27 @@ def create_model(
     The number of input channels is that of the first images it sees.
 
     Args:
-      name: one of `list_models()`.
-      encoder: one of `list_encoders()`, or an encoder; None takes the family's usual one.
-      num_classes: channels of the logits; 1 for a binary mask.
-      frozen: parts that do not train, such as `("encoder",)`.
-      dtype: of the computation, such as `jnp.bfloat16`; None computes in the type of images and parameters.
-      param_dtype: of the parameters. Both are passed to the encoder too, if it is given by name.
-      **fields: fields of the decoder's class, such as `upsample`, `skip`, `norm`, `features`.
+        name: one of `list_models()`.
+        encoder: one of `list_encoders()`, or an encoder; None takes the family's usual one.
+        num_classes: channels of the logits; 1 for a binary mask.
+        frozen: parts that do not train, such as `("encoder",)`.
+        dtype: of the computation, such as `jnp.bfloat16`; None computes in the type of images and parameters.
+        param_dtype: of the parameters. Both are passed to the encoder too, if it is given by name.
+        **fields: fields of the decoder's class, such as `upsample`, `skip`, `norm`, `features`.
 
     Raises:
-      ValueError: an unknown name.
-      TypeError: an unknown field.
+        ValueError: an unknown name.
+        TypeError: an unknown field.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> model = create_model("unet", encoder="resnet34", num_classes=3, upsample=Bilinear)
-      >>> images = jnp.zeros((1, 50, 50, 3))
-      >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
-      >>> jax.eval_shape(model.apply, variables, images).shape
-      (1, 50, 50, 3)
+        >>> import jax, jax.numpy as jnp
+        >>> model = create_model("unet", encoder="resnet34", num_classes=3, upsample=Bilinear)
+        >>> images = jnp.zeros((1, 50, 50, 3))
+        >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        >>> jax.eval_shape(model.apply, variables, images).shape
+        (1, 50, 50, 3)
     """
-    blueprint = _look_up(name, MODELS, "model")
+    blueprint = look_up(name, MODELS, "model")
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes is a whole number of at least 1 (1 for a binary mask), got {num_classes!r}")
     _check_fields(blueprint.decoder, fields, f"model {name!r}")
@@ -223,7 +223,8 @@ def reductions(encoder: nn.Module) -> tuple[int, ...]:
     return encoder.reductions  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _look_up(name: str, table: dict[str, T], kind: str) -> T:
+def look_up(name: str, table: dict[str, T], kind: str) -> T:
+    """The entry of a registry, or an error that names the nearest choices."""
     if name not in table:
         raise ValueError(f"unknown {kind} {name!r}; {_nearest(name, table)}")
     return table[name]

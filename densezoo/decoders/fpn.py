@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import Bilinear, Conv, ConvNormAct, GroupNorm, LateralAdd, Nearest, build, he_uniform
-from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid
+from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, size_of
 
 lecun_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 """torchvision's initialiser of the neck, `kaiming_uniform_(a=1)`."""
@@ -35,7 +35,7 @@ class TopDown(nn.Module):
         x = Conv(self.features, 1, kernel_init=self.kernel_init, name="top", **dtypes)(x)
         maps = [x]
         for level, feature in reversed(list(enumerate(finer))):
-            x = build(self.upsample, name=f"upsample{level}", **dtypes)(x, feature.shape[1:3])
+            x = build(self.upsample, name=f"upsample{level}", **dtypes)(x, size_of(feature))
             x = build(self.skip, name=f"skip{level}", **dtypes)(x, feature)
             maps.append(x)
         return tuple(reversed(maps))
@@ -45,20 +45,20 @@ class FPNNeck(nn.Module):
     """FPN as a neck for detectors: a tuple of maps P2, P3, ... with equal channels, fine to coarse.
 
     Args (fields):
-      features: channels of every map.
-      levels: how many of the encoder's coarsest features take part; 4 are C2..C5 of a ResNet.
-      upsample: factory of the upsampler on the way down.
+        features: channels of every map.
+        levels: how many of the encoder's coarsest features take part; 4 are C2..C5 of a ResNet.
+        upsample: factory of the upsampler on the way down.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import densezoo as dz
-      >>> pyramid = dz.Pyramid((jnp.zeros((1, 16, 16, 64)), jnp.zeros((1, 8, 8, 128))))
-      >>> maps, _ = jax.eval_shape(FPNNeck(levels=2).init_with_output, jax.random.key(0), pyramid)
-      >>> [p.shape for p in maps]
-      [(1, 16, 16, 256), (1, 8, 8, 256)]
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> pyramid = dz.Pyramid((jnp.zeros((1, 16, 16, 64)), jnp.zeros((1, 8, 8, 128))))
+        >>> maps, _ = jax.eval_shape(FPNNeck(levels=2).init_with_output, jax.random.key(0), pyramid)
+        >>> [p.shape for p in maps]
+        [(1, 16, 16, 256), (1, 8, 8, 256)]
 
     References:
-      Lin et al., Feature pyramid networks for object detection, 2016. https://arxiv.org/abs/1612.03144 (figure 3)
+        Lin et al., Feature pyramid networks for object detection, 2016. https://arxiv.org/abs/1612.03144 (figure 3)
     """
 
     features: int = 256
@@ -89,25 +89,25 @@ class FPNDecoder(nn.Module):
     image's size.
 
     Args (fields):
-      features: channels of the pyramid.
-      segmentation_features: channels of the result.
-      levels: how many of the encoder's coarsest features take part.
-      dropout: share of channels dropped from the sum in training (needs a `dropout` random key).
-      upsample: factory of the upsampler on the way down.
-      segmentation_upsample: factory of the upsampler of the pyramid maps; align-corners as the reference has it.
-      norm: factory of the normalisation; a group norm with 32 groups in the reference.
-      act: activation.
+        features: channels of the pyramid.
+        segmentation_features: channels of the result.
+        levels: how many of the encoder's coarsest features take part.
+        dropout: share of channels dropped from the sum in training (needs a `dropout` random key).
+        upsample: factory of the upsampler on the way down.
+        segmentation_upsample: factory of the upsampler of the pyramid maps; align-corners as the reference has it.
+        norm: factory of the normalisation; a group norm with 32 groups in the reference.
+        act: activation.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import densezoo as dz
-      >>> pyramid = dz.Pyramid((jnp.zeros((1, 17, 16, 64)), jnp.zeros((1, 9, 8, 128))))
-      >>> jax.eval_shape(FPNDecoder(levels=2).init_with_output, jax.random.key(0), pyramid)[0].shape
-      (1, 17, 16, 128)
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> pyramid = dz.Pyramid((jnp.zeros((1, 17, 16, 64)), jnp.zeros((1, 9, 8, 128))))
+        >>> jax.eval_shape(FPNDecoder(levels=2).init_with_output, jax.random.key(0), pyramid)[0].shape
+        (1, 17, 16, 128)
 
     References:
-      Kirillov et al., Panoptic feature pyramid networks, 2019. https://arxiv.org/abs/1901.02446 (figure 3), with the
-      details of segmentation_models_pytorch.
+        Kirillov et al., Panoptic feature pyramid networks, 2019. https://arxiv.org/abs/1901.02446 (figure 3), with the
+        details of segmentation_models_pytorch.
     """
 
     features: int = 256
@@ -134,7 +134,7 @@ class FPNDecoder(nn.Module):
             for step in range(max(level, 1)):
                 x = conv(name=f"level{level}_conv{step}")(x, train=train)
                 if level > 0:
-                    size = maps[level - 1 - step].shape[1:3]
+                    size = size_of(maps[level - 1 - step])
                     x = build(self.segmentation_upsample, name=f"level{level}_upsample{step}", **dtypes)(x, size)
             total = x if total is None else total + x
         return nn.Dropout(self.dropout, broadcast_dims=(1, 2))(total, deterministic=not train)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, ConvNormAct
 from densezoo.ops import max_unpool
-from densezoo.types import Dtype, ModuleDef, Pyramid
+from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
 class SegNetDecoder(nn.Module):
@@ -19,21 +19,21 @@ class SegNetDecoder(nn.Module):
     The decoder mirrors the encoder: before it undoes a pooling it has as many channels as were pooled.
 
     Args (fields):
-      stage_sizes: convolutions after each unpooling, coarse to fine, at least one each; mirror the encoder's.
-      features: channels of the result at the image's size; None means those of the first pooled map.
-      norm: factory of the normalisation, None for none.
-      act: activation.
+        stage_sizes: convolutions after each unpooling, coarse to fine, at least one each; mirror the encoder's.
+        features: channels of the result at the image's size; None means those of the first pooled map.
+        norm: factory of the normalisation, None for none.
+        act: activation.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import densezoo as dz
-      >>> pooled, indices = dz.ops.max_pool_with_indices(jnp.zeros((1, 9, 8, 4)))
-      >>> pyramid = dz.Pyramid((pooled,), (indices,), (2,), (9, 8))
-      >>> jax.eval_shape(SegNetDecoder((2,)).init_with_output, jax.random.key(0), pyramid)[0].shape
-      (1, 9, 8, 4)
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> pooled, indices = dz.ops.max_pool_with_indices(jnp.zeros((1, 9, 8, 4)))
+        >>> pyramid = dz.Pyramid((pooled,), (indices,), (2,), (9, 8))
+        >>> jax.eval_shape(SegNetDecoder((2,)).init_with_output, jax.random.key(0), pyramid)[0].shape
+        (1, 9, 8, 4)
 
     References:
-      Badrinarayanan et al., SegNet, 2015. https://arxiv.org/abs/1511.00561
+        Badrinarayanan et al., SegNet, 2015. https://arxiv.org/abs/1511.00561
     """
 
     stage_sizes: Sequence[int] = (3, 3, 3, 2, 1)
@@ -64,7 +64,7 @@ class SegNetDecoder(nn.Module):
         for stage, (indices, size) in enumerate(zip(poolings, self.stage_sizes, strict=True)):
             if stage + 1 < len(poolings):
                 # What was pooled here is what the next finer pooling gave.
-                size_before, features = poolings[stage + 1].shape[1:3], poolings[stage + 1].shape[-1]
+                size_before, features = size_of(poolings[stage + 1]), poolings[stage + 1].shape[-1]
             else:
                 size_before, features = pyramid.image_size, self.features or indices.shape[-1]
             x = max_unpool(x, indices, size_before)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, ConcatSkip, DoubleConv, Nearest, build
-from densezoo.types import Dtype, ModuleDef, Pyramid, Size
+from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
 
 
 class UNetBlock(nn.Module):
@@ -40,26 +40,26 @@ class UNetDecoder(nn.Module):
     """U-Net: from the coarsest map up, a block per scale, with a skip at every scale that the encoder has.
 
     Args (fields):
-      features: channels of each block, coarse to fine: one for every skip, and then one, without a skip, for every
-        doubling from the finest feature to the image. None gives the last block 16 channels, the one before 32, ...
-      hidden: channels between each block's two convolutions; None means `features`.
-      skip: how the encoder's map joins: `ConcatSkip` as in the paper, or `LateralAdd`.
-      upsample: factory of the upsampler; the default samples like segmentation_models_pytorch's "nearest".
-      center: two more convolutions on the coarsest map, which segmentation_models_pytorch has over VGG.
-      norm: factory of the normalisation, None for none.
-      act: activation.
+        features: channels of each block, coarse to fine: one for every skip, and then one, without a skip, for every
+          doubling from the finest feature to the image. None gives the last block 16 channels, the one before 32, ...
+        hidden: channels between each block's two convolutions; None means `features`.
+        skip: how the encoder's map joins: `ConcatSkip` as in the paper, or `LateralAdd`.
+        upsample: factory of the upsampler; the default samples like segmentation_models_pytorch's "nearest".
+        center: two more convolutions on the coarsest map, which segmentation_models_pytorch has over VGG.
+        norm: factory of the normalisation, None for none.
+        act: activation.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import densezoo as dz
-      >>> features = jnp.zeros((1, 32, 33, 8)), jnp.zeros((1, 16, 17, 16))
-      >>> pyramid = dz.Pyramid(features, reductions=(2, 4), image_size=(64, 65))
-      >>> decoder = UNetDecoder(features=(16, 8))
-      >>> jax.eval_shape(decoder.init_with_output, jax.random.key(0), pyramid)[0].shape
-      (1, 64, 65, 8)
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> features = jnp.zeros((1, 32, 33, 8)), jnp.zeros((1, 16, 17, 16))
+        >>> pyramid = dz.Pyramid(features, reductions=(2, 4), image_size=(64, 65))
+        >>> decoder = UNetDecoder(features=(16, 8))
+        >>> jax.eval_shape(decoder.init_with_output, jax.random.key(0), pyramid)[0].shape
+        (1, 64, 65, 8)
 
     References:
-      Ronneberger et al., U-Net, 2015. https://arxiv.org/abs/1505.04597
+        Ronneberger et al., U-Net, 2015. https://arxiv.org/abs/1505.04597
     """
 
     features: Sequence[int] | None = None
@@ -81,7 +81,7 @@ class UNetDecoder(nn.Module):
                 f"the encoder has {len(skips)} skips, and UNetDecoder needs a block for each; got only"
                 f" {len(self.features or ())} in features={self.features}"
             )
-        sizes = [skip.shape[1:3] for skip in reversed(skips)] + sizes_beyond(pyramid, beyond)
+        sizes = [size_of(skip) for skip in reversed(skips)] + sizes_beyond(pyramid, beyond)
         features = self.features or [16 * 2**step for step in reversed(range(len(sizes)))]
         hidden = self.hidden or [None] * len(features)
         if len(hidden) != len(features):
@@ -110,7 +110,7 @@ class UNetDecoder(nn.Module):
 
 def sizes_beyond(pyramid: Pyramid, count: int | None) -> list[Size]:
     """Sizes of `count` doublings beyond the finest feature, the finest last; None means as many as reach the image."""
-    height, width = pyramid.features[0].shape[1:3]
+    height, width = size_of(pyramid.features[0])
     if pyramid.reductions is None or pyramid.image_size is None:
         return [(height * 2**step, width * 2**step) for step in range(1, (count or 0) + 1)]
     to_image = math.ceil(math.log2(pyramid.reductions[0]))

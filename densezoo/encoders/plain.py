@@ -9,26 +9,26 @@ from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, DoubleConv
 from densezoo.ops import max_pool_with_indices
-from densezoo.types import Dtype, ModuleDef, Pyramid
+from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
 class PlainEncoder(nn.Module):
     """Double convolutions at every scale, 2x2 max-pooling between the scales; keeps the pooling indices.
 
     Args (fields):
-      features: channels at each scale, fine to coarse; the first scale is the image's own.
-      norm: factory of the normalisation, None for none.
-      act: activation.
+        features: channels at each scale, fine to coarse; the first scale is the image's own.
+        norm: factory of the normalisation, None for none.
+        act: activation.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> encoder = PlainEncoder(features=(8, 16, 32))
-      >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 65, 48, 3)))
-      >>> [feature.shape for feature in pyramid.features]
-      [(1, 65, 48, 8), (1, 32, 24, 16), (1, 16, 12, 32)]
+        >>> import jax, jax.numpy as jnp
+        >>> encoder = PlainEncoder(features=(8, 16, 32))
+        >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 65, 48, 3)))
+        >>> [feature.shape for feature in pyramid.features]
+        [(1, 65, 48, 8), (1, 32, 24, 16), (1, 16, 12, 32)]
 
     References:
-      Ronneberger et al., U-Net, 2015. https://arxiv.org/abs/1505.04597 (padded convolutions, as everybody's today)
+        Ronneberger et al., U-Net, 2015. https://arxiv.org/abs/1505.04597 (padded convolutions, as everybody's today)
     """
 
     features: Sequence[int] = (64, 128, 256, 512, 1024)
@@ -63,4 +63,4 @@ class PlainEncoder(nn.Module):
                 name=f"block{level}",
             )(x, train=train)
             features.append(x)
-        return Pyramid(tuple(features), tuple(pool_indices), self.reductions, images.shape[1:3])
+        return Pyramid(tuple(features), tuple(pool_indices), self.reductions, size_of(images))

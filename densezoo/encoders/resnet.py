@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, ConvNormAct, he_normal_fan_out
 from densezoo.ops import max_pool
-from densezoo.types import Dtype, ModuleDef, Pyramid
+from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
 class BasicBlock(nn.Module):
@@ -57,23 +57,23 @@ class ResNet(nn.Module):
     """A residual network as an encoder: features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
     Args (fields):
-      stage_sizes: blocks in each of the four stages.
-      block: `BasicBlock`, or `Bottleneck` (a partial of it with `groups` and `group_width` for ResNeXt).
-      width: channels of the stem; the stages have 1, 2, 4, 8 times as many, before a bottleneck's expansion by 4.
-      norm: factory of the normalisation, None for none.
-      act: activation.
+        stage_sizes: blocks in each of the four stages.
+        block: `BasicBlock`, or `Bottleneck` (a partial of it with `groups` and `group_width` for ResNeXt).
+        width: channels of the stem; the stages have 1, 2, 4, 8 times as many, before a bottleneck's expansion by 4.
+        norm: factory of the normalisation, None for none.
+        act: activation.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> encoder = ResNet(stage_sizes=(2, 2, 2, 2), block=BasicBlock)
-      >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
-      >>> [feature.shape for feature in pyramid.features]
-      [(1, 32, 33, 64), (1, 16, 17, 64), (1, 8, 9, 128), (1, 4, 5, 256), (1, 2, 3, 512)]
+        >>> import jax, jax.numpy as jnp
+        >>> encoder = ResNet(stage_sizes=(2, 2, 2, 2), block=BasicBlock)
+        >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
+        >>> [feature.shape for feature in pyramid.features]
+        [(1, 32, 33, 64), (1, 16, 17, 64), (1, 8, 9, 128), (1, 4, 5, 256), (1, 2, 3, 512)]
 
     References:
-      He et al., Deep residual learning, 2015. https://arxiv.org/abs/1512.03385 (table 1)
-      Xie et al., ResNeXt, 2016. https://arxiv.org/abs/1611.05431
-      Zagoruyko and Komodakis, Wide residual networks, 2016. https://arxiv.org/abs/1605.07146
+        He et al., Deep residual learning, 2015. https://arxiv.org/abs/1512.03385 (table 1)
+        Xie et al., ResNeXt, 2016. https://arxiv.org/abs/1611.05431
+        Zagoruyko and Komodakis, Wide residual networks, 2016. https://arxiv.org/abs/1605.07146
     """
 
     stage_sizes: Sequence[int]
@@ -112,7 +112,7 @@ class ResNet(nn.Module):
                     name=f"layer{stage + 1}_{index}",
                 )(x, train=train)
             features.append(x)
-        return Pyramid(tuple(features), None, self.reductions, images.shape[1:3])
+        return Pyramid(tuple(features), None, self.reductions, size_of(images))
 
 
 RESNETS = {

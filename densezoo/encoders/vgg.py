@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, Conv, he_normal_fan_out, normalize
 from densezoo.ops import max_pool_with_indices
-from densezoo.types import Dtype, ModuleDef, Pyramid
+from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
 class VGG(nn.Module):
@@ -21,21 +21,21 @@ class VGG(nn.Module):
     their weights would not fit otherwise). Odd sides are floored by the pooling, as in torch.
 
     Args (fields):
-      stage_sizes: convolutions in each stage.
-      widths: channels of each stage.
-      full_resolution: also gives the feature at the image's size, so that a U-Net has a skip there.
-      norm: factory of the normalisation after every convolution, None for none.
-      act: activation.
+        stage_sizes: convolutions in each stage.
+        widths: channels of each stage.
+        full_resolution: also gives the feature at the image's size, so that a U-Net has a skip there.
+        norm: factory of the normalisation after every convolution, None for none.
+        act: activation.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> encoder = VGG(stage_sizes=(1, 1, 2, 2, 2))
-      >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
-      >>> [feature.shape for feature in pyramid.features]
-      [(1, 32, 32, 128), (1, 16, 16, 256), (1, 8, 8, 512), (1, 4, 4, 512), (1, 2, 2, 512)]
+        >>> import jax, jax.numpy as jnp
+        >>> encoder = VGG(stage_sizes=(1, 1, 2, 2, 2))
+        >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
+        >>> [feature.shape for feature in pyramid.features]
+        [(1, 32, 32, 128), (1, 16, 16, 256), (1, 8, 8, 512), (1, 4, 4, 512), (1, 2, 2, 512)]
 
     References:
-      Simonyan and Zisserman, Very deep convolutional networks, 2014. https://arxiv.org/abs/1409.1556 (table 1)
+        Simonyan and Zisserman, Very deep convolutional networks, 2014. https://arxiv.org/abs/1409.1556 (table 1)
     """
 
     stage_sizes: Sequence[int]
@@ -76,7 +76,7 @@ class VGG(nn.Module):
             pool_indices.append(indices)
         features.append(x)
         return Pyramid(
-            tuple(features[0 if self.full_resolution else 1 :]), tuple(pool_indices), self.reductions, images.shape[1:3]
+            tuple(features[0 if self.full_resolution else 1 :]), tuple(pool_indices), self.reductions, size_of(images)
         )
 
 

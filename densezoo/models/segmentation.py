@@ -5,31 +5,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.types import Pyramid
+from densezoo.types import Pyramid, size_of
 
 
 class SegmentationModel(nn.Module):
     """image -> encoder -> pyramid -> decoder -> map -> head -> logits of exactly the image's size.
 
     Args (fields):
-      encoder: images -> Pyramid.
-      decoder: Pyramid -> map.
-      head: (map, size) -> logits of that size.
-      frozen: parts that do not train, such as `("encoder",)`: they run with their running batch statistics, and
-        `densezoo.train` leaves their parameters and statistics as they are.
+        encoder: images -> Pyramid.
+        decoder: Pyramid -> map.
+        head: (map, size) -> logits of that size.
+        frozen: parts that do not train, such as `("encoder",)`: they run with their running batch statistics, and
+          `densezoo.train` leaves their parameters and statistics as they are.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import densezoo as dz
-      >>> model = SegmentationModel(
-      ...     encoder=dz.PlainEncoder(features=(8, 16)),
-      ...     decoder=dz.UNetDecoder(features=(8,)),
-      ...     head=dz.SegmentationHead(3),
-      ... )
-      >>> images = jnp.zeros((2, 33, 50, 3))
-      >>> variables = model.init(jax.random.key(0), images)
-      >>> model.apply(variables, images).shape
-      (2, 33, 50, 3)
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> model = SegmentationModel(
+        ...     encoder=dz.PlainEncoder(features=(8, 16)),
+        ...     decoder=dz.UNetDecoder(features=(8,)),
+        ...     head=dz.SegmentationHead(3),
+        ... )
+        >>> images = jnp.zeros((2, 33, 50, 3))
+        >>> variables = model.init(jax.random.key(0), images)
+        >>> model.apply(variables, images).shape
+        (2, 33, 50, 3)
     """
 
     encoder: nn.Module
@@ -49,17 +49,17 @@ class PyramidModel(nn.Module):
     """image -> encoder -> pyramid -> neck -> a tuple of maps, fine to coarse: the backbone of a detector.
 
     Args (fields):
-      encoder: images -> Pyramid.
-      neck: Pyramid -> maps, such as `FPNNeck`.
-      frozen: as in `SegmentationModel`.
+        encoder: images -> Pyramid.
+        neck: Pyramid -> maps, such as `FPNNeck`.
+        frozen: as in `SegmentationModel`.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import densezoo as dz
-      >>> model = PyramidModel(encoder=dz.create_encoder("resnet18"), neck=dz.FPNNeck(features=32))
-      >>> maps, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 96, 3)))
-      >>> [p.shape for p in maps]
-      [(1, 16, 24, 32), (1, 8, 12, 32), (1, 4, 6, 32), (1, 2, 3, 32)]
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> model = PyramidModel(encoder=dz.create_encoder("resnet18"), neck=dz.FPNNeck(features=32))
+        >>> maps, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 96, 3)))
+        >>> [p.shape for p in maps]
+        [(1, 16, 24, 32), (1, 8, 12, 32), (1, 4, 6, 32), (1, 2, 3, 32)]
     """
 
     encoder: nn.Module
@@ -80,9 +80,9 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
             f"expected float images, got {images.dtype}: densezoo.data.to_float scales integer pixels to 0..1"
         )
     smallest = getattr(encoder, "min_size", 1)
-    missing = [max(0, smallest - side) for side in images.shape[1:3]]
+    missing = [max(0, smallest - side) for side in size_of(images)]
     if any(missing):
         images = jnp.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
     pyramid = encoder(images, train=train)  # pyright: ignore[reportCallIssue]
     # So that an encoder of one's own need give no more than features.
-    return pyramid.replace(reductions=encoder.reductions, image_size=images.shape[1:3])  # pyright: ignore
+    return pyramid.replace(reductions=encoder.reductions, image_size=size_of(images))  # pyright: ignore

@@ -14,22 +14,22 @@ def conv_transpose(
     `torch.nn.ConvTranspose2d`; s = 2 with k = 2, p = 0 or k = 4, p = 1 doubles it exactly.
 
     Args:
-      x: NHWC maps.
-      kernel: (height, width, in, out); a pixel of value 1 paints it as it is, unflipped.
-      stride: pixels between the painted kernels.
-      padding: pixels cut off from every side.
+        x: NHWC maps.
+        kernel: (height, width, in, out); a pixel of value 1 paints it as it is, unflipped.
+        stride: pixels between the painted kernels.
+        padding: pixels cut off from every side.
 
     Raises:
-      ValueError: shapes that do not match, or more padding than there is kernel.
+        ValueError: shapes that do not match, or more padding than there is kernel.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> y = conv_transpose(jnp.ones((1, 1, 1, 1)), jnp.arange(4.0).reshape(2, 2, 1, 1))
-      >>> y[0, :, :, 0].tolist()
-      [[0.0, 1.0], [2.0, 3.0]]
+        >>> import jax.numpy as jnp
+        >>> y = conv_transpose(jnp.ones((1, 1, 1, 1)), jnp.arange(4.0).reshape(2, 2, 1, 1))
+        >>> y[0, :, :, 0].tolist()
+        [[0.0, 1.0], [2.0, 3.0]]
 
     References:
-      Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016. https://arxiv.org/abs/1603.07285
+        Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016. https://arxiv.org/abs/1603.07285
     """
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
         raise ValueError(f"expected NHWC maps and an (h, w, in, out) kernel, got {x.shape} and {kernel.shape}")
@@ -60,15 +60,15 @@ def pixel_shuffle(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "
     Output channel d at offset (i, j) of the block comes from input channel d * factor**2 + i * factor + j.
 
     Raises:
-      ValueError: the channels do not divide by factor**2.
+        ValueError: the channels do not divide by factor**2.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> pixel_shuffle(jnp.arange(4.0).reshape(1, 1, 1, 4))[0, :, :, 0].tolist()
-      [[0.0, 1.0], [2.0, 3.0]]
+        >>> import jax.numpy as jnp
+        >>> pixel_shuffle(jnp.arange(4.0).reshape(1, 1, 1, 4))[0, :, :, 0].tolist()
+        [[0.0, 1.0], [2.0, 3.0]]
 
     References:
-      Shi et al., Real-time single image and video super-resolution, 2016. https://arxiv.org/abs/1609.05158
+        Shi et al., Real-time single image and video super-resolution, 2016. https://arxiv.org/abs/1609.05158
     """
     if factor < 1 or x.ndim != 4 or x.shape[3] % factor**2:
         raise ValueError(

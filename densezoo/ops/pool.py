@@ -43,7 +43,7 @@ def _unpool_windows(g, index, shape, window, stride, padding):
     """Adjoint of max-pooling: each value of `g` goes to where its maximum stood; overlapping windows add up."""
     batch, height, width, channels = shape
     padded = (height + 2 * padding, width + 2 * padding)
-    total = None
+    total = jnp.zeros((), g.dtype)
     for position in range(window * window):
         i, j = divmod(position, window)
         part = jnp.where(index == position, g, jnp.zeros((), g.dtype))
@@ -52,7 +52,7 @@ def _unpool_windows(g, index, shape, window, stride, padding):
             for offset, size, count in zip((i, j), padded, g.shape[1:3], strict=True)
         ]
         part = jax.lax.pad(part, jnp.zeros((), g.dtype), ((0, 0, 0), *low_high, (0, 0, 0)))
-        total = part if total is None else total + part
+        total = total + part
     return jax.lax.slice(total, (0, padding, padding, 0), (batch, padding + height, padding + width, channels))
 
 
@@ -66,19 +66,19 @@ def max_pool_with_indices(
     select-and-scatter of `flax.linen.max_pool`.
 
     Args:
-      x: NHWC maps.
-      window: side of the window in pixels, at most 11 (an index is an int8).
-      stride: step in pixels; None means `window`.
-      padding: pixels of minus infinity added on every side.
+        x: NHWC maps.
+        window: side of the window in pixels, at most 11 (an index is an int8).
+        stride: step in pixels; None means `window`.
+        padding: pixels of minus infinity added on every side.
 
     Raises:
-      ValueError: a window, stride or padding that cannot be, or a map smaller than the window.
+        ValueError: a window, stride or padding that cannot be, or a map smaller than the window.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> y, index = max_pool_with_indices(jnp.array([[1.0, 5.0], [2.0, 3.0]]).reshape(1, 2, 2, 1))
-      >>> float(y[0, 0, 0, 0]), int(index[0, 0, 0, 0])
-      (5.0, 1)
+        >>> import jax.numpy as jnp
+        >>> y, index = max_pool_with_indices(jnp.array([[1.0, 5.0], [2.0, 3.0]]).reshape(1, 2, 2, 1))
+        >>> float(y[0, 0, 0, 0]), int(index[0, 0, 0, 0])
+        (5.0, 1)
     """
     stride = window if stride is None else stride
     if not 1 <= window <= 11 or stride < 1 or not 0 <= padding <= window // 2:
@@ -110,9 +110,9 @@ def max_pool(
     """Max-pooling with torch's padding and a lean backward pass; see `max_pool_with_indices`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> max_pool(jnp.zeros((1, 7, 7, 3)), 3, 2, 1).shape
-      (1, 4, 4, 3)
+        >>> import jax.numpy as jnp
+        >>> max_pool(jnp.zeros((1, 7, 7, 3)), 3, 2, 1).shape
+        (1, 4, 4, 3)
     """
     return max_pool_with_indices(x, window, stride, padding)[0]
 
@@ -123,21 +123,21 @@ def max_unpool(
     """Puts every value back to where its maximum stood in a 2x2 window, zeros elsewhere (SegNet's upsampling).
 
     Args:
-      x: NHWC maps.
-      indices: positions 0..3 in the window, as 2x2 `max_pool_with_indices` gives them; another index drops its value.
-      size: (height, width) before the pooling, twice `x`'s or one pixel more; None means twice.
+        x: NHWC maps.
+        indices: positions 0..3 in the window, as 2x2 `max_pool_with_indices` gives them; another index drops its value.
+        size: (height, width) before the pooling, twice `x`'s or one pixel more; None means twice.
 
     Raises:
-      ValueError: shapes that do not match, or a size that 2x2 pooling does not bring to `x`'s.
+        ValueError: shapes that do not match, or a size that 2x2 pooling does not bring to `x`'s.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> y, index = max_pool_with_indices(jnp.array([[1.0, 5.0], [2.0, 3.0]]).reshape(1, 2, 2, 1))
-      >>> max_unpool(y, index)[0, :, :, 0].tolist()
-      [[0.0, 5.0], [0.0, 0.0]]
+        >>> import jax.numpy as jnp
+        >>> y, index = max_pool_with_indices(jnp.array([[1.0, 5.0], [2.0, 3.0]]).reshape(1, 2, 2, 1))
+        >>> max_unpool(y, index)[0, :, :, 0].tolist()
+        [[0.0, 5.0], [0.0, 0.0]]
 
     References:
-      Badrinarayanan et al., SegNet, 2015. https://arxiv.org/abs/1511.00561
+        Badrinarayanan et al., SegNet, 2015. https://arxiv.org/abs/1511.00561
     """
     if x.ndim != 4 or x.shape != indices.shape:
         raise ValueError(f"values and indices have the same NHWC shape, got {x.shape} and {indices.shape}")

@@ -108,19 +108,19 @@ def resize_nearest(x: Float[Array, "b h w c"], size: Size, *, half_pixel: bool =
     """Nearest-neighbour resize to `size`.
 
     Args:
-      x: NHWC maps of any dtype.
-      size: (height, width) of the result.
-      half_pixel: True samples at pixel centres, `floor((i + 0.5) * in / out)`, torch's "nearest-exact"; False gives
-        torch's older "nearest", `floor(i * in / out)`, which segmentation_models_pytorch uses. They agree when the
-        size grows by a whole factor.
+        x: NHWC maps of any dtype.
+        size: (height, width) of the result.
+        half_pixel: True samples at pixel centres, `floor((i + 0.5) * in / out)`, torch's "nearest-exact"; False gives
+          torch's older "nearest", `floor(i * in / out)`, which segmentation_models_pytorch uses. They agree when the
+          size grows by a whole factor.
 
     Raises:
-      ValueError: `x` is not NHWC or is empty, or `size` is not two positive whole numbers.
+        ValueError: `x` is not NHWC or is empty, or `size` is not two positive whole numbers.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> resize_nearest(jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1), (1, 4))[0, 0, :, 0].tolist()
-      [1.0, 1.0, 2.0, 2.0]
+        >>> import jax.numpy as jnp
+        >>> resize_nearest(jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1), (1, 4))[0, 0, :, 0].tolist()
+        [1.0, 1.0, 2.0, 2.0]
     """
     height, width = _check(x, size)
     for axis, outputs in ((1, height), (2, width)):
@@ -141,20 +141,20 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bo
     """Bilinear resize to `size`, without antialiasing, with the numbers of `torch.nn.functional.interpolate`.
 
     Args:
-      x: NHWC float maps.
-      size: (height, width) of the result.
-      align_corners: False samples at half-pixel centres; True maps the corner pixels onto each other, which makes the
-        result depend on the size of the whole image. Some reference models need it.
+        x: NHWC float maps.
+        size: (height, width) of the result.
+        align_corners: False samples at half-pixel centres; True maps the corner pixels onto each other, which makes the
+          result depend on the size of the whole image. Some reference models need it.
 
     Raises:
-      ValueError: `x` is not NHWC or is empty, or `size` is not two positive whole numbers.
-      TypeError: `x` is not of a float type.
+        ValueError: `x` is not NHWC or is empty, or `size` is not two positive whole numbers.
+        TypeError: `x` is not of a float type.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> x = jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1)
-      >>> resize_bilinear(x, (1, 4))[0, 0, :, 0].tolist()
-      [0.0, 0.25, 0.75, 1.0]
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1)
+        >>> resize_bilinear(x, (1, 4))[0, 0, :, 0].tolist()
+        [0.0, 0.25, 0.75, 1.0]
     """
     height, width = _check(x, size)
     if not jnp.issubdtype(x.dtype, jnp.floating):

@@ -1,0 +1,38 @@
+"""Runs every script of examples/ in its quick form, and fails on one that has none."""
+
+import pathlib
+import subprocess
+import sys
+
+QUICK = {
+    "tiny_unet.py": ["--steps 4 --size 32 --out {out}/tiny"],
+    "export_scenes.py": ["--train 8 --val 2 --out {out}/scenes"],
+    "train_segmentation.py": [
+        "--data {out}/scenes --num-classes 11 --model segnet --encoder vgg11_bn --crop-size 32 --batch-size 2"
+        " --steps 2 --out {out}/run",
+        "--data {out}/scenes --num-classes 11 --model segnet --encoder vgg11_bn --crop-size 32 --batch-size 2"
+        " --steps 4 --out {out}/run --resume",
+    ],
+    "predict.py": ["--checkpoint {out}/run --images {out}/scenes/val/images/0000.png --out {out}/masks"],
+    "skip_addition.py": ["--seeds 2 --steps 2 --size 32 --val 2 --out {out}/skips"],
+    "blueprints.py": ["--out {out}/blueprints"],
+}
+
+
+def main() -> None:
+    scripts = {path.name for path in pathlib.Path("examples").glob("*.py")} - {"common.py"}
+    if scripts != set(QUICK):
+        sys.exit(f"no quick form, or no script: {sorted(scripts ^ set(QUICK))}")
+    # A fresh folder, so that nothing is left from a run before.
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as out:
+        for script, forms in QUICK.items():
+            for form in forms:
+                command = [sys.executable, f"examples/{script}", *form.format(out=out).split()]
+                print(*command[1:], flush=True)
+                subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()
