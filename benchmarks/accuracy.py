@@ -1,0 +1,166 @@
+"""Trains the same models with the same recipe here and in segmentation_models_pytorch, and compares the scores.
+
+Usage: python -m benchmarks.accuracy --data DIR --num-classes 2 --rotate --seeds 0 1 2 --out results.jsonl
+
+Both sides read the same crops with the same augmentation in the same order and are scored on the same whole images;
+only the framework, the model's code and the random initial weights differ. Needs torch and
+segmentation-models-pytorch, unless `--frameworks densezoo`. Each finished run is a line of --out, and a run that is
+there already is not repeated.
+"""
+
+import dataclasses
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+
+from densezoo import metrics
+from densezoo.config import ModelConfig
+from densezoo.data import ImageMaskFolder, Subset, eval_batches, train_batches, transforms
+from densezoo.train import SegmentationRecipe, train_segmentation
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments(SegmentationRecipe):
+    """Options of the benchmark; those of the recipe come first, of which `seed` is replaced by `seeds`."""
+
+    data: Path = tyro.MISSING
+    """Folder with train and val, each with images and masks."""
+    num_classes: int = tyro.MISSING
+    """Classes in the masks."""
+    models: tuple[str, ...] = ("unet:resnet34", "fpn:resnet18", "segnet:vgg11_bn")
+    """model:encoder, which segmentation_models_pytorch trains too if it has them."""
+    frameworks: tuple[str, ...] = ("densezoo", "smp")
+    """densezoo, smp."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run for each."""
+    limit_val: int | None = None
+    """Validate on the first so many images only."""
+    out: Path = Path("out/accuracy.jsonl")
+    """Where the results go."""
+
+
+SMP_MODELS = {"unet": "Unet", "fpn": "FPN"}
+
+
+def main(arguments: Arguments) -> None:
+    train, val = (
+        ImageMaskFolder(
+            arguments.data / part,
+            num_classes=arguments.num_classes,
+            ignore_index=arguments.ignore_index,
+            channels=3,
+        )
+        for part in ("train", "val")
+    )
+    if arguments.limit_val is not None:
+        val = Subset(val, range(min(arguments.limit_val, len(val))))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
+    results = [json.loads(line) for line in lines]
+    fields = [field.name for field in dataclasses.fields(SegmentationRecipe)]
+    for seed in arguments.seeds:
+        for framework in arguments.frameworks:
+            for pair in arguments.models:
+                name, encoder = pair.split(":")
+                if framework == "smp" and name not in SMP_MODELS:
+                    continue
+                recipe = SegmentationRecipe(**{field: getattr(arguments, field) for field in fields} | {"seed": seed})
+                run = {"data": arguments.data.name, "framework": framework, "model": pair}
+                run["recipe"] = json.loads(json.dumps(dataclasses.asdict(recipe)))
+                if any(result | run == result for result in results):
+                    continue
+                config = ModelConfig(name, encoder, arguments.num_classes)
+                started = time.perf_counter()
+                train_run = train_here if framework == "densezoo" else train_smp
+                scores = train_run(config, train, val, recipe)
+                run |= {"scores": scores, "seconds": round(time.perf_counter() - started, 1)}
+                run["versions"] = {"jax": jax.__version__, "python": platform.python_version()}
+                results.append(run)
+                with arguments.out.open("a") as file:
+                    file.write(json.dumps(run) + "\n")
+                print(json.dumps(run), flush=True)
+    print_table(results)
+
+
+def train_here(config: ModelConfig, train, val, recipe: SegmentationRecipe) -> dict[str, float]:
+    _, history = train_segmentation(
+        config.build(),
+        train,
+        val,
+        recipe,
+        num_classes=config.num_classes,
+        mean=config.mean,
+        std=config.std,
+        progress=False,
+    )
+    return next(record["scores"] for record in reversed(history) if "scores" in record)
+
+
+def train_smp(config: ModelConfig, train, val, recipe: SegmentationRecipe) -> dict[str, float]:
+    import segmentation_models_pytorch as smp
+    import torch
+
+    torch.manual_seed(recipe.seed)
+    make = getattr(smp, SMP_MODELS[config.model])
+    model = make(config.encoder, encoder_weights=None, classes=config.num_classes).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=recipe.steps, cycle_momentum=False
+    )
+    ignore_index = -1 if recipe.ignore_index is None else recipe.ignore_index
+    loss = torch.nn.CrossEntropyLoss(ignore_index=ignore_index)
+    augment = jax.jit(recipe.augment(config.mean, config.std))
+    batches = train_batches(
+        train,
+        batch_size=recipe.batch_size,
+        crop_size=recipe.crop_size,
+        seed=recipe.seed,
+        ignore_index=ignore_index,
+    )(0)
+
+    def images_of(batch):
+        return torch.from_numpy(np.array(batch["image"])).permute(0, 3, 1, 2)
+
+    for step in range(recipe.steps):
+        batch = augment(jax.random.fold_in(jax.random.key(recipe.seed), step), next(batches))
+        optimizer.zero_grad(set_to_none=True)
+        loss(model(images_of(batch)), torch.from_numpy(np.array(batch["mask"])).long()).backward()
+        optimizer.step()
+        schedule.step()
+
+    model.eval()
+    normalize = jax.jit(transforms.normalize(config.mean, config.std))
+    counts = metrics.Counts.zeros(config.num_classes)
+    with torch.inference_mode():
+        for batch in eval_batches(val, batch_size=4, ignore_index=ignore_index):
+            predictions = model(images_of(normalize(jax.random.key(0), batch))).argmax(1).numpy().astype(np.int32)
+            counts += metrics.confusion_counts(
+                jax.numpy.asarray(predictions),
+                jax.numpy.asarray(batch["mask"]),
+                num_classes=config.num_classes,
+                ignore_index=ignore_index,
+            )
+    scores = {"mean_iou": float(metrics.mean_iou(counts)), "pixel_accuracy": float(metrics.pixel_accuracy(counts))}
+    return scores | {f"iou_{index}": float(value) for index, value in enumerate(np.asarray(metrics.iou(counts)))}
+
+
+def print_table(results: list[dict]) -> None:
+    """Mean and standard deviation over the seeds, a row for each data set, model and framework."""
+    groups: dict[tuple, list[float]] = {}
+    for result in results:
+        key = (result["data"], result["model"], result["framework"])
+        groups.setdefault(key, []).append(result["scores"]["mean_iou"])
+    print("| data | model | framework | mean IoU | seeds |\n| --- | --- | --- | --- | --- |")
+    for (data, model, framework), values in sorted(groups.items()):
+        spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+        print(f"| {data} | {model} | {framework} | {statistics.mean(values):.3f} ± {spread:.3f} | {len(values)} |")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

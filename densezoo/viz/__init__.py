@@ -1,0 +1,34 @@
+"""Pictures: architectures, feature maps, predictions, training curves.
+
+Every function gives a matplotlib figure or an array; nothing is shown, and pyplot is not touched. `import densezoo`
+does not import this package, nor matplotlib: write `from densezoo import viz`.
+"""
+
+from densezoo.viz.boundaries import boundaries
+from densezoo.viz.colors import colorize, overlay, palette, to_rgb
+from densezoo.viz.curves import training_curves
+from densezoo.viz.diagrams import diagram
+from densezoo.viz.features import feature_maps
+from densezoo.viz.figures import save
+from densezoo.viz.masks import predictions
+from densezoo.viz.pictures import save_image, save_mask
+from densezoo.viz.structure import Architecture, Box, Link, architecture
+
+__all__ = [
+    "Architecture",
+    "Box",
+    "Link",
+    "architecture",
+    "boundaries",
+    "colorize",
+    "diagram",
+    "feature_maps",
+    "overlay",
+    "palette",
+    "predictions",
+    "save",
+    "save_image",
+    "save_mask",
+    "to_rgb",
+    "training_curves",
+]

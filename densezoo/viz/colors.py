@@ -1,0 +1,218 @@
+"""Colours for classes, and images and masks as pictures: arrays in, uint8 arrays out."""
+
+import functools
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from numpy.typing import ArrayLike
+
+IGNORED = (200, 200, 200)
+"""Colour of the pixels that are ignored: no class has a similar one."""
+
+_FIRST = (
+    (0, 0, 0),
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+
+# What people without one kind of cone see, as a change of linear RGB.
+_DEUTERANOPIA = np.array(
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+)
+_PROTANOPIA = np.array(
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+)
+
+
+def palette(n: int) -> UInt8[np.ndarray, "n 3"]:
+    """Colours for `n` classes that can be told apart, also by people who do not see red or green.
+
+    The first 8 are those of Okabe and Ito, black first (for the background). Each further one is the colour that is
+    furthest from all before it, for normal, deuteranopic and protanopic eyes alike; so `palette(n)` begins with
+    `palette(n - 1)`.
+
+    Args:
+      n: number of classes, 1 to 256. Beyond about 20, colours alone do not tell classes apart.
+
+    Returns:
+      RGB, 0 to 255.
+
+    Raises:
+      ValueError: if `n` is not within 1..256.
+
+    Example:
+      >>> palette(3).tolist()
+      [[0, 0, 0], [230, 159, 0], [86, 180, 233]]
+
+    References:
+      Okabe and Ito, Color universal design, 2008. https://jfly.uni-koeln.de/color/
+      Machado et al., A physiologically-based model for simulation of color vision deficiency, 2009 (severity 1.0)
+      Ottosson, A perceptual color space for image processing, 2020. https://bottosson.github.io/posts/oklab/
+    """
+    if not 1 <= n <= 256:
+        raise ValueError(f"a palette has 1 to 256 colours, got n={n}")
+    return _colours(n).copy()
+
+
+@functools.cache
+def _colours(n: int) -> np.ndarray:
+    chosen = list(_FIRST[:n])
+    levels = np.linspace(0, 255, 16).round().astype(np.uint8)
+    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    # Dark colours all look black on a screen.
+    candidates = candidates[_seen(candidates)[0, :, 0] > 0.36]
+    seen = _seen(candidates)
+
+    def distance(colour: Any) -> np.ndarray:
+        """From the candidates, for those eyes to which it is least."""
+        return np.linalg.norm(seen - _seen(np.array([colour])), axis=-1).min(axis=0)
+
+    # White, which is paper, and the ignored pixels' grey are taken.
+    nearest = functools.reduce(np.minimum, map(distance, [*_FIRST, IGNORED, (255, 255, 255)]))
+    while len(chosen) < n:
+        best = candidates[nearest.argmax()]
+        chosen.append(tuple(best))
+        nearest = np.minimum(nearest, distance(best))
+    return np.array(chosen, np.uint8)
+
+
+def _seen(rgb: np.ndarray) -> np.ndarray:
+    """Colours in Oklab, where distances are about as we perceive them, for three kinds of eyes."""
+    x = rgb / 255.0
+    linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+    seen = np.stack([linear, linear @ _DEUTERANOPIA.T, linear @ _PROTANOPIA.T]).clip(0, 1)
+    cones = [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+    lab = [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+    return np.cbrt(seen @ np.transpose(cones)) @ np.transpose(lab)
+
+
+def to_rgb(image: ArrayLike) -> UInt8[np.ndarray, "h w 3"]:
+    """An image as RGB in uint8, to be looked at.
+
+    - Channels: 1 or 2 give grey, from the first one; 3 or more give red, green, blue, from the first three.
+    - Values: uint8, and floats within 0..1 (by 0.01), are shown as they are; bool as black and white. All others
+      (16-bit, standardised, 0..255 in float) are stretched, all channels alike, so that the image's 1st percentile is
+      black and its 99th white. Values that are not finite are black.
+
+    Args:
+      image: (h, w) or (h, w, c).
+
+    Raises:
+      ValueError: if it does not have 2 or 3 axes, or one is empty.
+
+    Example:
+      >>> to_rgb(np.array([[0.0, 1.0]])).tolist()
+      [[[0, 0, 0], [255, 255, 255]]]
+    """
+    x = np.asarray(image)
+    if x.ndim not in (2, 3) or 0 in x.shape:
+        raise ValueError(f"expected one image of shape (h, w) or (h, w, c), got shape {x.shape}")
+    x = x[..., None] if x.ndim == 2 else x
+    x = np.repeat(x[..., :1], 3, axis=-1) if x.shape[-1] < 3 else x[..., :3]
+    if x.dtype == np.uint8:
+        return x.copy()
+    whole = np.issubdtype(x.dtype, np.integer)
+    x = x.astype(np.float64)
+    finite = np.isfinite(x)
+    least, greatest = x.min(where=finite, initial=np.inf), x.max(where=finite, initial=-np.inf)
+    low, high = (0.0, 1.0) if not whole and least >= -0.01 and greatest <= 1.01 else np.percentile(x[finite], (1, 99))
+    x = (np.where(finite, x, low) - low) / (high - low if high > low else 1.0)
+    return (x.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def colorize(
+    mask: ArrayLike, palette: ArrayLike | None = None, *, ignore_index: int | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A mask of class indices in colours.
+
+    Args:
+      mask: (h, w), whole numbers or bool.
+      palette: a colour for each class; None takes `palette(n)` for as many classes as the mask needs.
+      ignore_index: a label that is no class: it becomes light grey.
+
+    Raises:
+      TypeError: if the mask has floats.
+      ValueError: if it is not (h, w), or has a label that the palette has no colour for.
+
+    Example:
+      >>> colorize(np.array([[0, 1, 255]]), ignore_index=255).tolist()
+      [[[0, 0, 0], [230, 159, 0], [200, 200, 200]]]
+    """
+    labels = to_labels(mask)
+    known = labels if ignore_index is None else labels[labels != ignore_index]
+    colours = _palette_for(known, palette)
+    if known.size and (known.min() < 0 or known.max() >= len(colours)):
+        wrong = known.min() if known.min() < 0 else known.max()
+        raise ValueError(
+            f"the mask has the label {wrong}, and the palette has colours for 0..{len(colours) - 1}: give a longer"
+            " palette, or ignore_index if the label means no class"
+        )
+    ignored = np.zeros(labels.shape, bool) if ignore_index is None else labels == ignore_index
+    return np.where(ignored[..., None], np.array(IGNORED, np.uint8), colours[np.where(ignored, 0, labels)])
+
+
+def overlay(
+    image: ArrayLike,
+    mask: ArrayLike,
+    *,
+    alpha: float = 0.5,
+    palette: ArrayLike | None = None,
+    ignore_index: int | None = None,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """An image with the colours of a mask over it.
+
+    Args:
+      image: (h, w) or (h, w, c), shown as by `to_rgb`.
+      mask: (h, w), class indices.
+      alpha: how much of the colours: 0 shows the image, 1 the mask.
+      palette: as in `colorize`.
+      ignore_index: a label that is no class: the image stays as it is there.
+
+    Raises:
+      TypeError: if the mask has floats.
+      ValueError: if image and mask differ in size, or as in `colorize`.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha lies between 0 (the image) and 1 (the mask), got {alpha}")
+    below, above = to_rgb(image), colorize(mask, palette, ignore_index=ignore_index)
+    if below.shape != above.shape:
+        raise ValueError(f"the mask has {above.shape[:2]} pixels and the image {below.shape[:2]}: resize one of them")
+    weight = np.full(above.shape[:2], alpha)
+    if ignore_index is not None:
+        weight[to_labels(mask) == ignore_index] = 0
+    return (below + weight[..., None] * (above.astype(np.float64) - below)).round().astype(np.uint8)
+
+
+def to_labels(mask: ArrayLike) -> Int[np.ndarray, "h w"]:
+    """A mask as an integer array, checked."""
+    labels = np.asarray(mask)
+    if labels.ndim != 2 or 0 in labels.shape:
+        raise ValueError(f"expected one mask of shape (h, w), got shape {labels.shape}: of logits take argmax(axis=-1)")
+    if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
+        raise TypeError(
+            f"a mask holds class indices, whole numbers; got {labels.dtype}: of logits take argmax(axis=-1)"
+        )
+    return labels.astype(np.int64)
+
+
+def _palette_for(labels: np.ndarray, given: ArrayLike | None) -> np.ndarray:
+    if given is None:
+        return palette(min(256, max(2, int(labels.max(initial=0)) + 1)))
+    colours = np.asarray(given)
+    if colours.ndim != 2 or colours.shape[1] != 3 or colours.dtype != np.uint8:
+        raise ValueError(f"a palette is uint8 of shape (n, 3), got {colours.dtype} of shape {colours.shape}")
+    return colours

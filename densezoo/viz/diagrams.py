@@ -1,0 +1,241 @@
+"""Diagrams of architectures side by side, drawn from the models themselves."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+
+from densezoo.types import Size
+from densezoo.viz.layout import Layout, Place, arrange, rows, terminal_text, terminals
+from densezoo.viz.structure import Architecture, Link, architecture
+
+INK = "#222222"
+FAINT = "#8a8a8a"
+FILLS = ("#bcdcf2", "#fbdca4", "#b9e3d3", "#e5c6da")
+"""Of the parts, from left to right."""
+COLOURS = {"concat": "#c04a00", "add": "#00785a", "indices": "#8c3d77", "down": "#3d6f96", "up": "#a06c00"}
+DASHES = {"concat": "-", "add": (0, (5, 2)), "indices": (0, (1.2, 1.6))}
+"""Skips differ in more than their colour."""
+GAP = 0.6
+LEFT = 0.55
+TITLE = 0.78
+FOOT = 0.72
+LEGEND_LINE = 0.27
+
+
+def diagram(
+    models: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
+    *,
+    image_size: Size = (256, 256),
+    channels: int = 3,
+    per_line: int | None = None,
+) -> Figure:
+    """Draws models side by side: their maps as boxes, one row for each scale, and how they are computed as arrows.
+
+    Everything is read off the models (`architecture`): a box is as wide as it has channels and as high as it has pixels
+    (both less than proportional), and an arrow is a flow of data in the traced program.
+
+    Args:
+      models: a model, several, or several by their titles.
+      image_size: (height, width) of the image that they are shown.
+      channels: of that image.
+      per_line: how many stand side by side before a new line begins; None means all.
+
+    Returns:
+      A matplotlib figure, for `viz.save`.
+
+    Raises:
+      TypeError: if something is not a Flax Linen module.
+      ValueError: if there is no model, `per_line` is not positive, or a model's parts do not fit together.
+
+    Example:
+      >>> import densezoo as dz
+      >>> encoder = dz.PlainEncoder(features=(8, 16, 32))
+      >>> models = {name: dz.create_model(name, encoder) for name in ("unet", "fpn")}
+      >>> figure = diagram(models)
+    """
+    if per_line is not None and per_line < 1:
+        raise ValueError(f"per_line is how many models stand side by side, at least 1; got {per_line}")
+    reads = _read(models, image_size, channels)
+    most = max(box.channels for _, read in reads for box in read.boxes)
+    per_line = per_line or len(reads)
+    lines = [reads[first : first + per_line] for first in range(0, len(reads), per_line)]
+    drawn = []
+    for line in lines:
+        middles = rows([read for _, read in line])
+        drawn.append((middles, [(title, read, arrange(read, middles, most)) for title, read in line]))
+    heights = [TITLE - min(middles.values()) + FOOT for middles, _ in drawn]
+    width = LEFT + max(sum(_width(*model) + GAP for model in line) for _, line in drawn)
+    legend = _legend([read for _, read in reads], width)
+    height = sum(heights) + LEGEND_LINE * len(legend) + 0.12
+
+    figure = Figure(figsize=(width, height), facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(-height, 0))
+    axes.set_axis_off()
+    y = 0.0
+    for (middles, line), line_height in zip(drawn, heights, strict=True):
+        _draw_rows(axes, middles, y - TITLE, width)
+        x = LEFT
+        for title, read, layout in line:
+            offset = x + (_width(title, read, layout) - layout.right + layout.left) / 2 - layout.left
+            _draw_model(axes, title, read, _moved(layout, offset, y - TITLE), min(middles.values()) + y - TITLE)
+            x += _width(title, read, layout) + GAP
+        y -= line_height
+    _draw_legend(axes, legend, y - LEGEND_LINE / 2)
+    return figure
+
+
+def _read(models: Any, image_size: Size, channels: int) -> list[tuple[str, Architecture]]:
+    if isinstance(models, nn.Module):
+        models = [models]
+    named = models.items() if isinstance(models, Mapping) else (("", model) for model in models)
+    reads = [(name, architecture(model, image_size=image_size, channels=channels)) for name, model in named]
+    if not reads:
+        raise ValueError("expected at least one model to draw, got none")
+    return reads
+
+
+def _texts(title: str, read: Architecture) -> tuple[str, str]:
+    """Title and subtitle."""
+    millions = read.parameters / 1e6
+    size = f"{millions:.1f} M parameters" if millions >= 1 else f"{read.parameters:,} parameters"
+    return (title, f"{read.title}, {size}") if title else (read.title, size)
+
+
+def _width(title: str, read: Architecture, layout: Layout) -> float:
+    title, subtitle = _texts(title, read)
+    return max(layout.right - layout.left, 0.1 * len(title), 0.068 * len(subtitle))
+
+
+def _moved(layout: Layout, x: float, y: float) -> Layout:
+    places = tuple(Place(p.x + x, p.y + y, p.width, p.height) for p in layout.places)
+    columns = tuple((name, middle + x) for name, middle in layout.columns)
+    return Layout(places, columns, layout.left + x, layout.right + x)
+
+
+def _draw_rows(axes: Any, middles: dict[int, float], y: float, width: float) -> None:
+    axes.text(LEFT - 0.13, y, "scale", fontsize=10, color=FAINT, ha="right", va="center")
+    for stride, middle in middles.items():
+        axes.plot([LEFT - 0.05, width - 0.15], [y + middle] * 2, color="#ececec", linewidth=1, zorder=0)
+        label = "1" if stride == 1 else f"1/{stride}"
+        axes.text(LEFT - 0.13, y + middle, label, fontsize=10, color=FAINT, ha="right", va="center")
+
+
+def _draw_model(axes: Any, title: str, read: Architecture, layout: Layout, lowest: float) -> None:
+    middle = (layout.left + layout.right) / 2
+    title, subtitle = _texts(title, read)
+    top = layout.places[0].top
+    axes.text(middle, top + 0.44, title, fontsize=14, weight="bold", color=INK, ha="center", va="center")
+    axes.text(middle, top + 0.21, subtitle, fontsize=9.5, color="#555555", ha="center", va="center")
+    fills = {column: FILLS[number % len(FILLS)] for number, (column, _) in enumerate(layout.columns)}
+    for column, x in layout.columns:
+        _text(axes, x, lowest - 0.34, column.split(".")[-1], color="#555555")
+        upsamplers = dict.fromkeys(box.upsample for box in read.boxes if box.column == column and box.upsample)
+        _text(axes, x, lowest - 0.52, ", ".join(upsamplers), color=COLOURS["up"], fontsize=9.5)
+    for i, (box, place) in enumerate(zip(read.boxes, layout.places, strict=True)):
+        if i in terminals(read):
+            style = FancyBboxPatch(
+                (place.left, place.bottom), place.width, place.height, boxstyle="round,pad=0,rounding_size=0.13"
+            )
+            style.set(facecolor="white", edgecolor=INK, linewidth=1.1, zorder=3)
+            axes.add_patch(style)
+            _text(axes, place.x, place.y, terminal_text(read, i))
+            continue
+        corner = (place.left, place.bottom)
+        fill = fills[box.column]
+        axes.add_patch(
+            Rectangle(corner, place.width, place.height, facecolor=fill, edgecolor=INK, linewidth=1.0, zorder=3)
+        )
+        _text(axes, place.x, place.y, str(box.channels))
+    labelled: set[int] = set()
+    for link in read.links:
+        _draw_link(axes, read, layout.places, link, labelled)
+
+
+def _text(axes: Any, x: float, y: float, text: str, **options: Any) -> None:
+    axes.text(x, y, text, **{"fontsize": 10, "color": INK, "ha": "center", "va": "center", "zorder": 5} | options)
+
+
+def _draw_link(axes: Any, read: Architecture, places: tuple[Place, ...], link: Link, labelled: set[int]) -> None:
+    start, end = places[link.start], places[link.end]
+    skip = link.kind == "skip"
+    to_or_from_outside = link.start == 0 or link.kind == "head"
+    colour = INK if to_or_from_outside else COLOURS.get(link.join if skip else link.kind, INK)
+    points, word = _route(read, places, link)
+    _draw_arrow(axes, points, colour, 1.9 if skip else 1.3, DASHES.get(link.join, "-") if skip else "-")
+    # Where nothing but branches of one part meet, it is said once.
+    meets = end.x < start.x and link.join and not any(o.kind == "skip" and o.end == link.end for o in read.links)
+    fits = abs(points[-1][0] - points[0][0]) > 0.1 + 0.07 * len(link.join)
+    if word is not None and ((skip and fits) or (meets and link.end not in labelled)):
+        labelled.add(link.end)
+        _text(axes, *word, link.join, color=colour, va="bottom", fontsize=9.5)
+
+
+def _draw_arrow(axes: Any, points: list[tuple[float, float]], colour: str, width: float, dashes: Any) -> None:
+    (x, y), (before_x, before_y) = points[-1], points[-2]
+    length = math.hypot(x - before_x, y - before_y)
+    neck = (x - 0.06 * (x - before_x) / length, y - 0.06 * (y - before_y) / length)
+    xs, ys = zip(*points[:-1], neck, strict=True)
+    axes.plot(xs, ys, color=colour, linewidth=width, linestyle=dashes, solid_joinstyle="miter", zorder=2)
+    # The head by itself, because dashes would run through its outline too.
+    head = FancyArrowPatch(neck, (x, y), arrowstyle="-|>,head_length=4.5,head_width=2.4", shrinkA=0, shrinkB=0)
+    head.set(color=colour, linewidth=1, zorder=2)
+    axes.add_patch(head)
+
+
+Point = tuple[float, float]
+
+
+def _route(read: Architecture, places: tuple[Place, ...], link: Link) -> tuple[list[Point], Point | None]:
+    """The corners of an arrow, and where a word on it may stand."""
+    start, end = places[link.start], places[link.end]
+    upwards = end.y > start.y
+    if start.y == end.y:
+        between = [p for p in places if p.y == start.y and min(start.x, end.x) < p.x < max(start.x, end.x)]
+        if between:  # Over the heads of what stands between.
+            above = start.top + 0.04 + 0.05 * len(between)
+            xs = (start.right - 0.07, end.left + 0.07) if start.x < end.x else (start.left + 0.07, end.right - 0.07)
+            return [(xs[0], start.top), (xs[0], above), (xs[1], above), (xs[1], end.top)], None
+        sides = (start.right, end.left) if start.x < end.x else (start.left, end.right)
+        return [(sides[0], start.y), (sides[1], end.y)], (sum(sides) / 2 - 0.04, start.y + 0.03)
+    if abs(start.x - end.x) < 1e-6:
+        return [(start.x, start.top if upwards else start.bottom), (end.x, end.bottom if upwards else end.top)], None
+    if end.x > start.x and not upwards and start.x < end.left:
+        return [(start.x, start.bottom), (start.x, end.y), (end.left, end.y)], None
+    if end.x > start.x:
+        beside = (places[other.end] for other in read.links if other.start == link.start)
+        if any(p.y == start.y and p.x > start.x for p in beside):
+            return [(start.right, start.top), (end.left, end.bottom if upwards else end.top)], None
+        return [(start.right, start.y), (end.x, start.y), (end.x, end.bottom if upwards else end.top)], None
+    points = [(start.x, start.top if upwards else start.bottom), (start.x, end.y), (end.right, end.y)]
+    return points, ((start.x + end.right) / 2, end.y + 0.03)
+
+
+def _legend(reads: list[Architecture], width: float) -> list[list[tuple[str, str, float]]]:
+    """Lines of entries: the text, the key of its arrow if it has one, and x."""
+    kinds = dict.fromkeys(link.kind for read in reads for link in read.links if link.kind in ("down", "up"))
+    joins = dict.fromkeys(link.join for read in reads for link in read.links if link.kind == "skip")
+    entries = [(kind, kind) for kind in kinds] + [(f"skip: {join}", join) for join in joins]
+    entries += [("number and width: channels", ""), ("height: resolution", "")]
+    lines, x = [[]], LEFT
+    for text, key in entries:
+        needed = (0.5 if key else 0.0) + 0.08 * len(text)
+        if lines[-1] and x + needed > width - 0.1:
+            lines.append([])
+            x = LEFT
+        lines[-1].append((text, key, x))
+        x += needed + 0.25
+    return lines
+
+
+def _draw_legend(axes: Any, lines: list[list[tuple[str, str, float]]], y: float) -> None:
+    for number, line in enumerate(lines):
+        for text, key, x in line:
+            if key:
+                at = y - number * LEGEND_LINE
+                _draw_arrow(axes, [(x, at), (x + 0.42, at)], COLOURS.get(key, INK), 1.6, DASHES.get(key, "-"))
+            left = x + 0.5 if key else x
+            _text(axes, left, y - number * LEGEND_LINE, text, ha="left", fontsize=9.5, color=INK if key else "#555555")

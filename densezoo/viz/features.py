@@ -1,0 +1,152 @@
+"""The feature maps of a model for one image: the encoder's going down, beside them the decoder's going up."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib.figure import Figure
+
+from densezoo.viz import colors
+from densezoo.viz.structure import Architecture, Box, architecture
+from densezoo.viz.tracing import run_with_maps
+
+PANEL = 0.86
+"""Inches of a channel's picture, with the gap to the next."""
+GAP = 0.04
+GROUP_GAP = 0.45
+ROW_GAP = 0.27
+LEFT = 0.5
+TOP = 0.42
+
+
+def feature_maps(model: nn.Module, variables: Any, image: Float[Array, "h w c"], *, channels: int = 4) -> Figure:
+    """Shows what a model makes of an image, scale by scale.
+
+    Columns are the model's parts (encoder, decoder, a pyramid in it), rows its scales; for each the channels that vary
+    most over the image, each stretched from its least value to its greatest. Names, scales and numbers of channels are
+    read off the maps. Where a decoder has several maps at one scale, the first is shown. On top stand the image and the
+    predicted class of every pixel.
+
+    Args:
+      model: such as `create_model` gives.
+      variables: of the model.
+      image: (h, w, c) float, as the model takes it.
+      channels: how many of each map are shown, at most.
+
+    Returns:
+      A matplotlib figure, for `viz.save`.
+
+    Raises:
+      TypeError: if the model is not a Flax Linen module.
+      ValueError: if `image` is not one image, or `channels` is not positive.
+
+    Example:
+      >>> import densezoo as dz
+      >>> model = dz.create_model("unet", dz.PlainEncoder(features=(4, 8)))
+      >>> image = jnp.linspace(0, 1, 16 * 16 * 3).reshape(16, 16, 3)
+      >>> figure = feature_maps(model, model.init(jax.random.key(0), image[None]), image)
+    """
+    shape = jnp.shape(image)
+    if len(shape) != 3 or 0 in shape:
+        raise ValueError(f"expected one image of shape (h, w, c), got shape {shape}: of a batch take images[0]")
+    if channels < 1:
+        raise ValueError(f"channels is how many of each map are shown, at least 1; got {channels}")
+    read = architecture(model, image_size=shape[:2], channels=shape[2])
+    boxes = _shown(read)
+    wanted = {box.key for box in boxes.values()}
+
+    @jax.jit
+    def run(variables, images):
+        found = {}
+
+        def keep(key, x, module, inside, arguments):
+            if key in wanted:
+                found[key] = x[0]
+            return x
+
+        return run_with_maps(model, variables, images, keep), found
+
+    result, found = jax.device_get(run(variables, jnp.asarray(image)[None]))
+    maps = {place: np.asarray(found[box.key], np.float32) for place, box in boxes.items()}
+    return _draw(boxes, maps, np.asarray(image), result, channels)
+
+
+def _shown(read: Architecture) -> dict[tuple[str, int], Box]:
+    """For each part and scale the first of its maps; not the image, and not what heads give."""
+    logits = {link.end for link in read.links if link.kind == "head"}
+    boxes: dict[tuple[str, int], Box] = {}
+    for i, box in enumerate(read.boxes):
+        if i > 0 and i not in logits:
+            boxes.setdefault((box.column, box.stride), box)
+    return boxes
+
+
+def _most_varied(x: np.ndarray, count: int) -> list[int]:
+    """Channels by their standard deviation over the image, greatest first; of equal ones the first first."""
+    spread = np.nan_to_num(x.std(axis=(0, 1), dtype=np.float64), nan=-1.0)
+    return np.argsort(-spread, kind="stable")[:count].tolist()
+
+
+def _draw(
+    boxes: dict[tuple[str, int], Box],
+    maps: dict[tuple[str, int], np.ndarray],
+    image: np.ndarray,
+    result: Any,
+    channels: int,
+) -> Figure:
+    columns = list(dict.fromkeys(column for column, _ in boxes))
+    strides = sorted({stride for _, stride in boxes})
+    group = channels * PANEL
+    panel_height = (PANEL - GAP) * image.shape[0] / image.shape[1]
+    row_height = panel_height + ROW_GAP
+    width = LEFT + len(columns) * group + (len(columns) - 1) * GROUP_GAP + 0.15
+    height = TOP + (1 + len(strides)) * row_height + 0.05
+    figure = Figure(figsize=(width, height), facecolor="white")
+
+    def text(x: float, y: float, words: str, **options: Any) -> None:
+        figure.text(x / width, 1 - y / height, words, **options)
+
+    def panel(x: float, row: int, picture: np.ndarray, **options: Any) -> None:
+        bottom = height - TOP - row * row_height - ROW_GAP - panel_height
+        axes = figure.add_axes((x / width, bottom / height, (PANEL - GAP) / width, panel_height / height))
+        axes.imshow(picture, interpolation="nearest", aspect="auto", **options)
+        axes.set(xticks=[], yticks=[])
+
+    lefts = [LEFT + number * (group + GROUP_GAP) for number in range(len(columns))]
+    for number, (column, left) in enumerate(zip(columns, lefts, strict=True)):
+        direction = "down" if number == 0 else "up" if _goes_up(boxes, column) else ""
+        arrow = {"down": " \N{DOWNWARDS ARROW}", "up": " \N{UPWARDS ARROW}"}.get(direction, "")
+        text(left, 0.22, column + arrow, fontsize=12, weight="bold", va="center")
+    text(lefts[0], TOP + ROW_GAP - 0.06, "image", fontsize=8.5, va="bottom")
+    panel(lefts[0], 0, colors.to_rgb(image))
+    if getattr(result, "ndim", 0) == 4:
+        logits = result[0].astype(np.float32)
+        labels = (logits[..., 0] > 0) if logits.shape[-1] == 1 else logits.argmax(axis=-1)
+        text(lefts[-1], TOP + ROW_GAP - 0.06, "prediction", fontsize=8.5, va="bottom")
+        panel(lefts[-1], 0, colors.colorize(labels, colors.palette(min(256, max(2, logits.shape[-1])))))
+    for row, stride in enumerate(strides, start=1):
+        y = TOP + row * row_height + ROW_GAP
+        scale = "1" if stride == 1 else f"1/{stride}"
+        text(LEFT - 0.1, y + panel_height / 2, scale, fontsize=10, color="#777777", ha="right", va="center")
+        for column, left in zip(columns, lefts, strict=True):
+            if (column, stride) not in boxes:
+                continue
+            box, x = boxes[column, stride], maps[column, stride]
+            name = box.name.rsplit(".", 1)[-1]
+            text(left, y - 0.06, f"{name}, stride {stride}, {x.shape[-1]} channels", fontsize=8.5, va="bottom")
+            for place, channel in enumerate(_most_varied(x, channels)):
+                panel(left + place * PANEL, row, x[..., channel], cmap="viridis")
+                figure.axes[-1].set_label(f"{box.name} channel {channel}")
+                figure.axes[-1].text(
+                    0.03, 0.04, str(channel), transform=figure.axes[-1].transAxes, fontsize=6.5, color="white"
+                )
+    return figure
+
+
+def _goes_up(boxes: dict[tuple[str, int], Box], column: str) -> bool:
+    """Whether a part's coarser maps come first."""
+    strides = [stride for name, stride in boxes if name == column]
+    return len(strides) > 1 and strides[0] > strides[-1]

@@ -1,0 +1,61 @@
+"""Figures to files."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+_NO_DATES = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+
+
+def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
+    """Writes a figure to a file, whole or not at all, and closes it.
+
+    The same figure gives the same file: no date is written into it.
+
+    Args:
+      figure: a matplotlib figure; it is empty afterwards, so that its memory is free.
+      path: of the file; its ending (.png, .pdf, .svg, .jpg) says the format. Folders are made.
+      dpi: pixels per inch.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: if matplotlib does not know the ending.
+      OSError: if the file cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save(Figure(), Path(folder) / "empty.png").name
+      'empty.png'
+    """
+    path = Path(path)
+    formats = sorted(figure.canvas.get_supported_filetypes())
+    ending = path.suffix.lower()
+    if ending[1:] not in formats:
+        raise ValueError(
+            f"the ending of {path.name!r} says no format that can be drawn; there are: {', '.join(formats)}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(suffix=ending, prefix=f".{path.stem}-", dir=path.parent)
+    os.close(descriptor)
+    try:
+        figure.savefig(temporary, dpi=dpi, metadata=_NO_DATES.get(ending))
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone.
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    if "matplotlib.pyplot" in sys.modules:  # Where pyplot made the figure, pyplot holds on to it.
+        sys.modules["matplotlib.pyplot"].close(figure)
+    figure.clear()
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,161 @@
+"""Where the boxes of architectures stand in a diagram, in inches; nothing is drawn here.
+
+A model's parts are columns from left to right, its scales are rows from fine to coarse. Chains of maps within a part
+stand side by side in lanes. The image and the logits stand in a row of their own on top.
+"""
+
+import dataclasses
+import math
+
+from densezoo.viz.structure import Architecture
+
+TERMINAL_HEIGHT = 0.28
+ROW_GAP = 0.3
+LANE_GAP = 0.18
+COLUMN_GAP = 0.4
+SKIP_GAP = 0.8  # Room for the word on the arrow.
+CHARACTER = 0.085
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A rectangle by its centre, width and height; y grows upwards."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+    @property
+    def left(self) -> float:
+        """The x of the left side."""
+        return self.x - self.width / 2
+
+    @property
+    def right(self) -> float:
+        """The x of the right side."""
+        return self.x + self.width / 2
+
+    @property
+    def top(self) -> float:
+        """The y of the upper side."""
+        return self.y + self.height / 2
+
+    @property
+    def bottom(self) -> float:
+        """The y of the lower side."""
+        return self.y - self.height / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a model's boxes stand.
+
+    Attributes:
+      places: of the boxes, in their order.
+      columns: the name of each part and the x of its middle, from left to right.
+      left: least x.
+      right: greatest x.
+    """
+
+    places: tuple[Place, ...]
+    columns: tuple[tuple[str, float], ...]
+    left: float
+    right: float
+
+
+def box_height(stride: int) -> float:
+    """Height of a box: the finer the higher, but less than proportional, or coarse maps could not be seen."""
+    return 0.88 * stride**-0.36
+
+
+def box_width(channels: int, most: int) -> float:
+    """Width of a box, by the square root of its channels (`most` are those of the widest), with room for the number."""
+    return max(0.1 + 0.62 * math.sqrt(channels / most), 0.12 + CHARACTER * len(str(channels)))
+
+
+def rows(reads: list[Architecture]) -> dict[int, float]:
+    """The middle of each scale's row below the row of the images, whose middle is 0."""
+    y, middles = -TERMINAL_HEIGHT / 2, {}
+    shown = {box.stride for read in reads for i, box in enumerate(read.boxes) if i not in terminals(read)}
+    for stride in sorted(shown):
+        middles[stride] = y - ROW_GAP - box_height(stride) / 2
+        y -= ROW_GAP + box_height(stride)
+    return middles
+
+
+def terminals(read: Architecture) -> dict[int, int]:
+    """The image and the logits, each with the box that it stands above."""
+    after = {link.start: link.end for link in read.links if link.start == 0}
+    return after | {link.end: link.start for link in read.links if link.kind == "head"}
+
+
+def arrange(read: Architecture, middles: dict[int, float], most: int) -> Layout:
+    """Places a model's boxes; `middles` and `most` are those of all models of a diagram."""
+    above, lanes = terminals(read), _lanes(read)
+    shown = [i for i in range(len(read.boxes)) if i not in above]
+    x, places, columns = 0.0, {}, []
+    for column in dict.fromkeys(read.boxes[i].column for i in shown):
+        inside = [i for i in shown if read.boxes[i].column == column]
+        if columns:
+            x += SKIP_GAP if any(link.kind == "skip" and link.end in inside for link in read.links) else COLUMN_GAP
+        start = x
+        for lane in range(1 + max(lanes[i] for i in inside)):
+            widths = {i: box_width(read.boxes[i].channels, most) for i in inside if lanes[i] == lane}
+            x += LANE_GAP if lane else 0
+            for i, width in widths.items():
+                stride = read.boxes[i].stride
+                places[i] = Place(x + max(widths.values()) / 2, middles[stride], width, box_height(stride))
+            x += max(widths.values())
+        columns.append((column, (start + x) / 2))
+    right = 0.0
+    for i, below in above.items():
+        while below in above:  # A head on a head.
+            below = above[below]
+        width = 0.15 + CHARACTER * len(terminal_text(read, i))
+        # Several heads on one map stand side by side.
+        middle = max(places[below].x, right + width / 2 + 0.1) if i else places[below].x
+        places[i] = Place(middle, 0.0, width, TERMINAL_HEIGHT)
+        right = places[i].right
+    return Layout(
+        places=tuple(places[i] for i in range(len(read.boxes))),
+        columns=tuple(columns),
+        left=min(place.left for place in places.values()),
+        right=max(place.right for place in places.values()),
+    )
+
+
+def terminal_text(read: Architecture, i: int) -> str:
+    """What stands in the box of the image or of logits."""
+    return f"{read.boxes[i].name} {read.boxes[i].channels}"
+
+
+def _lanes(read: Architecture) -> dict[int, int]:
+    """Lanes of the boxes within their parts.
+
+    A box stands in the lane of the coarser one that it comes from. What begins at a finer scale stands to the left,
+    near to where it comes from.
+    """
+    lanes: dict[int, int] = {}
+    taken: dict[tuple[str, int], set[int]] = {}
+
+    def take(i: int, wanted: int) -> None:
+        used = taken.setdefault((read.boxes[i].column, read.boxes[i].stride), set())
+        lanes[i] = wanted if wanted not in used else next(lane for lane in range(len(used) + 1) if lane not in used)
+        used.add(lanes[i])
+
+    for stride in sorted({box.stride for box in read.boxes}, reverse=True):
+        row = [i for i, box in enumerate(read.boxes) if box.stride == stride]
+        from_below = {i: _coarser_lanes(read, i, lanes) for i in row}
+        for i in sorted(row, key=lambda i: not from_below[i]):
+            take(i, max(from_below[i], default=0))
+    count: dict[str, int] = {}
+    for (column, _), used in taken.items():
+        count[column] = max(count.get(column, 0), *used)
+    return {i: count[read.boxes[i].column] - lane for i, lane in lanes.items()}
+
+
+def _coarser_lanes(read: Architecture, i: int, lanes: dict[int, int]) -> list[int]:
+    box = read.boxes[i]
+    links = [(link.start, read.boxes[link.start]) for link in read.links if link.end == i]
+    return [lanes[start] for start, other in links if other.column == box.column and other.stride > box.stride]

@@ -1,0 +1,124 @@
+"""Predicted masks beside images and truth."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
+
+from densezoo.viz import colors
+
+WIDTH = 2.2
+"""Inches of a picture."""
+WRONG = (213, 0, 50)
+
+
+def predictions(
+    images: Sequence[ArrayLike] | np.ndarray,
+    masks: Sequence[ArrayLike] | np.ndarray | None,
+    predictions: Sequence[ArrayLike] | np.ndarray,
+    *,
+    class_names: Sequence[str] | None = None,
+    palette: ArrayLike | None = None,
+    ignore_index: int | None = None,
+) -> Figure:
+    """A row for each image: image, truth, prediction and errors; without truth, the prediction over the image.
+
+    Args:
+      images: (n, h, w, c), or a list of images of any sizes; shown as by `to_rgb`.
+      masks: (n, h, w) class indices, the truth; None if there is none.
+      predictions: (n, h, w) class indices.
+      class_names: for the legend, in the order of the indices.
+      palette: a colour for each class, uint8 (classes, 3); None takes `palette(classes)`.
+      ignore_index: a label of the truth that is no class; those pixels are not counted as right or wrong.
+
+    Returns:
+      A matplotlib figure, for `viz.save`.
+
+    Raises:
+      TypeError: if masks or predictions are floats, such as logits.
+      ValueError: if numbers or sizes of images, masks and predictions differ, or labels have no name or colour.
+
+    Example:
+      >>> image, truth = np.zeros((1, 8, 8, 3)), np.eye(8, dtype=int)[None]
+      >>> figure = predictions(image, truth, truth, class_names=["background", "line"])
+      >>> [axes.get_title() for axes in figure.axes]
+      ['image', 'truth', 'prediction', 'errors: 0.0 %']
+    """
+    guesses = [colors.to_labels(mask) for mask in predictions]
+    truths = None if masks is None else [colors.to_labels(mask) for mask in masks]
+    pictures = [colors.to_rgb(image) for image in images]
+    _check(pictures, truths, guesses)
+    labels = np.unique(np.concatenate([mask.ravel() for mask in [*guesses, *(truths or [])]]))
+    classes = [int(label) for label in labels if label != ignore_index]
+    if class_names is not None and classes and not 0 <= max(classes) < len(class_names):
+        raise ValueError(f"there are {len(class_names)} class_names, and a mask has the label {max(classes)}")
+    if palette is None:
+        palette = colors.palette(max([2, len(class_names or ()), *(label + 1 for label in classes)]))
+
+    rows = []
+    for index, (picture, guess) in enumerate(zip(pictures, guesses, strict=True)):
+        row = [("image", picture)]
+        if truths is not None:
+            row.append(("truth", colors.colorize(truths[index], palette, ignore_index=ignore_index)))
+        row.append(("prediction", colors.colorize(guess, palette, ignore_index=ignore_index)))
+        if truths is None:
+            row.append(("overlay", colors.overlay(picture, guess, palette=palette, ignore_index=ignore_index)))
+        else:
+            row.append(_errors(picture, truths[index], guess, ignore_index))
+        rows.append(row)
+    names = {label: class_names[label] if class_names is not None else f"class {label}" for label in classes}
+    entries = [Patch(facecolor=_hex(np.asarray(palette)[label]), label=name) for label, name in names.items()]
+    if ignore_index is not None and ignore_index in labels:
+        entries.append(Patch(facecolor=_hex(colors.IGNORED), label="ignored"))
+    return _draw(rows, entries)
+
+
+def _check(pictures: list[np.ndarray], truths: list[np.ndarray] | None, guesses: list[np.ndarray]) -> None:
+    if not pictures:
+        raise ValueError("expected at least one image, got none")
+    for name, given in (("masks", truths), ("predictions", guesses)):
+        if given is None:
+            continue
+        if len(given) != len(pictures):
+            raise ValueError(f"there are {len(pictures)} images and {len(given)} {name}: give one for each image")
+        for index, (picture, mask) in enumerate(zip(pictures, given, strict=True)):
+            if picture.shape[:2] != mask.shape:
+                raise ValueError(f"image {index} has {picture.shape[:2]} pixels and its entry in {name} {mask.shape}")
+
+
+def _errors(
+    picture: np.ndarray, truth: np.ndarray, guess: np.ndarray, ignore_index: int | None
+) -> tuple[str, np.ndarray]:
+    """The pixels that are wrong in red over the image in pale grey, and their share as a title."""
+    counted = np.ones(truth.shape, bool) if ignore_index is None else truth != ignore_index
+    wrong = (truth != guess) & counted
+    share = wrong.sum() / max(1, counted.sum())
+    grey = picture.mean(axis=-1, keepdims=True) * 0.5 + 110
+    return f"errors: {100 * share:.1f} %", np.where(wrong[..., None], WRONG, grey).astype(np.uint8)
+
+
+def _draw(rows: list[list[tuple[str, np.ndarray]]], entries: list[Patch]) -> Figure:
+    heights = [WIDTH * max(picture.shape[0] / picture.shape[1] for _, picture in row) for row in rows]
+    columns = len(rows[0])
+    # As many entries in a line as their longest word allows.
+    longest = max((len(str(entry.get_label())) for entry in entries), default=0)
+    per_line = max(1, min(len(entries), int(columns * WIDTH / (0.55 + 0.085 * longest))))
+    legend = 0.25 * -(-len(entries) // per_line) + 0.15
+    size = (columns * (WIDTH + 0.1), sum(heights) + 0.3 * len(rows) + legend)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    for line, axes_of_row in zip(rows, grid, strict=True):
+        for (title, picture), axes in zip(line, axes_of_row, strict=True):
+            axes.imshow(picture, interpolation="nearest")
+            axes.set_axis_off()
+            if line is rows[0] or ":" in title:
+                axes.set_title(title, fontsize=10)
+    figure.legend(handles=entries, loc="outside lower center", ncols=per_line, frameon=False, fontsize=9)
+    return figure
+
+
+def _hex(colour: Any) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*(int(value) for value in colour))

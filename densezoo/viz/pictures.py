@@ -1,0 +1,73 @@
+"""Arrays to picture files."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+
+def save_image(image: UInt8[np.ndarray, "h w 3"], path: str | Path) -> Path:
+    """Writes an RGB picture, whole or not at all; the path's ending says the format. Folders are made.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    return _write(Image.fromarray(image), path)
+
+
+def save_mask(
+    mask: Int[np.ndarray, "h w"], path: str | Path, *, palette: UInt8[np.ndarray, "n 3"] | None = None
+) -> Path:
+    """Writes a mask as a PNG whose values are the classes, whole or not at all; with a palette it can be looked at.
+
+    Args:
+        mask: classes, 0 to 255; with 256 or more classes the file has 16 bits and no palette.
+        path: of the file, ending in .png. Folders are made.
+        palette: a colour for each class.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if the path does not end in .png, or a value is negative or above 65535.
+        OSError: if the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_mask(np.array([[0, 7]]), Path(folder) / "mask.png")
+        ...     np.asarray(Image.open(path)).tolist()
+        [[0, 7]]
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"a mask is written as .png, which keeps its values; got {path}")
+    if mask.min() < 0 or mask.max() > 65535:
+        raise ValueError(f"a PNG holds the values 0 to 65535; this mask has {mask.min()} to {mask.max()}")
+    wide = mask.max() > 255
+    picture = Image.fromarray(mask.astype(np.uint16 if wide else np.uint8))
+    if palette is not None and not wide:
+        picture.putpalette(palette.astype(np.uint8).tobytes())
+    return _write(picture, path)
+
+
+def _write(picture: Image.Image, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return replace(path, lambda temporary: picture.save(temporary))
+
+
+def replace(path: Path, write: Callable[[Path], None]) -> Path:
+    """Lets `write` write a temporary file beside `path`, and puts it in its place only when it is whole."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,232 @@
+"""What a model looks like, read off the model: its maps as boxes, and which map goes into which as links."""
+
+import dataclasses
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from densezoo.blocks import ConcatSkip, LateralAdd
+from densezoo.types import Size
+from densezoo.viz.tracing import Map, Trace, trace
+
+_JOINS = {"concatenate": "concat", "add": "add", "add_any": "add", "mul": "multiply"}
+"""Our words for the primitives in which maps meet."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """A map of the model: the last of those that follow each other at one size.
+
+    Attributes:
+      name: where it comes from, such as `encoder.features[1]` or `decoder.block0`.
+      column: the part that it belongs to, such as `encoder`, `decoder.top_down`, `head`; `image` for the input.
+      size: (height, width).
+      channels: of the map.
+      stride: image size over `size`, rounded.
+      upsample: class of the upsampler that brought a map to this size; empty if there is none.
+      key: finds the map again when the model runs (`viz.tracing.run_with_maps`).
+    """
+
+    name: str
+    column: str
+    size: Size
+    channels: int
+    stride: int
+    upsample: str
+    key: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A map that another one is computed from.
+
+    Attributes:
+      start: index of a box.
+      end: index of a box.
+      kind: `skip` to a map of the same size that something else goes into as well; `head` to the model's logits; else
+        `down` to a coarser map, `up` to a finer one, `forward` at the same size.
+      join: how it meets what else goes into `end`: `concat`, `add`, `indices` (of poolings, by which a map is
+        unpooled) or another primitive's name; empty if nothing else does.
+    """
+
+    start: int
+    end: int
+    kind: str
+    join: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A model's boxes and links.
+
+    Attributes:
+      title: classes of the model's parts.
+      boxes: the maps, about in the order in which they are computed; the first one is the image.
+      links: what goes into what.
+      parameters: how many numbers the model has in its collection `params`.
+    """
+
+    title: str
+    boxes: tuple[Box, ...]
+    links: tuple[Link, ...]
+    parameters: int
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The parts, in the order of their first maps."""
+        return tuple(dict.fromkeys(box.column for box in self.boxes))
+
+    @property
+    def encoder(self) -> str:
+        """The part that the image goes into."""
+        return next(self.boxes[link.end].column for link in self.links if link.start == 0)
+
+
+def architecture(model: nn.Module, *, image_size: Size = (256, 256), channels: int = 3) -> Architecture:
+    """Reads a model's maps and their data flow off the model, without computing them.
+
+    The parts that take or give maps of several sizes (encoder, decoder, a pyramid in it) are looked into. What they
+    consist of is taken as it is, and maps that follow each other at the same size are one box.
+
+    Args:
+      model: a model of images, such as `create_model` gives.
+      image_size: (height, width) of the image that the model is shown; with powers of 2 the strides are exact.
+      channels: of that image.
+
+    Raises:
+      TypeError: if `model` is not a Flax Linen module.
+      ValueError: if the parts do not fit together, or no module gives a map.
+
+    Example:
+      >>> import densezoo as dz
+      >>> model = dz.create_model("unet", dz.PlainEncoder(features=(8, 16)), num_classes=2)
+      >>> read = architecture(model)
+      >>> [(box.name, box.stride, box.channels) for box in read.boxes if box.column == "encoder"]
+      [('encoder.features[0]', 1, 8), ('encoder.features[1]', 2, 16)]
+      >>> [link.join for link in read.links if link.kind == "skip"]
+      ['concat']
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a Flax Linen module such as create_model gives, got {type(model).__name__}")
+    image = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
+    variables = jax.eval_shape(lambda image: model.init(jax.random.key(0), image), image)
+    found = trace(model, variables, image)
+    if len(found.maps) == 1:
+        raise ValueError(f"found no map of shape (b, h, w, c) that a module in {type(model).__name__} gives")
+    groups = _group(found)
+    parts = dict.fromkeys(m.path[0] for m in found.maps[1:] if m.path[:1] in found.parts)
+    return Architecture(
+        title=", ".join(type(getattr(model, name, model)).__name__ for name in parts) or type(model).__name__,
+        boxes=tuple(_box(found, group, image_size) for group in groups),
+        links=_links(found, groups),
+        parameters=sum(x.size for x in jax.tree.leaves(variables.get("params", {}))),
+    )
+
+
+def _group(found: Trace) -> list[list[int]]:
+    """Lists of maps, a list for each box: maps of one part that follow each other at one size."""
+    member: dict[int, int] = {}
+    groups: dict[int, list[int]] = {}
+    for i, m in enumerate(found.maps):
+        if m.integer and m.sources:  # Pooling indices belong to what was pooled.
+            joined = [member[next(iter(m.sources))]]
+        else:
+            within = [s for s in m.sources if not found.maps[s].integer and found.part(found.maps[s]) == found.part(m)]
+            # A map that arrives from another size begins a new box.
+            same_size = all(found.maps[s].size == m.size for s in within)
+            joined = sorted({member[s] for s in within}) if same_size else []
+        target = joined[0] if joined else i
+        groups[target] = sorted([i, *(other for group in joined for other in groups.pop(group))])
+        member |= dict.fromkeys(groups[target], target)
+
+    def when(group: list[int]) -> int:
+        # What a part gives in a container, it gives at its end.
+        return max((i for i in group if not found.maps[i].inside), default=group[-1])
+
+    return sorted(groups.values(), key=when)
+
+
+def _box(found: Trace, group: list[int], image_size: Size) -> Box:
+    maps = [found.maps[i] for i in group]
+    last, part = _last(maps), found.part(_last(maps))
+    if last.module is None:
+        return Box("image", part[0], last.size, last.shape[-1], 1, "", last.key)
+    # A module that nobody named, such as Dropout_0, gives the part's own result.
+    unnamed = last.path[-1].startswith(f"{type(last.module).__name__}_")
+    return Box(
+        name=".".join(part if unnamed else last.path) + last.inside,
+        column=".".join(part) or "model",
+        size=last.size,
+        channels=last.shape[-1],
+        stride=max(1, round(image_size[0] / last.size[0])),
+        upsample=", ".join(dict.fromkeys(name for m in maps for name in _upsamplers(found, m))),
+        key=last.key,
+    )
+
+
+def _last(maps: list[Map]) -> Map:
+    return next((m for m in reversed(maps) if not m.integer), maps[-1])
+
+
+def _upsamplers(found: Trace, m: Map) -> list[str]:
+    """Classes of the outermost upsamplers in the module that gave a map; a head is not one, but may have one."""
+    if m.path in found.parts:
+        return []
+    inside = {path: name for path, name in found.upsamplers.items() if path[: len(m.path)] == m.path and len(path) > 1}
+    return [name for path, name in inside.items() if not any(path[:depth] in inside for depth in range(len(path)))]
+
+
+def _links(found: Trace, groups: list[list[int]]) -> tuple[Link, ...]:
+    box_of = {i: box for box, group in enumerate(groups) for i in group}
+    joins: dict[tuple[int, int], str] = {}
+    for end, group in enumerate(groups):
+        for i in group:
+            for source in found.maps[i].sources:
+                start = box_of[source]
+                if start != end:
+                    joins[start, end] = joins.get((start, end)) or _join(found, group, i, source)
+        into = [link for link in joins if link[1] == end]
+        if any(joins[link] == "indices" for link in into):
+            joins |= dict.fromkeys(into, "indices")
+    last = [_last([found.maps[i] for i in group]) for group in groups]
+    encoder = next(last[end].path[:1] for start, end in joins if start == 0)
+
+    def kind(start: int, end: int, join: str) -> str:
+        before, after = last[start], last[end]
+        if found.is_head(after):
+            return "head"
+        # Within a decoder too, if it has several maps at a scale, or if it is not told from the encoder.
+        may_skip = after.path[:1] != encoder and (before.path[:1] == encoder or found.part(before) == found.part(after))
+        if may_skip and join and (before.size == after.size or (join == "indices" and only_indices(start, end))):
+            return "skip"
+        if before.size == after.size:
+            return "forward"
+        return "down" if before.size[0] * before.size[1] > after.size[0] * after.size[1] else "up"
+
+    def only_indices(start: int, end: int) -> bool:
+        return all(found.maps[s].integer for i in groups[end] for s in found.maps[i].sources if box_of[s] == start)
+
+    return tuple(Link(start, end, kind(start, end, join), join) for (start, end), join in joins.items())
+
+
+def _join(found: Trace, group: list[int], i: int, source: int) -> str:
+    """How `source`, which enters a box at its map `i`, meets what else enters it."""
+    if found.maps[source].integer:
+        return "indices"
+    while True:
+        if primitive := found.maps[i].sources[source]:
+            return _skip_class(found.maps[i].module) or _JOINS.get(primitive, primitive)
+        following = [j for j in group if i in found.maps[j].sources]
+        if not following:
+            return ""
+        source, i = i, following[0]
+
+
+def _skip_class(module: nn.Module | None) -> str:
+    """What a block's skip is, by its class: a block may compute what a concatenation gives without ever building it."""
+    skip = getattr(module, "skip", type(module))
+    skip = skip.func if isinstance(skip, partial) else skip
+    known = {ConcatSkip: "concat", LateralAdd: "add"}
+    return next((name for cls, name in known.items() if isinstance(skip, type) and issubclass(skip, cls)), "")

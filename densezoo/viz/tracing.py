@@ -1,0 +1,193 @@
+"""The maps of a model and the data flow between them, found by tracing it: nothing here knows an architecture.
+
+Every map that a module gives is marked on its way (`checkpoint_name`), and the marks are found again in the traced
+program.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Literal
+
+from densezoo.types import Size
+
+Path = tuple[str, ...]
+"""Names of modules, from the model's own fields inwards."""
+
+
+@dataclasses.dataclass
+class Map:
+    """A map that a module gave.
+
+    Attributes:
+      key: the same in every run of a model on images of one shape.
+      path: of the module; empty for the image.
+      module: that gave it; None for the image.
+      inside: where the array is in what the module gives, such as `.features[1]`; empty if it is all of it.
+      shape: NHWC.
+      integer: it holds whole numbers, such as pooling indices.
+      sources: the maps that it is computed from directly, each with the primitive in which it first met another one.
+    """
+
+    key: str
+    path: Path
+    module: nn.Module | None
+    inside: str
+    shape: tuple[int, ...]
+    integer: bool
+    sources: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def size(self) -> Size:
+        """(height, width)."""
+        return self.shape[1], self.shape[2]
+
+
+@dataclasses.dataclass
+class Trace:
+    """What tracing a model finds.
+
+    Attributes:
+      maps: in the order in which they are computed; the first is the image.
+      parts: paths of the modules that take or give containers of maps of several sizes (encoder, decoder, a pyramid in
+        it). `maps` has what their children give, and of their own results those in containers; nothing from further
+        inside.
+      upsamplers: paths and class names of the modules that are called as upsamplers are (densezoo/blocks.py).
+    """
+
+    maps: list[Map]
+    parts: set[Path]
+    upsamplers: dict[Path, str]
+
+    def part(self, m: Map) -> Path:
+        """The part that a map belongs to; the image and a head are their own."""
+        if m.module is None:
+            return ("image",)
+        return m.path if m.path in self.parts or self.is_head(m) else m.path[:-1]
+
+    def is_head(self, m: Map) -> bool:
+        """Whether a map comes from a child of the model that is not a part, beside parts."""
+        return len(m.path) == 1 and m.path not in self.parts and len(self.parts) > 1
+
+
+def run_with_maps(model: nn.Module, variables: Any, images: jax.Array, visit: Callable[..., jax.Array]) -> Any:
+    """`model.apply(variables, images)`, in which every map that a module gives goes through `visit`.
+
+    Args:
+      model: a Flax Linen module.
+      variables: of the model.
+      images: NHWC.
+      visit: called with (key, x, module, inside, arguments of the module), gives x back.
+    """
+    calls = 0
+
+    def intercept(call, args, kwargs, context):
+        nonlocal calls
+        given = call(*args, **kwargs)
+        if context.method_name != "__call__":
+            return given
+        number, calls = calls, calls + 1
+
+        def note(path, x):
+            if getattr(x, "ndim", 0) != 4:
+                return x
+            inside = jax.tree_util.keystr(path)
+            return visit(f"{number}{inside}", x, context.module, inside, (*args, *kwargs.values()))
+
+        return jax.tree_util.tree_map_with_path(note, given)
+
+    with nn.intercept_methods(intercept):
+        return model.apply(variables, images, train=False)
+
+
+def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trace:
+    """Finds the maps of a model and the data flow between them.
+
+    Args:
+      model: a Flax Linen module.
+      variables: of the model; shapes are enough.
+      image: NHWC.
+    """
+    maps = [Map("", (), None, "", image.shape, False)]
+    containers: dict[str, list[jax.Array]] = {}
+    parts: set[Path] = {()}
+    upsamplers: dict[Path, str] = {}
+
+    def visit(key, x, module, inside, args):
+        maps.append(Map(key, module.path, module, inside, x.shape, not jnp.issubdtype(x.dtype, jnp.inexact)))
+        given = containers.setdefault(key.removesuffix(inside), [])
+        given.append(x)
+        # Single maps of several sizes do not count: a U-Net's block takes two.
+        if any(_several_sizes(value) for value in (*args, given)):
+            parts.add(module.path)
+        match args:
+            case (jax.Array(ndim=4) as before, (int(), int()), *_) if before.shape[1:3] != x.shape[1:3]:
+                upsamplers[module.path] = type(module).__name__
+        return checkpoint_name(x, str(len(maps) - 1))
+
+    program = jax.make_jaxpr(lambda v, x: run_with_maps(model, v, checkpoint_name(x, "0"), visit))(variables, image)
+    parts = {path for path in parts if all(path[:depth] in parts for depth in range(len(path)))}
+
+    def is_shown(m: Map) -> bool:
+        return bool(m.inside and m.path) if m.path in parts else m.path[:-1] in parts
+
+    kept = [i for i, m in enumerate(maps) if i == 0 or is_shown(m)]
+    maps = [maps[i] for i in kept]
+    _follow(program.jaxpr, [{} for _ in program.jaxpr.invars], {str(i): new for new, i in enumerate(kept)}, maps)
+    return Trace(maps, parts, upsamplers)
+
+
+def _several_sizes(value: Any) -> bool:
+    leaves: Iterable[Any] = () if isinstance(value, jax.Array) else jax.tree.leaves(value)
+    return len({x.shape[1:3] for x in leaves if getattr(x, "ndim", 0) == 4}) > 1
+
+
+Marks = dict[int, str]
+"""The maps that an array is computed from, each with the primitive in which it met another one, empty before that."""
+
+
+def _follow(program: Any, given: list[Marks], numbers: dict[str, int], maps: list[Map]) -> list[Marks]:
+    """Carries the marks through a traced program, from arguments to results, and notes the sources of each map."""
+    known: dict[Any, Marks] = dict(zip(program.invars, given, strict=True))
+
+    def look_up(variable: Any) -> Marks:
+        return {} if isinstance(variable, Literal) else known.get(variable, {})
+
+    for equation in program.eqns:
+        inputs = [look_up(variable) for variable in equation.invars]
+        number = numbers.get(equation.params["name"]) if equation.primitive.name == "name" else None
+        inner = _inner_program(equation)
+        if number is not None:
+            maps[number].sources = inputs[0]
+            outputs = [{number: ""}]
+        elif inner is not None:
+            outputs = _follow(inner, inputs, numbers, maps)
+        else:
+            outputs = [_meet(equation.primitive.name, inputs)] * len(equation.outvars)
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return [look_up(variable) for variable in program.outvars]
+
+
+def _inner_program(equation: Any) -> Any:
+    """The program that an equation calls (jit, custom derivatives, remat) with its own arguments, if there is one."""
+    for value in equation.params.values():
+        program = getattr(value, "jaxpr", value)
+        if hasattr(program, "eqns"):
+            counts = (len(program.invars), len(program.outvars))
+            return program if counts == (len(equation.invars), len(equation.outvars)) else None
+    return None
+
+
+def _meet(primitive: str, inputs: list[Marks]) -> Marks:
+    inputs = [marks for marks in inputs if marks]
+    differ = any(marks.keys() != inputs[0].keys() for marks in inputs)
+    met: Marks = {}
+    for marks in inputs:
+        for mark, join in marks.items():
+            met[mark] = met.get(mark) or join or (primitive if differ else "")
+    return met

@@ -1,0 +1,58 @@
+"""Prints the summaries of the zoo's families and draws their architectures side by side.
+
+    python examples/blueprints.py --models unet fpn segnet --out out/blueprints
+
+Runs in a few seconds on a CPU: the models are traced, not computed.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+from common import user_errors
+from rich.console import Console
+from rich.table import Table
+
+import densezoo as dz
+from densezoo import viz
+
+
+@dataclasses.dataclass
+class Arguments:
+    """Prints the summaries of the zoo's families and draws their architectures side by side."""
+
+    out: Path = Path("out/blueprints")
+    """Folder for the picture."""
+    models: tuple[str, ...] = tuple(blueprint.name for blueprint in dz.blueprints())
+    """Names of families."""
+    encoder: str | None = None
+    """Name of an encoder for all of them; without it each has its usual one."""
+    num_classes: int = 21
+    """Channels of the logits."""
+    image_size: int = 256
+    """Side of the image that the models are shown."""
+    per_line: int = 3
+    """Models side by side in the picture."""
+
+
+def main(arguments: Arguments) -> None:
+    known = {blueprint.name: blueprint for blueprint in dz.blueprints()}
+    models = {}
+    for name in arguments.models:
+        model = dz.create_model(name, arguments.encoder, arguments.num_classes)
+        models[f"{name} · {arguments.encoder or known[name].encoder}"] = model
+    size = (arguments.image_size, arguments.image_size)
+    figure = viz.diagram(models, image_size=size, per_line=arguments.per_line)
+
+    table = Table("name", "what it is", "skip strategy", "excels at", show_lines=True)
+    table.add_column("paper", overflow="fold")  # Addresses in full.
+    for name in dict.fromkeys(arguments.models):
+        blueprint = known[name]
+        table.add_row(name, blueprint.description, blueprint.skip_strategy, blueprint.excels_at, blueprint.paper)
+    Console().print(table)
+    print(f"wrote {viz.save(figure, arguments.out / 'architectures.png', dpi=160)}")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(tyro.cli(Arguments))

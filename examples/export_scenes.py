@@ -1,0 +1,45 @@
+"""Writes digit scenes as a folder of images and masks, to try `train_segmentation.py` on without any data of one's own.
+
+Usage: python examples/export_scenes.py --out out/scenes
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import tyro
+from common import user_errors
+
+from densezoo import viz
+from densezoo.data import DigitScenes
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Options of the script."""
+
+    out: Path = Path("out/scenes")
+    """The folder: train and val, each with images and masks (0 background, 1 to 10 the digits 0 to 9)."""
+    train: int = 64
+    """Training scenes."""
+    val: int = 16
+    """Validation scenes."""
+    size: int = 96
+    """Side of the scenes in pixels."""
+    seed: int = 0
+    """Of the scenes."""
+
+
+def main(arguments: Arguments) -> None:
+    for split, count in (("train", arguments.train), ("val", arguments.val)):
+        scenes = DigitScenes(count, size=(arguments.size, arguments.size), seed=arguments.seed, split=split)
+        for index in range(count):
+            scene = scenes[index]
+            viz.save_image(scene["image"], arguments.out / split / "images" / f"{index:04}.png")
+            viz.save_mask(scene["mask"], arguments.out / split / "masks" / f"{index:04}.png")
+    print(json.dumps({"out": str(arguments.out), "train": arguments.train, "val": arguments.val}))
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(tyro.cli(Arguments))

@@ -1,0 +1,139 @@
+"""Exercise 2: U-Net skips by addition instead of concatenation, and the boundary quality of both.
+
+Usage: python examples/skip_addition.py --out out/skip_addition
+
+Trains the same tiny U-Net with both skips, several seeds each, on scenes of digits. Prints mean IoU, boundary IoU and
+boundary F-score with 95% intervals over the seeds, the difference seed by seed, and the cost; draws the boundaries.
+The last line on standard output is a JSON object with all of it.
+"""
+
+import dataclasses
+import json
+import math
+import statistics
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from common import user_errors
+from rich.console import Console
+from rich.table import Table
+
+import densezoo as dz
+from densezoo import metrics, viz
+from densezoo.data import DigitScenes
+from densezoo.train import SegmentationRecipe, predictor, train_segmentation
+from densezoo.zoo import SKIPS
+
+MEAN, STD, CLASSES = (0.5,) * 3, (0.25,) * 3, 11
+# Two-sided 95% quantiles of Student's t, by degrees of freedom.
+STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Options of the script."""
+
+    out: Path = Path("out/skip_addition")
+    """Where the picture and the numbers go."""
+    seeds: int = 3
+    """Runs of each skip, 2 to 10."""
+    steps: int = 400
+    """Training steps of 16 scenes each."""
+    size: int = 96
+    """Side of the scenes in pixels."""
+    val: int = 100
+    """Scenes to validate on."""
+    tolerance: int = 1
+    """Pixels by which a predicted boundary may be off."""
+
+
+def main(arguments: Arguments) -> None:
+    if not 2 <= arguments.seeds <= 10:
+        raise ValueError(f"--seeds is 2 to 10, for an interval; got {arguments.seeds}")
+    size = (arguments.size, arguments.size)
+    val = DigitScenes(arguments.val, size=size, split="val")
+    scores: dict[str, list[dict[str, float]]] = {name: [] for name in SKIPS}
+    examples: dict[str, list[np.ndarray]] = {}
+    parameters = {}
+    for seed in range(arguments.seeds):
+        train = DigitScenes(5000, size=size, seed=seed, split="train")
+        for name, skip in SKIPS.items():
+            model = dz.SegmentationModel(
+                encoder=dz.PlainEncoder(features=(16, 32, 64, 128)),
+                decoder=dz.UNetDecoder(features=(64, 32, 16), skip=skip),
+                head=dz.SegmentationHead(CLASSES),
+            )
+            recipe = SegmentationRecipe(
+                ignore_index=None,
+                crop_size=arguments.size,
+                batch_size=16,
+                steps=arguments.steps,
+                learning_rate=4e-3,
+                flip_horizontal=False,
+                seed=seed,
+            )
+            state, _ = train_segmentation(model, train, val, recipe, num_classes=CLASSES, mean=MEAN, std=STD)
+            parameters[name] = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+            predict = predictor(model, state.variables, mean=MEAN, std=STD)
+            scores[name].append(score(predict, val, arguments.tolerance))
+            if seed == 0:
+                examples[name] = [predict(val[index]["image"]) for index in range(3)]
+
+    summary = {name: {"parameters": parameters[name]} | summarise(runs) for name, runs in scores.items()}
+    difference = [
+        {key: add[key] - concat[key] for key in concat}
+        for concat, add in zip(scores["concat"], scores["add"], strict=True)
+    ]
+    summary["add - concat, by seed"] = summarise(difference)
+    show(summary)
+    samples = [val[index] for index in range(3)]
+    figure = viz.boundaries([sample["image"] for sample in samples], [sample["mask"] for sample in samples], examples)
+    picture = viz.save(figure, arguments.out / "boundaries.png")
+    print(json.dumps({"seeds": arguments.seeds, "scores": summary, "picture": str(picture)}))
+
+
+def score(predict, val, tolerance: int) -> dict[str, float]:
+    """Region and boundary scores over a source, mean over the classes."""
+    counts = metrics.Counts.zeros(CLASSES)
+    f_counts = iou_counts = None
+    for index in range(len(val)):
+        sample = val[index]
+        labels = jnp.asarray(sample["mask"][None])
+        predictions = jnp.asarray(predict(sample["image"])[None])
+        counts += metrics.confusion_counts(predictions, labels, num_classes=CLASSES)
+        here = metrics.boundary_counts(predictions, labels, num_classes=CLASSES, tolerance=tolerance)
+        f_counts = here if f_counts is None else f_counts + here
+        band = metrics.boundary_band_counts(predictions, labels, num_classes=CLASSES, distance=2)
+        iou_counts = band if iou_counts is None else iou_counts + band
+    assert f_counts is not None and iou_counts is not None
+    return {
+        "mean_iou": float(metrics.mean_iou(counts)),
+        "boundary_iou": float(np.nanmean(np.asarray(metrics.iou(iou_counts)))),
+        "boundary_f": float(np.nanmean(np.asarray(metrics.boundary_f_score(f_counts)))),
+    }
+
+
+def summarise(runs: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    """Mean and half the width of its 95% interval (Student's t) for every score."""
+    quantile = STUDENT[len(runs) - 1] / math.sqrt(len(runs))
+    return {
+        key: (statistics.mean(values), quantile * statistics.stdev(values))
+        for key in runs[0]
+        for values in [[run[key] for run in runs]]
+    }
+
+
+def show(summary: dict) -> None:
+    table = Table("skip", "parameters", "mean IoU", "boundary IoU", "boundary F-score")
+    for name, row in summary.items():
+        numbers = [f"{row[key][0]:+.3f} ± {row[key][1]:.3f}" for key in ("mean_iou", "boundary_iou", "boundary_f")]
+        table.add_row(name, str(row.get("parameters", "")), *numbers)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(tyro.cli(Arguments))

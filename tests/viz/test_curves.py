@@ -1,0 +1,64 @@
+import json
+import math
+
+import pytest
+
+from densezoo import viz
+
+TRAINING = [
+    {"step": step, "loss": 1 / step, "dice": 0.5, "grad_norm": 2.0, "images_per_second": 9.0} for step in range(1, 6)
+]
+EVALUATION = [{"step": 3, "scores": {"iou": 0.3, "dice": 0.4}}, {"step": 5, "evaluation": {"iou": 0.6}}]
+
+
+def curves(figure, title):
+    axes = next(axes for axes in figure.axes if axes.get_title() == title)
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+
+
+def test_panels():
+    figure = viz.training_curves([*TRAINING, *EVALUATION, {"step": 5, "learning_rate": 0.1}], smoothing=0)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "loss",
+        "reported",
+        "scores",
+        "learning rate",
+        "gradient norm",
+    ]
+    assert curves(figure, "loss") == {"loss": ([1, 2, 3, 4, 5], [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5])}
+    assert curves(figure, "scores") == {"iou": ([3, 5], [0.3, 0.6]), "dice": ([3], [0.4])}
+    assert curves(figure, "learning rate") == {"learning_rate": ([5], [0.1])}
+    assert list(curves(figure, "reported")) == ["dice"]
+
+
+def test_smoothing():
+    found = curves(viz.training_curves(TRAINING, smoothing=0.5), "loss")
+    values = [1 / step for step in range(1, 6)]
+    weights = [[0.5 ** (i - j) for j in range(i + 1)] for i in range(5)]
+    expected = [sum(w * v for w, v in zip(row, values, strict=False)) / sum(row) for row in weights]
+    assert found["loss"][1] == pytest.approx(expected)
+    assert len(found) == 2  # And the values as they are, in pale.
+
+
+def test_logs_as_they_are_found(tmp_path):
+    lines = [*map(json.dumps, [*TRAINING, {"step": 6, "loss": None}, {"note": 1}, [1], *EVALUATION]), '{"step": 7, "lo']
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    for log in (tmp_path, tmp_path / "log.jsonl", str(tmp_path / "log.jsonl")):
+        assert curves(viz.training_curves(log, smoothing=0), "loss")["loss"][0] == [1, 2, 3, 4, 5]
+    records = [{"step": 1, "loss": math.nan}, {"step": 2, "loss": 0.5}]
+    assert curves(viz.training_curves(records), "loss") == {"loss": ([2], [0.5])}
+
+
+def test_it_is_drawn(tmp_path):
+    figure = viz.training_curves([*TRAINING, *EVALUATION])
+    assert viz.save(figure, tmp_path / "curves.png", dpi=40).is_file()
+
+
+def test_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"log\.jsonl"):
+        viz.training_curves(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match="no record"):
+        viz.training_curves(tmp_path / "empty.jsonl")
+    with pytest.raises(ValueError, match="smoothing"):
+        viz.training_curves(TRAINING, smoothing=1.0)

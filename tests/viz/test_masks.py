@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from densezoo import viz
+
+TRUTH = np.array([[0, 1], [2, 255]])
+GUESS = np.array([[0, 0], [2, 1]])
+IMAGE = np.full((2, 2, 3), 0.5, np.float32)
+
+
+def test_rows_and_errors():
+    figure = viz.predictions(
+        [IMAGE, IMAGE[..., :1]],
+        [TRUTH, TRUTH],
+        [GUESS, TRUTH % 255],
+        class_names=["sky", "tree", "road"],
+        ignore_index=255,
+    )
+    # The ignored pixel is neither right nor wrong, so one in three is wrong.
+    assert [axes.get_title() for axes in figure.axes] == [
+        *("image", "truth", "prediction", "errors: 33.3 %"),
+        *("", "", "", "errors: 0.0 %"),
+    ]
+    pictures = [axes.images[0].get_array() for axes in figure.axes]
+    assert all(picture.shape == (2, 2, 3) and picture.dtype == np.uint8 for picture in pictures)
+    np.testing.assert_array_equal(pictures[1], viz.colorize(TRUTH, viz.palette(3), ignore_index=255))
+    np.testing.assert_array_equal(pictures[2], viz.colorize(GUESS, viz.palette(3)))
+    assert [tuple(pixel) == (213, 0, 50) for pixel in pictures[3].reshape(-1, 3)] == [False, True, False, False]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sky", "tree", "road", "ignored"]
+    assert figure.legends[0].get_patches()[1].get_facecolor() == pytest.approx((*viz.palette(3)[1] / 255, 1))
+
+
+def test_without_truth():
+    figure = viz.predictions(IMAGE[None], None, GUESS[None])
+    assert [axes.get_title() for axes in figure.axes] == ["image", "prediction", "overlay"]
+    np.testing.assert_array_equal(
+        figure.axes[2].images[0].get_array(), viz.overlay(IMAGE, GUESS, palette=viz.palette(3))
+    )
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["class 0", "class 1", "class 2"]
+
+
+def test_images_of_several_sizes_and_many_classes_are_drawn(tmp_path):
+    masks = [np.arange(24).reshape(4, 6), np.zeros((9, 5), bool)]
+    images = [np.zeros((4, 6, 8)), np.zeros((9, 5))]
+    names = [f"a class with number {number}" for number in range(24)]
+    path = viz.save(viz.predictions(images, masks, masks, class_names=names), tmp_path / "a.png", dpi=40)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="2 images and 1 masks"):
+        viz.predictions([IMAGE] * 2, [TRUTH], [GUESS] * 2)
+    with pytest.raises(ValueError, match="1 images and 2 predictions"):
+        viz.predictions([IMAGE], None, [GUESS] * 2)
+    with pytest.raises(ValueError, match="at least one image"):
+        viz.predictions([], None, [])
+    with pytest.raises(ValueError, match=r"image 0 has \(2, 2\) pixels and its entry in predictions \(2, 1\)"):
+        viz.predictions([IMAGE], None, [GUESS[:, :1]])
+    with pytest.raises(ValueError, match="2 class_names, and a mask has the label 2"):
+        viz.predictions([IMAGE], None, [GUESS], class_names=["a", "b"])
+    with pytest.raises(ValueError, match="argmax"):
+        viz.predictions([IMAGE], None, np.zeros((1, 2, 2, 3)))
