@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 QUICK = {
-    "tiny_unet.py": ["--steps 4 --size 32 --out {out}/tiny"],
+    "tiny_unet.py": ["--steps 4 --out {out}/tiny"],
     "export_scenes.py": ["--train 8 --val 2 --out {out}/scenes"],
     "train_segmentation.py": [
         "--data {out}/scenes --num-classes 11 --model segnet --encoder vgg11_bn --crop-size 32 --batch-size 2"
@@ -14,7 +14,7 @@ QUICK = {
         " --steps 4 --out {out}/run --resume",
     ],
     "predict.py": ["--checkpoint {out}/run --images {out}/scenes/val/images/0000.png --out {out}/masks"],
-    "skip_addition.py": ["--seeds 2 --steps 2 --size 32 --val 2 --out {out}/skips"],
+    "skip_addition.py": ["--seeds 2 --steps 2 --val 4 --out {out}/skips"],
     "blueprints.py": ["--out {out}/blueprints"],
 }
 

@@ -1,8 +1,49 @@
-"""What the example scripts share: one clear message for a user's mistake, in place of a traceback."""
+"""What the example scripts share: the task on digits, and one clear message for a user's mistake."""
 
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import Any
+
+import densezoo as dz
+from densezoo.data import DigitScenes
+from densezoo.train import SegmentationRecipe
+from densezoo.types import ModuleDef
+
+CLASSES = ["background", *"0123456789"]
+MEAN, STD = (0.5,) * 3, (0.25,) * 3
+
+
+def digit_scenes(count: int, split: Any, *, size: int = 40, digits: tuple[int, int] = (2, 3), seed: int = 0):
+    """Scenes that a tiny network learns within minutes: digits of one size, none of them hidden."""
+    return DigitScenes(
+        count, split=split, size=(size, size), digits=digits, scales=(2.0, 2.0), min_visible=1.0, seed=seed
+    )
+
+
+def tiny_unet(**decoder: ModuleDef) -> dz.SegmentationModel:
+    """A U-Net of half a million parameters; `skip` and `upsample` may be chosen."""
+    return dz.SegmentationModel(
+        encoder=dz.PlainEncoder(features=(16, 32, 64, 128)),
+        decoder=dz.UNetDecoder(features=(64, 32, 16), **decoder),
+        head=dz.SegmentationHead(len(CLASSES)),
+    )
+
+
+def digit_recipe(steps: int, *, size: int = 40, seed: int = 0) -> SegmentationRecipe:
+    """How it is trained."""
+    return SegmentationRecipe(
+        ignore_index=None,
+        crop_size=size,
+        batch_size=32,
+        steps=steps,
+        learning_rate=5e-3,
+        # The first gradients, which tell digits from background, are large, and Adam would remember them for long.
+        clip_norm=0.05,
+        flip_horizontal=False,  # a mirrored digit is no digit
+        seed=seed,
+        evaluate_every=max(1, steps // 3),
+    )
 
 
 @contextlib.contextmanager

@@ -13,15 +13,11 @@ import time
 from pathlib import Path
 
 import tyro
-from common import user_errors
+from common import CLASSES, MEAN, STD, digit_recipe, digit_scenes, tiny_unet, user_errors
 
-import densezoo as dz
 from densezoo import viz
-from densezoo.data import DigitScenes, to_float
-from densezoo.train import SegmentationRecipe, predictor, train_segmentation
-
-CLASSES = ["background", *"0123456789"]
-MEAN, STD = (0.5,) * 3, (0.25,) * 3
+from densezoo.data import to_float
+from densezoo.train import predictor, train_segmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +26,8 @@ class Arguments:
 
     out: Path = Path("out/tiny_unet")
     """Where the pictures, the checkpoints and the log go."""
-    steps: int = 600
-    """Training steps of 16 scenes each."""
-    size: int = 96
-    """Side of the scenes in pixels."""
+    steps: int = 450
+    """Training steps of 32 scenes each."""
     seed: int = 0
     """Of scenes and training."""
     resume: bool = False
@@ -42,29 +36,12 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     started = time.perf_counter()
-    size = (arguments.size, arguments.size)
-    train = DigitScenes(5000, size=size, seed=arguments.seed, split="train")
-    val = DigitScenes(200, size=size, seed=arguments.seed, split="val")
-    model = dz.SegmentationModel(
-        encoder=dz.PlainEncoder(features=(16, 32, 64, 128)),
-        decoder=dz.UNetDecoder(features=(64, 32, 16)),
-        head=dz.SegmentationHead(len(CLASSES)),
-    )
-    recipe = SegmentationRecipe(
-        ignore_index=None,
-        crop_size=arguments.size,
-        batch_size=16,
-        steps=arguments.steps,
-        learning_rate=4e-3,
-        flip_horizontal=False,  # a mirrored digit is no digit
-        seed=arguments.seed,
-        evaluate_every=max(1, arguments.steps // 3),
-    )
+    model = tiny_unet()
     state, history = train_segmentation(
         model,
-        train,
-        val,
-        recipe,
+        digit_scenes(20_000, "train", seed=arguments.seed),
+        digit_scenes(200, "val", seed=arguments.seed),
+        digit_recipe(arguments.steps, seed=arguments.seed),
         num_classes=len(CLASSES),
         mean=MEAN,
         std=STD,
@@ -73,7 +50,8 @@ def main(arguments: Arguments) -> None:
     )
 
     predict = predictor(model, state.variables, mean=MEAN, std=STD)
-    samples = [val[index] for index in range(4)]
+    # The network takes any size, so that the pictures may show larger scenes than it was trained on.
+    samples = list(digit_scenes(4, "val", size=88, digits=(8, 10), seed=arguments.seed + 1))
     images = [sample["image"] for sample in samples]
     figure = viz.predictions(
         images,

@@ -76,7 +76,7 @@ def main(arguments: Arguments) -> None:
         skip=arguments.skip,
     )
     model = config.build(bfloat16=arguments.bfloat16, frozen=("encoder",) if arguments.freeze_encoder else ())
-    claim(arguments.out, config, resume=arguments.resume)
+    check_out(arguments.out, config, resume=arguments.resume)
     variables = None
     if arguments.encoder_weights:
         encoder = weights.from_torch(model.encoder, arguments.encoder_weights)
@@ -85,6 +85,7 @@ def main(arguments: Arguments) -> None:
         variables = {kind: tree | {"encoder": encoder[kind]} for kind, tree in variables.items()}
     train.check()
     val.check()
+    config.save(arguments.out / "model.json")
 
     state, history = train_segmentation(
         model,
@@ -127,15 +128,14 @@ def main(arguments: Arguments) -> None:
     print(json.dumps(result))
 
 
-def claim(out: Path, config: ModelConfig, *, resume: bool) -> None:
-    """Writes the configuration beside the checkpoints, unless another model's run is there."""
+def check_out(out: Path, config: ModelConfig, *, resume: bool) -> None:
+    """Makes sure that no other run is there, and that what is resumed is of the same model."""
     path = out / "model.json"
     if resume and path.exists():
         if (before := ModelConfig.load(path)) != config:
             raise ValueError(f"{out} holds the run of another model, {before}; this one is {config}")
     elif (out / "log.jsonl").exists():
         raise FileExistsError(f"{out} holds a run: continue it with --resume, or choose another --out")
-    config.save(path)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,120 @@
+"""Which image belongs to which mask, and what is wrong with a folder before anything is decoded."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import os
+import pathlib
+from collections.abc import Sequence
+
+from densezoo.data import _decode
+
+_LAYOUT = (
+    "Expected:\n"
+    "  {root}/images/NAME.jpg   png, jpg, tif, bmp or webp\n"
+    "  {root}/masks/NAME.png    png, tif or bmp with class numbers\n"
+    "with the same NAME for an image and its mask."
+)
+_JUNK = ("thumbs.db", "desktop.ini")
+
+
+def shorten(lines: Sequence[str], separator: str = ", ", limit: int = 10) -> str:
+    """Joins the first lines and says how many more there are.
+
+    Args:
+        lines: what to list.
+        separator: goes between them.
+        limit: how many to list.
+
+    Returns:
+        The list as one text.
+    """
+    more = [f"and {len(lines) - limit} more"] if len(lines) > limit else []
+    return separator.join([*lines[:limit], *more])
+
+
+def size_difference(
+    image_path: pathlib.Path, image: tuple[int, ...], mask_path: pathlib.Path, mask: tuple[int, ...]
+) -> str:
+    text = f"{image_path} is {image[0]}x{image[1]} (height x width), but its mask {mask_path} is {mask[0]}x{mask[1]}"
+    return (
+        f"{text}, turned: has the image an EXIF orientation?" if mask[0] == image[1] and mask[1] == image[0] else text
+    )
+
+
+def _list(folder: pathlib.Path, suffixes: Sequence[str]) -> tuple[dict[str, list[pathlib.Path]], list[str]]:
+    """Lists a folder's pictures by stem, and the names of its other files."""
+    by_stem: dict[str, list[pathlib.Path]] = collections.defaultdict(list)
+    others: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith(".") or entry.name.lower() in _JUNK or entry.is_dir():
+                continue
+            path = folder / entry.name
+            if path.suffix.lower() in suffixes:
+                by_stem[path.stem].append(path)
+            else:
+                others.append(entry.name)
+    return by_stem, others
+
+
+def pair_files(root: pathlib.Path) -> tuple[list[tuple[pathlib.Path, pathlib.Path]], tuple[tuple[int, int], ...]]:
+    layout = _LAYOUT.format(root=root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder. {layout}")
+    missing = [str(root / name) for name in ("images", "masks") if not (root / name).is_dir()]
+    if missing:
+        below = sorted(path.parent.name for path in root.glob("*/images") if path.is_dir())
+        hint = f" Did you mean {root / below[0]}?" if below else ""
+        raise FileNotFoundError(f"{' and '.join(missing)}: no such folder.{hint} {layout}")
+    images, other_images = _list(root / "images", _decode.IMAGE_SUFFIXES)
+    masks, other_masks = _list(root / "masks", _decode.MASK_SUFFIXES)
+    if not images:
+        found = f" (found: {shorten(other_images)})" if other_images else ""
+        raise ValueError(f"{root / 'images'}: the folder holds no images{found}. {layout}")
+
+    problems: list[str] = []
+    for name, by_stem in (("images", images), ("masks", masks)):
+        for stem, paths in by_stem.items():
+            if len(paths) > 1:
+                problems.append(f"{name}: {len(paths)} files named {stem}: {', '.join(path.name for path in paths)}")
+    alone = [images[stem][0].name for stem in sorted(images.keys() - masks.keys())]
+    if alone:
+        problems.append(f"{len(alone)} images without a mask: {shorten(alone)}")
+    alone = [masks[stem][0].name for stem in sorted(masks.keys() - images.keys())]
+    if alone:
+        problems.append(f"{len(alone)} masks without an image: {shorten(alone)}")
+    for name, others, suffixes in (
+        ("images", other_images, _decode.IMAGE_SUFFIXES),
+        ("masks", other_masks, _decode.MASK_SUFFIXES),
+    ):
+        if problems and others:
+            problems.append(f"{name}: files of other types than {' '.join(suffixes)}: {shorten(others)}")
+
+    pairs = [(images[stem][0], masks[stem][0]) for stem in sorted(images.keys() & masks.keys())]
+    sizes: list[tuple[int, int]] = []
+    unread: list[str] = []
+    differing: list[str] = []
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:  # for file systems that take their time
+        for (image_path, mask_path), found in zip(pairs, pool.map(_sizes, pairs), strict=True):
+            if isinstance(found, str):
+                unread.append(found)
+                continue
+            image, mask = found
+            sizes.append(image)
+            if image != mask:
+                differing.append(size_difference(image_path, image, mask_path, mask))
+    for kind in (unread, differing):
+        if kind:
+            problems.append(shorten(kind, "\n  "))
+    if problems:
+        raise ValueError("\n  ".join([f"{root}: images and masks do not pair up:", *problems]) + f"\n{layout}")
+    return pairs, tuple(sizes)
+
+
+def _sizes(pair: tuple[pathlib.Path, pathlib.Path]) -> tuple[tuple[int, int], tuple[int, int]] | str:
+    try:
+        return _decode.read_size(pair[0]), _decode.read_size(pair[1])
+    except (ValueError, OSError) as error:
+        return str(error)

@@ -1,0 +1,37 @@
+"""A part of a source."""
+
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
+
+
+class Subset:
+    """Some items of a random-access source, in the order given.
+
+    Example:
+        >>> list(Subset("abcdef", range(0, 6, 2)))
+        ['a', 'c', 'e']
+    """
+
+    def __init__(self, source: Any, indices: Sequence[int]):
+        """Keeps the source and the indices of the items to show.
+
+        Raises:
+            IndexError: if the source has no such item.
+        """
+        if indices and not -len(source) <= min(indices) <= max(indices) < len(source):
+            raise IndexError(f"indices {min(indices)} to {max(indices)} of a source with {len(source)} items")
+        self._source, self._indices = source, indices
+        if hasattr(source, "sizes"):
+            self.sizes = tuple(source.sizes[index] for index in indices)
+
+    def __repr__(self) -> str:
+        """Names source and indices, the same way in every run."""
+        return f"Subset({self._source!r}, {self._indices!r})"
+
+    def __len__(self) -> int:
+        """Gives the number of items shown."""
+        return len(self._indices)
+
+    def __getitem__(self, index: SupportsIndex) -> Any:
+        """Reads one item."""
+        return self._source[self._indices[index]]

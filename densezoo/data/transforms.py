@@ -1,0 +1,300 @@
+"""Augmentation on the device: pure functions `(key, batch) -> batch` to run inside the jitted train step.
+
+A batch is a dict of arrays. By name, fields are
+
+- images: `image` and all that begin so (`image_before`, `image_after`): float, (b, h, w, c). They get the geometry and
+  the colours. The images of a sample share its geometry; colours are drawn for each, as light differs between dates.
+- maps: `mask`, `change`, `instances` (int) and `depth` (float): (b, h, w). They get the geometry, by nearest pixel.
+- `boxes` (b, n, 4) and `labels` (b, n), -1 at empty places: boxes follow the geometry. One that is cut off at the
+  border shrinks; its place becomes empty when less than a quarter is left.
+
+Other fields stay as they are; one that has the images' height and width is an error, for it would no longer fit.
+Every sample draws its own numbers. The result depends on key and batch alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from densezoo.data import _fields, _geometry
+
+Batch = _geometry.Batch
+Transform = Callable[[Array, Batch], dict[str, Array]]
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def compose(*transforms: Transform) -> Transform:
+    """Runs transforms one after the other, each with a key of its own.
+
+    Args:
+        *transforms: in the order in which they run.
+
+    Returns:
+        One transform.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> augment = jax.jit(compose(random_flip(), color_jitter(brightness=0.2), normalize([0.5], [0.25])))
+        >>> batch = augment(jax.random.key(0), {"image": jnp.ones((2, 8, 8, 1)), "mask": jnp.ones((2, 8, 8), int)})
+        >>> batch["image"].shape, batch["mask"].shape
+        ((2, 8, 8, 1), (2, 8, 8))
+    """
+
+    def transform(key: Array, batch: Batch) -> dict[str, Array]:
+        for index, step in enumerate(transforms):
+            batch = step(jax.random.fold_in(key, index), batch)
+        return dict(batch)
+
+    return transform
+
+
+def random_flip(*, horizontal: bool = True, vertical: bool = False) -> Transform:
+    """Mirrors half of the samples.
+
+    Args:
+        horizontal: exchange left and right.
+        vertical: exchange top and bottom, independently.
+
+    Returns:
+        The transform; boxes follow.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> batch = {"image": jnp.zeros((2, 4, 6, 3)), "boxes": jnp.asarray([[[0.0, 0.0, 2.0, 1.0]]] * 2)}
+        >>> random_flip()(jax.random.key(0), batch)["boxes"].shape
+        (2, 1, 4)
+    """
+
+    def transform(key: Array, batch: Batch) -> dict[str, Array]:
+        samples, height, width = _geometry.extent(batch, "random_flip")
+        drawn = jax.random.bernoulli(key, shape=(2, samples))
+        if horizontal:
+            batch = _geometry.choose(drawn[0], batch, _geometry.mirrored(batch, 2, width))
+        if vertical:
+            batch = _geometry.choose(drawn[1], batch, _geometry.mirrored(batch, 1, height))
+        return dict(batch)
+
+    return transform
+
+
+def random_rot90() -> Transform:
+    """Turns each sample by 0, 90, 180 or 270 degrees; images must be square.
+
+    Returns:
+        The transform; boxes follow. It raises a ValueError when traced with images that are not square.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> random_rot90()(jax.random.key(0), {"image": jnp.zeros((2, 4, 4, 3))})["image"].shape
+        (2, 4, 4, 3)
+    """
+
+    def transform(key: Array, batch: Batch) -> dict[str, Array]:
+        samples, height, width = _geometry.extent(batch, "random_rot90")
+        if height != width:
+            raise ValueError(f"random_rot90 got images of {height}x{width}; expected square ones: crop them first.")
+        # Every turn is a transposition or none, followed by mirroring or not along either axis.
+        turns = jax.random.randint(key, (samples,), 0, 4)
+        batch = _geometry.choose(turns % 2 == 1, batch, _geometry.transposed(batch))
+        batch = _geometry.choose((turns == 1) | (turns == 2), batch, _geometry.mirrored(batch, 1, height))
+        return _geometry.choose(turns >= 2, batch, _geometry.mirrored(batch, 2, width))
+
+    return transform
+
+
+def random_crop(size: int | tuple[int, int]) -> Transform:
+    """Cuts a window from a random place of each sample.
+
+    Args:
+        size: height and width of the window, or one number for both.
+
+    Returns:
+        The transform; boxes follow. It raises a ValueError when traced with smaller images, or with boxes but no
+        labels.
+
+    Raises:
+        ValueError: if the size is not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> random_crop((4, 6))(jax.random.key(0), {"image": jnp.zeros((2, 8, 8, 3))})["image"].shape
+        (2, 4, 6, 3)
+    """
+    rows, columns = (size, size) if isinstance(size, int) else size
+    if rows < 1 or columns < 1:
+        raise ValueError(f"size={size}; expected a positive number or a pair (height, width) of them.")
+
+    def transform(key: Array, batch: Batch) -> dict[str, Array]:
+        samples, height, width = _geometry.extent(batch, "random_crop")
+        if rows > height or columns > width:
+            raise ValueError(f"random_crop of {rows}x{columns} got images of {height}x{width}; expected larger ones.")
+        spare = jnp.asarray([[height - rows + 1, width - columns + 1]], jnp.int32)
+        corners = jax.random.randint(key, (samples, 2), 0, spare)
+
+        def cut(sample: Array, corner: Int[Array, "2"]) -> Array:
+            start = (corner[0], corner[1], *([0] * (sample.ndim - 2)))
+            return jax.lax.dynamic_slice(sample, start, (rows, columns, *sample.shape[2:]))
+
+        result = {
+            name: jax.vmap(cut)(array, corners) if _geometry.moves(name) else array for name, array in batch.items()
+        }
+        shift = -corners.astype(jnp.float32)
+        return _geometry.move_boxes(result, jnp.ones_like(shift), shift, rows, columns, "random_crop")
+
+    return transform
+
+
+def random_scale(scales: tuple[float, float], *, ignore_index: int = 255) -> Transform:
+    """Zooms each sample about a random centre; the size stays.
+
+    Images are interpolated bilinearly, at half-pixel centres; maps take the nearest pixel. Where a zoom below 1 leaves
+    room around the image, it is filled with the image's own mean, masks with `ignore_index`, instances and depth with
+    0. Depths are not rescaled.
+
+    Args:
+        scales: least and greatest zoom, drawn evenly in its logarithm; above 1 enlarges.
+        ignore_index: for `mask` and `change` where there is no image.
+
+    Returns:
+        The transform; boxes follow. It raises a ValueError when traced with boxes but no labels.
+
+    Raises:
+        ValueError: if the range is empty or not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> batch = {"image": jnp.ones((2, 8, 8, 3)), "mask": jnp.ones((2, 8, 8), jnp.int32)}
+        >>> random_scale((0.5, 2.0))(jax.random.key(0), batch)["image"].shape
+        (2, 8, 8, 3)
+    """
+    least, greatest = scales
+    if not 0 < least <= greatest < math.inf:
+        raise ValueError(f"scales={scales}; expected (least, greatest) with 0 < least <= greatest.")
+
+    def transform(key: Array, batch: Batch) -> dict[str, Array]:
+        samples, height, width = _geometry.extent(batch, "random_scale")
+        of_zoom, of_place = jax.random.split(key)
+        zoom = jnp.exp(jax.random.uniform(of_zoom, (samples, 1), minval=math.log(least), maxval=math.log(greatest)))
+        sides = jnp.asarray([[height, width]], jnp.float32)
+        # A point p lands on zoom * p + shift: the window lies inside the image, or the image inside the window.
+        shift = jax.random.uniform(of_place, (samples, 2)) * (sides - zoom * sides)
+        rows = (jnp.arange(height, dtype=jnp.float32)[None] + 0.5 - shift[:, :1]) / zoom
+        columns = (jnp.arange(width, dtype=jnp.float32)[None] + 0.5 - shift[:, 1:]) / zoom
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
+
+        result = dict(batch)
+        for name, array in batch.items():
+            if _fields.is_image(name):
+                drawn = _geometry.interpolate(_geometry.interpolate(array, rows, 1), columns, 2)
+                result[name] = jnp.where(inside[..., None], drawn, _geometry.channel_means(array))
+            elif _fields.is_map(name):
+                drawn = _geometry.take(_geometry.take(array, jnp.floor(rows), 1), jnp.floor(columns), 2)
+                result[name] = jnp.where(inside, drawn, jnp.asarray(_fields.fill_of(name, ignore_index), array.dtype))
+        zooms = jnp.broadcast_to(zoom, shift.shape)
+        return _geometry.move_boxes(result, zooms, shift, height, width, "random_scale")
+
+    return transform
+
+
+def color_jitter(*, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0) -> Transform:
+    """Changes brightness, contrast and saturation of each image by random factors, in this order.
+
+    A strength s draws a factor from 1 - s to 1 + s: brightness multiplies the image, contrast its distance from its
+    mean luminance (from its mean, unless there are 3 channels), and saturation each pixel's distance from its
+    luminance. Values are not clipped, so that images of any range and any number of channels can be given; run it
+    before `normalize`.
+
+    Args:
+        brightness: strength, 0 to 1.
+        contrast: strength, 0 to 1.
+        saturation: strength, 0 to 1; without effect unless there are 3 channels.
+
+    Returns:
+        The transform.
+
+    Raises:
+        ValueError: if a strength is out of its range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> jitter = color_jitter(brightness=0.2, contrast=0.2)
+        >>> jitter(jax.random.key(0), {"image": jnp.ones((2, 4, 4, 5))})["image"].shape
+        (2, 4, 4, 5)
+    """
+    for name, strength in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation)):
+        if not 0 <= strength <= 1:
+            raise ValueError(f"{name}={strength}; expected a strength of 0 to 1.")
+
+    def jitter(key: Array, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        strengths = jnp.asarray([[brightness], [contrast], [saturation]], jnp.float32)
+        drawn = jax.random.uniform(key, (3, image.shape[0]), minval=-1.0) * strengths + 1.0
+        bright, contrasted, saturated = drawn.astype(image.dtype)[:, :, None, None, None]
+
+        def grey(image: Float[Array, "b h w 3"]) -> Float[Array, "b h w 1"]:
+            # By slices: XLA's sum over so short an axis is ten times slower on CPU.
+            return _LUMA[0] * image[..., :1] + _LUMA[1] * image[..., 1:2] + _LUMA[2] * image[..., 2:]
+
+        if contrast:
+            # The mean is that of the image before its brightness changes, so that one pass over the pixels does both.
+            mean = _geometry.channel_means(image)
+            mean = grey(mean) if image.shape[-1] == 3 else mean.mean(-1, keepdims=True)
+            image = image * (bright * contrasted) + mean * (bright * (1 - contrasted))
+        elif brightness:
+            image = image * bright
+        if saturation and image.shape[-1] == 3:
+            image = image * saturated + grey(image) * (1 - saturated)
+        return image
+
+    def transform(key: Array, batch: Batch) -> dict[str, Array]:
+        _geometry.extent(batch, "color_jitter")
+        images = sorted(name for name in batch if _fields.is_image(name))
+        changed = {name: jitter(jax.random.fold_in(key, index), batch[name]) for index, name in enumerate(images)}
+        return {**batch, **changed}
+
+    return transform
+
+
+def normalize(mean: Sequence[float], std: Sequence[float]) -> Transform:
+    """Subtracts the mean and divides by the standard deviation, by channel.
+
+    Args:
+        mean: a number per channel, or a single one for all.
+        std: likewise; positive.
+
+    Returns:
+        The transform, which does not use its key. It raises a ValueError when traced with another number of channels.
+
+    Raises:
+        ValueError: if there are no numbers, or if one of std is not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> float(normalize([0.5], [0.25])(jax.random.key(0), {"image": jnp.ones((1, 2, 2, 3))})["image"][0, 0, 0, 0])
+        2.0
+    """
+    means, stds = [float(value) for value in mean], [float(value) for value in std]
+    if not means or not stds or min(stds) <= 0:
+        raise ValueError(f"mean={means}, std={stds}; expected a number per channel, those of std positive.")
+
+    def scale(name: str, image: Array) -> Array:
+        for argument, values in (("mean", means), ("std", stds)):
+            if len(values) not in (1, image.shape[-1]):
+                raise ValueError(
+                    f"normalize got {argument} with {len(values)} numbers for {name} with {image.shape[-1]} channels; "
+                    "expected one per channel, or a single one."
+                )
+        subtract, divide = (jnp.asarray(values, image.dtype)[None, None, None] for values in (means, stds))
+        return (image - subtract) / divide
+
+    def transform(key: Array, batch: Batch) -> dict[str, Array]:
+        del key
+        _geometry.extent(batch, "normalize")
+        return {name: scale(name, array) if _fields.is_image(name) else array for name, array in batch.items()}
+
+    return transform

@@ -1,0 +1,28 @@
+"""Losses for dense prediction: pure functions from logits (b, h, w, c) and labels (b, h, w) to a float32 scalar.
+
+Every loss follows these rules; its own docstring says the rest.
+
+- One channel (c == 1) is binary: a sigmoid, with labels 0 and 1. More channels are classes of a softmax, with labels
+  0 to c - 1. (`focal_loss` and the binary `lovasz_loss` use neither; they say what they do.)
+- Logits may have any float dtype; everything is computed in float32.
+- `ignore_index`, which may lie outside the classes, marks pixels that do not count: whatever their logits hold, NaN
+  included, they change neither the loss nor the gradient. If no pixel counts, the loss and its gradient are zero.
+- Any other label outside the classes makes the loss NaN. Values cannot be checked inside `jax.jit`, and a wrong number
+  that looks right (a mask stored as 0 and 255, say) would be worse.
+"""
+
+from densezoo.losses._boundary import boundary_weighted_cross_entropy, boundary_weights
+from densezoo.losses._cross_entropy import cross_entropy, focal_loss
+from densezoo.losses._lovasz import lovasz_loss
+from densezoo.losses._overlap import dice_loss, jaccard_loss, tversky_loss
+
+__all__ = [
+    "boundary_weighted_cross_entropy",
+    "boundary_weights",
+    "cross_entropy",
+    "dice_loss",
+    "focal_loss",
+    "jaccard_loss",
+    "lovasz_loss",
+    "tversky_loss",
+]

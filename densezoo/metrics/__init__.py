@@ -1,0 +1,54 @@
+"""Metrics for dense prediction: counts that add over steps and devices, and scores that are functions of counts.
+
+    counts = Counts.zeros(num_classes)
+    for batch in batches:
+        counts += confusion_counts(predict(logits(batch)), batch["mask"], num_classes=num_classes)
+    print(iou(counts), mean_iou(counts))
+
+A class that occurs neither in the labels nor in the predictions has no score: it is NaN, and left out of the means.
+Binary segmentation has two classes, and class 1 is the foreground.
+"""
+
+from densezoo.metrics._boundary import (
+    BoundaryCounts,
+    boundary_band_counts,
+    boundary_counts,
+    boundary_f_score,
+    boundary_iou,
+)
+from densezoo.metrics._counts import (
+    Counts,
+    Tally,
+    accuracy,
+    class_mean,
+    confusion_counts,
+    dice,
+    iou,
+    mean_dice,
+    mean_iou,
+    pixel_accuracy,
+    precision,
+    predict,
+    recall,
+)
+
+__all__ = [
+    "BoundaryCounts",
+    "Counts",
+    "Tally",
+    "accuracy",
+    "boundary_band_counts",
+    "boundary_counts",
+    "boundary_f_score",
+    "boundary_iou",
+    "class_mean",
+    "confusion_counts",
+    "dice",
+    "iou",
+    "mean_dice",
+    "mean_iou",
+    "pixel_accuracy",
+    "precision",
+    "predict",
+    "recall",
+]

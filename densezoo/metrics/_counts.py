@@ -1,0 +1,282 @@
+"""Counts of pixels, which add exactly, and the scores of regions that follow from them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Integer
+
+from densezoo.losses._pixels import counted_pixels
+
+_BITS = 16
+
+
+@struct.dataclass
+class Tally:
+    """Exact numbers of pixels, up to 2^48 (2.8e14, or 67 million images of 2048 x 2048).
+
+    JAX has no 64-bit integers by default, float32 loses single pixels beyond 2^24 (four such images) and int32
+    overflows beyond 2^31 (512 of them), so a number is kept as low + 2^16 high. `+` carries from low to high. Plain
+    sums of the leaves (`jax.lax.psum`, `jax.tree.map(jnp.add, ...)`) are right as well, for up to 2^16 tallies.
+
+    `value` is the number in float32, for formulas; `numpy.asarray(tally)` is exact, in int64.
+    """
+
+    low: Any  # both UInt32[Array, "*shape"], and whatever else JAX puts on the leaves of a pytree
+    high: Any
+
+    @classmethod
+    def of(cls, numbers: Integer[Array, "*shape"]) -> "Tally":
+        """A tally of integers, which are not negative."""
+        numbers = jnp.asarray(numbers).astype(jnp.uint32)
+        return cls(numbers & (2**_BITS - 1), numbers >> _BITS)
+
+    def __add__(self, other: "Tally") -> "Tally":
+        low = self.low + other.low
+        return Tally(low & (2**_BITS - 1), self.high + other.high + (low >> _BITS))
+
+    @property
+    def value(self) -> Float[Array, "*shape"]:
+        """The numbers, rounded to float32."""
+        return self.high.astype(jnp.float32) * 2.0**_BITS + self.low.astype(jnp.float32)
+
+    def __array__(self, dtype: np.typing.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        numbers = (np.asarray(self.high, np.int64) << _BITS) + np.asarray(self.low, np.int64)
+        return numbers if dtype is None else numbers.astype(dtype)
+
+
+@struct.dataclass
+class Counts:
+    """True and false positives and negatives of each class, each a `Tally` of shape (num_classes,); `+` adds two."""
+
+    tp: Tally
+    fp: Tally
+    fn: Tally
+    tn: Tally
+
+    @classmethod
+    def zeros(cls, num_classes: int) -> "Counts":
+        """Where a sum starts."""
+        zero = Tally.of(jnp.zeros((num_classes,), jnp.uint32))
+        return cls(zero, zero, zero, zero)
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
+
+
+def predict(logits: Float[Array, "*shape c"], *, threshold: float = 0.5) -> Integer[Array, "*shape"]:
+    """Labels from logits: the largest of several channels, or 1 where the sigmoid of one reaches the threshold.
+
+    Args:
+        logits: Scores, (..., c).
+        threshold: Probability from which on a pixel is foreground; for one channel only.
+
+    Returns:
+        Class indices, (...), int32.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from densezoo.metrics import predict
+        >>> print(predict(jnp.array([[-1.0], [0.0], [2.0]])), predict(jnp.array([[0.1, 0.3, 0.2]])))
+        [0 1 1] [1]
+    """
+    if logits.shape[-1] == 1:
+        return (jax.nn.sigmoid(logits[..., 0].astype(jnp.float32)) >= threshold).astype(jnp.int32)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def confusion_counts(
+    predictions: Integer[Array, "*shape"],
+    labels: Integer[Array, "*shape"],
+    *,
+    num_classes: int,
+    ignore_index: int | None = None,
+) -> Counts:
+    """True and false positives and negatives of each class.
+
+    Exact for up to 2^32 pixels in one call. A label outside the classes that is not ignore_index belongs to no class:
+    whatever is predicted there is a false positive.
+
+    Args:
+        predictions: Class indices, of any shape; see `predict`.
+        labels: Class indices, of the same shape.
+        num_classes: Number of classes; 2 for binary segmentation.
+        ignore_index: Label of pixels that do not count.
+
+    Returns:
+        Counts of shape (num_classes,).
+
+    Raises:
+        ValueError: If the shapes differ.
+        TypeError: If predictions or labels are not integers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import numpy as np
+        >>> from densezoo.metrics import confusion_counts
+        >>> labels = jnp.array([0, 0, 1, 255])
+        >>> counts = confusion_counts(jnp.array([0, 1, 1, 1]), labels, num_classes=2, ignore_index=255)
+        >>> print(np.asarray(counts.tp), np.asarray(counts.fp), np.asarray(counts.fn), np.asarray(counts.tn))
+        [1 1] [0 1] [1 0] [1 1]
+    """
+    return confusion(predictions, labels, checked(predictions, labels, ignore_index), num_classes)
+
+
+def iou(counts: Counts) -> Float[Array, " c"]:
+    """Intersection over union of each class, TP / (TP + FP + FN); NaN if nothing is labelled or predicted so.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from densezoo.metrics import confusion_counts, iou
+        >>> print(iou(confusion_counts(jnp.array([0, 1, 1]), jnp.array([0, 0, 1]), num_classes=3)))
+        [0.5 0.5 nan]
+    """
+    tp = counts.tp.value
+    return ratio(tp, tp + counts.fp.value + counts.fn.value)
+
+
+def dice(counts: Counts) -> Float[Array, " c"]:
+    """Dice (F1) score of each class, 2 TP / (2 TP + FP + FN); NaN if nothing is labelled or predicted so.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from densezoo.metrics import confusion_counts, dice
+        >>> print(dice(confusion_counts(jnp.array([1, 1, 1, 1, 0]), jnp.array([1, 1, 1, 0, 1]), num_classes=2)))
+        [0.   0.75]
+    """
+    tp = counts.tp.value
+    return ratio(2.0 * tp, 2.0 * tp + counts.fp.value + counts.fn.value)
+
+
+def precision(counts: Counts) -> Float[Array, " c"]:
+    """Share of each class's predictions that are right, TP / (TP + FP); NaN if it is never predicted.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from densezoo.metrics import confusion_counts, precision
+        >>> print(precision(confusion_counts(jnp.array([0, 1, 1]), jnp.array([0, 0, 1]), num_classes=2)))
+        [1.  0.5]
+    """
+    tp = counts.tp.value
+    return ratio(tp, tp + counts.fp.value)
+
+
+def recall(counts: Counts) -> Float[Array, " c"]:
+    """Share of each class's labels that are found, TP / (TP + FN); NaN if it has no labels.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from densezoo.metrics import confusion_counts, recall
+        >>> print(recall(confusion_counts(jnp.array([0, 1, 1]), jnp.array([0, 0, 1]), num_classes=2)))
+        [0.5 1. ]
+    """
+    tp = counts.tp.value
+    return ratio(tp, tp + counts.fn.value)
+
+
+def accuracy(counts: Counts) -> Float[Array, " c"]:
+    """Share of all pixels that are rightly inside or outside each class, (TP + TN) / all; NaN without pixels.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from densezoo.metrics import confusion_counts, accuracy
+        >>> print(accuracy(confusion_counts(jnp.array([0, 1, 1, 1]), jnp.array([0, 0, 1, 1]), num_classes=2)))
+        [0.75 0.75]
+    """
+    right = counts.tp.value + counts.tn.value
+    return ratio(right, right + counts.fp.value + counts.fn.value)
+
+
+def pixel_accuracy(counts: Counts) -> Float[Array, ""]:
+    """Share of the pixels with the right class, a scalar; NaN without pixels.
+
+    All pixels are counted, those with a label outside the classes too: as wrong.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from densezoo.metrics import confusion_counts, pixel_accuracy
+        >>> print(pixel_accuracy(confusion_counts(jnp.array([0, 1, 1, 1]), jnp.array([0, 0, 1, 1]), num_classes=2)))
+        0.75
+    """
+    pixels = counts.tp.value + counts.fp.value + counts.fn.value + counts.tn.value
+    return ratio(jnp.sum(counts.tp.value), jnp.max(pixels))
+
+
+def class_mean(scores: Float[Array, " c"]) -> Float[Array, ""]:
+    """Mean of the scores that are not NaN, that is, over the classes that occur; NaN if none does.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from densezoo.metrics import class_mean
+        >>> print(class_mean(jnp.array([1.0, 0.5, jnp.nan])))
+        0.75
+    """
+    occurs = ~jnp.isnan(scores)
+    return ratio(jnp.sum(jnp.where(occurs, scores, 0.0)), jnp.sum(occurs, dtype=jnp.float32))
+
+
+def mean_iou(counts: Counts) -> Float[Array, ""]:
+    """Mean IoU over the classes that occur in the labels or the predictions (so a class only predicted counts as 0).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from densezoo.metrics import confusion_counts, mean_iou
+        >>> print(mean_iou(confusion_counts(jnp.array([0, 1, 1]), jnp.array([0, 0, 1]), num_classes=2)))
+        0.5
+    """
+    return class_mean(iou(counts))
+
+
+def mean_dice(counts: Counts) -> Float[Array, ""]:
+    """Mean Dice score over the classes that occur in the labels or the predictions.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from densezoo.metrics import confusion_counts, mean_dice
+        >>> print(mean_dice(confusion_counts(jnp.array([1, 1, 1, 1, 0]), jnp.array([1, 1, 1, 0, 1]), num_classes=2)))
+        0.375
+    """
+    return class_mean(dice(counts))
+
+
+def ratio(numerator: Float[Array, "*shape"], denominator: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """NaN where the denominator is zero, without dividing by it."""
+    return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1.0), jnp.nan)
+
+
+def checked(
+    predictions: Integer[Array, "*shape"], labels: Integer[Array, "*shape"], ignore_index: int | None
+) -> Bool[Array, "*shape"]:
+    """The pixels that count, after the checks of what is static."""
+    if predictions.shape != labels.shape:
+        raise ValueError(
+            f"predictions {predictions.shape} and labels {labels.shape} differ: expected class indices of one shape; "
+            "call predict(logits) first"
+        )
+    if not jnp.issubdtype(predictions.dtype, jnp.integer):
+        raise TypeError(f"predictions are {predictions.dtype}: expected class indices; call predict(logits) first")
+    return counted_pixels(labels, ignore_index)
+
+
+def inside(mask: Bool[Array, "*shape"], labels: Integer[Array, "*shape"], num_classes: int) -> Integer[Array, "*shape"]:
+    """Labels inside the mask, and num_classes, which is no class, outside."""
+    return jnp.where(mask, labels.astype(jnp.int32), num_classes)
+
+
+def confusion(
+    predictions: Integer[Array, "*shape"],
+    labels: Integer[Array, "*shape"],
+    counted: Bool[Array, "*shape"],
+    num_classes: int,
+) -> Counts:
+    predicted, true = (
+        jax.nn.one_hot(inside(counted, m, num_classes).reshape(-1), num_classes, dtype=bool)
+        for m in (predictions, labels)
+    )
+    tp, fp, fn = (
+        jnp.sum(pixels, axis=0, dtype=jnp.uint32) for pixels in (predicted & true, predicted & ~true, ~predicted & true)
+    )
+    tn = jnp.sum(counted, dtype=jnp.uint32) - tp - fp - fn
+    return Counts(Tally.of(tp), Tally.of(fp), Tally.of(fn), Tally.of(tn))

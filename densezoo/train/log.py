@@ -1,0 +1,171 @@
+"""What a training tells about itself: a log of JSON lines, timings, and a progress line."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Record = dict[str, Any]
+
+
+class Log:
+    """A run's records, in memory and in `log.jsonl`.
+
+    Args:
+        directory: the run's directory, or None to write no file.
+        done: the step that the run continues from; records of later steps, which will be done again, are dropped.
+    """
+
+    def __init__(self, directory: Path | None, done: int):
+        self.history: list[Record] = []
+        self._path = None
+        if directory is None:
+            return
+        path = directory / "log.jsonl"
+        if path.exists():
+            records = map(_parse, path.read_text().splitlines())
+            self.history = [record for record in records if record and record["step"] <= done]
+        if jax.process_index() == 0:
+            self._path = path
+            directory.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_suffix(".tmp")
+            fresh.write_text("".join(json.dumps(record) + "\n" for record in self.history))
+            os.replace(fresh, path)
+
+    def write(self, record: Record) -> Record:
+        """Adds a record; returns it as written."""
+        record = _json(record)
+        self.history.append(record)
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        return record
+
+
+class Meter:
+    """Means of metrics, and where the time goes.
+
+    The clock starts when the first step, the one that compiles, is complete. It stands still during an evaluation.
+    """
+
+    def __init__(self):
+        self._start: float | None = None
+        self._recompilations = 0
+        self._paused = self._waited = self._window_start = 0.0
+        self._values: list[Mapping[str, float]] = []
+        self._completed = self._images = 0
+
+    @contextlib.contextmanager
+    def waiting(self, unread: Any) -> Iterator[None]:
+        """Around fetching a batch. `unread` are the metrics of the step before, which may still be running."""
+        begin = time.perf_counter()
+        yield
+        # If the device is still busy when the batch is there, it lost nothing.
+        idle = all(x.is_ready() for x in jax.tree.leaves(unread) if hasattr(x, "is_ready"))
+        if idle and self._start is not None:
+            self._waited += time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is not training."""
+        begin = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Around calling the step, which may compile it."""
+        compiled, caller = [], threading.get_ident()
+
+        def listen(event: str, duration_secs: float, **_: Any) -> None:
+            if event == "/jax/core/compile/backend_compile_duration" and threading.get_ident() == caller:
+                compiled.append(duration_secs)
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            yield
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+        self._recompilations += bool(compiled and self._start is not None)
+
+    def dispatched(self, metrics: Any) -> None:
+        """A step was sent to the device; these are its metrics to come."""
+        if self._start is None:  # The one time that the loop waits: the clock starts between two steps.
+            jax.block_until_ready(metrics)
+            self._start = self._window_start = time.perf_counter()
+
+    def completed(self, values: Mapping[str, float], images: int) -> None:
+        """A step is complete; these are its metrics."""
+        self._values.append(values)
+        if self._completed:  # The first one's time is not on the clock.
+            self._images += images
+        self._completed += 1
+
+    def record(self) -> Record:
+        """Means and timings since the last call."""
+        now = time.perf_counter() - self._paused
+        total = now - (self._start or now)
+        columns: dict[str, list[float]] = {}
+        for values in self._values:
+            for name, value in values.items():
+                columns.setdefault(name, []).append(value)
+        record: Record = {name: math.fsum(column) / len(column) for name, column in columns.items()}
+        record["images_per_second"] = self._images / (now - self._window_start) if self._images else None
+        record["input_wait"] = self._waited / total if total > 0 else 0.0
+        record["recompilations"] = self._recompilations
+        self._values, self._images, self._window_start = [], 0, now
+        return record
+
+
+@contextlib.contextmanager
+def display(enabled: bool, done: int, steps: int) -> Iterator[Callable[[int, Record], None]]:
+    """A function that shows a record on stderr: in a progress line on a terminal, else as a line of its own."""
+    console = Console(stderr=True)
+    if not enabled:
+        yield lambda step, record: None
+        return
+    if not console.is_terminal:
+        yield lambda step, record: print(f"step {step}/{steps}  {_words(record)}", file=sys.stderr, flush=True)
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("compiling", total=steps, completed=done)
+        shown = {"metrics": "", "scores": ""}
+
+        def show(step: int, record: Record) -> None:
+            shown["scores" if "scores" in record else "metrics"] = _words(record)
+            progress.update(task, completed=step, description="  ".join(filter(None, shown.values())))
+
+        yield show
+
+
+def _words(record: Record) -> str:
+    if "scores" in record:
+        return "  ".join(f"{name} {value:.4g}" for name, value in record["scores"].items() if value is not None)
+    shown = {"loss {:.4g}": record.get("loss"), "{:.4g} images/s": record["images_per_second"]}
+    return "  ".join(words.format(value) for words, value in shown.items() if value is not None)
+
+
+def _parse(line: str) -> Record | None:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:  # The process was killed while it wrote this line.
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _json(value: Any) -> Any:
+    """The value without nan and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _json(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,245 @@
+"""The training loop: steps, evaluation, checkpoints, a log and a progress line."""
+
+import contextlib
+import math
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from densezoo.train.checkpoint import CheckpointWriter, newest_checkpoint, read_facts, restore_state
+from densezoo.train.log import Log, Meter, Record, display
+from densezoo.train.state import TrainState
+from densezoo.train.step import Batch
+
+
+def fit(
+    state: TrainState,
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, Any]]],
+    batches: Iterable[Batch] | Callable[[int], Iterator[Batch]],
+    *,
+    steps: int,
+    evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
+    evaluate_every: int | None = None,
+    best: str | None = None,
+    directory: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every: int = 500,
+    log_every: int = 10,
+    progress: bool = True,
+) -> tuple[TrainState, list[Record]]:
+    """Trains until `state.step == steps`.
+
+    Steps are dispatched without waiting: while the device computes one, the host reads the metrics of the one before
+    and fetches the next batch. Checkpoints are written in the background. On Ctrl-C or SIGTERM the step at hand is
+    finished and saved (a second Ctrl-C stops at once).
+
+    Args:
+        state: where to start; the train step donates it, so use the returned one afterwards.
+        train_step: `(state, batch) -> (state, metrics)`, from `make_train_step`.
+        batches: an iterable of batches, gone through again when it ends (if it can be); or, for a resumed run that
+            continues exactly, a function from the number of steps done to an iterator over the batches from there on.
+        steps: number of steps of the whole training, those before a resume included.
+        evaluate: `evaluate(state)` gives a dict of floats, the scores. It must not donate the state.
+        evaluate_every: steps between evaluations; there is always one after the last step.
+        best: name of the score to maximise: the state that reaches the highest is kept as the `best` checkpoint.
+        directory: where checkpoints (`last`, `best`) and the log (`log.jsonl`) go; None writes nothing.
+        resume: continue the run in `directory` from its last checkpoint; start at the beginning if it has none.
+        checkpoint_every: steps between checkpoints; there is always one after the last step.
+        log_every: steps between log records.
+        progress: show a progress line on stderr (plain lines where stderr is not a terminal).
+
+    Returns:
+        The trained state, and the history: the records that are also the lines of `log.jsonl`. Every `log_every` steps
+        a record `{"step", "loss", "grad_norm", ...}` has the means of the metrics since the one before (None for a
+        mean that is not finite), `images_per_second`, and for the run so far `input_wait`, the share of the time in
+        which the host waited for a batch while the device had nothing left to do, and `recompilations`, the number of
+        times the step was compiled again (both without the first step; evaluation does not count as time). An
+        evaluation adds a record `{"step", "scores"}`.
+
+    Raises:
+        FileExistsError: if `directory` holds a run and `resume` is False.
+        FloatingPointError: if loss or gradient norm is not finite. The last checkpoint is from before that.
+        KeyboardInterrupt: after Ctrl-C; SystemExit after SIGTERM. The last step is saved.
+        OSError: if a checkpoint cannot be written.
+        ValueError: if the batches end too early, or the checkpoint is of another model.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
+        >>> from densezoo.train import create_state, make_train_step
+        >>> class Net(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, images, *, train=False):
+        ...         return nn.Conv(1, (3, 3))(images)
+        >>> batch = {"image": jnp.ones((2, 8, 8, 3)), "target": jnp.ones((2, 8, 8, 1))}
+        >>> state = create_state(Net(), optax.sgd(0.01), jax.random.key(0), batch["image"])
+        >>> step = make_train_step(lambda prediction, batch: jnp.mean((prediction - batch["target"]) ** 2))
+        >>> state, history = fit(state, step, [batch], steps=4, log_every=2, progress=False)
+        >>> [record["step"] for record in history], history[1]["loss"] < history[0]["loss"]
+        ([2, 4], True)
+    """
+    for name, every in (("evaluate", evaluate_every), ("checkpoint", checkpoint_every), ("log", log_every)):
+        if every is not None and every < 1:
+            raise ValueError(f"{name}_every is a number of steps, at least 1; got {every}")
+    if evaluate is None and (best is not None or evaluate_every is not None):
+        raise ValueError("best and evaluate_every need evaluate=, a function from the state to a dict of scores")
+    if directory is None and resume:
+        raise ValueError("resume=True needs directory=, where the run is")
+    directory = None if directory is None else Path(directory).resolve()
+    best_score = -math.inf
+    if directory is not None and resume:
+        state, best_score = _restore(directory, state, best)
+    elif directory is not None and _holds_run(directory):
+        raise FileExistsError(f"{directory} holds a run: continue it with resume=True, or choose another directory")
+
+    done = int(state.step)
+    saved = done if directory is not None and newest_checkpoint(directory, "last") else 0
+    log = Log(directory, done)
+    meter = Meter()
+    stream = _stream(batches, done)
+    unread: tuple[int, Any, int] | None = None  # Step, metrics still on their way from the device, number of images.
+    exhausted = False
+
+    with contextlib.ExitStack() as stack:
+        writers: dict[str, CheckpointWriter] = {}
+        if directory is not None:
+            writers = {which: CheckpointWriter(directory, which) for which in ("last", "best")}
+            for writer in writers.values():
+                stack.callback(writer.close)
+        signals = stack.enter_context(_stop_signals())
+        show = stack.enter_context(display(progress and jax.process_index() == 0, done, steps))
+
+        def read() -> None:
+            """Waits for the metrics that are on their way; checks and logs them."""
+            nonlocal unread
+            if unread is None:
+                return
+            (step, metrics, images), unread = unread, None
+            values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+            if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm") if name in values):
+                for writer in writers.values():
+                    writer.wait()
+                raise FloatingPointError(_not_finite(step, values, directory))
+            meter.completed(values, images)
+            if step % log_every == 0 or step == steps:
+                show(step, log.write({"step": step} | meter.record()))
+
+        def save(which: str, **facts: Any) -> None:
+            if which in writers:
+                writers[which].save(state, {"step": done} | facts)
+
+        try:
+            while done < steps and not signals:
+                with meter.waiting(unread):
+                    batch = next(stream, None)
+                if batch is None:
+                    exhausted = True
+                    break
+                with meter.stepping():
+                    state, metrics = train_step(state, batch)
+                done += 1
+                meter.dispatched(metrics)
+                read()  # The step before: the device is busy with this one meanwhile.
+                unread = done, metrics, len(jax.tree.leaves(batch)[0])
+                if evaluate is not None and (done == steps or (evaluate_every and done % evaluate_every == 0)):
+                    read()
+                    with meter.paused():
+                        scores = {name: float(value) for name, value in evaluate(state).items()}
+                    show(done, log.write({"step": done, "scores": scores}))
+                    if best is not None and _score(scores, best) > best_score:
+                        best_score = scores[best]
+                        save("best", name=best, score=best_score)
+                if done % checkpoint_every == 0 and done < steps:
+                    read()  # A state that is not finite is never saved.
+                    save("last")
+                    saved = done
+        except KeyboardInterrupt:
+            if signals:  # The second one.
+                raise
+            signals.append(signal.SIGINT)
+        read()
+        if done > saved:
+            save("last")
+    if signals:
+        if signals[0] == signal.SIGTERM:
+            sys.exit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt(f"stopped after step {done}")
+    if exhausted:
+        raise ValueError(
+            f"the batches ended after step {done} of {steps}: give an iterable that can be gone through again (a list, "
+            "a loader; not a generator), or a function whose iterator does not end"
+        )
+    return state, log.history
+
+
+def _holds_run(directory: Path) -> bool:
+    log = directory / "log.jsonl"
+    return (log.exists() and log.stat().st_size > 0) or any(newest_checkpoint(directory, w) for w in ("last", "best"))
+
+
+def _restore(directory: Path, state: TrainState, best: str | None) -> tuple[TrainState, float]:
+    """The last checkpoint's state, or the state itself where there is none yet; and the best score so far."""
+    if newest_checkpoint(directory, "last") is not None:
+        state = restore_state(directory, state)
+    if best is None or newest_checkpoint(directory, "best") is None:
+        return state, -math.inf
+    facts = read_facts(directory, "best")
+    if facts["name"] != best:
+        raise ValueError(f"{directory} keeps the state with the best {facts['name']!r}; it cannot go on with {best!r}")
+    return state, facts["score"]
+
+
+def _stream(batches: Iterable[Batch] | Callable[[int], Iterator[Batch]], done: int) -> Iterator[Batch]:
+    if not isinstance(batches, Iterable):
+        yield from batches(done)
+        return
+    while True:
+        passes = iter(batches)
+        empty = True
+        for batch in passes:
+            empty = False
+            yield batch
+        if empty or passes is batches:  # An iterator cannot be gone through again.
+            return
+
+
+def _not_finite(step: int, values: Mapping[str, float], directory: Path | None) -> str:
+    what = ", ".join(f"{name} {values[name]}" for name in ("loss", "grad_norm") if name in values)
+    kept = newest_checkpoint(directory, "last") if directory is not None else None
+    return (
+        f"training stopped at step {step}: {what}. "
+        + (f"The last good state is in {kept}. " if kept else "")
+        + "Often the learning rate is too high (try a tenth, or clip_norm=1.0 in make_optimizer); else look for labels "
+        "outside the classes, batches in which every label is ignored, or images that are not finite."
+    )
+
+
+def _score(scores: Mapping[str, float], name: str) -> float:
+    if name not in scores:
+        raise ValueError(f"best={name!r} is not among the scores {sorted(scores)}")
+    return scores[name]  # Nothing is greater than the best so far by being nan.
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM, so that a step is never cut in two; the second one raises at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only.
+        yield received
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,87 @@
+"""The optimizer of the recipes: AdamW with a one-cycle learning rate and optional clipping."""
+
+import jax.numpy as jnp
+import optax
+
+
+def one_cycle(peak: float, steps: int) -> optax.Schedule:
+    """Learning rate that rises to `peak` over the first 30% of the steps and falls to almost nothing, both by cosine.
+
+    It starts at `peak / 25` and ends at `peak / 250_000`. The values are those of `torch.optim.lr_scheduler.OneCycleLR`
+    with `total_steps=steps`, where the peak comes at step `0.3 * steps - 1` and the end at step `steps - 1`
+    (`optax.cosine_onecycle_schedule` puts both one step later). After the last step the rate stays at its end.
+
+    Args:
+        peak: the largest learning rate.
+        steps: number of updates of the whole training.
+
+    Returns:
+        A function from the number of updates done to the learning rate.
+
+    Raises:
+        ValueError: if `steps` is not positive.
+
+    Example:
+        >>> schedule = one_cycle(0.1, 10)
+        >>> [f"{schedule(step):.4f}" for step in (0, 2, 9)]
+        ['0.0040', '0.1000', '0.0000']
+
+    References:
+        Smith and Topin, "Super-convergence: very fast training of neural networks using large learning rates", 2017,
+        https://arxiv.org/abs/1708.07120
+    """
+    if steps < 1:
+        raise ValueError(f"a one-cycle schedule needs at least one step; got steps={steps}")
+    top, end = 0.3 * steps - 1, steps - 1
+
+    def cosine(start: float, stop: float, fraction):
+        return stop + (start - stop) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(fraction, 0, 1)))
+
+    def schedule(count):
+        count = jnp.asarray(count).astype(jnp.float32)
+        # Up to three steps leave no room for a rise: top <= 0, and the fall begins at once.
+        rise = cosine(peak / 25, peak, count / max(top, 1e-6))
+        fall = cosine(peak, peak / 250_000, (count - top) / (end - top))
+        return jnp.where(count <= top, rise, fall)
+
+    return schedule
+
+
+def make_optimizer(
+    learning_rate: float | optax.Schedule,
+    steps: int,
+    *,
+    weight_decay: float = 1e-4,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """AdamW with a one-cycle learning rate: the recipe that densezoo's scripts and baselines use.
+
+    The updates are those of `torch.optim.AdamW` (betas 0.9 and 0.999, epsilon 1e-8) under `OneCycleLR`. As there,
+    weight decay acts on every parameter, biases and norms included.
+
+    Args:
+        learning_rate: the peak of the cycle; or a schedule of your own (any of optax), which then takes the place of
+            the cycle.
+        steps: number of updates of the whole training.
+        weight_decay: strength of the decoupled weight decay.
+        clip_norm: scale gradients whose global norm is above this down to it; None does not clip.
+
+    Returns:
+        An optax gradient transformation.
+
+    Raises:
+        ValueError: if `steps` is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> optimizer = make_optimizer(1e-3, 200, clip_norm=1.0)
+        >>> memory = optimizer.init({"kernel": jnp.zeros((3, 3))})
+
+    References:
+        Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, https://arxiv.org/abs/1711.05101
+    """
+    if steps < 1:
+        raise ValueError(f"an optimizer needs at least one step; got steps={steps}")
+    schedule = learning_rate if callable(learning_rate) else one_cycle(learning_rate, steps)
+    adamw = optax.adamw(schedule, eps=1e-8, weight_decay=weight_decay)
+    return adamw if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adamw)

@@ -1,0 +1,194 @@
+"""What training changes from step to step, as one pytree."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from flax.core import unfreeze
+from jaxtyping import Array, Int, Key, PyTree
+
+
+class TrainState(struct.PyTreeNode):
+    """Parameters, statistics, optimizer memory and random key of a training; made by `create_state`.
+
+    Attributes:
+        step: number of updates done.
+        params: all parameters, the frozen ones included.
+        batch_stats: running statistics of the norms; an empty dict for a model without any.
+        opt_state: optimizer memory, of the trainable parameters alone.
+        ema: moving average of the trainable parameters, or None.
+        key: random key of the training. It never changes: a step uses `fold_in(key, step)`.
+        apply_fn: the model's `apply`.
+        optimizer: optax gradient transformation.
+        frozen: names of the top-level parameter subtrees that do not train.
+        ema_decay: decay of the moving average, or None.
+    """
+
+    step: Int[Array, ""]
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    opt_state: PyTree
+    ema: dict[str, Any] | None
+    key: Key[Array, ""]
+    apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
+    optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
+    frozen: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    ema_decay: float | None = struct.field(pytree_node=False, default=None)
+
+    @property
+    def trainable(self) -> dict[str, Any]:
+        """The parameters that the optimizer updates."""
+        return without(self.params, self.frozen)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Variables for `model.apply`, as the last step left them."""
+        return as_variables(self.params, self.batch_stats)
+
+    @property
+    def ema_variables(self) -> dict[str, Any]:
+        """Variables for `model.apply` with averaged parameters; the same as `variables` where there is no average."""
+        return as_variables(self.params | (self.ema or {}), self.batch_stats)
+
+
+def without(params: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The subtrees of `params` whose name is not among `names`."""
+    return {name: subtree for name, subtree in params.items() if name not in names}
+
+
+def as_variables(params: dict[str, Any], batch_stats: dict[str, Any]) -> dict[str, Any]:
+    """Collections as `model.init` returns them: a model without statistics has no `batch_stats`."""
+    return {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
+
+
+def create_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, ""],
+    *inputs: Any,
+    variables: Mapping[str, Any] | None = None,
+    ema_decay: float | None = None,
+) -> TrainState:
+    """A training at step 0.
+
+    Parameters are initialised in one compiled function. The subtrees that `model.frozen` names (if it has that field)
+    get neither gradients nor optimizer memory.
+
+    Args:
+        model: a Linen module with the collections `params` and, at most, `batch_stats`.
+        optimizer: optax gradient transformation, for instance from `make_optimizer`.
+        key: random key (`jax.random.key(seed)`), for the parameters and for every step's randomness.
+        *inputs: the model's inputs, arrays or `jax.ShapeDtypeStruct`; only shapes and dtypes matter.
+        variables: start from these (for instance pretrained) variables, which are copied, instead of random ones.
+        ema_decay: keep a moving average of the parameters with this decay, for instance 0.999. In the first steps the
+            decay is smaller, `min(ema_decay, (1 + step) / (10 + step))`, so that the random start is soon forgotten.
+
+    Returns:
+        The state. It is not tied to a device; to train on a mesh, place it there with `jax.device_put` first, or the
+        second step compiles again.
+
+    Raises:
+        TypeError: if `key` is not a typed random key.
+        ValueError: if `model.frozen` names an unknown subtree, the model has other collections, or `variables` are of
+            another model.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
+        >>> class Net(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, images, *, train=False):
+        ...         return nn.Conv(2, (3, 3))(images)
+        >>> state = create_state(Net(), optax.sgd(0.1), jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+        >>> state.params["Conv_0"]["kernel"].shape
+        (3, 3, 3, 2)
+    """
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"key is a random key such as jax.random.key(0); got {type(key).__name__}")
+    if ema_decay is not None and not 0 < ema_decay < 1:
+        raise ValueError(f"ema_decay lies between 0 and 1, for instance 0.999; got {ema_decay}")
+
+    def init(key) -> dict[str, Any]:
+        return unfreeze(model.init(key, *(jnp.zeros(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)) for x in inputs)))
+
+    expected = jax.eval_shape(init, key)
+    if unknown := set(expected) - {"params", "batch_stats"}:
+        raise ValueError(f"a training carries params and batch_stats; the model has also {sorted(unknown)}")
+    frozen = _check_frozen(getattr(model, "frozen", ()), expected["params"])
+    if variables is not None:
+        variables = unfreeze(dict(variables))
+        _check_variables(variables, expected)
+
+    @jax.jit
+    def create(key, variables):
+        init_key, step_key = jax.random.split(key)
+        if variables is None:
+            variables = init(init_key)
+        else:  # Copies: a train step donates the state, and the caller keeps what it gave.
+            variables = jax.tree.map(lambda x, like: jnp.array(x, like.dtype, copy=True), variables, expected)
+        trainable = without(variables["params"], frozen)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats.
+            opt_state = optimizer.init(trainable)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=opt_state,
+            ema=None if ema_decay is None else jax.tree.map(jnp.copy, trainable),
+            key=step_key,
+            apply_fn=model.apply,
+            optimizer=optimizer,
+            frozen=frozen,
+            ema_decay=ema_decay,
+        )
+
+    return create(key, variables)
+
+
+def describe_differences(here: PyTree, given: PyTree, given_name: str) -> list[str]:
+    """Lines that say where two trees of arrays differ in structure, shape or dtype; none if they agree."""
+
+    def leaves(tree):
+        named = jax.tree.leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in named}
+
+    expected, found, lines = leaves(here), leaves(given), []
+    for name in sorted(expected.keys() | found.keys(), key=lambda name: (not name.startswith("params"), name)):
+        if name not in found:
+            lines.append(f"{name}: missing in {given_name}")
+        elif name not in expected:
+            lines.append(f"{name}: only in {given_name}")
+        elif tuple(expected[name].shape) != tuple(found[name].shape) or expected[name].dtype != found[name].dtype:
+            want, have = (f"{tuple(x.shape)} {x.dtype}" for x in (expected[name], found[name]))
+            lines.append(f"{name}: {want} expected, {have} in {given_name}")
+    return lines
+
+
+def first_lines(lines: list[str], limit: int = 8) -> str:
+    """The first lines of a long list, indented, for an error message."""
+    rest = [f"... and {len(lines) - limit} more"] if len(lines) > limit else []
+    return "\n".join(f"  {line}" for line in lines[:limit] + rest)
+
+
+def _check_frozen(frozen: tuple[str, ...], params: Mapping[str, Any]) -> tuple[str, ...]:
+    if isinstance(frozen, str):
+        raise ValueError(f"model.frozen is a tuple of names; got the string {frozen!r}: write ({frozen!r},)")
+    if unknown := sorted(set(frozen) - set(params)):
+        raise ValueError(f"model.frozen names {unknown}, but the parameter subtrees are {sorted(params)}")
+    if not set(params) - set(frozen):
+        raise ValueError(f"model.frozen = {tuple(frozen)} leaves nothing to train")
+    return tuple(frozen)
+
+
+def _check_variables(variables: PyTree, expected: PyTree) -> None:
+    def shapes(tree):  # Another dtype is fine: it is cast to the model's.
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.float32), tree)
+
+    if lines := describe_differences(shapes(expected), shapes(variables), "variables"):
+        raise ValueError(
+            f"variables are of another model: {len(lines)} arrays differ.\n{first_lines(lines)}\n"
+            "Build the model with the options that the variables were made with."
+        )

@@ -1,0 +1,105 @@
+"""Plain U-Nets from elsewhere: the architecture is read off the checkpoint."""
+
+import itertools
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from densezoo.blocks import BatchNorm, Bilinear, ConcatSkip, TransposedConv
+from densezoo.decoders import UNetDecoder
+from densezoo.encoders import PlainEncoder
+from densezoo.heads import SegmentationHead
+from densezoo.models import SegmentationModel
+from densezoo.types import ModuleDef
+from densezoo.weights._convert import from_torch, read_names
+from densezoo.weights._names import FAMILIES, PLAIN, Naming
+
+_BILINEAR = partial(Bilinear, align_corners=True)  # as most of these have it
+
+
+def plain_unet(
+    checkpoint: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    skip_first: bool = True,
+    upsample: ModuleDef = _BILINEAR,
+) -> tuple[SegmentationModel, dict[str, Any]]:
+    """A plain U-Net (`inc`, `down1`.., `up1`.., `outc`) and its variables, both from a PyTorch checkpoint.
+
+    Channels, depth, classes, norms and transposed convolutions are read off the shapes. What leaves no trace in the
+    weights has to be said. Equal to the original on images whose sides can be halved at every level; on others the
+    originals pad the upsampled map with zeros, and here its edge is repeated (or it is resized).
+
+    Args:
+      checkpoint: as `from_torch` takes it.
+      skip_first: the encoder's map comes before the decoder's in the concatenation, as in most of these.
+      upsample: factory of the upsampler, where the checkpoint has no transposed convolutions; they are mostly
+        bilinear with align-corners.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file cannot be read, or is not of a plain U-Net.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> from densezoo.weights import plain_unet
+      >>> shapes = {"inc.double_conv.0": (4, 3), "inc.double_conv.2": (4, 4), "down1.double_conv.0": (8, 4)}
+      >>> shapes |= {"down1.double_conv.2": (8, 8), "up1.double_conv.0": (6, 12), "up1.double_conv.2": (4, 6)}
+      >>> arrays = {f"{name}.weight": np.ones((*shape, 3, 3)) for name, shape in shapes.items()}
+      >>> arrays |= {f"{name}.bias": np.ones(shape[0]) for name, shape in shapes.items()}
+      >>> model, variables = plain_unet(arrays | {"outc.weight": np.ones((2, 4, 1, 1)), "outc.bias": np.zeros(2)})
+      >>> model.decoder.features, model.decoder.hidden
+      ((4,), (6,))
+      >>> model.apply(variables, jnp.ones((1, 8, 6, 3))).shape
+      (1, 8, 6, 2)
+    """
+    names = read_names(checkpoint)
+    shapes = {name: tuple(np.shape(array)) for name, array in names.items()}
+
+    def plain(module: Any) -> list[Naming]:
+        return [naming for naming in FAMILIES[type(module)].namings(module) if naming.source == PLAIN]
+
+    def shape(naming: Naming, path: str) -> tuple[int, ...] | None:
+        found = naming.find(path)
+        return shapes.get(f"{found[0]}.weight") if found else None
+
+    def all_shapes(naming: Naming, path: str) -> list[tuple[int, ...]]:
+        """Shapes of the kernels at a path with the levels 0, 1, ... in it, as long as there are any."""
+        found = (shape(naming, path.format(level)) for level in itertools.count())
+        return list(itertools.takewhile(lambda s: s is not None, found))  # pyright: ignore[reportReturnType]
+
+    best = None
+    for norm in (BatchNorm, None):
+        for down in plain(PlainEncoder(norm=norm)):
+            features = [kernel[0] for kernel in all_shapes(down, "block{}/conv2/conv")]
+            if len(features) > 1 and (best is None or len(features) > len(best[1])):
+                best = norm, features
+    if best is None:
+        raise ValueError(f"{names.source} has no names of a plain U-Net, such as inc.double_conv.0 and down1...")
+    norm, features = best
+    hidden, out, transposed = [], [], []
+    for up in plain(UNetDecoder(norm=norm)):
+        first, second = all_shapes(up, "block{}/convs/conv1/conv"), all_shapes(up, "block{}/convs/conv2/conv")
+        if len(first) == len(second) == len(features) - 1:
+            hidden, out = [kernel[0] for kernel in first], [kernel[0] for kernel in second]
+            transposed = transposed or all_shapes(up, "block{}/upsample")
+    heads = [kernel for naming in plain(SegmentationHead(1)) if (kernel := shape(naming, "conv"))]
+    if not out or not heads:
+        raise ValueError(f"{names.source} has {len(features)} levels on the way down, but not up1.. or outc to match")
+    if transposed:
+        inputs, outputs, size, _ = transposed[0]
+        upsample = partial(TransposedConv, kernel_size=size, reduction=inputs // outputs)
+    model = SegmentationModel(
+        encoder=PlainEncoder(features=tuple(features), norm=norm),
+        decoder=UNetDecoder(
+            features=tuple(out),
+            hidden=tuple(hidden),
+            skip=partial(ConcatSkip, skip_first=skip_first),
+            upsample=upsample,
+            norm=norm,
+        ),
+        head=SegmentationHead(heads[0][0], kernel_size=heads[0][2]),
+    )
+    return model, from_torch(model, names)

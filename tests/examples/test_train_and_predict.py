@@ -1,0 +1,153 @@
+"""The two scripts on small folders: they work, they resume, and they name what is wrong before any training."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import predict  # noqa: E402
+import train_segmentation  # noqa: E402
+
+
+@pytest.fixture
+def data(tmp_path):
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / part / kind).mkdir(parents=True)
+        for index in range(3):
+            mask = rng.integers(0, 2, (4, 4)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+            Image.fromarray(mask).save(tmp_path / "data" / part / "masks" / f"{index}.png")
+            Image.fromarray(mask * 200).save(tmp_path / "data" / part / "images" / f"{index}.png")
+    return tmp_path / "data"
+
+
+def arguments(data, **changes):
+    defaults = train_segmentation.Arguments(
+        data=data,
+        num_classes=2,
+        model="segnet",
+        encoder="plain",
+        crop_size=16,
+        batch_size=2,
+        steps=1,
+        out=data.parent / "run",
+    )
+    return dataclasses.replace(defaults, **changes)
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """A plain encoder narrow enough to train in a test."""
+    from densezoo.encoders import ENCODERS, PlainEncoder
+
+    def make(dtype=None, param_dtype=np.float32):
+        return PlainEncoder((4, 8), dtype=dtype, param_dtype=param_dtype)
+
+    monkeypatch.setitem(ENCODERS, "plain", make)
+    monkeypatch.setattr("densezoo.zoo._check_fields", lambda *_: None)
+
+
+def test_trains_resumes_and_predicts(data, narrow, capsys):
+    train_segmentation.main(arguments(data))
+    with pytest.raises(FileExistsError, match="--resume"):
+        train_segmentation.main(arguments(data))
+    with pytest.raises(ValueError, match="another model"):
+        train_segmentation.main(arguments(data, model="unet", resume=True))
+    train_segmentation.main(arguments(data, steps=3, resume=True))
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["steps"] == 3
+    assert len(result["per_class_iou"]) == 2
+    np.testing.assert_allclose(result["mean_iou"], np.mean(result["per_class_iou"]), rtol=1e-6)
+    assert result["seconds"] > 0
+    run = pathlib.Path(result["out"])
+    assert (run / "curves.png").stat().st_size > 1000
+    assert (run / "predictions.png").stat().st_size > 1000
+
+    picture = data.parent / "odd.png"
+    Image.fromarray(np.zeros((23, 37), np.uint8)).save(picture)
+    predict.main(predict.Arguments(checkpoint=run, images=[picture], out=data.parent / "masks"))
+    with Image.open(data.parent / "masks" / "odd.png") as picture_of_mask:
+        mask = np.asarray(picture_of_mask)
+    assert mask.shape == (23, 37)
+    assert mask.max() <= 1
+    with Image.open(data.parent / "masks" / "odd_overlay.png") as overlay:
+        assert overlay.size == (37, 23)
+    with pytest.raises(FileNotFoundError, match="no such picture"):
+        predict.main(predict.Arguments(checkpoint=run, images=[data / "none.png"]))
+    with pytest.raises(FileNotFoundError, match=r"model\.json"):
+        predict.main(predict.Arguments(checkpoint=data, images=[picture]))
+
+
+def damage(data, how):
+    images, masks = data / "train" / "images", data / "train" / "masks"
+    if how == "no mask":
+        (masks / "1.png").unlink()
+    elif how == "size":
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(masks / "1.png")
+    elif how == "value":
+        Image.fromarray(np.full((32, 32), 7, np.uint8)).save(masks / "1.png")
+    elif how == "truncated":
+        (images / "1.png").write_bytes((images / "1.png").read_bytes()[:60])
+    elif how == "empty":
+        shutil.rmtree(images)
+        shutil.rmtree(masks)
+        images.mkdir()
+        masks.mkdir()
+    elif how == "val":
+        shutil.rmtree(data / "val")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no mask", r"1\.png"),
+        ("size", r"1\.png.*8"),
+        ("value", r"(?s)1\.png.*7"),
+        ("truncated", r"1\.png"),
+        ("empty", "images"),
+        ("val", "val"),
+    ],
+)
+def test_damaged_folders_are_named_before_training(data, how, message):
+    damage(data, how)
+    with pytest.raises((ValueError, OSError), match=message):
+        train_segmentation.main(arguments(data))
+    assert not (data.parent / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "unte"}, "unknown model 'unte'; did you mean 'unet'"),
+        ({"encoder": "plian"}, "unknown encoder 'plian'; did you mean 'plain'"),
+        ({"encoder": "resnet18"}, "2x2 max-pooling"),
+        ({"upsample": "nearest"}, "no argument 'upsample'"),
+        ({"crop_size": 0}, "crop_size"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"steps": 0}, "step"),
+        ({"encoder_weights": pathlib.Path("none.pth")}, r"none\.pth"),
+    ],
+)
+def test_mistaken_arguments_are_named_before_training(data, changes, message):
+    with pytest.raises((ValueError, TypeError, OSError), match=message):
+        train_segmentation.main(arguments(data, **changes))
+    assert not list((data.parent / "run").rglob("*step*"))
+
+
+def test_a_mistake_ends_the_script_with_one_message(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "train_segmentation.py"), "--data", str(tmp_path / "none")]
+    done = subprocess.run([*command, "--num-classes", "2"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert str(tmp_path / "none") in done.stderr

@@ -1,0 +1,39 @@
+"""Runs a torch model with seeded weights and writes its golden file. Shared by the `make_*.py` beside it."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import seeded
+import torch
+
+FOLDER = Path(__file__).parent
+
+
+def write(
+    case: str, model: torch.nn.Module, shape: tuple[int, ...], outputs: Callable[[Any], Mapping[str, Any]]
+) -> None:
+    """Writes `case`.npz: names and shapes of the model's weights, the NHWC image's shape, and NHWC outputs.
+
+    Args:
+      case: name of the file.
+      model: its weights are replaced by seeded ones.
+      shape: of the NHWC image.
+      outputs: from what the model gives to the NCHW maps to store, by name.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    model.load_state_dict({name: torch.from_numpy(seeded.array(name, size)) for name, size in shapes.items()})
+    image = torch.from_numpy(seeded.array("image", shape).transpose(0, 3, 1, 2).copy())
+    with torch.inference_mode():
+        maps = {name: x.numpy().transpose(0, 2, 3, 1) for name, x in outputs(model.eval()(image)).items()}
+    arrays = {f"output_{name}": np.ascontiguousarray(x) for name, x in maps.items()}
+    np.savez_compressed(FOLDER / f"{case}.npz", shapes=json.dumps(shapes), image_shape=shape, **arrays)
+    for name, x in maps.items():
+        print(f"{case} {name}: {x.shape}, largest magnitude {np.abs(x).max():.3g}")
+
+
+def thin(x: torch.Tensor, step: int) -> torch.Tensor:
+    """Every `step`-th channel, and one more: the mean of all of them, so that each of them counts."""
+    return torch.cat([x[:, ::step], x.mean(1, keepdim=True)], 1)

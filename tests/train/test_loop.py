@@ -1,0 +1,284 @@
+import json
+import os
+import signal
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from densezoo.train import fit, load_variables, read_facts, restore_state
+from densezoo.train.checkpoint import newest_checkpoint
+
+
+@pytest.fixture
+def stream(batch_of):
+    """Batches from a step on, for ever."""
+
+    def batches(done):
+        while True:
+            yield batch_of(done)
+            done += 1
+
+    return batches
+
+
+@pytest.fixture
+def quick():
+    """A step without a model: what the loop does around it takes no compilation. The loss is the step's number."""
+
+    def train_step(state, batch):
+        state = state.replace(step=state.step + 1)
+        return state, {"loss": state.step.astype(jnp.float32), "grad_norm": jnp.float32(1)}
+
+    return train_step
+
+
+def lines(directory):
+    return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+
+
+def steps_of(history):
+    return [record["step"] for record in history]
+
+
+def test_training_is_the_steps_one_after_the_other(new_state, train_step, stream, leaves, tmp_path):
+    expected, batches = new_state(), stream(0)
+    losses = []
+    for _ in range(5):
+        expected, metrics = train_step(expected, next(batches))
+        losses.append(float(metrics["loss"]))
+    state, history = fit(
+        new_state(), train_step, stream, steps=5, log_every=2, checkpoint_every=2, directory=tmp_path, progress=False
+    )
+    for name, x in leaves(expected).items():
+        np.testing.assert_array_equal(leaves(state)[name], x, err_msg=name)
+    assert steps_of(history) == [2, 4, 5]
+    means = [np.mean(losses[:2]), np.mean(losses[2:4]), losses[4]]
+    np.testing.assert_allclose([record["loss"] for record in history], means, rtol=1e-6)
+    assert {"grad_norm", "images_per_second", "input_wait", "recompilations"} < set(history[0])
+    assert history == lines(tmp_path)
+    assert read_facts(tmp_path) == {"step": 5}
+    np.testing.assert_array_equal(
+        load_variables(tmp_path, "last")["params"]["head"]["kernel"], state.ema_variables["params"]["head"]["kernel"]
+    )
+
+
+def test_a_list_is_gone_through_again_and_an_iterator_is_not(new_state, quick, batch_of, tmp_path):
+    state, _ = fit(new_state(), quick, [batch_of(0), batch_of(1)], steps=5, progress=False)
+    assert int(state.step) == 5
+    with pytest.raises(ValueError, match="ended after step 2 of 5: give an iterable that can be gone through again"):
+        fit(new_state(), quick, iter([batch_of(0), batch_of(1)]), steps=5, directory=tmp_path, progress=False)
+    assert read_facts(tmp_path) == {"step": 2}  # What was done is kept.
+    with pytest.raises(ValueError, match="ended after step 0"):
+        fit(new_state(), quick, [], steps=5, progress=False)
+
+
+def test_metrics_are_read_one_step_late(new_state, batch_of):
+    """The loop asks for step n's metrics only when step n + 1 is dispatched."""
+    events = []
+
+    class Metric:
+        def __init__(self, step):
+            self.step = step
+
+        def __array__(self, *args, **kwargs):
+            events.append(f"read {self.step}")
+            return np.float32(self.step)
+
+        def __float__(self):
+            return float(np.asarray(self))
+
+    def train_step(state, batch):
+        step = int(state.step) + 1
+        events.append(f"dispatch {step}")
+        return state.replace(step=jnp.int32(step)), {"loss": Metric(step)}
+
+    fit(new_state(), train_step, [batch_of()], steps=3, log_every=1, progress=False)
+    order = list(dict.fromkeys(events))
+    assert order == ["dispatch 1", "dispatch 2", "read 1", "dispatch 3", "read 2", "read 3"]
+
+
+def test_evaluation_and_the_best_checkpoint(new_state, quick, batch_of, tmp_path):
+    scores = {2: 0.5, 4: 0.9, 6: float("nan"), 7: 0.6}
+
+    def evaluate(state):
+        return {"iou": np.float32(scores[int(state.step)]), "loss": 1}
+
+    options = {"evaluate": evaluate, "evaluate_every": 2, "best": "iou", "directory": tmp_path, "progress": False}
+    _, history = fit(new_state(), quick, [batch_of()], steps=7, checkpoint_every=3, **options)
+    evaluations = [record for record in history if "scores" in record]
+    assert steps_of(evaluations) == [2, 4, 6, 7]  # Also after the last step.
+    np.testing.assert_allclose(evaluations[1]["scores"]["iou"], 0.9, rtol=1e-6)
+    assert evaluations[2]["scores"]["iou"] is None  # JSON has no nan, and nan is not the best.
+    best = read_facts(tmp_path, "best")
+    assert (best["step"], best["name"]) == (4, "iou")
+    assert int(restore_state(tmp_path, new_state(), "best").step) == 4
+    assert read_facts(tmp_path) == {"step": 7}
+
+    scores |= {8: 0.8, 10: 0.95}  # A resumed run knows the best so far.
+    fit(new_state(), quick, [batch_of()], steps=8, resume=True, **options)
+    assert read_facts(tmp_path, "best")["step"] == 4
+    fit(new_state(), quick, [batch_of()], steps=10, resume=True, **options)
+    assert read_facts(tmp_path, "best")["step"] == 10
+    with pytest.raises(ValueError, match=r"best 'iou'.*'dice'"):
+        fit(new_state(), quick, [batch_of()], steps=12, resume=True, **(options | {"best": "dice"}))
+
+
+def test_an_unknown_score_is_an_error(new_state, quick, batch_of):
+    with pytest.raises(ValueError, match=r"best='dice' is not among the scores \['iou'\]"):
+        fit(new_state(), quick, [batch_of()], steps=1, evaluate=lambda _: {"iou": 1.0}, best="dice", progress=False)
+
+
+def test_a_directory_with_a_run_is_not_overwritten(new_state, quick, batch_of, tmp_path):
+    with pytest.raises(ZeroDivisionError):  # A run that fails at once leaves nothing that is in the way.
+        fit(new_state(), lambda state, batch: 1 / 0, [batch_of()], steps=2, directory=tmp_path, progress=False)
+    fit(new_state(), quick, [batch_of()], steps=2, directory=tmp_path, progress=False)
+    before = lines(tmp_path)
+    with pytest.raises(FileExistsError, match="resume=True"):
+        fit(new_state(), quick, [batch_of()], steps=4, directory=tmp_path, progress=False)
+    assert lines(tmp_path) == before and read_facts(tmp_path) == {"step": 2}
+
+
+def test_resuming(new_state, quick, batch_of, tmp_path):
+    started = []
+
+    def batches(done):
+        started.append(done)
+        while True:
+            yield batch_of()
+
+    options = {"directory": tmp_path / "run", "resume": True, "log_every": 1, "progress": False}
+    fit(new_state(), quick, batches, steps=3, **options)  # Nothing there yet: from the beginning.
+    with (tmp_path / "run" / "log.jsonl").open("a") as log:  # Killed after these, before the next checkpoint.
+        log.write('{"step": 4, "loss": 77.0}\n{"step": 5, "lo')
+    state, history = fit(new_state(seed=4), quick, batches, steps=5, **options)
+    assert started == [0, 3] and int(state.step) == 5
+    assert steps_of(history) == [1, 2, 3, 4, 5] and history == lines(tmp_path / "run")
+    assert history[3]["loss"] == 4.0
+    state, history = fit(new_state(), quick, batches, steps=5, **options)  # Nothing left to do.
+    assert int(state.step) == 5 and steps_of(history) == [1, 2, 3, 4, 5]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(new_state, quick, batch_of, tmp_path):
+    def train_step(state, batch):
+        state, metrics = quick(state, batch)
+        return state, metrics | {"grad_norm": jnp.where(state.step == 5, jnp.inf, 1.0)}
+
+    with pytest.raises(FloatingPointError, match=r"(?s)step 5: loss 5\.0, grad_norm inf.*0002-step-4.*learning rate"):
+        fit(new_state(), train_step, [batch_of()], steps=9, checkpoint_every=2, directory=tmp_path, progress=False)
+    assert read_facts(tmp_path) == {"step": 4}
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["ctrl-c", "sigterm"]
+)
+def test_a_signal_saves_and_stops(new_state, quick, batch_of, tmp_path, number, error):
+    before = signal.getsignal(number)
+
+    def batches(done):
+        yield batch_of()
+        yield batch_of()
+        os.kill(os.getpid(), number)
+        while True:
+            yield batch_of()
+
+    with pytest.raises(error) as stopped:
+        fit(new_state(), quick, batches, steps=100, directory=tmp_path, progress=False)
+    assert read_facts(tmp_path) == {"step": 3}  # The step at hand is finished.
+    assert signal.getsignal(number) is before
+    if number == signal.SIGTERM:
+        assert stopped.value.code == 143
+
+
+def test_a_second_ctrl_c_stops_at_once(new_state, quick, batch_of, tmp_path):
+    def batches(done):
+        yield batch_of()
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("still running")
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(new_state(), quick, batches, steps=100, directory=tmp_path, progress=False)
+    assert newest_checkpoint(tmp_path, "last") is None
+
+
+def test_fit_runs_in_a_thread(new_state, quick, batch_of):
+    results = []
+    thread = threading.Thread(
+        target=lambda: results.append(fit(new_state(), quick, [batch_of()], steps=2, progress=False))
+    )
+    thread.start()
+    thread.join()
+    assert int(results[0][0].step) == 2
+
+
+def test_waiting_for_input_is_measured(new_state, quick, batch_of):
+    def slow(done):
+        while True:
+            time.sleep(0.03)
+            yield batch_of()
+
+    _, history = fit(new_state(), quick, slow, steps=8, progress=False)
+    assert history[-1]["input_wait"] > 0.5
+    assert history[-1]["images_per_second"] < 4 / 0.03
+
+    def slow_step(state, batch):  # Batches are there at once.
+        time.sleep(0.03)
+        return quick(state, batch)
+
+    _, history = fit(new_state(), slow_step, [batch_of()], steps=8, progress=False)
+    assert history[-1]["input_wait"] < 0.2
+
+
+def test_evaluation_is_not_training_time(new_state, quick, batch_of):
+    options = {"evaluate": lambda state: time.sleep(0.2) or {}, "evaluate_every": 2, "progress": False}
+    _, history = fit(new_state(), quick, [batch_of()], steps=6, log_every=6, **options)
+    assert history[0]["step"] == 6 or "scores" in history[0]
+    record = next(record for record in history if "loss" in record)
+    assert record["images_per_second"] > 5 * 4 / 0.4  # Two evaluations of 0.2 s lie in between.
+
+
+def test_recompilations_are_counted(new_state, batch_of):
+    @jax.jit
+    def train_step(state, batch):
+        return state.replace(step=state.step + 1), {"loss": batch["image"].mean()}
+
+    same = [batch_of(size=4)] * 3
+    _, history = fit(new_state(), train_step, same, steps=3, progress=False)
+    assert history[-1]["recompilations"] == 0
+    _, history = fit(new_state(), train_step, [*same, batch_of(size=3)], steps=4, progress=False)
+    assert history[-1]["recompilations"] == 1
+
+
+def test_progress_goes_to_stderr_or_nowhere(new_state, quick, batch_of, capsys):
+    options = {"steps": 2, "log_every": 1, "evaluate": lambda state: {"iou": 0.25}}
+    fit(new_state(), quick, [batch_of()], progress=False, **options)
+    assert capsys.readouterr() == ("", "")
+    fit(new_state(), quick, [batch_of()], progress=True, **options)
+    out, err = capsys.readouterr()
+    assert out == "" and "step 2/2  loss 2" in err and "iou 0.25" in err
+
+
+def test_progress_on_a_terminal_is_one_line(new_state, quick, batch_of, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # Makes rich take any stream for a terminal.
+    fit(new_state(), quick, [batch_of()], steps=2, log_every=1, evaluate=lambda state: {"iou": 0.25})
+    out, err = capsys.readouterr()
+    assert out == "" and "2/2" in err and "iou 0.25" in err and "step 2/2" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"log_every": 0}, "log_every"),
+        ({"checkpoint_every": -1}, "checkpoint_every"),
+        ({"best": "iou"}, "evaluate="),
+        ({"evaluate_every": 3}, "evaluate="),
+        ({"resume": True}, "directory="),
+    ],
+)
+def test_options_are_checked(new_state, quick, batch_of, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(new_state(), quick, [batch_of()], steps=1, progress=False, **options)
