@@ -14,6 +14,7 @@ import platform
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,8 +71,10 @@ def main(arguments: Arguments) -> None:
                 name, encoder = pair.split(":")
                 if framework == "smp" and name not in SMP_MODELS:
                     continue
-                recipe = SegmentationRecipe(**{field: getattr(arguments, field) for field in fields} | {"seed": seed})
-                run = {"data": arguments.data.name, "framework": framework, "model": pair}
+                chosen: dict[str, Any] = {field: getattr(arguments, field) for field in fields}
+                chosen["seed"] = seed
+                recipe = SegmentationRecipe(**chosen)
+                run: dict[str, Any] = {"data": arguments.data.name, "framework": framework, "model": pair}
                 run["recipe"] = json.loads(json.dumps(dataclasses.asdict(recipe)))
                 if any(result | run == result for result in results):
                     continue

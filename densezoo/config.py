@@ -26,8 +26,8 @@ class ModelConfig:
         channels: of the images.
         upsample: one of `densezoo.zoo.UPSAMPLERS`; None for the decoder's own.
         skip: one of `densezoo.zoo.SKIPS`, for a U-Net; None for its own.
-        mean: per channel, subtracted from images in 0..1; None for ImageNet's (three channels) or 0.5.
-        std: per channel, by which they are then divided; None for ImageNet's (three channels) or 0.25.
+        mean: per channel, subtracted from images in 0..1; empty for ImageNet's (three channels) or 0.5.
+        std: per channel, by which they are then divided; empty for ImageNet's (three channels) or 0.25.
 
     Example:
         >>> config = ModelConfig(model="fpn", num_classes=3)
@@ -43,8 +43,8 @@ class ModelConfig:
     channels: int = 3
     upsample: str | None = None
     skip: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def __post_init__(self):
         rgb = self.channels == 3
@@ -54,9 +54,12 @@ class ModelConfig:
             "std": IMAGENET_STD if rgb else (0.25,) * self.channels,
         }
         for name, default in defaults.items():
-            value = getattr(self, name)
-            value = default if value is None else value
+            value = getattr(self, name) or default
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"mean and std need {self.channels} numbers, one a channel; got {self.mean} and {self.std}"
+            )
 
     def build(self, *, bfloat16: bool = False, frozen: tuple[str, ...] = ()) -> SegmentationModel:
         """The model; `bfloat16` computes in that type, with float32 parameters.

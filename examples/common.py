@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import densezoo as dz
-from densezoo.data import DigitScenes
+from densezoo.data import DigitScenes, Source
 from densezoo.train import SegmentationRecipe
 from densezoo.types import ModuleDef
 
@@ -14,18 +14,18 @@ CLASSES = ["background", *"0123456789"]
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 
 
-def digit_scenes(count: int, split: Any, *, size: int = 40, digits: tuple[int, int] = (2, 3), seed: int = 0):
+def digit_scenes(count: int, split: Any, *, size: int = 40, digits: tuple[int, int] = (2, 3), seed: int = 0) -> Source:
     """Scenes that a tiny network learns within minutes: digits of one size, none of them hidden."""
     return DigitScenes(
         count, split=split, size=(size, size), digits=digits, scales=(2.0, 2.0), min_visible=1.0, seed=seed
     )
 
 
-def tiny_unet(**decoder: ModuleDef) -> dz.SegmentationModel:
-    """A U-Net of half a million parameters; `skip` and `upsample` may be chosen."""
+def tiny_unet(skip: ModuleDef = dz.ConcatSkip) -> dz.SegmentationModel:
+    """A U-Net of half a million parameters."""
     return dz.SegmentationModel(
         encoder=dz.PlainEncoder(features=(16, 32, 64, 128)),
-        decoder=dz.UNetDecoder(features=(64, 32, 16), **decoder),
+        decoder=dz.UNetDecoder(features=(64, 32, 16), skip=skip),
         head=dz.SegmentationHead(len(CLASSES)),
     )
 

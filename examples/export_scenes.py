@@ -12,6 +12,7 @@ from common import user_errors
 
 from densezoo import viz
 from densezoo.data import DigitScenes
+from densezoo.data.scenes import Split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    for split, count in (("train", arguments.train), ("val", arguments.val)):
+    counts: dict[Split, int] = {"train": arguments.train, "val": arguments.val}
+    for split, count in counts.items():
         scenes = DigitScenes(count, size=(arguments.size, arguments.size), seed=arguments.seed, split=split)
         for index in range(count):
             scene = scenes[index]

@@ -12,6 +12,7 @@ import json
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import tyro
 from common import CLASSES, MEAN, STD, digit_recipe, digit_scenes, tiny_unet, user_errors
 
@@ -51,7 +52,8 @@ def main(arguments: Arguments) -> None:
 
     predict = predictor(model, state.variables, mean=MEAN, std=STD)
     # The network takes any size, so that the pictures may show larger scenes than it was trained on.
-    samples = list(digit_scenes(4, "val", size=88, digits=(8, 10), seed=arguments.seed + 1))
+    scenes = digit_scenes(4, "val", size=88, digits=(8, 10), seed=arguments.seed + 1)
+    samples = [scenes[index] for index in range(4)]
     images = [sample["image"] for sample in samples]
     figure = viz.predictions(
         images,
@@ -60,7 +62,7 @@ def main(arguments: Arguments) -> None:
         class_names=CLASSES,
     )
     pictures = [viz.save(figure, arguments.out / "predictions.png")]
-    figure = viz.feature_maps(model, state.variables, (to_float(images[0]) - MEAN[0]) / STD[0])
+    figure = viz.feature_maps(model, state.variables, jnp.asarray((to_float(images[0]) - MEAN[0]) / STD[0]))
     pictures.append(viz.save(figure, arguments.out / "feature_maps.png"))
     pictures.append(viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png"))
 

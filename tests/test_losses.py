@@ -93,9 +93,10 @@ def loop_boundary_weights(labels, w0, sigma, radius):
     edges = set()
     for b, y, x in np.ndindex(labels.shape):
         for v, u in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)):
-            if 0 <= v < height and 0 <= u < width and IGNORE not in (labels[b, y, x], labels[b, v, u]):
-                if labels[b, y, x] != labels[b, v, u]:
-                    edges.add((b, y, x))
+            if not (0 <= v < height and 0 <= u < width) or IGNORE in (labels[b, y, x], labels[b, v, u]):
+                continue
+            if labels[b, y, x] != labels[b, v, u]:
+                edges.add((b, y, x))
     weights = np.zeros(labels.shape)
     for b, y, x in np.ndindex(labels.shape):
         if labels[b, y, x] != IGNORE:

@@ -146,9 +146,10 @@ def loop_contour(labels, counted, c):
     contour = set()
     for y, x in np.ndindex(height, width):
         for v, u in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)):
-            if labels[y, x] == c and counted[y, x] and 0 <= v < height and 0 <= u < width:
-                if counted[v, u] and labels[v, u] != c:
-                    contour.add((y, x))
+            if labels[y, x] != c or not counted[y, x] or not (0 <= v < height and 0 <= u < width):
+                continue
+            if counted[v, u] and labels[v, u] != c:
+                contour.add((y, x))
     return contour
 
 

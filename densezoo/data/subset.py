@@ -1,5 +1,6 @@
 """A part of a source."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
@@ -34,4 +35,4 @@ class Subset:
 
     def __getitem__(self, index: SupportsIndex) -> Any:
         """Reads one item."""
-        return self._source[self._indices[index]]
+        return self._source[self._indices[operator.index(index)]]

@@ -235,7 +235,8 @@ def predictor(
     @jax.jit
     def apply(images):
         batch = normalize(jax.random.key(0), {"image": images})
-        return metrics.predict(model.apply(variables, batch["image"]))
+        logits: Any = model.apply(variables, batch["image"])
+        return metrics.predict(logits)
 
     def predict(image: np.ndarray) -> np.ndarray:
         height, width, _ = image.shape

@@ -38,22 +38,22 @@ def palette(n: int) -> UInt8[np.ndarray, "n 3"]:
     `palette(n - 1)`.
 
     Args:
-      n: number of classes, 1 to 256. Beyond about 20, colours alone do not tell classes apart.
+        n: number of classes, 1 to 256. Beyond about 20, colours alone do not tell classes apart.
 
     Returns:
-      RGB, 0 to 255.
+        RGB, 0 to 255.
 
     Raises:
-      ValueError: if `n` is not within 1..256.
+        ValueError: if `n` is not within 1..256.
 
     Example:
-      >>> palette(3).tolist()
-      [[0, 0, 0], [230, 159, 0], [86, 180, 233]]
+        >>> palette(3).tolist()
+        [[0, 0, 0], [230, 159, 0], [86, 180, 233]]
 
     References:
-      Okabe and Ito, Color universal design, 2008. https://jfly.uni-koeln.de/color/
-      Machado et al., A physiologically-based model for simulation of color vision deficiency, 2009 (severity 1.0)
-      Ottosson, A perceptual color space for image processing, 2020. https://bottosson.github.io/posts/oklab/
+        Okabe and Ito, Color universal design, 2008. https://jfly.uni-koeln.de/color/
+        Machado et al., A physiologically-based model for simulation of color vision deficiency, 2009 (severity 1.0)
+        Ottosson, A perceptual color space for image processing, 2020. https://bottosson.github.io/posts/oklab/
     """
     if not 1 <= n <= 256:
         raise ValueError(f"a palette has 1 to 256 colours, got n={n}")
@@ -109,14 +109,14 @@ def to_rgb(image: ArrayLike) -> UInt8[np.ndarray, "h w 3"]:
       black and its 99th white. Values that are not finite are black.
 
     Args:
-      image: (h, w) or (h, w, c).
+        image: (h, w) or (h, w, c).
 
     Raises:
-      ValueError: if it does not have 2 or 3 axes, or one is empty.
+        ValueError: if it does not have 2 or 3 axes, or one is empty.
 
     Example:
-      >>> to_rgb(np.array([[0.0, 1.0]])).tolist()
-      [[[0, 0, 0], [255, 255, 255]]]
+        >>> to_rgb(np.array([[0.0, 1.0]])).tolist()
+        [[[0, 0, 0], [255, 255, 255]]]
     """
     x = np.asarray(image)
     if x.ndim not in (2, 3) or 0 in x.shape:
@@ -140,17 +140,17 @@ def colorize(
     """A mask of class indices in colours.
 
     Args:
-      mask: (h, w), whole numbers or bool.
-      palette: a colour for each class; None takes `palette(n)` for as many classes as the mask needs.
-      ignore_index: a label that is no class: it becomes light grey.
+        mask: (h, w), whole numbers or bool.
+        palette: a colour for each class; None takes `palette(n)` for as many classes as the mask needs.
+        ignore_index: a label that is no class: it becomes light grey.
 
     Raises:
-      TypeError: if the mask has floats.
-      ValueError: if it is not (h, w), or has a label that the palette has no colour for.
+        TypeError: if the mask has floats.
+        ValueError: if it is not (h, w), or has a label that the palette has no colour for.
 
     Example:
-      >>> colorize(np.array([[0, 1, 255]]), ignore_index=255).tolist()
-      [[[0, 0, 0], [230, 159, 0], [200, 200, 200]]]
+        >>> colorize(np.array([[0, 1, 255]]), ignore_index=255).tolist()
+        [[[0, 0, 0], [230, 159, 0], [200, 200, 200]]]
     """
     labels = to_labels(mask)
     known = labels if ignore_index is None else labels[labels != ignore_index]
@@ -176,15 +176,15 @@ def overlay(
     """An image with the colours of a mask over it.
 
     Args:
-      image: (h, w) or (h, w, c), shown as by `to_rgb`.
-      mask: (h, w), class indices.
-      alpha: how much of the colours: 0 shows the image, 1 the mask.
-      palette: as in `colorize`.
-      ignore_index: a label that is no class: the image stays as it is there.
+        image: (h, w) or (h, w, c), shown as by `to_rgb`.
+        mask: (h, w), class indices.
+        alpha: how much of the colours: 0 shows the image, 1 the mask.
+        palette: as in `colorize`.
+        ignore_index: a label that is no class: the image stays as it is there.
 
     Raises:
-      TypeError: if the mask has floats.
-      ValueError: if image and mask differ in size, or as in `colorize`.
+        TypeError: if the mask has floats.
+        ValueError: if image and mask differ in size, or as in `colorize`.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha lies between 0 (the image) and 1 (the mask), got {alpha}")

@@ -16,7 +16,7 @@ Curve = tuple[list[float], list[float]]
 """Steps, and values."""
 
 
-def training_curves(log: str | Path | Iterable[Mapping[str, Any]], *, smoothing: float = 0.8) -> Figure:
+def training_curves(log: str | Path | Iterable[Mapping[str, Any]], *, smoothing: float = 0.6) -> Figure:
     """Draws the log of a training: losses, scores, learning rate, gradient norm; a panel for each that the log has.
 
     Training records are flat, such as `{"step": 10, "loss": 0.7}`; evaluation records have their scores in a mapping,
@@ -24,20 +24,20 @@ def training_curves(log: str | Path | Iterable[Mapping[str, Any]], *, smoothing:
     not such records (the last one of a run that was killed) are left out, and so are values that are not finite.
 
     Args:
-      log: a `log.jsonl`, the directory that has it, or the records that `train.fit` returns.
-      smoothing: how much of the mean so far stays at each record of a training curve; 0 shows the values as they are.
+        log: a `log.jsonl`, the directory that has it, or the records that `train.fit` returns.
+        smoothing: how much of the mean so far stays at each record of a training curve; 0 shows the values as they are.
 
     Returns:
-      A matplotlib figure, for `viz.save`.
+        A matplotlib figure, for `viz.save`.
 
     Raises:
-      FileNotFoundError: if there is no such log.
-      ValueError: if it has no record, or `smoothing` is not within [0, 1).
+        FileNotFoundError: if there is no such log.
+        ValueError: if it has no record, or `smoothing` is not within [0, 1).
 
     Example:
-      >>> records = [{"step": step, "loss": 1 / step} for step in range(1, 9)] + [{"step": 8, "scores": {"iou": 0.6}}]
-      >>> [axes.get_title() for axes in training_curves(records).axes]
-      ['loss', 'scores']
+        >>> records = [{"step": step, "loss": 1 / step} for step in range(1, 9)] + [{"step": 8, "scores": {"iou": 0.6}}]
+        >>> [axes.get_title() for axes in training_curves(records).axes]
+        ['loss', 'scores']
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing is at least 0 and less than 1, got {smoothing}")
@@ -60,7 +60,8 @@ def training_curves(log: str | Path | Iterable[Mapping[str, Any]], *, smoothing:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if len(curves) > 1 or title in ("scores", "reported"):
-            axes.legend(fontsize=8, frameon=False)
+            # Beside the axes, so that it hides none of many curves.
+            axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

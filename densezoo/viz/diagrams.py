@@ -39,23 +39,23 @@ def diagram(
     (both less than proportional), and an arrow is a flow of data in the traced program.
 
     Args:
-      models: a model, several, or several by their titles.
-      image_size: (height, width) of the image that they are shown.
-      channels: of that image.
-      per_line: how many stand side by side before a new line begins; None means all.
+        models: a model, several, or several by their titles.
+        image_size: (height, width) of the image that they are shown.
+        channels: of that image.
+        per_line: how many stand side by side before a new line begins; None means all.
 
     Returns:
-      A matplotlib figure, for `viz.save`.
+        A matplotlib figure, for `viz.save`.
 
     Raises:
-      TypeError: if something is not a Flax Linen module.
-      ValueError: if there is no model, `per_line` is not positive, or a model's parts do not fit together.
+        TypeError: if something is not a Flax Linen module.
+        ValueError: if there is no model, `per_line` is not positive, or a model's parts do not fit together.
 
     Example:
-      >>> import densezoo as dz
-      >>> encoder = dz.PlainEncoder(features=(8, 16, 32))
-      >>> models = {name: dz.create_model(name, encoder) for name in ("unet", "fpn")}
-      >>> figure = diagram(models)
+        >>> import densezoo as dz
+        >>> encoder = dz.PlainEncoder(features=(8, 16, 32))
+        >>> models = {name: dz.create_model(name, encoder) for name in ("unet", "fpn")}
+        >>> figure = diagram(models)
     """
     if per_line is not None and per_line < 1:
         raise ValueError(f"per_line is how many models stand side by side, at least 1; got {per_line}")

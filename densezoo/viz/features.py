@@ -31,23 +31,23 @@ def feature_maps(model: nn.Module, variables: Any, image: Float[Array, "h w c"],
     predicted class of every pixel.
 
     Args:
-      model: such as `create_model` gives.
-      variables: of the model.
-      image: (h, w, c) float, as the model takes it.
-      channels: how many of each map are shown, at most.
+        model: such as `create_model` gives.
+        variables: of the model.
+        image: (h, w, c) float, as the model takes it.
+        channels: how many of each map are shown, at most.
 
     Returns:
-      A matplotlib figure, for `viz.save`.
+        A matplotlib figure, for `viz.save`.
 
     Raises:
-      TypeError: if the model is not a Flax Linen module.
-      ValueError: if `image` is not one image, or `channels` is not positive.
+        TypeError: if the model is not a Flax Linen module.
+        ValueError: if `image` is not one image, or `channels` is not positive.
 
     Example:
-      >>> import densezoo as dz
-      >>> model = dz.create_model("unet", dz.PlainEncoder(features=(4, 8)))
-      >>> image = jnp.linspace(0, 1, 16 * 16 * 3).reshape(16, 16, 3)
-      >>> figure = feature_maps(model, model.init(jax.random.key(0), image[None]), image)
+        >>> import densezoo as dz
+        >>> model = dz.create_model("unet", dz.PlainEncoder(features=(4, 8)))
+        >>> image = jnp.linspace(0, 1, 16 * 16 * 3).reshape(16, 16, 3)
+        >>> figure = feature_maps(model, model.init(jax.random.key(0), image[None]), image)
     """
     shape = jnp.shape(image)
     if len(shape) != 3 or 0 in shape:

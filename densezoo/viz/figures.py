@@ -16,22 +16,22 @@ def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
     The same figure gives the same file: no date is written into it.
 
     Args:
-      figure: a matplotlib figure; it is empty afterwards, so that its memory is free.
-      path: of the file; its ending (.png, .pdf, .svg, .jpg) says the format. Folders are made.
-      dpi: pixels per inch.
+        figure: a matplotlib figure; it is empty afterwards, so that its memory is free.
+        path: of the file; its ending (.png, .pdf, .svg, .jpg) says the format. Folders are made.
+        dpi: pixels per inch.
 
     Returns:
-      The path.
+        The path.
 
     Raises:
-      ValueError: if matplotlib does not know the ending.
-      OSError: if the file cannot be written.
+        ValueError: if matplotlib does not know the ending.
+        OSError: if the file cannot be written.
 
     Example:
-      >>> import tempfile
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     save(Figure(), Path(folder) / "empty.png").name
-      'empty.png'
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(Figure(), Path(folder) / "empty.png").name
+        'empty.png'
     """
     path = Path(path)
     formats = sorted(figure.canvas.get_supported_filetypes())

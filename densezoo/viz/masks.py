@@ -27,25 +27,25 @@ def predictions(
     """A row for each image: image, truth, prediction and errors; without truth, the prediction over the image.
 
     Args:
-      images: (n, h, w, c), or a list of images of any sizes; shown as by `to_rgb`.
-      masks: (n, h, w) class indices, the truth; None if there is none.
-      predictions: (n, h, w) class indices.
-      class_names: for the legend, in the order of the indices.
-      palette: a colour for each class, uint8 (classes, 3); None takes `palette(classes)`.
-      ignore_index: a label of the truth that is no class; those pixels are not counted as right or wrong.
+        images: (n, h, w, c), or a list of images of any sizes; shown as by `to_rgb`.
+        masks: (n, h, w) class indices, the truth; None if there is none.
+        predictions: (n, h, w) class indices.
+        class_names: for the legend, in the order of the indices.
+        palette: a colour for each class, uint8 (classes, 3); None takes `palette(classes)`.
+        ignore_index: a label of the truth that is no class; those pixels are not counted as right or wrong.
 
     Returns:
-      A matplotlib figure, for `viz.save`.
+        A matplotlib figure, for `viz.save`.
 
     Raises:
-      TypeError: if masks or predictions are floats, such as logits.
-      ValueError: if numbers or sizes of images, masks and predictions differ, or labels have no name or colour.
+        TypeError: if masks or predictions are floats, such as logits.
+        ValueError: if numbers or sizes of images, masks and predictions differ, or labels have no name or colour.
 
     Example:
-      >>> image, truth = np.zeros((1, 8, 8, 3)), np.eye(8, dtype=int)[None]
-      >>> figure = predictions(image, truth, truth, class_names=["background", "line"])
-      >>> [axes.get_title() for axes in figure.axes]
-      ['image', 'truth', 'prediction', 'errors: 0.0 %']
+        >>> image, truth = np.zeros((1, 8, 8, 3)), np.eye(8, dtype=int)[None]
+        >>> figure = predictions(image, truth, truth, class_names=["background", "line"])
+        >>> [axes.get_title() for axes in figure.axes]
+        ['image', 'truth', 'prediction', 'errors: 0.0 %']
     """
     guesses = [colors.to_labels(mask) for mask in predictions]
     truths = None if masks is None else [colors.to_labels(mask) for mask in masks]

@@ -20,13 +20,13 @@ class Box:
     """A map of the model: the last of those that follow each other at one size.
 
     Attributes:
-      name: where it comes from, such as `encoder.features[1]` or `decoder.block0`.
-      column: the part that it belongs to, such as `encoder`, `decoder.top_down`, `head`; `image` for the input.
-      size: (height, width).
-      channels: of the map.
-      stride: image size over `size`, rounded.
-      upsample: class of the upsampler that brought a map to this size; empty if there is none.
-      key: finds the map again when the model runs (`viz.tracing.run_with_maps`).
+        name: where it comes from, such as `encoder.features[1]` or `decoder.block0`.
+        column: the part that it belongs to, such as `encoder`, `decoder.top_down`, `head`; `image` for the input.
+        size: (height, width).
+        channels: of the map.
+        stride: image size over `size`, rounded.
+        upsample: class of the upsampler that brought a map to this size; empty if there is none.
+        key: finds the map again when the model runs (`viz.tracing.run_with_maps`).
     """
 
     name: str
@@ -43,12 +43,12 @@ class Link:
     """A map that another one is computed from.
 
     Attributes:
-      start: index of a box.
-      end: index of a box.
-      kind: `skip` to a map of the same size that something else goes into as well; `head` to the model's logits; else
-        `down` to a coarser map, `up` to a finer one, `forward` at the same size.
-      join: how it meets what else goes into `end`: `concat`, `add`, `indices` (of poolings, by which a map is
-        unpooled) or another primitive's name; empty if nothing else does.
+        start: index of a box.
+        end: index of a box.
+        kind: `skip` to a map of the same size that something else goes into as well; `head` to the model's logits; else
+          `down` to a coarser map, `up` to a finer one, `forward` at the same size.
+        join: how it meets what else goes into `end`: `concat`, `add`, `indices` (of poolings, by which a map is
+          unpooled) or another primitive's name; empty if nothing else does.
     """
 
     start: int
@@ -62,10 +62,10 @@ class Architecture:
     """A model's boxes and links.
 
     Attributes:
-      title: classes of the model's parts.
-      boxes: the maps, about in the order in which they are computed; the first one is the image.
-      links: what goes into what.
-      parameters: how many numbers the model has in its collection `params`.
+        title: classes of the model's parts.
+        boxes: the maps, about in the order in which they are computed; the first one is the image.
+        links: what goes into what.
+        parameters: how many numbers the model has in its collection `params`.
     """
 
     title: str
@@ -91,22 +91,22 @@ def architecture(model: nn.Module, *, image_size: Size = (256, 256), channels: i
     consist of is taken as it is, and maps that follow each other at the same size are one box.
 
     Args:
-      model: a model of images, such as `create_model` gives.
-      image_size: (height, width) of the image that the model is shown; with powers of 2 the strides are exact.
-      channels: of that image.
+        model: a model of images, such as `create_model` gives.
+        image_size: (height, width) of the image that the model is shown; with powers of 2 the strides are exact.
+        channels: of that image.
 
     Raises:
-      TypeError: if `model` is not a Flax Linen module.
-      ValueError: if the parts do not fit together, or no module gives a map.
+        TypeError: if `model` is not a Flax Linen module.
+        ValueError: if the parts do not fit together, or no module gives a map.
 
     Example:
-      >>> import densezoo as dz
-      >>> model = dz.create_model("unet", dz.PlainEncoder(features=(8, 16)), num_classes=2)
-      >>> read = architecture(model)
-      >>> [(box.name, box.stride, box.channels) for box in read.boxes if box.column == "encoder"]
-      [('encoder.features[0]', 1, 8), ('encoder.features[1]', 2, 16)]
-      >>> [link.join for link in read.links if link.kind == "skip"]
-      ['concat']
+        >>> import densezoo as dz
+        >>> model = dz.create_model("unet", dz.PlainEncoder(features=(8, 16)), num_classes=2)
+        >>> read = architecture(model)
+        >>> [(box.name, box.stride, box.channels) for box in read.boxes if box.column == "encoder"]
+        [('encoder.features[0]', 1, 8), ('encoder.features[1]', 2, 16)]
+        >>> [link.join for link in read.links if link.kind == "skip"]
+        ['concat']
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a Flax Linen module such as create_model gives, got {type(model).__name__}")

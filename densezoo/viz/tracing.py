@@ -25,13 +25,13 @@ class Map:
     """A map that a module gave.
 
     Attributes:
-      key: the same in every run of a model on images of one shape.
-      path: of the module; empty for the image.
-      module: that gave it; None for the image.
-      inside: where the array is in what the module gives, such as `.features[1]`; empty if it is all of it.
-      shape: NHWC.
-      integer: it holds whole numbers, such as pooling indices.
-      sources: the maps that it is computed from directly, each with the primitive in which it first met another one.
+        key: the same in every run of a model on images of one shape.
+        path: of the module; empty for the image.
+        module: that gave it; None for the image.
+        inside: where the array is in what the module gives, such as `.features[1]`; empty if it is all of it.
+        shape: NHWC.
+        integer: it holds whole numbers, such as pooling indices.
+        sources: the maps that it is computed from directly, each with the primitive in which it first met another one.
     """
 
     key: str
@@ -53,11 +53,11 @@ class Trace:
     """What tracing a model finds.
 
     Attributes:
-      maps: in the order in which they are computed; the first is the image.
-      parts: paths of the modules that take or give containers of maps of several sizes (encoder, decoder, a pyramid in
-        it). `maps` has what their children give, and of their own results those in containers; nothing from further
-        inside.
-      upsamplers: paths and class names of the modules that are called as upsamplers are (densezoo/blocks.py).
+        maps: in the order in which they are computed; the first is the image.
+        parts: paths of the modules that take or give containers of maps of several sizes (encoder, decoder, a pyramid in
+          it). `maps` has what their children give, and of their own results those in containers; nothing from further
+          inside.
+        upsamplers: paths and class names of the modules that are called as upsamplers are (densezoo/blocks.py).
     """
 
     maps: list[Map]
@@ -79,10 +79,10 @@ def run_with_maps(model: nn.Module, variables: Any, images: jax.Array, visit: Ca
     """`model.apply(variables, images)`, in which every map that a module gives goes through `visit`.
 
     Args:
-      model: a Flax Linen module.
-      variables: of the model.
-      images: NHWC.
-      visit: called with (key, x, module, inside, arguments of the module), gives x back.
+        model: a Flax Linen module.
+        variables: of the model.
+        images: NHWC.
+        visit: called with (key, x, module, inside, arguments of the module), gives x back.
     """
     calls = 0
 
@@ -109,9 +109,9 @@ def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trac
     """Finds the maps of a model and the data flow between them.
 
     Args:
-      model: a Flax Linen module.
-      variables: of the model; shapes are enough.
-      image: NHWC.
+        model: a Flax Linen module.
+        variables: of the model; shapes are enough.
+        image: NHWC.
     """
     maps = [Map("", (), None, "", image.shape, False)]
     containers: dict[str, list[jax.Array]] = {}

@@ -26,11 +26,11 @@ class Slot:
     """An array of the model, and where in the checkpoint it comes from.
 
     Attributes:
-      path: where it is in the variables, collection first.
-      shape: its shape here.
-      dtype: its type here.
-      name: its name in the checkpoint; None if the reference has no such array.
-      axes: which axis there becomes each axis here.
+        path: where it is in the variables, collection first.
+        shape: its shape here.
+        dtype: its type here.
+        name: its name in the checkpoint; None if the reference has no such array.
+        axes: which axis there becomes each axis here.
     """
 
     path: Path
@@ -61,31 +61,31 @@ def from_torch(
     norm, where the model has none, goes into the running mean.
 
     Args:
-      model: a `SegmentationModel`, a `PyramidModel`, or an encoder.
-      checkpoint: path of a .safetensors, .pth or .pt file, or a mapping of names to arrays (NumPy, JAX or torch).
-      strict: whether everything must fit. If not, what fits is filled in, the rest is initialised with `key`, and a
-        warning says what; a backbone alone thus goes into the encoder of a whole model.
-      in_channels: channels of the images, where they are not the checkpoint's: the first convolution's weights are
-        repeated over them and scaled by their ratio, or summed up for one channel, as in segmentation_models_pytorch.
-      key: random key of what is not in the checkpoint; None means `jax.random.key(0)`.
+        model: a `SegmentationModel`, a `PyramidModel`, or an encoder.
+        checkpoint: path of a .safetensors, .pth or .pt file, or a mapping of names to arrays (NumPy, JAX or torch).
+        strict: whether everything must fit. If not, what fits is filled in, the rest is initialised with `key`, and a
+          warning says what; a backbone alone thus goes into the encoder of a whole model.
+        in_channels: channels of the images, where they are not the checkpoint's: the first convolution's weights are
+          repeated over them and scaled by their ratio, or summed up for one channel, as in segmentation_models_pytorch.
+        key: random key of what is not in the checkpoint; None means `jax.random.key(0)`.
 
     Returns:
-      Variables for `model.apply`: `params`, and `batch_stats` if the model has batch norms.
+        Variables for `model.apply`: `params`, and `batch_stats` if the model has batch norms.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file cannot be read, or names or shapes do not fit; the message lists all that do not.
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or names or shapes do not fit; the message lists all that do not.
 
     Example:
-      >>> import jax.numpy as jnp, numpy as np
-      >>> import densezoo as dz
-      >>> from densezoo.weights import from_torch
-      >>> encoder = dz.PlainEncoder(features=(4,), norm=None)
-      >>> arrays = {"inc.double_conv.0.weight": np.zeros((4, 3, 3, 3)), "inc.double_conv.0.bias": np.zeros(4)}
-      >>> arrays |= {"inc.double_conv.2.weight": np.zeros((4, 4, 3, 3)), "inc.double_conv.2.bias": np.ones(4)}
-      >>> variables = from_torch(encoder, arrays)
-      >>> encoder.apply(variables, jnp.ones((1, 2, 2, 3))).features[0][0, 0, 0].tolist()
-      [1.0, 1.0, 1.0, 1.0]
+        >>> import jax.numpy as jnp, numpy as np
+        >>> import densezoo as dz
+        >>> from densezoo.weights import from_torch
+        >>> encoder = dz.PlainEncoder(features=(4,), norm=None)
+        >>> arrays = {"inc.double_conv.0.weight": np.zeros((4, 3, 3, 3)), "inc.double_conv.0.bias": np.zeros(4)}
+        >>> arrays |= {"inc.double_conv.2.weight": np.zeros((4, 4, 3, 3)), "inc.double_conv.2.bias": np.ones(4)}
+        >>> variables = from_torch(encoder, arrays)
+        >>> encoder.apply(variables, jnp.ones((1, 2, 2, 3))).features[0][0, 0, 0].tolist()
+        [1.0, 1.0, 1.0, 1.0]
     """
     names = read_names(checkpoint)
     channels = in_channels or 3

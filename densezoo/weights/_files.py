@@ -50,20 +50,20 @@ def read_checkpoint(path: str | os.PathLike[str], *, entry: str | None = None) -
     A dictionary around the weights (`{"state_dict": ..., "epoch": ...}`) is opened; what is not a tensor is left out.
 
     Args:
-      path: a .safetensors file, or what `torch.save` wrote, old or new; its contents decide which, not its name.
-      entry: key of the weights in the file's dictionary, where it is not `state_dict`, `model_state_dict` or `model`.
+        path: a .safetensors file, or what `torch.save` wrote, old or new; its contents decide which, not its name.
+        entry: key of the weights in the file's dictionary, where it is not `state_dict`, `model_state_dict` or `model`.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is damaged, of another kind, or holds more than a dictionary of tensors.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, of another kind, or holds more than a dictionary of tensors.
 
     Example:
-      >>> import tempfile, numpy as np
-      >>> from safetensors.numpy import save_file
-      >>> path = tempfile.mkdtemp() + "/weights.safetensors"
-      >>> save_file({"conv1.weight": np.zeros((8, 3, 3, 3), np.float32)}, path)
-      >>> {name: array.shape for name, array in read_checkpoint(path).items()}
-      {'conv1.weight': (8, 3, 3, 3)}
+        >>> import tempfile, numpy as np
+        >>> from safetensors.numpy import save_file
+        >>> path = tempfile.mkdtemp() + "/weights.safetensors"
+        >>> save_file({"conv1.weight": np.zeros((8, 3, 3, 3), np.float32)}, path)
+        >>> {name: array.shape for name, array in read_checkpoint(path).items()}
+        {'conv1.weight': (8, 3, 3, 3)}
     """
     path = Path(path)
     if path.is_dir():

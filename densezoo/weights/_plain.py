@@ -33,27 +33,27 @@ def plain_unet(
     originals pad the upsampled map with zeros, and here its edge is repeated (or it is resized).
 
     Args:
-      checkpoint: as `from_torch` takes it.
-      skip_first: the encoder's map comes before the decoder's in the concatenation, as in most of these.
-      upsample: factory of the upsampler, where the checkpoint has no transposed convolutions; they are mostly
-        bilinear with align-corners.
+        checkpoint: as `from_torch` takes it.
+        skip_first: the encoder's map comes before the decoder's in the concatenation, as in most of these.
+        upsample: factory of the upsampler, where the checkpoint has no transposed convolutions; they are mostly
+          bilinear with align-corners.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file cannot be read, or is not of a plain U-Net.
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or is not of a plain U-Net.
 
     Example:
-      >>> import jax.numpy as jnp, numpy as np
-      >>> from densezoo.weights import plain_unet
-      >>> shapes = {"inc.double_conv.0": (4, 3), "inc.double_conv.2": (4, 4), "down1.double_conv.0": (8, 4)}
-      >>> shapes |= {"down1.double_conv.2": (8, 8), "up1.double_conv.0": (6, 12), "up1.double_conv.2": (4, 6)}
-      >>> arrays = {f"{name}.weight": np.ones((*shape, 3, 3)) for name, shape in shapes.items()}
-      >>> arrays |= {f"{name}.bias": np.ones(shape[0]) for name, shape in shapes.items()}
-      >>> model, variables = plain_unet(arrays | {"outc.weight": np.ones((2, 4, 1, 1)), "outc.bias": np.zeros(2)})
-      >>> model.decoder.features, model.decoder.hidden
-      ((4,), (6,))
-      >>> model.apply(variables, jnp.ones((1, 8, 6, 3))).shape
-      (1, 8, 6, 2)
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from densezoo.weights import plain_unet
+        >>> shapes = {"inc.double_conv.0": (4, 3), "inc.double_conv.2": (4, 4), "down1.double_conv.0": (8, 4)}
+        >>> shapes |= {"down1.double_conv.2": (8, 8), "up1.double_conv.0": (6, 12), "up1.double_conv.2": (4, 6)}
+        >>> arrays = {f"{name}.weight": np.ones((*shape, 3, 3)) for name, shape in shapes.items()}
+        >>> arrays |= {f"{name}.bias": np.ones(shape[0]) for name, shape in shapes.items()}
+        >>> model, variables = plain_unet(arrays | {"outc.weight": np.ones((2, 4, 1, 1)), "outc.bias": np.zeros(2)})
+        >>> model.decoder.features, model.decoder.hidden
+        ((4,), (6,))
+        >>> model.apply(variables, jnp.ones((1, 8, 6, 3))).shape
+        (1, 8, 6, 2)
     """
     names = read_names(checkpoint)
     shapes = {name: tuple(np.shape(array)) for name, array in names.items()}

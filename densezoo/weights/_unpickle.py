@@ -168,15 +168,15 @@ def unpickle(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> An
     """Reads one pickle from a stream in memory and stops right behind it.
 
     Args:
-      stream: the bytes, all of them in memory.
-      storages: is filled with the storages that the pickle mentions.
+        stream: the bytes, all of them in memory.
+        storages: is filled with the storages that the pickle mentions.
 
     Returns:
-      Dicts, lists, tuples, numbers and strings, with a `Tensor` record for every tensor.
+        Dicts, lists, tuples, numbers and strings, with a `Tensor` record for every tensor.
 
     Raises:
-      UnpickleError: the pickle asks for anything that the tables above do not have.
-      ValueError: the pickle is damaged.
+        UnpickleError: the pickle asks for anything that the tables above do not have.
+        ValueError: the pickle is damaged.
     """
     try:
         return _run(stream, {} if storages is None else storages)

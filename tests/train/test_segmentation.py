@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 import densezoo as dz
-from densezoo.train import SegmentationRecipe, create_state, make_evaluator, make_optimizer, predictor, train_segmentation
+from densezoo.train import (
+    SegmentationRecipe,
+    create_state,
+    make_evaluator,
+    make_optimizer,
+    predictor,
+    train_segmentation,
+)
 
 MEAN, STD = (0.5,), (0.25,)
 
