@@ -1,6 +1,7 @@
 """Runs what documents tell readers to run: their `sh` blocks line by line, their `python` blocks as one program each.
 
-`make test` is left out, because it has been run before. Everything runs in the project's root, with .venv's programs.
+`make test` is left out, because it has been run before; so are `py` blocks, which need a reader's own files. Everything
+runs in the project's root, with .venv's programs.
 """
 
 import os

@@ -79,7 +79,7 @@ def main(arguments: Arguments) -> None:
     check_out(arguments.out, config, resume=arguments.resume)
     variables = None
     if arguments.encoder_weights:
-        encoder = weights.from_torch(model.encoder, arguments.encoder_weights)
+        encoder = weights.from_torch(model.encoder, arguments.encoder_weights, in_channels=config.channels)
         images = jnp.zeros((1, 32, 32, config.channels))
         variables = jax.jit(model.init)(jax.random.key(arguments.seed), images)
         variables = {kind: tree | {"encoder": encoder[kind]} for kind, tree in variables.items()}
