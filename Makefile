@@ -15,6 +15,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP)
+	rm -rf out/tiny_unet
 	$(BIN)/python examples/tiny_unet.py --out out/tiny_unet
 
 test: $(STAMP)

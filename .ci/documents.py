@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-SKIPPED = ("make test", "git clone", "cd ", "pip install")
+SKIPPED = ("make test", ". .venv", "git clone", "cd ", "pip install")
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

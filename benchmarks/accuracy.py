@@ -2,8 +2,8 @@
 
 Usage: python -m benchmarks.accuracy --data DIR --num-classes 2 --rotate --seeds 0 1 2 --out results.jsonl
 
-Both sides read the same crops with the same augmentation in the same order and are scored on the same whole images;
-only the framework, the model's code and the random initial weights differ. Needs torch and
+Both sides read the same crops in the same order and are scored on the same whole images; the framework, the model's
+code, the random initial weights and the draws of the augmentation differ. Needs torch and
 segmentation-models-pytorch, unless `--frameworks densezoo`. Each finished run is a line of --out, and a run that is
 there already is not repeated.
 """
@@ -74,7 +74,8 @@ def main(arguments: Arguments) -> None:
                 chosen: dict[str, Any] = {field: getattr(arguments, field) for field in fields}
                 chosen["seed"] = seed
                 recipe = SegmentationRecipe(**chosen)
-                run: dict[str, Any] = {"data": arguments.data.name, "framework": framework, "model": pair}
+                images = {"train_images": len(train), "val_images": len(val)}
+                run: dict[str, Any] = {"data": arguments.data.name, **images, "framework": framework, "model": pair}
                 run["recipe"] = json.loads(json.dumps(dataclasses.asdict(recipe)))
                 if any(result | run == result for result in results):
                     continue
@@ -109,6 +110,8 @@ def train_smp(config: ModelConfig, train, val, recipe: SegmentationRecipe) -> di
     import segmentation_models_pytorch as smp
     import torch
 
+    if recipe.clip_norm is not None or recipe.accumulate != 1 or recipe.ema_decay is not None:
+        raise ValueError("the torch side has no clip_norm, accumulate and ema_decay: leave them out")
     torch.manual_seed(recipe.seed)
     make = getattr(smp, SMP_MODELS[config.model])
     model = make(config.encoder, encoder_weights=None, classes=config.num_classes).to(memory_format=torch.channels_last)

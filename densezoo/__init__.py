@@ -23,7 +23,9 @@ from densezoo.encoders import VGG, BasicBlock, Bottleneck, PlainEncoder, ResNet
 from densezoo.heads import SegmentationHead
 from densezoo.models import PyramidModel, SegmentationModel
 from densezoo.types import Pyramid
-from densezoo.zoo import blueprints, create_encoder, create_model, list_encoders, list_models
+from densezoo.zoo import Blueprint, blueprints, create_encoder, create_model, list_encoders, list_models
+
+__version__ = "0.1.0"
 
 # These bring orbax, grain or matplotlib along, which take seconds to import: only on first use.
 _ON_FIRST_USE = ("config", "data", "train", "viz", "weights")

@@ -55,16 +55,18 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 count = x.size // features
                 unbiased = var * (count / max(count - 1, 1))
-                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+                for running, now in ((running_mean, mean), (running_var, unbiased)):
+                    now = now.astype(running.value.dtype)
+                    running.value = self.momentum * running.value + (1 - self.momentum) * now
         else:
             mean, var = running_mean.value, running_var.value
 
         dtype = x.dtype if self.dtype is None else self.dtype
-        factor = scale.astype(jnp.float32) * jax.lax.rsqrt(var + self.epsilon)
-        shift = bias.astype(jnp.float32) - mean * factor
-        lead = tuple(range(x.ndim - 1))
         wide = x.astype(accumulator_dtype(x.dtype))
+        mean, var, scale, bias = (each.astype(wide.dtype) for each in (mean, var, scale, bias))
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        shift = bias - mean * factor
+        lead = tuple(range(x.ndim - 1))
         return (wide * jnp.expand_dims(factor, lead) + jnp.expand_dims(shift, lead)).astype(dtype)
 
 
@@ -124,6 +126,8 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={self.kernel_size}: an even kernel has no middle and would change the size")
         if self.features % self.groups or x.shape[-1] % self.groups:
             raise ValueError(f"groups={self.groups} must divide the {x.shape[-1]} channels in and {self.features} out")
         size = self.kernel_size
@@ -292,10 +296,16 @@ def _by_doubling(x: jax.Array, size: Size, double: Callable[[jax.Array], jax.Arr
     """
     if size[0] < x.shape[1] or size[1] < x.shape[2]:
         raise ValueError(f"a learned upsampler only enlarges, got a map of {x.shape[1:3]} for the size {size}")
-    x = double(x)
-    while 2 * size[0] >= 3 * x.shape[1] or 2 * size[1] >= 3 * x.shape[2]:
+    channels, x = x.shape[-1], double(x)
+    # A layer that changes the channels cannot be used twice; `_fit` then resamples.
+    while x.shape[-1] == channels and (2 * size[0] >= 3 * x.shape[1] or 2 * size[1] >= 3 * x.shape[2]):
         x = double(x)
     return _fit(x, size)
+
+
+# Each pixel of a transposed convolution with stride 2 sums a quarter of the kernel's taps, hence four times the
+# variance of he_uniform.
+he_uniform_transposed: Initializer = nn.initializers.variance_scaling(8.0, "fan_in", "uniform")
 
 
 class TransposedConv(nn.Module):
@@ -309,7 +319,7 @@ class TransposedConv(nn.Module):
     kernel_size: int = 2
     reduction: int = 1
     use_bias: bool = True
-    kernel_init: Initializer = he_uniform
+    kernel_init: Initializer = he_uniform_transposed
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 

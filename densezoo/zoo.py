@@ -207,6 +207,8 @@ def create_model(
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes is a whole number of at least 1 (1 for a binary mask), got {num_classes!r}")
     _check_fields(blueprint.decoder, fields, f"model {name!r}")
+    if isinstance(frozen, str) or not set(frozen) <= {"encoder", "decoder", "head"}:
+        raise ValueError(f"frozen is a tuple of names among encoder, decoder and head; got {frozen!r}")
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     if encoder is None or isinstance(encoder, str):
         encoder = create_encoder(encoder or blueprint.encoder, **dtypes)

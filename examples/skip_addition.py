@@ -47,6 +47,8 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
+    if arguments.val < 3:
+        raise ValueError(f"--val is at least 3, for the picture; got {arguments.val}")
     if not 2 <= arguments.seeds <= 10:
         raise ValueError(f"--seeds is 2 to 10, for an interval; got {arguments.seeds}")
     val = digit_scenes(arguments.val, "val")

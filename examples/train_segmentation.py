@@ -11,6 +11,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from densezoo import viz, weights
 from densezoo.config import ModelConfig
 from densezoo.data import ImageMaskFolder, Subset
 from densezoo.train import SegmentationRecipe, predictor, train_segmentation
+from densezoo.viz.pictures import replace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Arguments(SegmentationRecipe):
     """Leave the encoder's weights and batch statistics as they are."""
     channels: int | None = None
     """Convert images to this many channels; as they are in the files if not given."""
+    mean: tuple[float, ...] = ()
+    """Subtracted from images in 0..1, a number for each channel; ImageNet's for three channels, else 0.5."""
+    std: tuple[float, ...] = ()
+    """By which they are then divided; ImageNet's for three channels, else 0.25."""
     bfloat16: bool = False
     """Compute in bfloat16, with float32 weights: for accelerators."""
     limit_val: int | None = None
@@ -74,18 +80,30 @@ def main(arguments: Arguments) -> None:
         channels=train[0]["image"].shape[-1],
         upsample=arguments.upsample,
         skip=arguments.skip,
+        mean=arguments.mean,
+        std=arguments.std,
     )
+    if (channels := val[0]["image"].shape[-1]) != config.channels:
+        raise ValueError(
+            f"training images have {config.channels} channels, validation images {channels}: --channels converts them"
+        )
+    if arguments.freeze_encoder and not arguments.encoder_weights and not arguments.resume:
+        raise ValueError("--freeze-encoder would keep a random encoder as it is: give it --encoder-weights")
     model = config.build(bfloat16=arguments.bfloat16, frozen=("encoder",) if arguments.freeze_encoder else ())
-    check_out(arguments.out, config, resume=arguments.resume)
+    check_out(arguments, config)
     variables = None
     if arguments.encoder_weights:
         encoder = weights.from_torch(model.encoder, arguments.encoder_weights, in_channels=config.channels)
         images = jnp.zeros((1, 32, 32, config.channels))
         variables = jax.jit(model.init)(jax.random.key(arguments.seed), images)
-        variables = {kind: tree | {"encoder": encoder[kind]} for kind, tree in variables.items()}
+        # An encoder without norms has no batch statistics.
+        variables = {
+            kind: tree | ({"encoder": encoder[kind]} if kind in encoder else {}) for kind, tree in variables.items()
+        }
     train.check()
     val.check()
     config.save(arguments.out / "model.json")
+    write_recipe(arguments.out / "recipe.json", arguments)
 
     state, history = train_segmentation(
         model,
@@ -128,14 +146,35 @@ def main(arguments: Arguments) -> None:
     print(json.dumps(result))
 
 
-def check_out(out: Path, config: ModelConfig, *, resume: bool) -> None:
-    """Makes sure that no other run is there, and that what is resumed is of the same model."""
-    path = out / "model.json"
-    if resume and path.exists():
-        if (before := ModelConfig.load(path)) != config:
-            raise ValueError(f"{out} holds the run of another model, {before}; this one is {config}")
-    elif (out / "log.jsonl").exists():
+def recipe_of(arguments: Arguments) -> dict[str, Any]:
+    """What must stay the same for a resumed run to go on exactly, as JSON holds it."""
+    recipe = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(SegmentationRecipe)}
+    return json.loads(json.dumps(recipe))
+
+
+def write_recipe(path: Path, arguments: Arguments) -> None:
+    replace(path, lambda temporary: temporary.write_text(json.dumps(recipe_of(arguments), indent=2) + "\n"))
+
+
+def check_out(arguments: Arguments, config: ModelConfig) -> None:
+    """Makes sure that no other run is in --out, and that what is resumed is the same training of the same model."""
+    out = arguments.out
+    if not (out / "log.jsonl").exists() and not (out / "last").exists():
+        return
+    if not arguments.resume:
         raise FileExistsError(f"{out} holds a run: continue it with --resume, or choose another --out")
+    if (before := ModelConfig.load(out / "model.json")) != config:
+        raise ValueError(f"{out} holds the run of another model, {before}; this one is {config}")
+    recipe, before = recipe_of(arguments), json.loads((out / "recipe.json").read_text())
+    # More steps, with the schedule stretched to them, are a choice that one may make later.
+    free = {"steps", "evaluate_every", "checkpoint_every"}
+    changed = [
+        f"{name} was {before.get(name)}, is {recipe[name]}"
+        for name in recipe
+        if name not in free and recipe[name] != before.get(name)
+    ]
+    if changed:
+        raise ValueError(f"{out} holds a run with other options, so it would not go on exactly: {'; '.join(changed)}")
 
 
 if __name__ == "__main__":

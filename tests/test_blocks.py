@@ -143,3 +143,22 @@ def test_an_instance_in_place_of_a_factory_is_named():
     with pytest.raises(TypeError, match="partial\\(Bilinear"):
         model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2, upsample=dz.Bilinear())
         jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))
+
+
+def test_channel_halving_upsampler_reaches_a_size_more_than_twice_its_own():
+    layer = dz.TransposedConv(reduction=2)
+    y, _ = layer.init_with_output(KEY, jnp.ones((1, 1, 1, 4)), (3, 3))
+    assert y.shape == (1, 3, 3, 2)
+
+
+def test_transposed_conv_keeps_the_scale_of_its_input():
+    x = jnp.asarray(np.random.default_rng(6).normal(size=(8, 8, 8, 64)).astype(np.float32))
+    for kernel_size in (2, 4):
+        y, _ = dz.TransposedConv(kernel_size).init_with_output(KEY, x, (16, 16))
+        # He's initialisation gives twice the variance, for a ReLU to halve.
+        assert 1.7 < float(y[:, 2:-2, 2:-2].var()) < 2.3
+
+
+def test_even_kernels_are_refused():
+    with pytest.raises(ValueError, match="even kernel"):
+        dz.Conv(2, kernel_size=4).init(KEY, jnp.zeros((1, 4, 4, 2)))

@@ -41,6 +41,8 @@ def test_blueprints_describe_every_model():
         (lambda: dz.create_encoder("resnet18", nrom=None), TypeError, "no argument 'nrom'; did you mean 'norm'"),
         (lambda: dz.create_model("unet", num_classes=0), ValueError, "num_classes"),
         (lambda: dz.create_model("unet", num_classes=2.0), ValueError, "num_classes"),
+        (lambda: dz.create_model("unet", frozen="encoder"), ValueError, "tuple of names among encoder"),
+        (lambda: dz.create_model("unet", frozen=("enc",)), ValueError, "tuple of names among encoder"),
     ],
 )
 def test_mistakes_are_named_with_the_nearest_choice(call, error, message):
@@ -67,3 +69,8 @@ def test_unet_says_how_many_blocks_it_needs():
         model = dz.create_model("unet", "resnet18", features=features)
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
+def test_every_field_of_a_named_encoder_can_be_changed():
+    for name in dz.list_encoders("res*") + dz.list_encoders("wide*"):
+        assert dz.create_encoder(name, stage_sizes=(1, 1, 1, 1), width=16).reductions == (2, 4, 8, 16, 32)

@@ -188,6 +188,7 @@ class ImageMaskFolder:
 
         problems: list[str] = []
         strangers: collections.Counter[int] = collections.Counter()
+        present: set[int] = set()
         by_channels: dict[int, list[pathlib.Path]] = collections.defaultdict(list)
         with (
             rich.progress.Progress(console=rich.console.Console(stderr=True), disable=not progress) as bar,
@@ -197,12 +198,20 @@ class ImageMaskFolder:
             task = bar.add_task(f"Checking {self.root}", total=len(self))
             for start in range(0, len(self), 8 * num_threads):
                 chunk = self._pairs[start : start + 8 * num_threads]
-                for (image_path, _), (found, channels, values) in zip(chunk, pool.map(self._check, chunk), strict=True):
+                for (image_path, _), (found, channels, values, labels) in zip(
+                    chunk, pool.map(self._check, chunk), strict=True
+                ):
                     problems.extend(found)
+                    present.update(labels)
                     strangers.update(values)
                     if channels is not None:
                         by_channels[channels].append(image_path)
                     bar.advance(task)
+        if self.num_classes and self.ignore_index in present and len(present) == 2:
+            problems.append(
+                f"the masks hold {min(present)} and {max(present)} alone, and {self.ignore_index} is ignore_index: that"
+                " leaves nothing to tell apart. If it is a class, store it as a number below num_classes."
+            )
         if not problems and len(by_channels) <= 1:
             return
         lines = [f"{self.root}: {len(self)} pairs, of which some do not fit:"]
@@ -217,8 +226,10 @@ class ImageMaskFolder:
             lines.append("Pass channels= to convert them (3 repeats grey; alpha is dropped), or convert the files.")
         raise ValueError("\n  ".join(lines))
 
-    def _check(self, pair: tuple[pathlib.Path, pathlib.Path]) -> tuple[list[str], int | None, Mapping[int, int]]:
-        """Gives the problems of one pair, its number of channels, and the mask values that are no classes."""
+    def _check(
+        self, pair: tuple[pathlib.Path, pathlib.Path]
+    ) -> tuple[list[str], int | None, Mapping[int, int], set[int]]:
+        """Gives the problems of one pair, its channels, the mask values that are no classes, and all mask values."""
         image_path, mask_path = pair
         problems: list[str] = []
         image = mask = None
@@ -237,7 +248,8 @@ class ImageMaskFolder:
             problems.append(_pairing.size_difference(image_path, image.shape[:2], mask_path, mask.shape))
         if strangers:
             problems.append(f"{mask_path}: {_values(strangers)}")
-        return problems, None if image is None else image.shape[-1], strangers
+        labels = set() if mask is None else set(np.unique(mask).tolist())
+        return problems, None if image is None else image.shape[-1], strangers, labels
 
     def _strangers(self, mask: Int32[np.ndarray, "h w"]) -> dict[int, int]:
         """Counts the mask's pixels by value, for the values that are no classes."""

@@ -19,6 +19,7 @@ class Subset:
         Raises:
             IndexError: if the source has no such item.
         """
+        indices = tuple(operator.index(index) for index in indices)
         if indices and not -len(source) <= min(indices) <= max(indices) < len(source):
             raise IndexError(f"indices {min(indices)} to {max(indices)} of a source with {len(source)} items")
         self._source, self._indices = source, indices

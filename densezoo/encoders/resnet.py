@@ -123,8 +123,8 @@ RESNETS = {
     "resnet101": partial(ResNet, stage_sizes=(3, 4, 23, 3), block=Bottleneck),
     "resnet152": partial(ResNet, stage_sizes=(3, 8, 36, 3), block=Bottleneck),
     # Xie et al. 2016, table 1; 101 32x8d is torchvision's
-    "resnext50_32x4d": partial(ResNet, (3, 4, 6, 3), partial(Bottleneck, groups=32, group_width=4)),
-    "resnext101_32x8d": partial(ResNet, (3, 4, 23, 3), partial(Bottleneck, groups=32, group_width=8)),
+    "resnext50_32x4d": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=partial(Bottleneck, groups=32, group_width=4)),
+    "resnext101_32x8d": partial(ResNet, stage_sizes=(3, 4, 23, 3), block=partial(Bottleneck, groups=32, group_width=8)),
     # Zagoruyko and Komodakis 2016: the inner width doubled
-    "wide_resnet50_2": partial(ResNet, (3, 4, 6, 3), partial(Bottleneck, group_width=128)),
+    "wide_resnet50_2": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=partial(Bottleneck, group_width=128)),
 }

@@ -53,6 +53,9 @@ class PyramidModel(nn.Module):
         neck: Pyramid -> maps, such as `FPNNeck`.
         frozen: as in `SegmentationModel`.
 
+    An image smaller than the encoder can take (`min_size`) is enlarged by repeating its edges, and the maps are those
+    of the enlarged image.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> import densezoo as dz
@@ -85,4 +88,4 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
         images = jnp.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
     pyramid = encoder(images, train=train)  # pyright: ignore[reportCallIssue]
     # So that an encoder of one's own need give no more than features.
-    return pyramid.replace(reductions=encoder.reductions, image_size=size_of(images))  # pyright: ignore
+    return pyramid.replace(reductions=getattr(encoder, "reductions", None), image_size=size_of(images))

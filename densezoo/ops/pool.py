@@ -63,7 +63,7 @@ def max_pool_with_indices(
 
     Rows and columns that do not fill a window are left out, as in torch. Of equal values the first wins; a NaN wins
     over any number. The backward pass uses the saved indices, which on CPU is many times faster than the
-    select-and-scatter of `flax.linen.max_pool`.
+    select-and-scatter of `flax.linen.max_pool`. It is a custom VJP: reverse mode works, forward mode does not.
 
     Args:
         x: NHWC maps.

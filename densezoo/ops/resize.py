@@ -2,6 +2,7 @@
 
 Row `i` of the output is `sum_k weights[i, k] * input[indices[i, k]]`. The gradient is the transposed table applied to
 the cotangent, which is again a gather and a weighted sum: no scatter, and no dense matrix as in `jax.image.resize`.
+It is a custom VJP, so these functions differentiate in reverse mode (any number of times), not in forward mode.
 """
 
 import functools

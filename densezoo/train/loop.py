@@ -49,7 +49,7 @@ def fit(
         best: name of the score to maximise: the state that reaches the highest is kept as the `best` checkpoint.
         directory: where checkpoints (`last`, `best`) and the log (`log.jsonl`) go; None writes nothing.
         resume: continue the run in `directory` from its last checkpoint; start at the beginning if it has none.
-        checkpoint_every: steps between checkpoints; there is always one after the last step.
+        checkpoint_every: steps between checkpoints; there is always one before an evaluation and after the last step.
         log_every: steps between log records.
         progress: show a progress line on stderr (plain lines where stderr is not a terminal).
 
@@ -97,6 +97,8 @@ def fit(
         raise FileExistsError(f"{directory} holds a run: continue it with resume=True, or choose another directory")
 
     done = int(state.step)
+    if done > steps:
+        raise ValueError(f"steps={steps} is the length of the whole training, of which {done} steps are done already")
     saved = done if directory is not None and newest_checkpoint(directory, "last") else 0
     log = Log(directory, done)
     meter = Meter()
@@ -132,10 +134,34 @@ def fit(
             if which in writers:
                 writers[which].save(state, {"step": done} | facts)
 
+        def save_last() -> None:
+            nonlocal saved
+            read()  # A state that is not finite is never saved.
+            if done > saved:
+                save("last")
+                saved = done
+
+        def score() -> None:
+            nonlocal best_score
+            save_last()  # Whatever goes wrong in an evaluation, the training up to it is kept.
+            assert evaluate is not None
+            with meter.paused():
+                scores = {name: float(value) for name, value in evaluate(state).items()}
+            show(done, log.write({"step": done, "scores": scores}))
+            if best is not None and _score(scores, best) > best_score:
+                best_score = scores[best]
+                save("best", name=best, score=best_score)
+
         try:
+            if evaluate is not None and done == steps and not _scored(log.history, done):
+                score()  # Stopped between the last step and its evaluation.
             while done < steps and not signals:
-                with meter.waiting(unread):
-                    batch = next(stream, None)
+                try:
+                    with meter.waiting(unread):
+                        batch = next(stream, None)
+                except Exception:  # A file that cannot be read, say.
+                    save_last()
+                    raise
                 if batch is None:
                     exhausted = True
                     break
@@ -145,25 +171,15 @@ def fit(
                 meter.dispatched(metrics)
                 read()  # The step before: the device is busy with this one meanwhile.
                 unread = done, metrics, len(jax.tree.leaves(batch)[0])
+                if done % checkpoint_every == 0:
+                    save_last()
                 if evaluate is not None and (done == steps or (evaluate_every and done % evaluate_every == 0)):
-                    read()
-                    with meter.paused():
-                        scores = {name: float(value) for name, value in evaluate(state).items()}
-                    show(done, log.write({"step": done, "scores": scores}))
-                    if best is not None and _score(scores, best) > best_score:
-                        best_score = scores[best]
-                        save("best", name=best, score=best_score)
-                if done % checkpoint_every == 0 and done < steps:
-                    read()  # A state that is not finite is never saved.
-                    save("last")
-                    saved = done
+                    score()
         except KeyboardInterrupt:
             if signals:  # The second one.
                 raise
             signals.append(signal.SIGINT)
-        read()
-        if done > saved:
-            save("last")
+        save_last()
     if signals:
         if signals[0] == signal.SIGTERM:
             sys.exit(128 + signal.SIGTERM)
@@ -174,6 +190,10 @@ def fit(
             "a loader; not a generator), or a function whose iterator does not end"
         )
     return state, log.history
+
+
+def _scored(history: list[Record], step: int) -> bool:
+    return any(record["step"] == step and "scores" in record for record in history)
 
 
 def _holds_run(directory: Path) -> bool:

@@ -233,15 +233,17 @@ def predictor(
     normalize = transforms.normalize(mean, std)
 
     @jax.jit
-    def apply(images):
+    def apply(variables, images):
         batch = normalize(jax.random.key(0), {"image": images})
         logits: Any = model.apply(variables, batch["image"])
         return metrics.predict(logits)
 
     def predict(image: np.ndarray) -> np.ndarray:
+        if image.ndim != 3:
+            raise ValueError(f"expected one image of shape (h, w, c), got shape {image.shape}")
         height, width, _ = image.shape
         padding = [(0, -side % multiple) for side in (height, width)]
         padded = np.pad(to_float(image), (*padding, (0, 0)), mode="edge")
-        return np.asarray(apply(padded[None]))[0, :height, :width]
+        return np.asarray(apply(variables, padded[None]))[0, :height, :width]
 
     return predict

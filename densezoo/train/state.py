@@ -86,6 +86,7 @@ def create_state(
         variables: start from these (for instance pretrained) variables, which are copied, instead of random ones.
         ema_decay: keep a moving average of the parameters with this decay, for instance 0.999. In the first steps the
             decay is smaller, `min(ema_decay, (1 + step) / (10 + step))`, so that the random start is soon forgotten.
+            Batch statistics are running means already and are not averaged a second time.
 
     Returns:
         The state. It is not tied to a device; to train on a mesh, place it there with `jax.device_put` first, or the

@@ -62,7 +62,7 @@ def _write(picture: Image.Image, path: str | Path) -> Path:
     return replace(path, lambda temporary: picture.save(temporary))
 
 
-def replace(path: Path, write: Callable[[Path], None]) -> Path:
+def replace(path: Path, write: Callable[[Path], object]) -> Path:
     """Lets `write` write a temporary file beside `path`, and puts it in its place only when it is whole."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:

@@ -63,6 +63,8 @@ def test_trains_resumes_and_predicts(data, narrow, capsys):
         train_segmentation.main(arguments(data))
     with pytest.raises(ValueError, match="another model"):
         train_segmentation.main(arguments(data, model="unet", resume=True))
+    with pytest.raises(ValueError, match="seed was 0, is 1"):
+        train_segmentation.main(arguments(data, seed=1, resume=True))
     train_segmentation.main(arguments(data, steps=3, resume=True))
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["steps"] == 3
@@ -103,6 +105,13 @@ def damage(data, how):
         shutil.rmtree(masks)
         images.mkdir()
         masks.mkdir()
+    elif how == "255":
+        for path in masks.iterdir():
+            with Image.open(path) as mask:
+                Image.fromarray(np.asarray(mask) * np.uint8(255)).save(path)
+    elif how == "channels":
+        for path in (data / "val" / "images").iterdir():
+            Image.new("RGB", (32, 32)).save(path)
     elif how == "val":
         shutil.rmtree(data / "val")
 
@@ -116,6 +125,8 @@ def damage(data, how):
         ("truncated", r"1\.png"),
         ("empty", "images"),
         ("val", "val"),
+        ("255", "255 is ignore_index"),
+        ("channels", "validation images 3"),
     ],
 )
 def test_damaged_folders_are_named_before_training(data, how, message):
@@ -136,6 +147,8 @@ def test_damaged_folders_are_named_before_training(data, how, message):
         ({"batch_size": 0}, "batch_size"),
         ({"steps": 0}, "step"),
         ({"encoder_weights": pathlib.Path("none.pth")}, r"none\.pth"),
+        ({"freeze_encoder": True}, "random encoder"),
+        ({"mean": (0.5, 0.5)}, "mean and std need 1"),
     ],
 )
 def test_mistaken_arguments_are_named_before_training(data, changes, message):
@@ -151,3 +164,25 @@ def test_a_mistake_ends_the_script_with_one_message(tmp_path):
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     assert str(tmp_path / "none") in done.stderr
+
+
+def test_starts_from_an_encoder_of_pytorch(data):
+    # VGG without norms, so that only the decoder has batch statistics.
+    from safetensors.numpy import save_file
+
+    from densezoo.train import load_variables
+
+    rng = np.random.default_rng(0)
+    checkpoint, width, position = {}, 1, 0
+    for convolutions, features in zip((1, 1, 2, 2, 2), (64, 128, 256, 512, 512), strict=True):
+        for _ in range(convolutions):
+            checkpoint[f"features.{position}.weight"] = rng.normal(0, 0.05, (features, width, 3, 3)).astype(np.float32)
+            checkpoint[f"features.{position}.bias"] = np.zeros(features, np.float32)
+            width, position = features, position + 2
+        position += 1
+    save_file(checkpoint, data.parent / "vgg11.safetensors")
+    options = {"encoder": "vgg11", "encoder_weights": data.parent / "vgg11.safetensors", "freeze_encoder": True}
+    train_segmentation.main(arguments(data, **options))
+    trained = load_variables(data.parent / "run", "last")["params"]["encoder"]
+    expected = checkpoint["features.0.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(trained["features_0"]["kernel"], expected)

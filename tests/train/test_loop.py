@@ -127,6 +127,35 @@ def test_evaluation_and_the_best_checkpoint(new_state, quick, batch_of, tmp_path
         fit(new_state(), quick, [batch_of()], steps=12, resume=True, **(options | {"best": "dice"}))
 
 
+def test_a_failing_evaluation_or_batch_loses_no_steps(new_state, quick, batch_of, tmp_path):
+    def failing(state):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(new_state(), quick, [batch_of(0)], steps=3, evaluate=failing, directory=tmp_path / "a", progress=False)
+    assert int(restore_state(tmp_path / "a", new_state()).step) == 3
+
+    def batches(done):
+        yield batch_of(0)
+        yield batch_of(1)
+        raise OSError("a file is gone")
+
+    with pytest.raises(OSError, match="a file is gone"):
+        fit(new_state(), quick, batches, steps=3, directory=tmp_path / "b", progress=False)
+    assert int(restore_state(tmp_path / "b", new_state()).step) == 2
+
+
+def test_a_run_that_is_complete_is_evaluated_if_it_was_not(new_state, quick, batch_of, tmp_path):
+    fit(new_state(), quick, [batch_of(0)], steps=3, directory=tmp_path, progress=False)
+    options = {"directory": tmp_path, "resume": True, "progress": False, "evaluate": lambda state: {"score": 0.5}}
+    _, history = fit(new_state(), quick, [batch_of(0)], steps=3, **options)
+    assert [record["scores"] for record in history if "scores" in record] == [{"score": 0.5}]
+    _, history = fit(new_state(), quick, [batch_of(0)], steps=3, **options)
+    assert len([record for record in history if "scores" in record]) == 1
+    with pytest.raises(ValueError, match="3 steps are done already"):
+        fit(new_state(), quick, [batch_of(0)], steps=2, **options)
+
+
 def test_an_unknown_score_is_an_error(new_state, quick, batch_of):
     with pytest.raises(ValueError, match=r"best='dice' is not among the scores \['iou'\]"):
         fit(new_state(), quick, [batch_of()], steps=1, evaluate=lambda _: {"iou": 1.0}, best="dice", progress=False)
