@@ -107,8 +107,8 @@ def train_here(config: ModelConfig, train, val, recipe: SegmentationRecipe) -> d
 
 
 def train_smp(config: ModelConfig, train, val, recipe: SegmentationRecipe) -> dict[str, float]:
-    import segmentation_models_pytorch as smp
-    import torch
+    import segmentation_models_pytorch as smp  # pyright: ignore[reportMissingImports]
+    import torch  # pyright: ignore[reportMissingImports]
 
     if recipe.clip_norm is not None or recipe.accumulate != 1 or recipe.ema_decay is not None:
         raise ValueError("the torch side has no clip_norm, accumulate and ema_decay: leave them out")
