@@ -404,6 +404,8 @@ class PixelShuffle(nn.Module):
 
 def build(factory: ModuleDef, **fields: Any) -> Any:
     """Calls a module factory, and says so kindly if it is a module already (which several places would share)."""
+    if not callable(factory):
+        raise TypeError(f"expected a factory of modules, such as dz.Bilinear or dz.LateralAdd, got {factory!r}")
     if isinstance(factory, nn.Module):
         kind = type(factory).__name__
         raise TypeError(

@@ -97,7 +97,7 @@ class ModelConfig:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: expected a training run with its model.json")
+            raise FileNotFoundError(f"{path} does not exist: expected the --out folder of a training")
         try:
             return cls(**json.loads(path.read_text()))
         except (TypeError, ValueError) as error:

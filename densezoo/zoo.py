@@ -189,10 +189,11 @@ def create_model(
         frozen: parts that do not train, such as `("encoder",)`.
         dtype: of the computation, such as `jnp.bfloat16`; None computes in the type of images and parameters.
         param_dtype: of the parameters. Both are passed to the encoder too, if it is given by name.
-        **fields: fields of the decoder's class, such as `upsample`, `skip`, `norm`, `features`.
+        **fields: fields of the decoder's class, such as `upsample`, `skip`, `norm`, `features`. They do not reach the
+            encoder: for another norm there too, pass `encoder=create_encoder(name, norm=...)`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a `dtype` that an encoder given as a module does not have.
         TypeError: an unknown field.
 
     Example:
@@ -212,6 +213,12 @@ def create_model(
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     if encoder is None or isinstance(encoder, str):
         encoder = create_encoder(encoder or blueprint.encoder, **dtypes)
+    if not isinstance(encoder, nn.Module):
+        raise TypeError(f"encoder is a name or an encoder, such as dz.PlainEncoder(); got {encoder!r}")
+    if dtype is not None and getattr(encoder, "dtype", dtype) != dtype:
+        raise ValueError(
+            f"the encoder given computes in dtype={getattr(encoder, 'dtype', None)}: make it with {dtype=}"
+        )
     return SegmentationModel(
         encoder=encoder,
         decoder=blueprint.decoder(**(blueprint.decoder_fields(encoder) | fields), **dtypes),

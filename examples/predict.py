@@ -38,7 +38,7 @@ def main(arguments: Arguments) -> None:
     config = ModelConfig.load(arguments.checkpoint / "model.json")
     variables = load_variables(arguments.checkpoint, arguments.which)
     if missing := [str(path) for path in arguments.images if not path.is_file()]:
-        raise FileNotFoundError(f"no such picture: {', '.join(missing)}")
+        raise FileNotFoundError(f"no such picture file: {', '.join(missing)}")
 
     predict = predictor(config.build(), variables, mean=config.mean, std=config.std)
     palette = viz.palette(max(config.num_classes, 2))

@@ -9,6 +9,7 @@ is a JSON object with the scores of the final state on whole validation images.
 
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Arguments(SegmentationRecipe):
     data: Path = tyro.MISSING
     """Folder with train and val, each with images and masks."""
     num_classes: int = tyro.MISSING
-    """Classes in the masks, 0 to num_classes - 1."""
+    """Classes in the masks, 0 to num_classes - 1; 1 for a binary mask of 0 and 1, learned by a single logit."""
     model: str = "unet"
     """One of densezoo.list_models()."""
     encoder: str | None = None
@@ -163,18 +164,22 @@ def check_out(arguments: Arguments, config: ModelConfig) -> None:
         return
     if not arguments.resume:
         raise FileExistsError(f"{out} holds a run: continue it with --resume, or choose another --out")
-    if (before := ModelConfig.load(out / "model.json")) != config:
-        raise ValueError(f"{out} holds the run of another model, {before}; this one is {config}")
+    model, model_before = (dataclasses.asdict(each) for each in (config, ModelConfig.load(out / "model.json")))
+    if model != model_before:
+        raise ValueError(f"{out} holds the run of another model: {differences(model_before, model)}")
     recipe, before = recipe_of(arguments), json.loads((out / "recipe.json").read_text())
+    if recipe["steps"] != before["steps"]:
+        print(f"the schedule now spans {recipe['steps']} steps, before {before['steps']}", file=sys.stderr)
     # More steps, with the schedule stretched to them, are a choice that one may make later.
-    free = {"steps", "evaluate_every", "checkpoint_every"}
-    changed = [
-        f"{name} was {before.get(name)}, is {recipe[name]}"
-        for name in recipe
-        if name not in free and recipe[name] != before.get(name)
-    ]
-    if changed:
-        raise ValueError(f"{out} holds a run with other options, so it would not go on exactly: {'; '.join(changed)}")
+    for free in ("steps", "evaluate_every", "checkpoint_every"):
+        before[free] = recipe[free]
+    if recipe != before:
+        changed = differences(before, recipe)
+        raise ValueError(f"{out} holds a run with other options, so it would not go on exactly: {changed}")
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    return "; ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in now if now[name] != before.get(name))
 
 
 if __name__ == "__main__":

@@ -143,6 +143,9 @@ def test_an_instance_in_place_of_a_factory_is_named():
     with pytest.raises(TypeError, match="partial\\(Bilinear"):
         model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2, upsample=dz.Bilinear())
         jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))
+    model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2, skip="add")
+    with pytest.raises(TypeError, match="such as dz.Bilinear or dz.LateralAdd, got 'add'"):
+        jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))
 
 
 def test_channel_halving_upsampler_reaches_a_size_more_than_twice_its_own():

@@ -41,6 +41,8 @@ def test_blueprints_describe_every_model():
         (lambda: dz.create_encoder("resnet18", nrom=None), TypeError, "no argument 'nrom'; did you mean 'norm'"),
         (lambda: dz.create_model("unet", num_classes=0), ValueError, "num_classes"),
         (lambda: dz.create_model("unet", num_classes=2.0), ValueError, "num_classes"),
+        (lambda: dz.create_model("unet", dz.PlainEncoder), TypeError, "a name or an encoder"),
+        (lambda: dz.create_model("unet", dz.PlainEncoder(), dtype=jnp.bfloat16), ValueError, "computes in dtype=None"),
         (lambda: dz.create_model("unet", frozen="encoder"), ValueError, "tuple of names among encoder"),
         (lambda: dz.create_model("unet", frozen=("enc",)), ValueError, "tuple of names among encoder"),
     ],

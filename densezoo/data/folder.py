@@ -210,7 +210,7 @@ class ImageMaskFolder:
         if self.num_classes and self.ignore_index in present and len(present) == 2:
             problems.append(
                 f"the masks hold {min(present)} and {max(present)} alone, and {self.ignore_index} is ignore_index: that"
-                " leaves nothing to tell apart. If it is a class, store it as a number below num_classes."
+                " leaves nothing to tell apart. If it is a class, store it under its number: 1 in a binary mask."
             )
         if not problems and len(by_channels) <= 1:
             return

@@ -61,7 +61,7 @@ def test_trains_resumes_and_predicts(data, narrow, capsys):
     train_segmentation.main(arguments(data))
     with pytest.raises(FileExistsError, match="--resume"):
         train_segmentation.main(arguments(data))
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match="another model: model was segnet, is unet"):
         train_segmentation.main(arguments(data, model="unet", resume=True))
     with pytest.raises(ValueError, match="seed was 0, is 1"):
         train_segmentation.main(arguments(data, seed=1, resume=True))
@@ -84,7 +84,7 @@ def test_trains_resumes_and_predicts(data, narrow, capsys):
     assert mask.max() <= 1
     with Image.open(data.parent / "masks" / "odd_overlay.png") as overlay:
         assert overlay.size == (37, 23)
-    with pytest.raises(FileNotFoundError, match="no such picture"):
+    with pytest.raises(FileNotFoundError, match="no such picture file"):
         predict.main(predict.Arguments(checkpoint=run, images=[data / "none.png"]))
     with pytest.raises(FileNotFoundError, match=r"model\.json"):
         predict.main(predict.Arguments(checkpoint=data, images=[picture]))
