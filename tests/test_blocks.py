@@ -144,7 +144,7 @@ def test_an_instance_in_place_of_a_factory_is_named():
         model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2, upsample=dz.Bilinear())
         jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))
     model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2, skip="add")
-    with pytest.raises(TypeError, match="such as dz.Bilinear or dz.LateralAdd, got 'add'"):
+    with pytest.raises(TypeError, match="got 'add'"):
         jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))
 
 
