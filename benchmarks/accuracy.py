@@ -24,6 +24,7 @@ from densezoo import metrics
 from densezoo.config import ModelConfig
 from densezoo.data import ImageMaskFolder, Subset, eval_batches, train_batches, transforms
 from densezoo.train import SegmentationRecipe, train_segmentation
+from densezoo.train.segmentation import NOT_A_CLASS, scores_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ def train_smp(config: ModelConfig, train, val, recipe: SegmentationRecipe) -> di
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, cycle_momentum=False
     )
-    ignore_index = -1 if recipe.ignore_index is None else recipe.ignore_index
+    ignore_index = NOT_A_CLASS if recipe.ignore_index is None else recipe.ignore_index
     loss = torch.nn.CrossEntropyLoss(ignore_index=ignore_index)
     augment = jax.jit(recipe.augment(config.mean, config.std))
     batches = train_batches(
@@ -152,8 +153,7 @@ def train_smp(config: ModelConfig, train, val, recipe: SegmentationRecipe) -> di
                 num_classes=config.num_classes,
                 ignore_index=ignore_index,
             )
-    scores = {"mean_iou": float(metrics.mean_iou(counts)), "pixel_accuracy": float(metrics.pixel_accuracy(counts))}
-    return scores | {f"iou_{index}": float(value) for index, value in enumerate(np.asarray(metrics.iou(counts)))}
+    return scores_of(counts)
 
 
 def print_table(results: list[dict]) -> None:

@@ -98,6 +98,12 @@ def segmentation_loss(ignore_index: int) -> Callable[[jax.Array, Any], jax.Array
     return lambda logits, batch: losses.cross_entropy(logits, batch["mask"], ignore_index=ignore_index)
 
 
+def scores_of(counts: metrics.Counts) -> dict[str, Any]:
+    """The scores that training reports, from counts: `mean_iou`, `pixel_accuracy` and `iou_<class>`, as floats."""
+    scores = {"mean_iou": float(metrics.mean_iou(counts)), "pixel_accuracy": float(metrics.pixel_accuracy(counts))}
+    return scores | {f"iou_{index}": float(value) for index, value in enumerate(np.asarray(metrics.iou(counts)))}
+
+
 def make_evaluator(
     source: Source,
     num_classes: int,
@@ -135,8 +141,7 @@ def make_evaluator(
         counts = metrics.Counts.zeros(classes)
         for batch in batches:
             counts += step(state, normalize(jax.random.key(0), batch))
-        scores = {"mean_iou": float(metrics.mean_iou(counts)), "pixel_accuracy": float(metrics.pixel_accuracy(counts))}
-        return scores | {f"iou_{index}": float(value) for index, value in enumerate(np.asarray(metrics.iou(counts)))}
+        return scores_of(counts)
 
     return evaluate
 
