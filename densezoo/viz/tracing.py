@@ -57,7 +57,7 @@ class Trace:
         parts: paths of the modules that take or give containers of maps of several sizes (encoder, decoder, a pyramid
           in it). `maps` has what their children give, and of their own results those in containers; nothing from
           further inside.
-        upsamplers: paths and class names of the modules that are called as upsamplers are (densezoo/blocks.py).
+        upsamplers: paths and class names of the modules that are called as upsamplers are (densezoo/blocks).
     """
 
     maps: list[Map]

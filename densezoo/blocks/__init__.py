@@ -1,0 +1,35 @@
+"""The Flax blocks that encoders and decoders are composed of.
+
+Conventions, so that blocks fit together:
+
+- An upsampler is called `upsampler(x, size)` and gives `x` at `size`.
+- A skip is called `skip(x, feature)` with both at the same size and joins them.
+- `upsample`, `skip`, `norm` fields hold factories: a Module class or a `functools.partial` of one.
+"""
+
+from densezoo.blocks.conv import Conv, ConvNormAct, DoubleConv
+from densezoo.blocks.initializers import he_normal_fan_out, he_uniform, he_uniform_transposed, icnr
+from densezoo.blocks.norm import BatchNorm, GroupNorm, build, normalize
+from densezoo.blocks.skips import ConcatSkip, LateralAdd
+from densezoo.blocks.upsamplers import Bilinear, Nearest, PixelShuffle, ResizeConv, TransposedConv
+
+__all__ = [
+    "BatchNorm",
+    "Bilinear",
+    "ConcatSkip",
+    "Conv",
+    "ConvNormAct",
+    "DoubleConv",
+    "GroupNorm",
+    "LateralAdd",
+    "Nearest",
+    "PixelShuffle",
+    "ResizeConv",
+    "TransposedConv",
+    "build",
+    "he_normal_fan_out",
+    "he_uniform",
+    "he_uniform_transposed",
+    "icnr",
+    "normalize",
+]

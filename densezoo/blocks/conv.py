@@ -1,0 +1,119 @@
+"""Convolutions, with torch's padding, and the bricks made of them."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Float
+
+from densezoo.blocks.initializers import he_uniform
+from densezoo.blocks.norm import BatchNorm, normalize
+from densezoo.types import Dtype, Initializer, ModuleDef
+
+
+class Conv(nn.Module):
+    """Convolution with torch's explicit padding: `kernel_size // 2 * dilation` pixels of zeros on every side."""
+
+    features: int
+    kernel_size: int = 3
+    strides: int = 1
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool = True
+    kernel_init: Initializer = he_uniform
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={self.kernel_size}: an even kernel has no middle and would change the size")
+        if self.features % self.groups or x.shape[-1] % self.groups:
+            raise ValueError(f"groups={self.groups} must divide the {x.shape[-1]} channels in and {self.features} out")
+        size = self.kernel_size
+        shape = (size, size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        padding = size // 2 * self.dilation
+        y = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.strides, self.strides),
+            padding=((padding, padding), (padding, padding)),
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+        return y if bias is None else y + jnp.expand_dims(bias, (0, 1, 2))
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, normalisation, activation: the brick of every network here.
+
+    `norm=None` leaves the normalisation out, `act=None` the activation. The convolution has a bias where no
+    normalisation follows, or where `use_bias` says so.
+    """
+
+    features: int
+    kernel_size: int = 3
+    strides: int = 1
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool | None = None
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] | None = nn.relu
+    kernel_init: Initializer = he_uniform
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h2 w2 d"]:
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            self.strides,
+            self.dilation,
+            self.groups,
+            use_bias=self.norm is None if self.use_bias is None else self.use_bias,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="conv",
+        )(x)
+        if self.norm is not None:
+            x = normalize(self.norm, x, train=train, name="norm", dtype=self.dtype, param_dtype=self.param_dtype)
+        return x if self.act is None else self.act(x)
+
+
+class DoubleConv(nn.Module):
+    """Two 3x3 convolutions: the block of the plain U-Net, on the way down and, after the skip, on the way up.
+
+    Args (fields):
+        features: channels of the result.
+        hidden: channels between the two; None means `features`.
+    """
+
+    features: int
+    hidden: int | None = None
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    kernel_init: Initializer = he_uniform
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w d"]:
+        conv = partial(
+            ConvNormAct,
+            norm=self.norm,
+            act=self.act,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        x = conv(self.hidden or self.features, name="conv1")(x, train=train)
+        return conv(self.features, name="conv2")(x, train=train)

@@ -1,0 +1,29 @@
+"""Initialisers that the reference implementations use."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from densezoo.types import Initializer
+
+he_normal_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""torchvision's initialiser of ResNet and VGG convolutions (He et al. 2015)."""
+
+he_uniform: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
+"""segmentation_models_pytorch's initialiser of decoders (He et al. 2015)."""
+
+# Each pixel of a transposed convolution with stride 2 sums a quarter of the kernel's taps, hence four times the
+# variance of he_uniform.
+he_uniform_transposed: Initializer = nn.initializers.variance_scaling(8.0, "fan_in", "uniform")
+
+
+def icnr(init: Initializer = he_uniform, factor: int = 2) -> Initializer:
+    """Initialises the convolution before a pixel shuffle so that it starts as nearest upsampling: no checkerboard.
+
+    Aitken et al., Checkerboard artifact free sub-pixel convolution, 2017. https://arxiv.org/abs/1707.02937
+    """
+
+    def initialise(key, shape, dtype=jnp.float32):
+        *lead, features = shape
+        return jnp.repeat(init(key, (*lead, features // factor**2), dtype), factor**2, axis=-1)
+
+    return initialise

@@ -1,0 +1,106 @@
+"""Normalisations, with torch's conventions and statistics in float32."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.types import Dtype, ModuleDef, accumulator_dtype
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation as torch does it: momentum 0.9 here is 0.1 there, and the running variance is unbiased.
+
+    Statistics are taken in float32 over all axes but the last. Under `jit` over a mesh they are those of the global
+    batch, without an axis name. Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
+        features = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (features,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
+
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            wide = x.astype(accumulator_dtype(x.dtype))
+            mean = wide.mean(axes)
+            var = jnp.square(wide - jnp.expand_dims(mean, axes)).mean(axes)
+            if not self.is_initializing():
+                count = x.size // features
+                unbiased = var * (count / max(count - 1, 1))
+                for running, now in ((running_mean, mean), (running_var, unbiased)):
+                    now = now.astype(running.value.dtype)
+                    running.value = self.momentum * running.value + (1 - self.momentum) * now
+        else:
+            mean, var = running_mean.value, running_var.value
+
+        dtype = x.dtype if self.dtype is None else self.dtype
+        wide = x.astype(accumulator_dtype(x.dtype))
+        mean, var, scale, bias = (each.astype(wide.dtype) for each in (mean, var, scale, bias))
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        shift = bias - mean * factor
+        lead = tuple(range(x.ndim - 1))
+        return (wide * jnp.expand_dims(factor, lead) + jnp.expand_dims(shift, lead)).astype(dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation: statistics of each sample over groups of channels, so that a batch of one will do.
+
+    Statistics are taken in float32. Wu and He, 2018, https://arxiv.org/abs/1803.08494.
+    """
+
+    num_groups: int = 32
+    epsilon: float = 1e-5
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        *lead, features = x.shape
+        if self.num_groups < 1 or features % self.num_groups:
+            raise ValueError(f"num_groups={self.num_groups} must divide the {features} channels")
+        scale = self.param("scale", nn.initializers.ones, (features,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
+        wide = x.astype(accumulator_dtype(x.dtype)).reshape(*lead, self.num_groups, features // self.num_groups)
+        axes = (*range(1, len(lead)), wide.ndim - 1)
+        mean = wide.mean(axes, keepdims=True)
+        centred = wide - mean
+        wide = centred * jax.lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + self.epsilon)
+        ahead = tuple(range(len(lead)))
+        y = wide.reshape(x.shape) * jnp.expand_dims(scale.astype(wide.dtype), ahead)
+        y = y + jnp.expand_dims(bias.astype(wide.dtype), ahead)
+        return y.astype(x.dtype if self.dtype is None else self.dtype)
+
+
+def build(factory: ModuleDef, **fields: Any) -> Any:
+    """Calls a module factory, and says so kindly if it is a module already (which several places would share)."""
+    if not callable(factory):
+        raise TypeError(f"expected a factory of modules, such as dz.Bilinear or dz.LateralAdd, got {factory!r}")
+    if isinstance(factory, nn.Module):
+        kind = type(factory).__name__
+        raise TypeError(
+            f"expected a factory of modules, got an instance of {kind}: pass {kind} or a partial({kind}, ...)"
+        )
+    return factory(**fields)
+
+
+def normalize(
+    norm: ModuleDef, x: jax.Array, *, train: bool, name: str, dtype: Dtype | None, param_dtype: Dtype
+) -> jax.Array:
+    """Applies a norm factory: those here, or Flax's own (`partial(nn.GroupNorm, num_groups=8)`)."""
+    layer = build(norm, name=name, dtype=dtype, param_dtype=param_dtype)
+    if isinstance(layer, BatchNorm):
+        return layer(x, train=train)
+    if isinstance(layer, nn.BatchNorm):
+        return layer(x, use_running_average=not train)
+    return layer(x)

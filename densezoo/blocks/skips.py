@@ -1,0 +1,46 @@
+"""Skips: `skip(x, feature)` joins the decoder's map with the encoder's at the same size."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Float
+
+from densezoo.blocks.conv import Conv
+from densezoo.blocks.initializers import he_uniform
+from densezoo.types import Dtype, Initializer
+
+
+class ConcatSkip(nn.Module):
+    """U-Net's skip: concatenates the two along the channels.
+
+    `skip_first` says which comes first. It matters only to weights from elsewhere: segmentation_models_pytorch puts
+    the decoder's map first, many plain U-Nets the encoder's.
+    """
+
+    skip_first: bool = False
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    def __call__(self, x: Float[Array, "b h w c"], feature: Float[Array, "b h w d"]) -> Float[Array, "b h w e"]:
+        x, feature = promote_dtype(x, feature, dtype=self.dtype)
+        return jnp.concatenate([feature, x] if self.skip_first else [x, feature], axis=-1)
+
+
+class LateralAdd(nn.Module):
+    """FPN's skip: a 1x1 convolution brings the encoder's map to the decoder's channels, and the two are added."""
+
+    kernel_init: Initializer = he_uniform
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], feature: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
+        lateral = Conv(
+            x.shape[-1],
+            kernel_size=1,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="lateral",
+        )(feature)
+        return x.astype(lateral.dtype) + lateral

@@ -1,0 +1,141 @@
+"""Upsamplers: `upsampler(x, size)` gives `x` at `size`."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Float
+
+from densezoo import ops
+from densezoo.blocks.conv import Conv
+from densezoo.blocks.initializers import he_uniform, he_uniform_transposed, icnr
+from densezoo.blocks.norm import build
+from densezoo.types import Dtype, Initializer, ModuleDef, Size
+
+
+class Nearest(nn.Module):
+    """Nearest-neighbour upsampling; no weights. `half_pixel` as in `ops.resize_nearest`."""
+
+    half_pixel: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    def __call__(self, x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ c"]:
+        return ops.resize_nearest(x, size, half_pixel=self.half_pixel)
+
+
+class Bilinear(nn.Module):
+    """Bilinear upsampling; no weights. `align_corners` as in `ops.resize_bilinear`."""
+
+    align_corners: bool = False
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    def __call__(self, x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ c"]:
+        return ops.resize_bilinear(x, size, align_corners=self.align_corners)
+
+
+def _fit(x: jax.Array, size: Size) -> jax.Array:
+    """Brings a doubled map to `size`: a row or column too many is cut, one too few repeated, more is resampled."""
+    missing = (size[0] - x.shape[1], size[1] - x.shape[2])
+    if max(map(abs, missing)) > 1:
+        return ops.resize_bilinear(x, size)
+    x = x[:, : size[0], : size[1]]
+    return jnp.pad(x, ((0, 0), *((0, max(m, 0)) for m in missing), (0, 0)), mode="edge")
+
+
+def _by_doubling(x: jax.Array, size: Size, double: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Brings `x` to `size` by a layer that doubles the sides: once, and again while much is missing.
+
+    It is the same layer each time, so the weights never depend on the size of an image, however small it is.
+    """
+    if size[0] < x.shape[1] or size[1] < x.shape[2]:
+        raise ValueError(f"a learned upsampler only enlarges, got a map of {x.shape[1:3]} for the size {size}")
+    channels, x = x.shape[-1], double(x)
+    # A layer that changes the channels cannot be used twice; `_fit` then resamples.
+    while x.shape[-1] == channels and (2 * size[0] >= 3 * x.shape[1] or 2 * size[1] >= 3 * x.shape[2]):
+        x = double(x)
+    return _fit(x, size)
+
+
+class TransposedConv(nn.Module):
+    """Learned upsampling by 2: a transposed convolution; with `kernel_size=4` its windows overlap evenly.
+
+    Args (fields):
+        kernel_size: an even number; 2 paints tiles that do not overlap, 4 is the usual other choice.
+        reduction: the channels are divided by this; 2 is the original U-Net's "up-convolution".
+    """
+
+    kernel_size: int = 2
+    reduction: int = 1
+    use_bias: bool = True
+    kernel_init: Initializer = he_uniform_transposed
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ d"]:
+        if self.kernel_size % 2 or x.shape[-1] % self.reduction:
+            raise ValueError(
+                f"kernel_size must be even and reduction divide the channels; got kernel_size={self.kernel_size},"
+                f" reduction={self.reduction} for {x.shape[-1]} channels"
+            )
+        features = x.shape[-1] // self.reduction
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+
+        def double(x: jax.Array) -> jax.Array:
+            y = ops.conv_transpose(x, kernel, stride=2, padding=self.kernel_size // 2 - 1)
+            return y if bias is None else y + jnp.expand_dims(bias, (0, 1, 2))
+
+        return _by_doubling(x, size, double)
+
+
+class ResizeConv(nn.Module):
+    """Resize, then convolve: upsampling that learns without checkerboards.
+
+    Odena et al., Deconvolution and checkerboard artifacts, 2016. https://distill.pub/2016/deconv-checkerboard
+    """
+
+    resize: ModuleDef = Nearest
+    kernel_size: int = 3
+    kernel_init: Initializer = he_uniform
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ c"]:
+        resized = build(self.resize, name="resize")(x, size)
+        return Conv(
+            x.shape[-1],
+            self.kernel_size,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="conv",
+        )(resized)
+
+
+class PixelShuffle(nn.Module):
+    """Learned upsampling by 2: a convolution to four times the channels, then depth to space (Shi et al. 2016)."""
+
+    kernel_size: int = 1
+    kernel_init: Initializer = icnr()
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ c"]:
+        conv = Conv(
+            4 * x.shape[-1],
+            self.kernel_size,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="conv",
+        )
+        return _by_doubling(x, size, lambda x: ops.pixel_shuffle(conv(x), 2))
