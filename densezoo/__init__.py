@@ -5,12 +5,15 @@ from types import ModuleType
 
 from densezoo import losses, metrics, ops
 from densezoo.blocks import (
+    CARAFE,
     BatchNorm,
+    Bicubic,
     Bilinear,
     ConcatSkip,
     Conv,
     ConvNormAct,
     DoubleConv,
+    DySample,
     GroupNorm,
     LateralAdd,
     Nearest,
@@ -18,9 +21,11 @@ from densezoo.blocks import (
     ResizeConv,
     TransposedConv,
 )
+from densezoo.compiling import compiler_options
 from densezoo.decoders import FPNDecoder, FPNNeck, SegNetDecoder, UNetDecoder
 from densezoo.encoders import VGG, BasicBlock, Bottleneck, PlainEncoder, ResNet
 from densezoo.heads import SegmentationHead
+from densezoo.inference import fold_batch_norm
 from densezoo.models import PyramidModel, SegmentationModel
 from densezoo.types import Pyramid
 from densezoo.zoo import Blueprint, blueprints, create_encoder, create_model, list_encoders, list_models

@@ -10,7 +10,19 @@ from typing import Any, TypeVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from densezoo.blocks import Bilinear, ConcatSkip, LateralAdd, Nearest, PixelShuffle, ResizeConv, TransposedConv
+from densezoo import ops
+from densezoo.blocks import (
+    CARAFE,
+    Bicubic,
+    Bilinear,
+    ConcatSkip,
+    DySample,
+    LateralAdd,
+    Nearest,
+    PixelShuffle,
+    ResizeConv,
+    TransposedConv,
+)
 from densezoo.decoders import FPNDecoder, SegNetDecoder, UNetDecoder
 from densezoo.encoders import ENCODERS, VGG, PlainEncoder
 from densezoo.heads import SegmentationHead
@@ -23,10 +35,13 @@ UPSAMPLERS: dict[str, ModuleDef] = {
     "nearest": Nearest,
     "bilinear": Bilinear,
     "bilinear_align_corners": partial(Bilinear, align_corners=True),
+    "bicubic": Bicubic,
     "transposed_conv": TransposedConv,
     "transposed_conv_4x4": partial(TransposedConv, kernel_size=4),
     "resize_conv": ResizeConv,
     "pixel_shuffle": PixelShuffle,
+    "carafe": CARAFE,
+    "dysample": DySample,
 }
 """Names of upsamplers, for command lines; the `upsample` field of a decoder takes the factory itself."""
 
@@ -174,6 +189,7 @@ def create_model(
     num_classes: int = 1,
     *,
     frozen: tuple[str, ...] = (),
+    impl: str = "auto",
     dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
     **fields: Any,
@@ -187,13 +203,14 @@ def create_model(
         encoder: one of `list_encoders()`, or an encoder; None takes the family's usual one.
         num_classes: channels of the logits; 1 for a binary mask.
         frozen: parts that do not train, such as `("encoder",)`.
+        impl: which implementation of the operations computes, one of `densezoo.ops.IMPLEMENTATIONS`.
         dtype: of the computation, such as `jnp.bfloat16`; None computes in the type of images and parameters.
         param_dtype: of the parameters. Both are passed to the encoder too, if it is given by name.
         **fields: fields of the decoder's class, such as `upsample`, `skip`, `norm`, `features`. They do not reach the
             encoder: for another norm there too, pass `encoder=create_encoder(name, norm=...)`.
 
     Raises:
-        ValueError: an unknown name, or a `dtype` that an encoder given as a module does not have.
+        ValueError: an unknown name or `impl`, or a `dtype` that an encoder given as a module does not have.
         TypeError: an unknown field.
 
     Example:
@@ -205,6 +222,7 @@ def create_model(
         (1, 50, 50, 3)
     """
     blueprint = look_up(name, MODELS, "model")
+    look_up(impl, ops.IMPLEMENTATIONS, "impl")
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes is a whole number of at least 1 (1 for a binary mask), got {num_classes!r}")
     _check_fields(blueprint.decoder, fields, f"model {name!r}")
@@ -224,6 +242,7 @@ def create_model(
         decoder=blueprint.decoder(**(blueprint.decoder_fields(encoder) | fields), **dtypes),
         head=blueprint.head(num_classes, **dtypes),
         frozen=tuple(frozen),
+        impl=impl,
     )
 
 

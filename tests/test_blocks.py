@@ -113,10 +113,10 @@ def test_every_upsampler_reaches_every_size(name, size):
 
 
 def test_learned_upsamplers_have_the_same_weights_at_every_size():
-    for name in ("transposed_conv", "transposed_conv_4x4", "pixel_shuffle", "resize_conv"):
+    for name in ("transposed_conv", "transposed_conv_4x4", "pixel_shuffle", "resize_conv", "carafe", "dysample"):
         layer = UPSAMPLERS[name]()
         shapes = [
-            jax.tree.map(jnp.shape, layer.init(KEY, jnp.zeros((1, *before, 4)), after))
+            jax.eval_shape(lambda x, layer=layer, after=after: layer.init(KEY, x, after), jnp.zeros((1, *before, 4)))
             for before, after in (((1, 1), (1, 1)), ((4, 4), (8, 8)), ((2, 2), (16, 16)))
         ]
         assert shapes[0] == shapes[1] == shapes[2]
@@ -128,6 +128,47 @@ def test_icnr_starts_as_nearest():
     y, _ = layer.init_with_output(KEY, x, (6, 6))
     blocks = np.asarray(y).reshape(1, 3, 2, 3, 2, 2)
     np.testing.assert_array_equal(blocks, np.broadcast_to(blocks[:, :, :1, :, :1], blocks.shape))
+
+
+def test_carafe_is_a_box_blur_and_dysample_bilinear_until_they_have_learned():
+    x = jnp.asarray(np.random.default_rng(8).normal(size=(2, 6, 5, 4)).astype(np.float32))
+    zeros = nn.initializers.zeros
+    y, variables = dz.CARAFE(kernel_size=3, encoder_init=zeros).init_with_output(KEY, x, (12, 10))
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    blurred = sum(padded[:, i : i + 6, j : j + 5] for i, j in np.ndindex(3, 3)) / 9
+    np.testing.assert_allclose(y, dz.ops.resize_nearest(blurred, (12, 10)), atol=1e-5)
+    shapes = jax.tree.map(jnp.shape, variables["params"])
+    assert shapes["channel_compressor"] == {"kernel": (1, 1, 4, 64), "bias": (64,)}
+    assert shapes["content_encoder"] == {"kernel": (3, 3, 64, 36), "bias": (36,)}
+    y, variables = dz.DySample(kernel_init=zeros).init_with_output(KEY, x, (12, 10))
+    np.testing.assert_allclose(y, dz.ops.resize_bilinear(x, (12, 10)), atol=1e-5)
+    assert jax.tree.map(jnp.shape, variables["params"]) == {"offset": {"kernel": (1, 1, 4, 32), "bias": (32,)}}
+
+
+def test_dysample_moves_each_group_by_its_own_offset():
+    # Biases alone: x comes before y, then the group, then the pixel of the block; a bias of 4 moves by one pixel.
+    x = jnp.asarray(np.random.default_rng(9).normal(size=(1, 6, 6, 4)).astype(np.float32))
+    layer = dz.DySample(groups=2, kernel_init=nn.initializers.zeros)
+    bias = np.zeros((2, 2, 4), np.float32)
+    bias[0, 1], bias[1, 0] = 4, -4
+    params = layer.init(KEY, x, (12, 12))["params"]
+    y = layer.apply({"params": {"offset": params["offset"] | {"bias": jnp.asarray(bias.reshape(-1))}}}, x, (12, 12))
+    still = dz.ops.resize_bilinear(x, (12, 12))
+    np.testing.assert_allclose(y[:, 4:, :, :2], still[:, 2:-2, :, :2], atol=1e-6)  # the first group from above
+    np.testing.assert_allclose(y[:, :, :8, 2:], still[:, :, 2:-2, 2:], atol=1e-6)  # the second from the right
+
+
+def test_content_aware_upsamplers_keep_the_dtype_of_the_maps():
+    x = jnp.zeros((1, 4, 4, 4))
+    for layer in (dz.CARAFE(dtype=jnp.bfloat16), dz.DySample(dtype=jnp.bfloat16)):
+        for dtype in (jnp.float32, jnp.bfloat16):
+            y, _ = jax.eval_shape(lambda x, layer=layer: layer.init_with_output(KEY, x, (8, 8)), x.astype(dtype))
+            assert y.dtype == dtype
+
+
+def test_dysample_names_groups_that_do_not_divide_the_channels():
+    with pytest.raises(ValueError, match="groups=4 must divide the 6 channels"):
+        dz.DySample().init(KEY, jnp.zeros((1, 4, 4, 6)), (8, 8))
 
 
 def test_transposed_conv_halves_channels_on_request():

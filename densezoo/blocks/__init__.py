@@ -7,29 +7,37 @@ Conventions, so that blocks fit together:
 - `upsample`, `skip`, `norm` fields hold factories: a Module class or a `functools.partial` of one.
 """
 
+from densezoo.blocks.content_aware import CARAFE, DySample
 from densezoo.blocks.conv import Conv, ConvNormAct, DoubleConv
+from densezoo.blocks.deferred import Upsampled, defer
 from densezoo.blocks.initializers import he_normal_fan_out, he_uniform, he_uniform_transposed, icnr
-from densezoo.blocks.norm import BatchNorm, GroupNorm, build, normalize
-from densezoo.blocks.skips import ConcatSkip, LateralAdd
-from densezoo.blocks.upsamplers import Bilinear, Nearest, PixelShuffle, ResizeConv, TransposedConv
+from densezoo.blocks.norm import BatchNorm, GroupNorm, build, norm_act
+from densezoo.blocks.skips import ConcatSkip, LateralAdd, step_up
+from densezoo.blocks.upsamplers import Bicubic, Bilinear, Nearest, PixelShuffle, ResizeConv, TransposedConv
 
 __all__ = [
+    "CARAFE",
     "BatchNorm",
+    "Bicubic",
     "Bilinear",
     "ConcatSkip",
     "Conv",
     "ConvNormAct",
     "DoubleConv",
+    "DySample",
     "GroupNorm",
     "LateralAdd",
     "Nearest",
     "PixelShuffle",
     "ResizeConv",
     "TransposedConv",
+    "Upsampled",
     "build",
+    "defer",
     "he_normal_fan_out",
     "he_uniform",
     "he_uniform_transposed",
     "icnr",
-    "normalize",
+    "norm_act",
+    "step_up",
 ]

@@ -6,16 +6,21 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
+from densezoo.blocks.deferred import Upsampled
 from densezoo.blocks.initializers import he_uniform
-from densezoo.blocks.norm import BatchNorm, normalize
+from densezoo.blocks.norm import BatchNorm, norm_act
+from densezoo.ops import winograd
+from densezoo.ops.implementation import chosen
 from densezoo.types import Dtype, Initializer, ModuleDef
 
 
 class Conv(nn.Module):
-    """Convolution with torch's explicit padding: `kernel_size // 2 * dilation` pixels of zeros on every side."""
+    """Convolution with torch's explicit padding: `kernel_size // 2 * dilation` pixels of zeros on every side.
+
+    It takes an array, or an `Upsampled` that it convolves without building it.
+    """
 
     features: int
     kernel_size: int = 3
@@ -28,7 +33,7 @@ class Conv(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+    def __call__(self, x: Float[Array, "b h w c"] | Upsampled) -> Float[Array, "b h2 w2 d"]:
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={self.kernel_size}: an even kernel has no middle and would change the size")
         if self.features % self.groups or x.shape[-1] % self.groups:
@@ -37,9 +42,22 @@ class Conv(nn.Module):
         shape = (size, size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype) if self.use_bias else None
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        padding = size // 2 * self.dilation
-        y = jax.lax.conv_general_dilated(
+        simple = (size, self.strides, self.dilation, self.groups) == (3, 1, 1, 1)
+        if isinstance(x, Upsampled) and not simple:
+            x = x.build()
+        dtype = jnp.result_type(*jax.tree.leaves((x, kernel))) if self.dtype is None else self.dtype
+        kernel = kernel.astype(dtype)
+        if isinstance(x, Upsampled):
+            y = x.conv(kernel, dtype)
+        else:
+            x = x.astype(dtype)
+            tile = winograd.tile_size(x.shape, kernel.shape) if simple and chosen() == "winograd" else None
+            y = self._convolve(x, kernel) if tile is None else winograd.winograd_conv(x, kernel, tile=tile)
+        return y if bias is None else y + jnp.expand_dims(bias.astype(dtype), (0, 1, 2))
+
+    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        padding = self.kernel_size // 2 * self.dilation
+        return jax.lax.conv_general_dilated(
             x,
             kernel,
             window_strides=(self.strides, self.strides),
@@ -48,7 +66,6 @@ class Conv(nn.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.groups,
         )
-        return y if bias is None else y + jnp.expand_dims(bias, (0, 1, 2))
 
 
 class ConvNormAct(nn.Module):
@@ -71,7 +88,7 @@ class ConvNormAct(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h2 w2 d"]:
+    def __call__(self, x: Float[Array, "b h w c"] | Upsampled, *, train: bool = False) -> Float[Array, "b h2 w2 d"]:
         x = Conv(
             self.features,
             self.kernel_size,
@@ -84,9 +101,11 @@ class ConvNormAct(nn.Module):
             param_dtype=self.param_dtype,
             name="conv",
         )(x)
-        if self.norm is not None:
-            x = normalize(self.norm, x, train=train, name="norm", dtype=self.dtype, param_dtype=self.param_dtype)
-        return x if self.act is None else self.act(x)
+        if self.norm is None:
+            return x if self.act is None else self.act(x)
+        return norm_act(
+            self.norm, self.act, x, train=train, name="norm", dtype=self.dtype, param_dtype=self.param_dtype
+        )
 
 
 class DoubleConv(nn.Module):
@@ -106,7 +125,7 @@ class DoubleConv(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w d"]:
+    def __call__(self, x: Float[Array, "b h w c"] | Upsampled, *, train: bool = False) -> Float[Array, "b h w d"]:
         conv = partial(
             ConvNormAct,
             norm=self.norm,

@@ -1,5 +1,6 @@
 """Normalisations, with torch's conventions and statistics in float32."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from densezoo import ops
 from densezoo.types import Dtype, ModuleDef, accumulator_dtype
 
 
@@ -23,34 +25,46 @@ class BatchNorm(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool = False, relu: bool = False
+    ) -> Float[Array, "b h w c"]:
         features = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (features,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
+        dtype = x.dtype if self.dtype is None else self.dtype
 
         if train:
-            axes = tuple(range(x.ndim - 1))
-            wide = x.astype(accumulator_dtype(x.dtype))
-            mean = wide.mean(axes)
-            var = jnp.square(wide - jnp.expand_dims(mean, axes)).mean(axes)
+            if is_folded(running_mean.value):
+                raise ValueError(
+                    "these variables are for inference: their batch norms are folded (fold_batch_norm); train with the"
+                    " variables from before"
+                )
+            y, mean, var = ops.batch_norm(x, scale, bias, epsilon=self.epsilon, relu=relu)
             if not self.is_initializing():
                 count = x.size // features
                 unbiased = var * (count / max(count - 1, 1))
                 for running, now in ((running_mean, mean), (running_var, unbiased)):
                     now = now.astype(running.value.dtype)
                     running.value = self.momentum * running.value + (1 - self.momentum) * now
-        else:
-            mean, var = running_mean.value, running_var.value
+            return y.astype(dtype)
 
-        dtype = x.dtype if self.dtype is None else self.dtype
-        wide = x.astype(accumulator_dtype(x.dtype))
-        mean, var, scale, bias = (each.astype(wide.dtype) for each in (mean, var, scale, bias))
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        shift = bias - mean * factor
         lead = tuple(range(x.ndim - 1))
-        return (wide * jnp.expand_dims(factor, lead) + jnp.expand_dims(shift, lead)).astype(dtype)
+        wide = x.astype(accumulator_dtype(x.dtype))
+        scale, bias = scale.astype(wide.dtype), bias.astype(wide.dtype)
+        if is_folded(running_mean.value):
+            y = wide + jnp.expand_dims(bias, lead)
+        else:
+            mean, var = running_mean.value.astype(wide.dtype), running_var.value.astype(wide.dtype)
+            factor = scale * jax.lax.rsqrt(var + self.epsilon)
+            y = wide * jnp.expand_dims(factor, lead) + jnp.expand_dims(bias - mean * factor, lead)
+        return (nn.relu(y) if relu else y).astype(dtype)
+
+
+def is_folded(running_mean: jax.Array) -> bool:
+    """Whether a batch norm's statistics are gone, as `densezoo.fold_batch_norm` leaves them: only its bias is left."""
+    return running_mean.size == 0
 
 
 class GroupNorm(nn.Module):
@@ -65,20 +79,13 @@ class GroupNorm(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        *lead, features = x.shape
+    def __call__(self, x: Float[Array, "b h w c"], *, relu: bool = False) -> Float[Array, "b h w c"]:
+        features = x.shape[-1]
         if self.num_groups < 1 or features % self.num_groups:
             raise ValueError(f"num_groups={self.num_groups} must divide the {features} channels")
         scale = self.param("scale", nn.initializers.ones, (features,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
-        wide = x.astype(accumulator_dtype(x.dtype)).reshape(*lead, self.num_groups, features // self.num_groups)
-        axes = (*range(1, len(lead)), wide.ndim - 1)
-        mean = wide.mean(axes, keepdims=True)
-        centred = wide - mean
-        wide = centred * jax.lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + self.epsilon)
-        ahead = tuple(range(len(lead)))
-        y = wide.reshape(x.shape) * jnp.expand_dims(scale.astype(wide.dtype), ahead)
-        y = y + jnp.expand_dims(bias.astype(wide.dtype), ahead)
+        y = ops.group_norm(x, scale, bias, groups=self.num_groups, epsilon=self.epsilon, relu=relu)
         return y.astype(x.dtype if self.dtype is None else self.dtype)
 
 
@@ -94,13 +101,24 @@ def build(factory: ModuleDef, **fields: Any) -> Any:
     return factory(**fields)
 
 
-def normalize(
-    norm: ModuleDef, x: jax.Array, *, train: bool, name: str, dtype: Dtype | None, param_dtype: Dtype
+def norm_act(
+    norm: ModuleDef,
+    act: Callable[[jax.Array], jax.Array] | None,
+    x: jax.Array,
+    *,
+    train: bool,
+    name: str,
+    dtype: Dtype | None,
+    param_dtype: Dtype,
 ) -> jax.Array:
-    """Applies a norm factory: those here, or Flax's own (`partial(nn.GroupNorm, num_groups=8)`)."""
+    """Applies a norm factory, those here or Flax's own (`partial(nn.GroupNorm, num_groups=8)`), and an activation."""
     layer = build(norm, name=name, dtype=dtype, param_dtype=param_dtype)
+    relu = act is nn.relu
     if isinstance(layer, BatchNorm):
-        return layer(x, train=train)
-    if isinstance(layer, nn.BatchNorm):
-        return layer(x, use_running_average=not train)
-    return layer(x)
+        x = layer(x, train=train, relu=relu)
+    elif isinstance(layer, GroupNorm):
+        x = layer(x, relu=relu)
+    else:
+        x = layer(x, use_running_average=not train) if isinstance(layer, nn.BatchNorm) else layer(x)
+        relu = False
+    return x if act is None or relu else act(x)

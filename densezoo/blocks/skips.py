@@ -1,13 +1,17 @@
 """Skips: `skip(x, feature)` joins the decoder's map with the encoder's at the same size."""
 
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from densezoo.blocks.conv import Conv
+from densezoo.blocks.deferred import Upsampled, defer
 from densezoo.blocks.initializers import he_uniform
-from densezoo.types import Dtype, Initializer
+from densezoo.types import Dtype, Initializer, Size
 
 
 class ConcatSkip(nn.Module):
@@ -21,7 +25,11 @@ class ConcatSkip(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
-    def __call__(self, x: Float[Array, "b h w c"], feature: Float[Array, "b h w d"]) -> Float[Array, "b h w e"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"] | Upsampled, feature: Float[Array, "b h w d"]
+    ) -> Float[Array, "b h w e"] | Upsampled:
+        if isinstance(x, Upsampled):
+            return x.replace(skip=feature, skip_first=self.skip_first)
         x, feature = promote_dtype(x, feature, dtype=self.dtype)
         return jnp.concatenate([feature, x] if self.skip_first else [x, feature], axis=-1)
 
@@ -44,3 +52,15 @@ class LateralAdd(nn.Module):
             name="lateral",
         )(feature)
         return x.astype(lateral.dtype) + lateral
+
+
+def step_up(
+    upsampler: Any, skip: nn.Module | None, x: jax.Array, feature: jax.Array | None, size: Size
+) -> Float[Array, "b _ _ c"] | Upsampled:
+    """X at `size`, joined with the encoder's feature there if there is one, for a convolution to read.
+
+    Where a concatenation need not be built for that, it is left to the convolution.
+    """
+    later = defer(upsampler, x, size) if skip is None or type(skip) is ConcatSkip else None
+    x = upsampler(x, size) if later is None else later  # pyright: ignore[reportAssignmentType]
+    return x if skip is None else skip(x, feature)  # pyright: ignore[reportCallIssue]

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from densezoo import ops
 from densezoo.blocks.conv import Conv
+from densezoo.blocks.deferred import defer
 from densezoo.blocks.initializers import he_uniform, he_uniform_transposed, icnr
 from densezoo.blocks.norm import build
 from densezoo.types import Dtype, Initializer, ModuleDef, Size
@@ -21,6 +22,7 @@ class Nearest(nn.Module):
     half_pixel: bool = True
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    method = "nearest"
 
     def __call__(self, x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ c"]:
         return ops.resize_nearest(x, size, half_pixel=self.half_pixel)
@@ -33,8 +35,24 @@ class Bilinear(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
+    @property
+    def method(self) -> str:
+        """Its name in `ops.upsample_concat_conv`."""
+        return "bilinear_align_corners" if self.align_corners else "bilinear"
+
     def __call__(self, x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ c"]:
         return ops.resize_bilinear(x, size, align_corners=self.align_corners)
+
+
+class Bicubic(nn.Module):
+    """Bicubic upsampling; no weights. `align_corners` as in `ops.resize_bicubic`."""
+
+    align_corners: bool = False
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    def __call__(self, x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ c"]:
+        return ops.resize_bicubic(x, size, align_corners=self.align_corners)
 
 
 def _fit(x: jax.Array, size: Size) -> jax.Array:
@@ -109,7 +127,8 @@ class ResizeConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ c"]:
-        resized = build(self.resize, name="resize")(x, size)
+        resize = build(self.resize, name="resize")
+        resized = defer(resize, x, size) or resize(x, size)
         return Conv(
             x.shape[-1],
             self.kernel_size,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, ConcatSkip, DoubleConv, Nearest, build
+from densezoo.blocks import BatchNorm, ConcatSkip, DoubleConv, Nearest, build, step_up
 from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
 
 
@@ -30,10 +30,9 @@ class UNetBlock(nn.Module):
         self, x: Float[Array, "b h w c"], feature: Float[Array, "b h2 w2 d"] | None, size: Size, *, train: bool = False
     ) -> Float[Array, "b h2 w2 e"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = build(self.upsample, name="upsample", **dtypes)(x, size)
-        if feature is not None:
-            x = build(self.skip, name="skip", **dtypes)(x, feature)
-        return DoubleConv(self.features, self.hidden, self.norm, self.act, name="convs", **dtypes)(x, train=train)
+        skip = None if feature is None else build(self.skip, name="skip", **dtypes)
+        joined = step_up(build(self.upsample, name="upsample", **dtypes), skip, x, feature, size)
+        return DoubleConv(self.features, self.hidden, self.norm, self.act, name="convs", **dtypes)(joined, train=train)
 
 
 class UNetDecoder(nn.Module):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, Conv, he_normal_fan_out, normalize
+from densezoo.blocks import BatchNorm, Conv, he_normal_fan_out, norm_act
 from densezoo.ops import max_pool_with_indices
 from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
@@ -67,8 +67,9 @@ class VGG(nn.Module):
                 x = Conv(width, kernel_init=he_normal_fan_out, name=f"features_{position}", **dtypes)(x)
                 if self.norm is not None:
                     position += 1
-                    x = normalize(self.norm, x, train=train, name=f"features_{position}", **dtypes)
-                x = self.act(x)
+                    x = norm_act(self.norm, self.act, x, train=train, name=f"features_{position}", **dtypes)
+                else:
+                    x = self.act(x)
                 position += 2
             features.append(x)
             x, indices = max_pool_with_indices(x)

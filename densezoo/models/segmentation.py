@@ -1,10 +1,13 @@
 """Compositions: encoder, decoder, head; encoder, neck."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from densezoo import ops
 from densezoo.types import Pyramid, size_of
 
 
@@ -17,6 +20,9 @@ class SegmentationModel(nn.Module):
         head: (map, size) -> logits of that size.
         frozen: parts that do not train, such as `("encoder",)`: they run with their running batch statistics, and
           `densezoo.train` leaves their parameters and statistics as they are.
+        impl: which implementation of the operations computes: "auto", the fastest measured; "reference", plain JAX, to
+          compare with or to differentiate in forward mode; "winograd"; "pallas" (`ops.implementation`). Parameters and
+          results are the same, up to rounding.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -36,12 +42,14 @@ class SegmentationModel(nn.Module):
     decoder: nn.Module
     head: nn.Module
     frozen: tuple[str, ...] = ()
+    impl: str = "auto"
 
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w k"]:
-        pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
-        x = self.decoder(pyramid, train=train and "decoder" not in self.frozen)
-        # The size that the encoder saw, from which what `encode` added to a very small image is cut again.
-        logits = self.head(x, pyramid.image_size)
+        with computed_by(self.impl):
+            pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
+            x = self.decoder(pyramid, train=train and "decoder" not in self.frozen)
+            # The size that the encoder saw, from which what `encode` added to a very small image is cut again.
+            logits = self.head(x, pyramid.image_size)
         return logits[:, : images.shape[1], : images.shape[2]]
 
 
@@ -52,6 +60,7 @@ class PyramidModel(nn.Module):
         encoder: images -> Pyramid.
         neck: Pyramid -> maps, such as `FPNNeck`.
         frozen: as in `SegmentationModel`.
+        impl: as in `SegmentationModel`.
 
     An image smaller than the encoder can take (`min_size`) is enlarged by repeating its edges, and the maps are those
     of the enlarged image.
@@ -68,10 +77,17 @@ class PyramidModel(nn.Module):
     encoder: nn.Module
     neck: nn.Module
     frozen: tuple[str, ...] = ()
+    impl: str = "auto"
 
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> tuple[Float[Array, "b _ _ c"], ...]:
-        pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
-        return self.neck(pyramid, train=train and "neck" not in self.frozen)
+        with computed_by(self.impl):
+            pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
+            return self.neck(pyramid, train=train and "neck" not in self.frozen)
+
+
+def computed_by(impl: str) -> AbstractContextManager[None]:
+    """What a model's `impl` field means: "auto" leaves a choice that is made around the model as it is."""
+    return nullcontext() if impl == "auto" else ops.implementation(impl)
 
 
 def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:

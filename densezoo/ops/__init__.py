@@ -2,17 +2,27 @@
 
 from densezoo.ops.conv import conv_transpose, pixel_shuffle
 from densezoo.ops.implementation import IMPLEMENTATIONS, implementation
+from densezoo.ops.norm import batch_norm, group_norm
 from densezoo.ops.pool import max_pool, max_pool_with_indices, max_unpool
-from densezoo.ops.resize import resize_bilinear, resize_nearest
+from densezoo.ops.reassemble import carafe
+from densezoo.ops.resize import resize_bicubic, resize_bilinear, resize_nearest
+from densezoo.ops.sample import sample_bilinear
+from densezoo.ops.upsampled_conv import upsample_concat_conv
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "batch_norm",
+    "carafe",
     "conv_transpose",
+    "group_norm",
     "implementation",
     "max_pool",
     "max_pool_with_indices",
     "max_unpool",
     "pixel_shuffle",
+    "resize_bicubic",
     "resize_bilinear",
     "resize_nearest",
+    "sample_bilinear",
+    "upsample_concat_conv",
 ]

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8
 
+from densezoo.ops import reference
+from densezoo.ops.implementation import chosen
 from densezoo.ops.resize import check_size
 from densezoo.types import Size
 
@@ -87,6 +89,8 @@ def max_pool_with_indices(
         )
     if x.ndim != 4 or min(x.shape[1:3]) + 2 * padding < window:
         raise ValueError(f"a {window}x{window} window does not fit into shape {x.shape} with padding {padding}")
+    if chosen() == "reference":
+        return reference.max_pool_with_indices(x, window, stride, padding)
     shape = x.shape
 
     @jax.custom_vjp
@@ -145,6 +149,12 @@ def max_unpool(
     size = (2 * height, 2 * width) if size is None else check_size(size)
     if (size[0] // 2, size[1] // 2) != (height, width):
         raise ValueError(f"2x2 pooling of size {size} gives {(size[0] // 2, size[1] // 2)}, not {(height, width)}")
+    if chosen() == "reference":
+        return reference.max_unpool(x, indices, size)
+    if chosen() == "pallas" and size == (2 * height, 2 * width):
+        from densezoo.ops import pallas  # slow to import
+
+        return pallas.max_unpool_x2(x, indices)
     zero = jnp.zeros((), x.dtype)
     parts = [jnp.where(indices == position, x, zero) for position in range(4)]
     rows = [jnp.stack(parts[i : i + 2], axis=3).reshape(batch, height, 2 * width, channels) for i in (0, 2)]

@@ -2,10 +2,12 @@
 
 Row `i` of the output is `sum_k weights[i, k] * input[indices[i, k]]`. The gradient is the transposed table applied to
 the cotangent, which is again a gather and a weighted sum: no scatter, and no dense matrix as in `jax.image.resize`.
-It is a custom VJP, so these functions differentiate in reverse mode (any number of times), not in forward mode.
+It is a custom VJP, so these functions differentiate in reverse mode (any number of times); in forward mode only with
+`ops.implementation("reference")`.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from densezoo.ops import reference
+from densezoo.ops.implementation import chosen
 from densezoo.types import Size, accumulator_dtype
 
 
@@ -64,6 +68,23 @@ def bilinear_taps(inputs: int, outputs: int, align_corners: bool) -> Taps:
     return Taps(np.stack([low, high], 1), np.stack([1 - fraction, fraction], 1).astype(np.float32), inputs)
 
 
+@functools.lru_cache(maxsize=1024)
+def bicubic_taps(inputs: int, outputs: int, align_corners: bool) -> Taps:
+    """Taps of cubic convolution along one axis, with a = -0.75; beyond the border the border's pixel repeats."""
+    rows = np.arange(outputs, dtype=np.float64)
+    if align_corners:
+        positions = rows * ((inputs - 1) / (outputs - 1)) if outputs > 1 else 0 * rows
+    else:
+        positions = (rows + 0.5) * (inputs / outputs) - 0.5
+    low = np.floor(positions).astype(int)
+    distance = np.abs((positions - low)[:, None] - np.arange(-1, 3))
+    a = -0.75
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+    return Taps(np.clip(low[:, None] + np.arange(-1, 3), 0, inputs - 1), weights.astype(np.float32), inputs)
+
+
 def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:
     """Multiplies the sparse matrix `taps` with `x` along `axis`, in `x`'s dtype (halves are summed in float32)."""
 
@@ -78,7 +99,10 @@ def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:
         total = None
         for tap in range(taps.indices.shape[1]):
             rows = jnp.take(x, taps.indices[:, tap], axis=axis).astype(compute)
-            term = rows * jnp.asarray(taps.weights[:, tap].reshape(shape), compute)
+            weights = taps.weights[:, tap].reshape(shape)
+            term = rows * jnp.asarray(weights, compute)
+            if not weights.all():  # what has no weight is not read: 0 times infinity would be NaN
+                term = jnp.where(weights != 0, term, jnp.zeros((), compute))
             total = term if total is None else total + term
         assert total is not None  # a table has at least one tap
         return total.astype(x.dtype)
@@ -123,19 +147,38 @@ def resize_nearest(x: Float[Array, "b h w c"], size: Size, *, half_pixel: bool =
         >>> resize_nearest(jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1), (1, 4))[0, 0, :, 0].tolist()
         [1.0, 1.0, 2.0, 2.0]
     """
-    height, width = _check(x, size)
-    for axis, outputs in ((1, height), (2, width)):
-        inputs = x.shape[axis]
-        if outputs == inputs:
-            continue
-        if outputs % inputs == 0:
-            # A whole factor is a broadcast and a reshape, and its gradient a plain sum.
-            shape = (*x.shape[: axis + 1], outputs // inputs, *x.shape[axis + 1 :])
-            x = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), shape)
-            x = x.reshape(*x.shape[:axis], outputs, *x.shape[axis + 2 :])
-        else:
-            x = apply_taps(x, nearest_taps(inputs, outputs, half_pixel), axis)
+    size = _check(x, size)
+    if chosen() == "reference":
+        return reference.resize_nearest(x, size, half_pixel=half_pixel)
+    if size[0] % x.shape[1] == size[1] % x.shape[2] == 0:
+        return _repeat(x, (size[0] // x.shape[1], size[1] // x.shape[2]))
+    for axis, outputs in ((1, size[0]), (2, size[1])):
+        if outputs != x.shape[axis]:
+            x = apply_taps(x, nearest_taps(x.shape[axis], outputs, half_pixel), axis)
     return x
+
+
+def _repeat(x: jax.Array, factors: Size) -> jax.Array:
+    """Every pixel as a block: a broadcast and a reshape."""
+    batch, height, width, channels = x.shape
+    rows, columns = factors
+    blocks = (batch, height, rows, width, columns, channels)
+
+    @jax.custom_vjp
+    def repeat(x):
+        return jnp.broadcast_to(x[:, :, None, :, None], blocks).reshape(batch, height * rows, width * columns, channels)
+
+    def backward(_, g):
+        # Written as additions of strided maps, which XLA fuses, instead of as a reduction over two inner axes.
+        g = jnp.asarray(g).reshape(blocks)
+        wide = g.astype(accumulator_dtype(g.dtype))
+        if rows * columns > 16:
+            return (wide.sum((2, 4)).astype(g.dtype),)
+        parts = [wide[:, :, i, :, j] for i in range(rows) for j in range(columns)]
+        return (functools.reduce(jnp.add, parts).astype(g.dtype),)
+
+    repeat.defvjp(lambda x: (repeat(x), None), backward)
+    return repeat(x)
 
 
 def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bool = False) -> Float[Array, "b _ _ c"]:
@@ -157,10 +200,53 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bo
         >>> resize_bilinear(x, (1, 4))[0, 0, :, 0].tolist()
         [0.0, 0.25, 0.75, 1.0]
     """
-    height, width = _check(x, size)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"bilinear resizing needs a float array, got {x.dtype}: cast it, or use resize_nearest")
-    for axis, outputs in ((1, height), (2, width)):
+    size = _check(x, size)
+    _check_float(x)
+    if chosen() == "reference":
+        return reference.resize_bilinear(x, size, align_corners=align_corners)
+    if chosen() == "pallas" and not align_corners and size == (2 * x.shape[1], 2 * x.shape[2]):
+        from densezoo.ops import pallas  # slow to import
+
+        return pallas.bilinear_x2(x)
+    return _by_axis(x, size, functools.partial(bilinear_taps, align_corners=align_corners))
+
+
+def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: bool = False) -> Float[Array, "b _ _ c"]:
+    """Bicubic resize to `size`, without antialiasing, with the numbers of `torch.nn.functional.interpolate`.
+
+    Args:
+        x: NHWC float maps. The result overshoots where they jump.
+        size: (height, width) of the result.
+        align_corners: as in `resize_bilinear`.
+
+    Raises:
+        ValueError: `x` is not NHWC or is empty, or `size` is not two positive whole numbers.
+        TypeError: `x` is not of a float type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([0.0, 0.0, 1.0, 1.0]).reshape(1, 1, 4, 1)
+        >>> resize_bicubic(x, (1, 8))[0, 0, 2:6, 0].round(3).tolist()
+        [-0.105, 0.156, 0.844, 1.105]
+
+    References:
+        Keys, Cubic convolution interpolation for digital image processing, 1981.
+        https://doi.org/10.1109/TASSP.1981.1163711
+    """
+    size = _check(x, size)
+    _check_float(x)
+    if chosen() == "reference":
+        return reference.resize_bicubic(x, size, align_corners=align_corners)
+    return _by_axis(x, size, functools.partial(bicubic_taps, align_corners=align_corners))
+
+
+def _by_axis(x: jax.Array, size: Size, taps: Callable[[int, int], Taps]) -> jax.Array:
+    for axis, outputs in ((1, size[0]), (2, size[1])):
         if outputs != x.shape[axis]:
-            x = apply_taps(x, bilinear_taps(x.shape[axis], outputs, align_corners), axis)
+            x = apply_taps(x, taps(x.shape[axis], outputs), axis)
     return x
+
+
+def _check_float(x: jax.Array) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"interpolation needs a float array, got {x.dtype}: cast it, or use resize_nearest")

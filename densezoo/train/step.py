@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
+from densezoo.compiling import compiler_options
 from densezoo.train.state import TrainState
 
 Batch = Mapping[str, PyTree]
@@ -115,7 +116,7 @@ def make_train_step(
         )
         return state, metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
 
 
 def make_eval_step(
@@ -147,7 +148,7 @@ def make_eval_step(
         variables = state.ema_variables if ema else state.variables
         return measure(state.apply_fn(variables, *_pick(batch, inputs), train=False), batch)
 
-    return jax.jit(eval_step)
+    return jax.jit(eval_step, compiler_options=compiler_options())
 
 
 def _average(ema: PyTree, params: PyTree, decay: float | None, step: Array) -> PyTree:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 
+from densezoo.ops import implementation
 from densezoo.types import Size
 
 Path = tuple[str, ...]
@@ -101,7 +102,8 @@ def run_with_maps(model: nn.Module, variables: Any, images: jax.Array, visit: Ca
 
         return jax.tree_util.tree_map_with_path(note, given)
 
-    with nn.intercept_methods(intercept):
+    # Written plainly, so that every map is there and every upsampler and skip is called.
+    with nn.intercept_methods(intercept), implementation("reference"):
         return model.apply(variables, images, train=False)
 
 

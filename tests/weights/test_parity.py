@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -69,6 +70,24 @@ def test_torchvision_pyramid():
     maps = jax.jit(model.apply)(weights.from_torch(model, arrays), image)
     for level, x in enumerate(maps):
         assert_close(thin(x, 16), outputs[str(level)])
+
+
+@pytest.mark.parametrize(
+    ("case", "layer"),
+    [
+        ("carafe", dz.CARAFE()),
+        ("carafe_groups", dz.CARAFE(kernel_size=3, groups=2, compressed_features=6)),
+        ("dysample", dz.DySample()),
+    ],
+)
+def test_upsamplers(case, layer):
+    arrays, image, outputs = load(f"upsampler_{case}")
+    params = {}
+    for name, array in arrays.items():
+        module, leaf = name.split(".")
+        kernel = leaf == "weight"
+        params.setdefault(module, {})["kernel" if kernel else leaf] = array.transpose(2, 3, 1, 0) if kernel else array
+    assert_close(layer.apply({"params": params}, jnp.asarray(image), (14, 12)), outputs["y"])
 
 
 WIDTHS = (8, 16, 32, 64)

@@ -1,0 +1,199 @@
+"""Every operation as one would write it down: what the fast forms in the files beside this one are checked against.
+
+Plain JAX without custom gradients, so all of it differentiates in forward and in reverse mode, any number of times.
+`densezoo.ops.implementation("reference")` makes the operations trace these. Input is validated there, not here.
+
+Half-precision input is computed in float32 and returned in its own dtype; convolutions compute in the dtype they get.
+Resizing reads only taps whose weight is not zero: an infinity or a NaN stays where it has weight, while in torch, which
+multiplies it by 0, it also turns the neighbours that would not see it into NaN.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int8, Shaped
+
+from densezoo.types import Size, accumulator_dtype
+
+
+def resize_nearest(x: Shaped[Array, "b h w c"], size: Size, *, half_pixel: bool) -> Shaped[Array, "b _ _ c"]:
+    """Reads the pixel at floor((i + 1/2) n / m), or at floor(i n / m)."""
+    rows, columns = (
+        # Whole numbers throughout, so that nothing is rounded the wrong way.
+        (2 * np.arange(m) + 1) * n // (2 * m) if half_pixel else np.arange(m) * n // m
+        for n, m in zip(x.shape[1:3], size, strict=True)
+    )
+    return x[:, rows][:, :, columns]
+
+
+def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bool) -> Float[Array, "b _ _ c"]:
+    """Weighs the two nearest pixels along each axis by 1 - distance; beyond the border the border repeats."""
+    y = x.astype(accumulator_dtype(x.dtype))
+    for axis in (1, 2):
+        n = x.shape[axis]
+        low, fraction = _positions(n, size[axis - 1], align_corners)
+        weights = np.stack([1 - fraction, fraction], 1)
+        y = _weigh(y, axis, np.clip(low[:, None] + np.arange(2), 0, n - 1), weights)
+    return y.astype(x.dtype)
+
+
+def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: bool) -> Float[Array, "b _ _ c"]:
+    """Weighs the four nearest pixels along each axis by Keys's cubic kernel with a = -0.75, as torch does."""
+    y, a = x.astype(accumulator_dtype(x.dtype)), -0.75
+    for axis in (1, 2):
+        n = x.shape[axis]
+        low, fraction = _positions(n, size[axis - 1], align_corners)
+        d = np.abs(fraction[:, None] - np.arange(-1, 3))
+        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+        far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+        y = _weigh(y, axis, np.clip(low[:, None] + np.arange(-1, 3), 0, n - 1), np.where(d <= 1, near, far))
+    return y.astype(x.dtype)
+
+
+def _positions(inputs: int, outputs: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Where each output pixel lies among the inputs: the whole part and the fraction, exact where it is a whole."""
+    i = np.arange(outputs)
+    if align_corners:
+        numerator, denominator = i * (inputs - 1), max(outputs - 1, 1)
+    else:
+        numerator, denominator = (2 * i + 1) * inputs - outputs, 2 * outputs
+    low = numerator // denominator
+    return low, (numerator - low * denominator) / denominator
+
+
+def _weigh(x: jax.Array, axis: int, indices: np.ndarray, weights: np.ndarray) -> jax.Array:
+    """Row i of the result is sum_k weights[i, k] x[indices[i, k]] along `axis`, without the taps of weight 0."""
+    rows = jnp.moveaxis(x, axis, 0)[indices]
+    factors = jnp.asarray(weights, x.dtype).reshape(*weights.shape, *(1,) * (x.ndim - 1))
+    return jnp.moveaxis(jnp.where(factors != 0, factors * rows, 0).sum(1), 0, axis)
+
+
+def conv_transpose(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], *, stride: int, padding: int
+) -> Float[Array, "b h2 w2 d"]:
+    """Convolves `x`, spread out with stride - 1 zeros between its pixels, with the flipped kernel."""
+    border = kernel.shape[0] - 1 - padding
+    return jax.lax.conv_general_dilated(
+        x,
+        jnp.flip(kernel, (0, 1)),
+        window_strides=(1, 1),
+        padding=((border, border), (border, border)),
+        lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def pixel_shuffle(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b h2 w2 c2"]:
+    """Splits the channels into (out, row, column) and moves row and column to the pixels."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, channels // factor**2, factor, factor)
+    return x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, height * factor, width * factor, -1)
+
+
+def max_pool_with_indices(
+    x: Shaped[Array, "b h w c"], window: int, stride: int, padding: int
+) -> tuple[Shaped[Array, "b h2 w2 c"], Int8[Array, "b h2 w2 c"]]:
+    """Stacks the pixels of every window and takes the first greatest; as in torch the last NaN wins over all."""
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    x = jnp.pad(x, pads, constant_values=-np.inf if floating else np.iinfo(x.dtype).min)
+    rows, columns = (np.arange(0, side - window + 1, stride) for side in x.shape[1:3])
+    patches = jnp.stack([x[:, rows + i][:, :, columns + j] for i in range(window) for j in range(window)], -1)
+    last_nan = window**2 - 1 - jnp.isnan(patches)[..., ::-1].argmax(-1)
+    index = jnp.where(jnp.isnan(patches).any(-1), last_nan, patches.argmax(-1))
+    return jnp.take_along_axis(patches, index[..., None], -1)[..., 0], index.astype(jnp.int8)
+
+
+def max_unpool(x: Shaped[Array, "b h w c"], indices: Int8[Array, "b h w c"], size: Size) -> Shaped[Array, "b _ _ c"]:
+    """Puts each value where its index says in a block of 2x2 zeros, and pads with zeros to `size`."""
+    batch, height, width, channels = x.shape
+    blocks = jnp.stack([jnp.where(indices == k, x, jnp.zeros((), x.dtype)) for k in range(4)], -1)
+    y = pixel_shuffle(blocks.reshape(batch, height, width, 4 * channels), 2)
+    return jnp.pad(y, ((0, 0), (0, size[0] - 2 * height), (0, size[1] - 2 * width), (0, 0)))
+
+
+def upsample_concat_conv(
+    x: Float[Array, "b h w c"],
+    skip: Float[Array, "b h2 w2 s"] | None,
+    kernel: Float[Array, "3 3 i o"],
+    *,
+    method: str,
+    skip_first: bool,
+) -> Float[Array, "b h2 w2 o"]:
+    """Doubles `x` by "nearest", "bilinear" or "bilinear_align_corners", joins `skip`, and convolves 3x3."""
+    size = (2 * x.shape[1], 2 * x.shape[2])
+    if method == "nearest":
+        y = resize_nearest(x, size, half_pixel=True)
+    else:
+        y = resize_bilinear(x, size, align_corners=method == "bilinear_align_corners")
+    joined = y if skip is None else jnp.concatenate([skip, y] if skip_first else [y, skip], -1)
+    return jax.lax.conv_general_dilated(joined, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def batch_norm(
+    x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"], *, epsilon: float, relu: bool
+) -> tuple[Float[Array, "*b c"], Float[Array, " c"], Float[Array, " c"]]:
+    """Subtracts the mean over all axes but the last and divides by the deviation (biased), in float32; then ReLU."""
+    wide, axes = x.astype(accumulator_dtype(x.dtype)), tuple(range(x.ndim - 1))
+    scale, bias = (jnp.expand_dims(each.astype(wide.dtype), axes) for each in (scale, bias))
+    mean = wide.mean(axes, keepdims=True)
+    var = jnp.square(wide - mean).mean(axes, keepdims=True)
+    y = (wide - mean) / jnp.sqrt(var + epsilon) * scale + bias
+    return (jax.nn.relu(y) if relu else y).astype(x.dtype), mean.reshape(-1), var.reshape(-1)
+
+
+def group_norm(
+    x: Float[Array, "b h w c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    *,
+    groups: int,
+    epsilon: float,
+    relu: bool,
+) -> Float[Array, "b h w c"]:
+    """Subtracts the mean of each sample's group of channels and divides by its deviation, in float32; then ReLU."""
+    batch, height, width, channels = x.shape
+    wide = x.astype(accumulator_dtype(x.dtype)).reshape(batch, height, width, groups, channels // groups)
+    scale, bias = (jnp.expand_dims(each.astype(wide.dtype), (0, 1, 2)) for each in (scale, bias))
+    centred = wide - wide.mean((1, 2, 4), keepdims=True)
+    var = jnp.square(centred).mean((1, 2, 4), keepdims=True)
+    y = (centred / jnp.sqrt(var + epsilon)).reshape(x.shape) * scale + bias
+    return (jax.nn.relu(y) if relu else y).astype(x.dtype)
+
+
+def carafe(
+    x: Float[Array, "b h w c"], masks: Float[Array, "b h2 w2 m"], *, kernel_size: int, factor: int, groups: int
+) -> Float[Array, "b h2 w2 c"]:
+    """Unfolds the neighbourhood of every source pixel and sums it with the mask of each pixel of its block."""
+    (batch, height, width, _), reach = x.shape, kernel_size // 2
+    compute = accumulator_dtype(x.dtype)
+    padded = jnp.pad(x.astype(compute), ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    offsets = np.ndindex(kernel_size, kernel_size)
+    unfolded = jnp.stack([padded[:, i : i + height, j : j + width] for i, j in offsets], -1)
+    unfolded = unfolded.reshape(batch, height, width, groups, -1, kernel_size**2)
+    masks = masks.astype(compute).reshape(batch, height, factor, width, factor, groups, kernel_size**2)
+    y = jnp.einsum("bhwgck,bhiwjgk->bhiwjgc", unfolded, masks)
+    return y.reshape(batch, height * factor, width * factor, -1).astype(x.dtype)
+
+
+def sample_bilinear(x: Float[Array, "b h w c"], positions: Float[Array, "b h2 w2 *g 2"]) -> Float[Array, "b h2 w2 c"]:
+    """Gathers the four pixels around every position, clamped to the image, and weighs them by 1 - distance."""
+    (batch, height, width, channels), out = x.shape, positions.shape[1:3]
+    compute = accumulator_dtype(x.dtype)
+    p = positions.astype(compute).reshape(batch, *out, -1, 2)
+    maps = x.astype(compute).reshape(batch, height, width, p.shape[3], channels // p.shape[3])
+    sample, group = np.arange(batch).reshape(-1, 1, 1, 1), np.arange(p.shape[3]).reshape(1, 1, 1, -1)
+    row, column = (
+        # Beyond the border nothing changes with the position: the gradient is 0 there, and on the border itself.
+        jnp.where(c <= 0, 0, jnp.where(c >= n - 1, n - 1, c))
+        for c, n in ((p[..., 0], height), (p[..., 1], width))
+    )
+    top, left = jnp.floor(row), jnp.floor(column)
+    down, right = (row - top)[..., None], (column - left)[..., None]
+    y = jnp.zeros((batch, *out, *maps.shape[3:]), compute)
+    for i, vertical in ((top, 1 - down), (top + 1, down)):
+        for j, horizontal in ((left, 1 - right), (left + 1, right)):
+            # A position in the last row has weight 0 for the row after it, which there is not.
+            corner = (jnp.clip(i.astype(int), 0, height - 1), jnp.clip(j.astype(int), 0, width - 1))
+            y = y + vertical * horizontal * maps[sample, *corner, group]
+    return y.reshape(batch, *out, channels).astype(x.dtype)

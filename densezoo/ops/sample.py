@@ -1,0 +1,114 @@
+"""Bilinear sampling at positions that the data choose."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from densezoo.ops import reference
+from densezoo.ops.implementation import chosen
+from densezoo.types import accumulator_dtype
+
+
+def sample_bilinear(x: Float[Array, "b h w c"], positions: Float[Array, "b h2 w2 *g 2"]) -> Float[Array, "b h2 w2 c"]:
+    """Reads `x` at any positions, weighing the four pixels around each; beyond the border the border repeats.
+
+    The numbers of torch's `grid_sample(padding_mode="border", align_corners=False)`, but positions are in pixels. Both
+    arguments get gradients; a position gets none on the border and beyond it, where nothing changes. It is a custom
+    VJP: reverse mode works, forward mode does not.
+
+    Args:
+        x: NHWC maps.
+        positions: (batch, H, W, 2), row and column in pixels of `x`, whole numbers being pixel centres; or
+          (batch, H, W, groups, 2), where each of `groups` equal runs of channels has positions of its own.
+          Pass float32: in bfloat16, positions beyond 256 are only good to whole pixels.
+
+    Returns:
+        (batch, H, W, c), in `x`'s dtype.
+
+    Raises:
+        ValueError: shapes that do not match, or are empty.
+        TypeError: one of the two is not of a float type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[0.0, 1.0], [10.0, 11.0]]).reshape(1, 2, 2, 1)
+        >>> positions = jnp.array([[0.5, 0.0], [1.0, 0.25], [9.0, -9.0]]).reshape(1, 1, 3, 2)
+        >>> sample_bilinear(x, positions)[0, 0, :, 0].tolist()
+        [5.0, 10.25, 10.0]
+
+    References:
+        Jaderberg et al., Spatial transformer networks, 2015, equation 5. https://arxiv.org/abs/1506.02025
+    """
+    if x.ndim != 4 or 0 in x.shape:
+        raise ValueError(f"expected NHWC maps with no empty axis, got shape {x.shape}")
+    if positions.ndim not in (4, 5) or 0 in positions.shape or positions.shape[-1] != 2:
+        raise ValueError(f"positions are (batch, H, W, 2) or (batch, H, W, groups, 2), got shape {positions.shape}")
+    if positions.shape[0] != x.shape[0]:
+        raise ValueError(f"as many maps as sets of positions are needed, got {x.shape} and {positions.shape}")
+    if positions.ndim == 5 and x.shape[3] % positions.shape[3]:
+        raise ValueError(f"{positions.shape[3]} groups must divide the {x.shape[3]} channels")
+    for name, array in (("maps", x), ("positions", positions)):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"sample_bilinear needs {name} of a float type, got {array.dtype}: cast them")
+    if chosen() == "reference":
+        return reference.sample_bilinear(x, positions)
+    groups = positions.shape[3] if positions.ndim == 5 else 1
+    grouped = positions.reshape(*positions.shape[:3], groups, 2)
+    return _sample(x, grouped).reshape(*positions.shape[:3], x.shape[3])
+
+
+def _corners(shape, positions, compute):
+    """The four pixels around each position as rows of `x` seen as a table, their weights, and how those change.
+
+    A corner is (row of the table, weight, its derivative by the row position, by the column position).
+    """
+    batch, height, width, _ = shape
+    groups = positions.shape[3]
+    position = positions.astype(compute)
+    wholes, fractions, moves = [], [], []
+    for axis, side in enumerate((height, width)):
+        raw = position[..., axis]
+        clamped = jnp.where(raw <= 0, 0, jnp.where(raw >= side - 1, side - 1, raw))
+        low = jnp.floor(clamped)
+        fractions.append(clamped - low)
+        moves.append(((raw > 0) & (raw < side - 1)).astype(compute))
+        # A position in the last row has weight 0 for the row after it, which there is not.
+        wholes.append([jnp.clip(low.astype(jnp.int32) + step, 0, side - 1) for step in (0, 1)])
+    sample = np.arange(batch, dtype=np.int32).reshape(-1, 1, 1, 1)
+    group = np.arange(groups, dtype=np.int32).reshape(1, 1, 1, -1)
+    (down, right), (moves_down, moves_right) = fractions, moves
+    corners = []
+    for i, vertical, slope in zip(wholes[0], (1 - down, down), (-moves_down, moves_down), strict=True):
+        for j, horizontal, lean in zip(wholes[1], (1 - right, right), (-moves_right, moves_right), strict=True):
+            index = ((sample * height + i) * width + j) * groups + group
+            corners.append((index, vertical * horizontal, slope * horizontal, vertical * lean))
+    return corners
+
+
+@jax.custom_vjp
+def _sample(x, positions):
+    compute = accumulator_dtype(x.dtype)
+    table = x.reshape(-1, x.shape[3] // positions.shape[3])
+    total = jnp.zeros((), compute)
+    for index, weight, _, _ in _corners(x.shape, positions, compute):
+        total = total + weight[..., None] * table.at[index].get(mode="promise_in_bounds").astype(compute)
+    return total.reshape(*positions.shape[:3], x.shape[3]).astype(x.dtype)
+
+
+def _backward(saved, g):
+    x, positions = saved
+    compute = accumulator_dtype(x.dtype)
+    table = x.reshape(-1, x.shape[3] // positions.shape[3])
+    g = g.astype(compute).reshape(*positions.shape[:4], -1)
+    to_table = jnp.zeros(table.shape, compute)
+    to_row = to_column = jnp.zeros((), compute)
+    for index, weight, by_row, by_column in _corners(x.shape, positions, compute):
+        to_table = to_table.at[index].add(weight[..., None] * g, mode="promise_in_bounds")
+        seen = (table.at[index].get(mode="promise_in_bounds").astype(compute) * g).sum(-1)
+        to_row, to_column = to_row + by_row * seen, to_column + by_column * seen
+    to_positions = jnp.stack([to_row, to_column], -1).astype(positions.dtype)
+    return to_table.reshape(x.shape).astype(x.dtype), to_positions
+
+
+_sample.defvjp(lambda x, positions: (_sample(x, positions), (x, positions)), _backward)

@@ -1,0 +1,108 @@
+"""The step up of a U-Net, upsample, concatenate, convolve, without the upsampled and the concatenated map.
+
+A convolution is linear in its input channels, so that of a concatenation is a sum of two. And where a map is doubled
+by nearest neighbours, a 3x3 window sees no more than 2x2 of its pixels: for each of the four phases of an output pixel
+(even or odd row and column) the kernel's rows and columns that fall onto one pixel add up. That makes one 2x2
+convolution of the small map to four times the channels, with 2.25 times fewer multiplications.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.ops import reference
+from densezoo.ops.conv import phase_conv
+from densezoo.ops.implementation import chosen
+from densezoo.ops.resize import resize_bilinear
+from densezoo.types import accumulator_dtype
+
+METHODS = ("nearest", "bilinear", "bilinear_align_corners")
+
+
+def upsample_concat_conv(
+    x: Float[Array, "b h w c"],
+    skip: Float[Array, "b h2 w2 d"] | None,
+    kernel: Float[Array, "3 3 e f"],
+    *,
+    method: str = "nearest",
+    skip_first: bool = False,
+) -> Float[Array, "b h2 w2 f"]:
+    """Doubles `x`, concatenates `skip`, and convolves 3x3, with zeros around the image.
+
+    Args:
+        x: NHWC maps.
+        skip: NHWC maps of twice the height and width; None for none.
+        kernel: (3, 3, in, out), where in is the channels of both.
+        method: "nearest", "bilinear" (at half-pixel centres) or "bilinear_align_corners".
+        skip_first: the kernel's first channels are `skip`'s and not `x`'s.
+
+    Raises:
+        ValueError: an unknown method, or shapes that do not match.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x, skip = jnp.ones((1, 1, 1, 2)), jnp.ones((1, 2, 2, 1))
+        >>> upsample_concat_conv(x, skip, jnp.ones((3, 3, 3, 1)))[0, :, :, 0].tolist()
+        [[12.0, 12.0], [12.0, 12.0]]
+    """
+    _check(x, skip, kernel, method)
+    if chosen() == "reference":
+        return reference.upsample_concat_conv(x, skip, kernel, method=method, skip_first=skip_first)
+    of_x, of_skip = kernel, None
+    if skip is not None:
+        first = skip.shape[-1] if skip_first else x.shape[-1]
+        of_x, of_skip = kernel[:, :, :first], kernel[:, :, first:]
+        if skip_first:
+            of_x, of_skip = of_skip, of_x
+    if chosen() == "pallas" and method == "nearest":
+        from densezoo.ops import pallas  # slow to import
+
+        joined = of_x if of_skip is None else jnp.concatenate([of_x, of_skip], axis=2)
+        return pallas.upsample_concat_conv(x, skip, joined)
+    y = _upsample_conv(x, of_x, method)
+    return y if skip is None else y + _conv(skip, of_skip)
+
+
+def _upsample_conv(x, kernel, method):
+    if method == "nearest":
+        return phase_conv(x, _phase_kernel(kernel))
+    size = (2 * x.shape[1], 2 * x.shape[2])
+    # A bilinear pixel depends on 2x2 others, so a phase would need 3x3 taps: no fewer multiplications, and other
+    # ones at the border.
+    return _conv(resize_bilinear(x, size, align_corners=method == "bilinear_align_corners"), kernel)
+
+
+# The three rows of the window are, of the small map, pixels -1, 0, 0 in phase 0 and 0, 0, 1 in phase 1.
+_TAP_OF_ROW = ((0, 1, 1), (0, 0, 1))
+
+
+def _phase_kernel(kernel):
+    """(3, 3, in, out) -> (2, 2, in, 4 out): for each phase the sums of the taps that read the same pixel."""
+    wide = kernel.astype(accumulator_dtype(kernel.dtype))
+
+    def fold(taps, phase):
+        return [sum(tap for tap, to in zip(taps, _TAP_OF_ROW[phase], strict=True) if to == t) for t in (0, 1)]
+
+    phases = []
+    for p in (0, 1):
+        for q in (0, 1):
+            rows = fold([wide[i] for i in range(3)], p)
+            phases.append(jnp.stack([jnp.stack(fold([row[j] for j in range(3)], q)) for row in rows]))
+    return jnp.concatenate(phases, axis=-1).astype(kernel.dtype)
+
+
+def _conv(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _check(x, skip, kernel, method):
+    if method not in METHODS:
+        raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
+    if x.ndim != 4 or 0 in x.shape:
+        raise ValueError(f"expected NHWC maps with no empty axis, got shape {x.shape}")
+    doubled = (x.shape[0], 2 * x.shape[1], 2 * x.shape[2])
+    if skip is not None and (skip.ndim != 4 or skip.shape[:3] != doubled):
+        raise ValueError(f"skip has twice the height and width of x {x.shape}; got {skip.shape}")
+    channels = x.shape[3] + (0 if skip is None else skip.shape[3])
+    if kernel.ndim != 4 or kernel.shape[:3] != (3, 3, channels):
+        raise ValueError(f"expected a (3, 3, {channels}, out) kernel for x and skip, got {kernel.shape}")
