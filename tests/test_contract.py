@@ -137,6 +137,82 @@ def test_jit_equals_eager_at_an_odd_size(name, encoder):
     np.testing.assert_allclose(jax.jit(model.apply)(variables, x), model.apply(variables, x), atol=1e-4, rtol=1e-4)
 
 
+def relative(a, b):
+    return float(jnp.linalg.norm((a - b).ravel()) / jnp.linalg.norm(b.ravel()))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (40, 37)])
+@pytest.mark.parametrize(("name", "encoder"), PAIRS)
+def test_auto_equals_reference(name, encoder, size):
+    model, variables = variables_of(name, encoder)
+    x = images(size)
+    logits = jax.jit(model.apply)(variables, x)
+    assert relative(logits, jax.jit(model.clone(impl="reference").apply)(variables, x)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "size"),
+    [(*pair, (64, 64)) for pair in PAIRS] + [(name, "plain", (40, 37)) for name in dz.list_models()],
+)
+def test_gradients_of_auto_equal_those_of_the_reference(name, encoder, size):
+    model, variables = variables_of(name, encoder)
+
+    # In float64, since in float32 the two round a ReLU or a pooling's winner to different sides here and there.
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
+        x = images(size).astype(jnp.float64)
+        target = jax.random.normal(KEY, (2, *size, 3), jnp.float64)
+
+        def gradient(model):
+            def loss(params):
+                logits, _ = model.apply(
+                    wide | {"params": params}, x, train=True, mutable=["batch_stats"], rngs={"dropout": KEY}
+                )
+                return jnp.square(logits - target).mean()
+
+            return jax.jit(jax.grad(loss))(wide["params"])
+
+        auto, reference = gradient(model), gradient(model.clone(impl="reference"))
+        # A gradient that is zero but for rounding (of a bias before a batch norm) has no relative error of its own.
+        whole = float(jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(reference))))
+        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(auto), jax.tree.leaves(reference), strict=True):
+            assert float(jnp.abs(a - b).max()) <= 1e-9 * whole, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize(("name", "encoder"), [("unet", "resnet"), ("fpn", "bottleneck"), ("segnet", "vgg_bn")])
+def test_auto_equals_reference_in_bfloat16(name, encoder):
+    _, variables = variables_of(name, encoder)
+    model = small_model(name, encoder, dtype=jnp.bfloat16)
+    x = images((64, 64))
+    logits = [jax.jit(model.clone(impl=impl).apply)(variables, x).astype(jnp.float32) for impl in ("auto", "reference")]
+    exact = jax.jit(small_model(name, encoder).apply)(variables, x)
+    # Neither is further from the float32 result than the other, within the noise of bfloat16.
+    assert relative(logits[0], exact) < 1.5 * relative(logits[1], exact) + 1e-3
+
+
+def test_impl_changes_what_is_compiled_and_not_the_parameters():
+    texts = {}
+    for impl in ("auto", "reference", "winograd", "pallas"):
+        model = small_model("unet", "resnet", impl=impl)
+        variables = jax.eval_shape(model.init, KEY, images((64, 64)))
+        assert variables == jax.eval_shape(small_model("unet", "resnet").init, KEY, images((64, 64)))
+        texts[impl] = jax.jit(model.apply).lower(variables, images((64, 64))).as_text()
+    assert "stablehlo.concatenate" in texts["reference"]
+    assert texts["auto"] != texts["reference"]
+    with pytest.raises(ValueError, match="unknown impl"):
+        small_model("unet", "resnet", impl="fastest")
+
+
+def test_the_reference_differentiates_forward():
+    model = small_model("unet", "resnet", impl="reference")
+    _, variables = variables_of("unet", "resnet")
+    x = images((32, 32))
+    _, tangent = jax.jit(lambda x, dx: jax.jvp(lambda x: model.apply(variables, x), (x,), (dx,)))(x, x)
+    small = 1e-2
+    difference = (model.apply(variables, x + small * x) - model.apply(variables, x - small * x)) / (2 * small)
+    assert np.corrcoef(np.ravel(tangent), np.ravel(difference))[0, 1] > 0.95
+
+
 @pytest.mark.parametrize(("name", "encoder"), [("unet", "resnet"), ("fpn", "bottleneck"), ("segnet", "vgg_bn")])
 def test_bfloat16_computes_in_bfloat16_with_float32_weights(name, encoder):
     model, variables = variables_of(name, encoder)

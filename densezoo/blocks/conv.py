@@ -12,6 +12,7 @@ from densezoo.blocks.deferred import Upsampled
 from densezoo.blocks.initializers import he_uniform
 from densezoo.blocks.norm import BatchNorm, norm_act
 from densezoo.ops import winograd
+from densezoo.ops.conv import pointwise_conv
 from densezoo.ops.implementation import chosen
 from densezoo.types import Dtype, Initializer, ModuleDef
 
@@ -42,20 +43,20 @@ class Conv(nn.Module):
         shape = (size, size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype) if self.use_bias else None
-        simple = (size, self.strides, self.dilation, self.groups) == (3, 1, 1, 1)
-        if isinstance(x, Upsampled) and not simple:
-            x = x.build()
         dtype = jnp.result_type(*jax.tree.leaves((x, kernel))) if self.dtype is None else self.dtype
         kernel = kernel.astype(dtype)
-        if isinstance(x, Upsampled):
+        if isinstance(x, Upsampled) and (size, self.strides, self.dilation, self.groups) == (3, 1, 1, 1):
             y = x.conv(kernel, dtype)
         else:
-            x = x.astype(dtype)
-            tile = winograd.tile_size(x.shape, kernel.shape) if simple and chosen() == "winograd" else None
-            y = self._convolve(x, kernel) if tile is None else winograd.winograd_conv(x, kernel, tile=tile)
+            y = self._convolve((x.build() if isinstance(x, Upsampled) else x).astype(dtype), kernel)
         return y if bias is None else y + jnp.expand_dims(bias.astype(dtype), (0, 1, 2))
 
     def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if (self.strides, self.dilation, self.groups) == (1, 1, 1):
+            if self.kernel_size == 1:
+                return pointwise_conv(x, kernel)
+            if chosen() == "winograd" and (tile := winograd.tile_size(x.shape, kernel.shape)):
+                return winograd.winograd_conv(x, kernel, tile=tile)
         padding = self.kernel_size // 2 * self.dilation
         return jax.lax.conv_general_dilated(
             x,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.ops import reference
+from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.implementation import chosen
 from densezoo.types import accumulator_dtype
 
@@ -32,6 +33,7 @@ def batch_norm(
 
     Raises:
         ValueError: `scale` and `bias` do not have an entry for each channel.
+        TypeError: `x` is not of a float type.
 
     Example:
         >>> import jax.numpy as jnp
@@ -83,9 +85,11 @@ def group_norm(
     References:
         Wu and He, Group normalization, 2018. https://arxiv.org/abs/1803.08494
     """
+    check_maps(x)
     _check(x, scale, bias)
+    check_whole(1, num_groups=groups)
     batch, height, width, channels = x.shape
-    if groups < 1 or channels % groups:
+    if channels % groups:
         raise ValueError(f"num_groups={groups} must divide the {channels} channels")
     if chosen() == "reference":
         return reference.group_norm(x, scale, bias, groups=groups, epsilon=epsilon, relu=relu)
@@ -112,6 +116,8 @@ def pixel_sum(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
 
 
 def _check(x, scale, bias):
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"expected maps of a float type, got {x.dtype}: cast them first")
     if x.ndim < 2 or scale.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
         raise ValueError(f"scale and bias need an entry for each channel of {x.shape}; got {scale.shape}, {bias.shape}")
 
@@ -141,7 +147,7 @@ def _normalize(x, scale, bias, pool: Callable[[jax.Array], jax.Array], count: in
         x, scale, bias, mean, var = saved
         g, g_mean, g_var = cotangents
         wide = x.astype(accumulator_dtype(x.dtype))
-        g = g.astype(wide.dtype)
+        g = jnp.asarray(g).astype(wide.dtype)
         factor, y = affine(wide, scale, bias, mean, var)
         if relu:
             g = jnp.where(y > 0, g, jnp.zeros((), g.dtype))

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int8
 
 from densezoo.ops import reference
+from densezoo.ops.checks import check_maps, check_size, check_whole
 from densezoo.ops.implementation import chosen
-from densezoo.ops.resize import check_size
 from densezoo.types import Size
 
 
@@ -74,7 +74,8 @@ def max_pool_with_indices(
         padding: pixels of minus infinity added on every side.
 
     Raises:
-        ValueError: a window, stride or padding that cannot be, or a map smaller than the window.
+        ValueError: `x` is not NHWC or is empty, a window, stride or padding that cannot be, or a map smaller than the
+          window.
 
     Example:
         >>> import jax.numpy as jnp
@@ -82,12 +83,13 @@ def max_pool_with_indices(
         >>> float(y[0, 0, 0, 0]), int(index[0, 0, 0, 0])
         (5.0, 1)
     """
+    check_maps(x, floating=False)
     stride = window if stride is None else stride
-    if not 1 <= window <= 11 or stride < 1 or not 0 <= padding <= window // 2:
-        raise ValueError(
-            f"window is 1 to 11, stride at least 1, padding at most half the window; got {window=} {stride=} {padding=}"
-        )
-    if x.ndim != 4 or min(x.shape[1:3]) + 2 * padding < window:
+    check_whole(1, window=window, stride=stride)
+    check_whole(0, padding=padding)
+    if window > 11 or padding > window // 2:
+        raise ValueError(f"window is 1 to 11 and padding at most half of it; got {window=} {padding=}")
+    if min(x.shape[1:3]) + 2 * padding < window:
         raise ValueError(f"a {window}x{window} window does not fit into shape {x.shape} with padding {padding}")
     if chosen() == "reference":
         return reference.max_pool_with_indices(x, window, stride, padding)
@@ -128,11 +130,14 @@ def max_unpool(
 
     Args:
         x: NHWC maps.
-        indices: positions 0..3 in the window, as 2x2 `max_pool_with_indices` gives them; another index drops its value.
+        indices: positions 0..3 in the window, as 2x2 `max_pool_with_indices` gives them. Inside `jit`, where values
+          cannot be checked, another index drops its value.
         size: (height, width) before the pooling, twice `x`'s or one pixel more; None means twice.
 
     Raises:
-        ValueError: shapes that do not match, or a size that 2x2 pooling does not bring to `x`'s.
+        ValueError: shapes that do not match, a size that 2x2 pooling does not bring to `x`'s, or, outside of `jit`, an
+          index outside of the window.
+        TypeError: indices that are not integers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -143,8 +148,13 @@ def max_unpool(
     References:
         Badrinarayanan et al., SegNet, 2015. https://arxiv.org/abs/1511.00561
     """
-    if x.ndim != 4 or x.shape != indices.shape:
+    check_maps(x, floating=False)
+    if x.shape != indices.shape:
         raise ValueError(f"values and indices have the same NHWC shape, got {x.shape} and {indices.shape}")
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"indices are integers, as max_pool_with_indices gives them; got {indices.dtype}")
+    if not isinstance(indices, jax.core.Tracer) and not 0 <= int(indices.min()) <= int(indices.max()) <= 3:
+        raise ValueError(f"indices are positions 0..3 in a 2x2 window; got {indices.min()}..{indices.max()}")
     batch, height, width, channels = x.shape
     size = (2 * height, 2 * width) if size is None else check_size(size)
     if (size[0] // 2, size[1] // 2) != (height, width):

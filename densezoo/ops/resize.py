@@ -8,7 +8,7 @@ It is a custom VJP, so these functions differentiate in reverse mode (any number
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from densezoo.ops import reference
+from densezoo.ops.checks import check_maps, check_size
 from densezoo.ops.implementation import chosen
 from densezoo.types import Size, accumulator_dtype
 
@@ -24,7 +25,7 @@ class Taps(NamedTuple):
     """A sparse matrix (outputs x inputs) with the same number of entries in every row."""
 
     indices: np.ndarray  # (outputs, taps), int
-    weights: np.ndarray  # (outputs, taps), float32; unused entries have weight 0
+    weights: np.ndarray  # (outputs, taps), float64; unused entries have weight 0
     inputs: int
 
     def transpose(self) -> "Taps":
@@ -51,7 +52,7 @@ def nearest_taps(inputs: int, outputs: int, half_pixel: bool) -> Taps:
     # Integer arithmetic: floor((i + 1/2) * inputs / outputs) and floor(i * inputs / outputs) without rounding.
     rows = np.arange(outputs)
     indices = (2 * rows + 1) * inputs // (2 * outputs) if half_pixel else rows * inputs // outputs
-    return Taps(indices[:, None], np.ones((outputs, 1), np.float32), inputs)
+    return Taps(indices[:, None], np.ones((outputs, 1)), inputs)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -65,7 +66,7 @@ def bilinear_taps(inputs: int, outputs: int, align_corners: bool) -> Taps:
     low = np.minimum(np.floor(positions).astype(int), inputs - 1)
     high = np.minimum(low + 1, inputs - 1)
     fraction = positions - low
-    return Taps(np.stack([low, high], 1), np.stack([1 - fraction, fraction], 1).astype(np.float32), inputs)
+    return Taps(np.stack([low, high], 1), np.stack([1 - fraction, fraction], 1), inputs)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -82,7 +83,7 @@ def bicubic_taps(inputs: int, outputs: int, align_corners: bool) -> Taps:
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = a * (((distance - 5) * distance + 8) * distance - 4)
     weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
-    return Taps(np.clip(low[:, None] + np.arange(-1, 3), 0, inputs - 1), weights.astype(np.float32), inputs)
+    return Taps(np.clip(low[:, None] + np.arange(-1, 3), 0, inputs - 1), weights, inputs)
 
 
 def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:
@@ -111,24 +112,6 @@ def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:
     return apply(x)
 
 
-def check_size(size: Any) -> Size:
-    """Returns `size` as two positive ints, or says what is wrong with it."""
-    try:
-        height, width = (int(side) for side in size)
-        whole = (height, width) == tuple(size)
-    except (TypeError, ValueError):
-        whole, height, width = False, 0, 0
-    if not whole or height < 1 or width < 1:
-        raise ValueError(f"size is (height, width), two whole numbers of at least 1; got {size!r}")
-    return height, width
-
-
-def _check(x: jax.Array, size: Any) -> Size:
-    if x.ndim != 4 or 0 in x.shape:
-        raise ValueError(f"expected NHWC images with no empty axis, got shape {x.shape}")
-    return check_size(size)
-
-
 def resize_nearest(x: Float[Array, "b h w c"], size: Size, *, half_pixel: bool = True) -> Float[Array, "b _ _ c"]:
     """Nearest-neighbour resize to `size`.
 
@@ -147,7 +130,8 @@ def resize_nearest(x: Float[Array, "b h w c"], size: Size, *, half_pixel: bool =
         >>> resize_nearest(jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1), (1, 4))[0, 0, :, 0].tolist()
         [1.0, 1.0, 2.0, 2.0]
     """
-    size = _check(x, size)
+    check_maps(x, floating=False)
+    size = check_size(size)
     if chosen() == "reference":
         return reference.resize_nearest(x, size, half_pixel=half_pixel)
     if size[0] % x.shape[1] == size[1] % x.shape[2] == 0:
@@ -200,8 +184,8 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bo
         >>> resize_bilinear(x, (1, 4))[0, 0, :, 0].tolist()
         [0.0, 0.25, 0.75, 1.0]
     """
-    size = _check(x, size)
-    _check_float(x)
+    check_maps(x)
+    size = check_size(size)
     if chosen() == "reference":
         return reference.resize_bilinear(x, size, align_corners=align_corners)
     if chosen() == "pallas" and not align_corners and size == (2 * x.shape[1], 2 * x.shape[2]):
@@ -233,8 +217,8 @@ def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: boo
         Keys, Cubic convolution interpolation for digital image processing, 1981.
         https://doi.org/10.1109/TASSP.1981.1163711
     """
-    size = _check(x, size)
-    _check_float(x)
+    check_maps(x)
+    size = check_size(size)
     if chosen() == "reference":
         return reference.resize_bicubic(x, size, align_corners=align_corners)
     return _by_axis(x, size, functools.partial(bicubic_taps, align_corners=align_corners))
@@ -245,8 +229,3 @@ def _by_axis(x: jax.Array, size: Size, taps: Callable[[int, int], Taps]) -> jax.
         if outputs != x.shape[axis]:
             x = apply_taps(x, taps(x.shape[axis], outputs), axis)
     return x
-
-
-def _check_float(x: jax.Array) -> None:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"interpolation needs a float array, got {x.dtype}: cast it, or use resize_nearest")

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.ops import reference
+from densezoo.ops.checks import check_maps
 from densezoo.ops.conv import phase_conv
 from densezoo.ops.implementation import chosen
 from densezoo.ops.resize import resize_bilinear
+from densezoo.ops.winograd import tile_size, winograd_conv
 from densezoo.types import accumulator_dtype
 
 METHODS = ("nearest", "bilinear", "bilinear_align_corners")
@@ -38,6 +40,7 @@ def upsample_concat_conv(
 
     Raises:
         ValueError: an unknown method, or shapes that do not match.
+        TypeError: `x` is not of a float type.
 
     Example:
         >>> import jax.numpy as jnp
@@ -92,14 +95,15 @@ def _phase_kernel(kernel):
 
 
 def _conv(x, kernel):
+    if chosen() == "winograd" and (tile := tile_size(x.shape, kernel.shape)):
+        return winograd_conv(x, kernel, tile=tile)
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _check(x, skip, kernel, method):
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
-    if x.ndim != 4 or 0 in x.shape:
-        raise ValueError(f"expected NHWC maps with no empty axis, got shape {x.shape}")
+    check_maps(x)
     doubled = (x.shape[0], 2 * x.shape[1], 2 * x.shape[2])
     if skip is not None and (skip.ndim != 4 or skip.shape[:3] != doubled):
         raise ValueError(f"skip has twice the height and width of x {x.shape}; got {skip.shape}")

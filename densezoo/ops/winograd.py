@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from densezoo.ops.checks import check_maps
+
 # Lavin and Gray 2015, F(2x2, 3x3) and F(4x4, 3x3): of the inputs, the kernel and the outputs.
 _TRANSFORMS = {
     2: (
@@ -46,14 +48,14 @@ _TRANSFORMS = {
 
 
 def tile_size(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> int | None:
-    """The side of the tile of outputs with which Winograd's algorithm was faster on CPU; None where it was not."""
-    _, height, width, _ = x_shape
-    if kernel_shape[:2] != (3, 3) or height * width > 64 * 64:
-        return None
+    """The tile with which Winograd's algorithm was faster on CPU (docs/benchmarks.md); None where it was not."""
+    batch, height, width, _ = x_shape
     fewest, most = min(kernel_shape[2:]), max(kernel_shape[2:])
-    if fewest < 64 or most > 1024:
+    if kernel_shape[:2] != (3, 3) or fewest < 64 or most > 384 or height * width > 64 * 64:
         return None
-    return 4 if most <= 128 else 2
+    tile = 4 if fewest <= 128 else 2
+    # With few tiles the transform of the kernel costs more than it saves.
+    return tile if batch * -(-height // tile) * -(-width // tile) >= 128 else None
 
 
 def winograd_conv(
@@ -81,7 +83,8 @@ def winograd_conv(
     """
     if tile not in _TRANSFORMS:
         raise ValueError(f"tile is 2 or 4, got {tile}")
-    if x.ndim != 4 or kernel.shape[:3] != (3, 3, x.shape[3]):
+    check_maps(x)
+    if kernel.shape[:3] != (3, 3, x.shape[3]):
         raise ValueError(f"expected NHWC maps and a (3, 3, in, out) kernel, got {x.shape} and {kernel.shape}")
     on_cpu = functools.partial(_forward, tile=tile)
 
@@ -115,66 +118,58 @@ def _direct_kernel_gradient(x, g):
 
 def _forward(x, kernel, tile):
     batch, height, width, _ = x.shape
-    products = jnp.einsum("tnc,tcd->tnd", _input_tiles(x, tile), _kernel_tiles(kernel, tile))
-    return _join(products, (batch, height, width, kernel.shape[3]), tile)
+    products = jnp.einsum("ijnc,ijcd->ijnd", _input_tiles(x, tile), _kernel_tiles(kernel, tile))
+    rows, columns, features = -(-height // tile), -(-width // tile), kernel.shape[3]
+    blocks = _transform(_TRANSFORMS[tile][2], products).reshape(tile, tile, batch, rows, columns, features)
+    lines = [jnp.stack(list(line), axis=3) for line in blocks]  # (b, rows, columns, tile, d)
+    y = jnp.stack(lines, axis=2).reshape(batch, rows * tile, columns * tile, features)
+    return y[:, :height, :width]
 
 
 def _kernel_gradient(x, g, tile):
-    # Both the joining of the tiles and the transform of the kernel are linear: their transposes, in reverse order.
-    batch, height, width, channels = x.shape
-    features = g.shape[3]
-    tiles = jax.ShapeDtypeStruct(((tile + 2) ** 2, batch * -(-height // tile) * -(-width // tile), features), g.dtype)
-    (products,) = jax.linear_transpose(lambda p: _join(p, g.shape, tile), tiles)(g)
-    dtiles = jnp.einsum("tnc,tnd->tcd", _input_tiles(x, tile), products)
-    kernel = jax.ShapeDtypeStruct((3, 3, channels, features), x.dtype)
-    (dkernel,) = jax.linear_transpose(lambda k: _kernel_tiles(k, tile), kernel)(dtiles)
-    return dkernel
-
-
-def _combine(matrix: np.ndarray, parts: list[jax.Array]) -> list[jax.Array]:
-    """`matrix @ parts`, as sums of few terms."""
-    rows = []
-    for row in matrix:
-        total = None
-        for factor, part in zip(row, parts, strict=True):
-            if factor:
-                term = part if factor == 1 else part * jnp.asarray(factor, part.dtype)
-                total = term if total is None else total + term
-        rows.append(total)
-    return rows
-
-
-def _transform(matrix: np.ndarray, grid: list[list[jax.Array]]) -> list[list[jax.Array]]:
-    """`matrix @ grid @ matrix.T` for a square of arrays."""
-    columns = [_combine(matrix, list(column)) for column in zip(*grid, strict=True)]
-    return [_combine(matrix, list(row)) for row in zip(*columns, strict=True)]
+    _, of_kernel, of_output = _TRANSFORMS[tile]
+    products = _transform_tiles(of_output.T, g, tile, before=0)
+    dtiles = jnp.einsum("ijnc,ijnd->ijcd", _input_tiles(x, tile), products)
+    return _transform(of_kernel.T, dtiles)
 
 
 def _input_tiles(x, tile):
-    """(b, h, w, c) -> ((tile + 2)**2, tiles, c)."""
-    _, height, width, channels = x.shape
-    rows, columns = -(-height // tile), -(-width // tile)
-    x = jnp.pad(x, ((0, 0), (1, rows * tile + 1 - height), (1, columns * tile + 1 - width), (0, 0)))
-    side = tile + 2
-    grid = [
-        [x[:, i : i + (rows - 1) * tile + 1 : tile, j : j + (columns - 1) * tile + 1 : tile] for j in range(side)]
-        for i in range(side)
-    ]
-    transformed = _transform(_TRANSFORMS[tile][0], grid)
-    return jnp.stack([part for row in transformed for part in row]).reshape(side**2, -1, channels)
+    return _transform_tiles(_TRANSFORMS[tile][0], x, tile, before=1)
 
 
 def _kernel_tiles(kernel, tile):
-    """(3, 3, c, d) -> ((tile + 2)**2, c, d)."""
-    transformed = _transform(_TRANSFORMS[tile][1], [[kernel[i, j] for j in range(3)] for i in range(3)])
-    return jnp.stack([part for row in transformed for part in row])
+    return _transform(_TRANSFORMS[tile][1], kernel)
 
 
-def _join(products, shape, tile):
-    """((tile + 2)**2, tiles, d) -> (b, h, w, d)."""
-    batch, height, width, features = shape
-    rows, columns, side = -(-height // tile), -(-width // tile), tile + 2
-    grid = products.reshape(side, side, batch, rows, columns, features)
-    outputs = _transform(_TRANSFORMS[tile][2], [[grid[i, j] for j in range(side)] for i in range(side)])
-    y = jnp.stack([jnp.stack(row, axis=3) for row in outputs], axis=2)  # (b, rows, tile, columns, tile, d)
-    return y.reshape(batch, rows * tile, columns * tile, features)[:, :height, :width]
+def _transform_tiles(matrix: np.ndarray, x: jax.Array, tile: int, before: int) -> jax.Array:
+    """`matrix @ t @ matrix.T` of every tile t of the maps, (side, side, tiles, c).
+
+    There is a tile every `tile` pixels, as large as the matrix has columns; the first begins `before` pixels outside.
+    """
+    _, height, width, channels = x.shape
+    rows, columns, side = -(-height // tile), -(-width // tile), matrix.shape[1]
+    after = side - tile - before
+    pads = [(before, after + count * tile - size) for count, size in ((rows, height), (columns, width))]
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    x = _combine(matrix, [x[:, i : i + (rows - 1) * tile + 1 : tile] for i in range(side)])
+    x = _combine(matrix, [x[:, :, :, j : j + (columns - 1) * tile + 1 : tile] for j in range(side)])
+    return x.swapaxes(0, 1).reshape(len(matrix), len(matrix), -1, channels)
+
+
+def _transform(matrix: np.ndarray, x: jax.Array) -> jax.Array:
+    """`matrix @ x @ matrix.T` over the first two axes."""
+    return _combine(matrix, list(_combine(matrix, list(x)).swapaxes(0, 1))).swapaxes(0, 1)
+
+
+def _combine(matrix: np.ndarray, parts: list[jax.Array]) -> jax.Array:
+    """`matrix @ parts`, as sums of few terms."""
+    rows = []
+    for row in matrix:
+        terms = [
+            part if factor == 1 else part * jnp.asarray(factor, part.dtype)
+            for part, factor in zip(parts, row, strict=True)
+            if factor
+        ]
+        rows.append(functools.reduce(jnp.add, terms))
+    # The barrier keeps XLA from working this out anew for every term that reads it.
+    return jax.lax.optimization_barrier(jnp.stack(rows))

@@ -12,6 +12,7 @@ from densezoo.viz.features import feature_maps
 from densezoo.viz.figures import save
 from densezoo.viz.masks import predictions
 from densezoo.viz.pictures import save_image, save_mask
+from densezoo.viz.spectrum import lattice_energy, power_spectrum, spectra
 from densezoo.viz.structure import Architecture, Box, Link, architecture
 
 __all__ = [
@@ -23,12 +24,15 @@ __all__ = [
     "colorize",
     "diagram",
     "feature_maps",
+    "lattice_energy",
     "overlay",
     "palette",
+    "power_spectrum",
     "predictions",
     "save",
     "save_image",
     "save_mask",
+    "spectra",
     "to_rgb",
     "training_curves",
 ]

@@ -1,0 +1,313 @@
+"""The kernels that are compared: densezoo's function, stock JAX's way to the same numbers, and the least work."""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from densezoo import ops
+
+Shape = tuple[int, int, int, int]
+"""Batch, height, width, channels of the kernel's input."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel of the benchmark.
+
+    Attributes:
+        op: densezoo's function; traced under `ops.implementation("reference")` it is the plain form.
+        inputs: makes the inputs for a shape: NumPy arrays, float32 ones to be cast and differentiated; float64 ones
+            stay float32 in every dtype (positions, which bfloat16 is too coarse for).
+        flops: of the forward and of the backward pass, the least that we know a way to do.
+        stock: what a user of JAX and Flax alone would call, None if they have no such function.
+        stock_differs: where stock's numbers are meant to be others, why; it is then timed and not checked.
+        rereads: bytes that the backward pass needs besides the cotangent: a function of input and output bytes.
+    """
+
+    op: Callable[..., Any]
+    inputs: Callable[[np.random.Generator, Shape], tuple[np.ndarray, ...]]
+    flops: Callable[[Shape], tuple[float, float]]
+    stock: Callable[..., Any] | None = None
+    stock_differs: str = ""
+    rereads: Callable[[Sequence[jax.Array], Sequence[jax.Array]], int] = lambda inputs, outputs: 0
+
+
+def make_inputs(name: str, shape: Shape, dtype: str, seed: int) -> tuple[jax.Array, ...]:
+    """The inputs of a kernel, the same for every form."""
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode()), *shape])
+
+    def place(x: np.ndarray) -> jax.Array:
+        if x.dtype == np.float64:
+            return jnp.asarray(x, jnp.float32)
+        return jnp.asarray(x, dtype if x.dtype == np.float32 else x.dtype)
+
+    return tuple(place(x) for x in KERNELS[name].inputs(generator, shape))
+
+
+def is_float(x: Any) -> bool:
+    """Whether something takes part in differentiation."""
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def least_bytes(kernel: Kernel, inputs: Sequence[Any], outputs: Sequence[Any], *, backward: bool) -> int:
+    """Bytes that must move: inputs and outputs once; backward, the cotangent, what is read again, and the gradients."""
+    forward = sum(map(_bytes, inputs)) + sum(map(_bytes, outputs))
+    if not backward:
+        return forward
+    floats = [x for x in (*inputs, *outputs) if is_float(x)]
+    return forward + sum(map(_bytes, floats)) + kernel.rereads(inputs, outputs)
+
+
+def _bytes(x: Any) -> int:
+    return math.prod(x.shape) * x.dtype.itemsize
+
+
+def _reads_inputs(inputs, outputs):
+    return sum(map(_bytes, inputs))
+
+
+def _maps(generator, shape):
+    return (generator.standard_normal(shape, np.float32),)
+
+
+def _with_kernel(size, out, channels=1.0, skip=0.0):
+    """Maps, perhaps a skip of twice their size, and a kernel; out, channels and skip are shares of the channels."""
+
+    def make(generator, shape):
+        batch, height, width, c = shape
+        d, f = round(skip * c), max(1, round(out * c))
+        kernel = generator.standard_normal((size, size, round(channels * c) + d, f), np.float32)
+        kernel /= np.float32(size * math.sqrt(c + d))
+        x = generator.standard_normal(shape, np.float32)
+        if not d:
+            return x, kernel
+        return x, generator.standard_normal((batch, 2 * height, 2 * width, d), np.float32), kernel
+
+    return make
+
+
+def _unpool_inputs(generator, shape):
+    return generator.standard_normal(shape, np.float32), generator.integers(0, 4, shape, np.int8)
+
+
+def _carafe_inputs(generator, shape):
+    batch, height, width, _ = shape
+    masks = np.exp(generator.standard_normal((batch, 2 * height, 2 * width, 25), np.float32))
+    return generator.standard_normal(shape, np.float32), masks / masks.sum(-1, keepdims=True)
+
+
+def _sample_inputs(generator, shape):
+    """Positions as DySample makes them, within a quarter pixel of the regular ones: never on a pixel, where they turn.
+
+    There the gradient jumps, and rounding would decide which side a form takes.
+    """
+    batch, height, width, _ = shape
+    grid = np.stack(np.meshgrid(np.arange(2 * height), np.arange(2 * width), indexing="ij"), -1)
+    positions = (grid + 0.5) / 2 - 0.5 + generator.uniform(-0.25, 0.25, (batch, *grid.shape))
+    whole = np.clip(np.floor(positions), 0, [height - 2, width - 2])
+    return generator.standard_normal(shape, np.float32), whole + np.clip(positions - whole, 0.05, 0.95)
+
+
+def _size(x, factor=2):
+    return factor * x.shape[1], factor * x.shape[2]
+
+
+def _image_resize(x, size, method):
+    return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), method, antialias=False)
+
+
+def _align_corners_stock(x):
+    size = _size(x)
+    scale = jnp.array([(o - 1) / (n - 1) for o, n in zip(size, x.shape[1:3], strict=True)], jnp.float32)
+    shape = (x.shape[0], *size, x.shape[3])
+    return jax.image.scale_and_translate(x, shape, (1, 2), scale, (1 - scale) / 2, "linear", antialias=False)
+
+
+def _conv(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _transposed_stock(padding, x, kernel):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_transpose(x, jnp.flip(kernel, (0, 1)), (2, 2), padding, dimension_numbers=layout)
+
+
+def _pool_with_indices_stock(x):
+    batch, height, width, channels = x.shape
+    windows = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 5, 2, 4)
+    windows = windows.reshape(batch, height // 2, width // 2, channels, 4)
+    index = windows.argmax(-1)
+    return jnp.take_along_axis(windows, index[..., None], -1)[..., 0], index.astype(jnp.int8)
+
+
+def _unpool_stock(x, indices):
+    batch, height, width, channels = x.shape
+    b, i, j, c = jnp.indices(x.shape, sparse=True)
+    indices = indices.astype(i.dtype)
+    row, column = 2 * i + indices // 2, 2 * j + indices % 2
+    return jnp.zeros((batch, 2 * height, 2 * width, channels), x.dtype).at[b, row, column, c].set(x)
+
+
+def _concat_conv_stock(method, x, skip, kernel):
+    return _conv(jnp.concatenate([_image_resize(x, _size(x), method), skip], -1), kernel)
+
+
+def _sample_stock(x, positions):
+    sample = partial(jax.scipy.ndimage.map_coordinates, order=1, mode="nearest")
+
+    def one(image, places):
+        channels = jax.vmap(lambda plane: sample(plane, [places[..., 0], places[..., 1]]), -1, -1)
+        return channels(image.astype(jnp.float32)).astype(image.dtype)
+
+    return jax.vmap(one)(x, positions)
+
+
+def _separable_flops(taps, size):
+    """A multiplication and an addition for every tap, along the rows, then along the columns; the adjoint likewise."""
+
+    def flops(shape):
+        b, h, w, c = shape
+        height, width = size(h, w)
+        return (b * height * w * c + b * height * width * c) * (2.0 * taps - 1), (
+            2.0 * taps * (b * height * w * c + b * height * width * c) - b * height * w * c - b * h * w * c
+        )
+
+    return flops
+
+
+def _products(forward):
+    """FLOPs of matrix products: the backward pass has two for each."""
+    return lambda shape: (2.0 * forward(*shape), 4.0 * forward(*shape))
+
+
+def _plus(first, second):
+    return lambda shape: tuple(a + b for a, b in zip(first(shape), second(shape), strict=True))
+
+
+_double = lambda h, w: (2 * h, 2 * w)  # noqa: E731
+_odd = lambda h, w: (2 * h - 1, 2 * w - 1)  # noqa: E731
+
+KERNELS: dict[str, Kernel] = {
+    **{
+        f"nearest_x{factor}": Kernel(
+            op=lambda x, factor=factor: ops.resize_nearest(x, _size(x, factor)),
+            inputs=_maps,
+            flops=lambda s, factor=factor: (0.0, math.prod(s) * (factor**2 - 1.0)),
+            stock=lambda x, factor=factor: _image_resize(x, _size(x, factor), "nearest"),
+        )
+        for factor in (2, 4)
+    },
+    **{
+        f"bilinear_x{factor}": Kernel(
+            op=lambda x, factor=factor: ops.resize_bilinear(x, _size(x, factor)),
+            inputs=_maps,
+            flops=_separable_flops(2, lambda h, w, factor=factor: (factor * h, factor * w)),
+            stock=lambda x, factor=factor: _image_resize(x, _size(x, factor), "bilinear"),
+        )
+        for factor in (2, 4)
+    },
+    "bilinear_align_corners_x2": Kernel(
+        op=lambda x: ops.resize_bilinear(x, _size(x), align_corners=True),
+        inputs=_maps,
+        flops=_separable_flops(2, _double),
+        stock=_align_corners_stock,
+    ),
+    "bilinear_odd": Kernel(
+        op=lambda x: ops.resize_bilinear(x, _odd(*x.shape[1:3])),
+        inputs=_maps,
+        flops=_separable_flops(2, _odd),
+        stock=lambda x: _image_resize(x, _odd(*x.shape[1:3]), "bilinear"),
+    ),
+    "bicubic_x2": Kernel(
+        op=lambda x: ops.resize_bicubic(x, _size(x)),
+        inputs=_maps,
+        flops=_separable_flops(4, _double),
+        stock=lambda x: _image_resize(x, _size(x), "cubic"),
+        stock_differs="jax's cubic kernel has a = -0.5, torch's and densezoo's -0.75",
+    ),
+    "transposed_2x2": Kernel(
+        op=lambda x, kernel: ops.conv_transpose(x, kernel, stride=2),
+        inputs=_with_kernel(2, out=0.5),
+        flops=_products(lambda b, h, w, c: b * h * w * c * max(1, round(c / 2)) * 4),
+        stock=partial(_transposed_stock, "VALID"),
+        rereads=_reads_inputs,
+    ),
+    "transposed_4x4": Kernel(
+        op=lambda x, kernel: ops.conv_transpose(x, kernel, stride=2, padding=1),
+        inputs=_with_kernel(4, out=0.5),
+        flops=_products(lambda b, h, w, c: b * h * w * c * max(1, round(c / 2)) * 16),
+        stock=partial(_transposed_stock, "SAME"),
+        rereads=_reads_inputs,
+    ),
+    "resize_conv": Kernel(
+        op=lambda x, kernel: ops.upsample_concat_conv(x, None, kernel),
+        inputs=_with_kernel(3, out=0.5),
+        # Four 2x2 convolutions of the small map: 16 taps, where one 3x3 convolution of the large one has 36.
+        flops=_products(lambda b, h, w, c: b * h * w * c * max(1, round(c / 2)) * 16),
+        stock=lambda x, kernel: _conv(_image_resize(x, _size(x), "nearest"), kernel),
+        rereads=_reads_inputs,
+    ),
+    "pixel_shuffle": Kernel(op=lambda x: ops.pixel_shuffle(x, 2), inputs=_maps, flops=lambda shape: (0.0, 0.0)),
+    "max_pool_2x2_indices": Kernel(
+        op=lambda x: ops.max_pool_with_indices(x),
+        inputs=_maps,
+        flops=lambda shape: (3 / 4 * math.prod(shape), 0.0),
+        stock=_pool_with_indices_stock,
+        rereads=lambda inputs, outputs: _bytes(outputs[1]),
+    ),
+    "max_pool_3x3_s2": Kernel(
+        op=lambda x: ops.max_pool(x, 3, 2, 1),
+        inputs=_maps,
+        flops=lambda shape: (8 / 4 * math.prod(shape), math.prod(shape) / 4),
+        stock=lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))),  # pyright: ignore[reportArgumentType]
+        # Where each maximum stood, a byte, written and read.
+        rereads=lambda inputs, outputs: 2 * math.prod(outputs[0].shape),
+    ),
+    "max_unpool": Kernel(
+        op=lambda x, indices: ops.max_unpool(x, indices),
+        inputs=_unpool_inputs,
+        flops=lambda shape: (0.0, 0.0),
+        stock=_unpool_stock,
+        rereads=lambda inputs, outputs: _bytes(inputs[1]),
+    ),
+    "upsample_concat_conv_nearest": Kernel(
+        op=lambda x, skip, kernel: ops.upsample_concat_conv(x, skip, kernel),
+        inputs=_with_kernel(3, out=0.5, skip=0.5),
+        flops=_products(lambda b, h, w, c: b * h * w * max(1, round(c / 2)) * (16 * c + 36 * round(c / 2))),
+        stock=partial(_concat_conv_stock, "nearest"),
+        rereads=_reads_inputs,
+    ),
+    "upsample_concat_conv_bilinear": Kernel(
+        op=lambda x, skip, kernel: ops.upsample_concat_conv(x, skip, kernel, method="bilinear"),
+        inputs=_with_kernel(3, out=0.5, skip=0.5),
+        flops=_plus(
+            _products(lambda b, h, w, c: b * h * w * max(1, round(c / 2)) * 36 * (c + round(c / 2))),
+            _separable_flops(2, _double),
+        ),
+        stock=partial(_concat_conv_stock, "bilinear"),
+        rereads=_reads_inputs,
+    ),
+    "carafe": Kernel(
+        op=lambda x, masks: ops.carafe(x, masks),
+        inputs=_carafe_inputs,
+        flops=_products(lambda b, h, w, c: b * h * w * c * 4 * 25),
+        rereads=_reads_inputs,
+    ),
+    "dysample": Kernel(
+        op=lambda x, positions: ops.sample_bilinear(x, positions),
+        inputs=_sample_inputs,
+        # Three interpolations of three operations; as many for each of the two kinds of gradients.
+        flops=lambda shape: (4 * 9.0 * math.prod(shape), 4 * 18.0 * math.prod(shape)),
+        stock=_sample_stock,
+        rereads=_reads_inputs,
+    ),
+}
+"""The kernels by their names."""

@@ -1,0 +1,227 @@
+"""The machine that a benchmark ran on: what it is, and what it can do at most."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+import densezoo as dz
+from benchmarks.timing import compile_apart, measure
+
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+MIB = 2**20
+
+console = Console(stderr=True, soft_wrap=True)
+"""For what is said while a benchmark runs; its result goes to stdout."""
+
+
+class Refused(Exception):
+    """Options that cannot be followed; the message says why. Command lines end with exit code 2."""
+
+
+def choose_platform(name: str | None, *, beside_torch: bool = False) -> str:
+    """Makes jax compute on cpu, gpu or tpu; None leaves the choice to jax. Gives the platform's name.
+
+    Raises:
+        Refused: jax does not see such a device.
+    """
+    if beside_torch:
+        # Or jax takes three quarters of a GPU's memory for itself when it starts.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # A cache would hide what compiling takes.
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        if name == "cpu" and jax.config.read("jax_platforms") != "cpu":
+            jax.config.update("jax_platforms", "cpu")
+        found = jax.default_backend()
+    except RuntimeError as error:
+        raise Refused(f"jax cannot start: {str(error).splitlines()[0]}") from error
+    if name is not None and found != name:
+        raise Refused(f"--platform {name}: jax sees no such device here, only {found}")
+    return found
+
+
+def reexec_with_hugetlb(malloc: str) -> None:
+    """Starts this program again, once, with a malloc that asks for huge pages; nothing where that means nothing.
+
+    glibc reads the setting when a process starts. Without it, large buffers that are freed and allocated again cost a
+    page fault for every 4 KiB, in jax and in torch.
+
+    Args:
+        malloc: "hugetlb", or "default" to leave it as it is.
+    """
+    linux = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if malloc != "hugetlb" or not linux or jax.default_backend() != "cpu" or "glibc.malloc.hugetlb" in tunables:
+        return
+    environment = os.environ | {"GLIBC_TUNABLES": ":".join(filter(None, (tunables, HUGE_PAGES)))}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def malloc_setting() -> str:
+    """Says "hugetlb" if malloc asks for huge pages in this process, else "default"."""
+    return "hugetlb" if HUGE_PAGES in os.environ.get("GLIBC_TUNABLES", "").split(":") else "default"
+
+
+def describe() -> dict[str, Any]:
+    """Device, processor, versions and settings of this process, as a JSON object."""
+    device = jax.local_devices()[0]
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch = sys.modules.get("torch")
+    return {
+        "platform": device.platform,
+        "device_kind": _cpu_model() if device.platform == "cpu" else device.device_kind,
+        "cpu": _cpu_model(),
+        "cores": usable,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("jax", "jaxlib", "flax")}
+        | {"densezoo": dz.__version__, "torch": torch.__version__ if torch is not None else None},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "compiler_options": dict(compiler_options()),
+        "malloc": malloc_setting(),
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
+        "huge_pages": _huge_pages(),
+        "threads": {"torch": torch.get_num_threads() if torch is not None else None, "jax": usable},
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "busy_cores": busy_cores(),
+    }
+
+
+def busy_cores(seconds: float = 0.5) -> float | None:
+    """How many cores others keep busy while this process sleeps; None where the system does not say."""
+    try:
+        before = _ticks()
+        time.sleep(seconds)
+        after = _ticks()
+    except OSError:
+        return None
+    passed = [b - a for a, b in zip(before, after, strict=True)]
+    idle = sum(passed[3:5])  # idle, and waiting for input or output
+    return round((1 - idle / max(1, sum(passed))) * (os.cpu_count() or 1), 2)
+
+
+def measure_limits(*, quick: bool = False) -> dict[str, Any]:
+    """What the machine can do at most, measured: bytes a second of a copy, floating-point operations a second.
+
+    The copy reads a float32 array and writes it scaled, both counted. It is done into new memory and in place, and the
+    better of the two counts: the former also pays for the memory's allocation. Small arrays are measured too, since
+    caches hold them; the limit is the largest array's. The matrix product is compiled with densezoo's options and
+    without. A limit is what cannot be exceeded, so the fastest sample counts, not the median.
+
+    Returns:
+        copy_bandwidth, copy_bandwidth_by_mib, and matmul_peak by dtype; bytes and FLOPs a second.
+    """
+    accelerator = jax.default_backend() != "cpu"
+    times = {"rounds": 5 if quick else 15, "min_seconds": 0.01 if quick else 0.05}
+    sizes = (4, 256, 2048) if accelerator else (4, 32, 256)
+    by_size = {mib: _bandwidth(mib, times) for mib in sizes}
+    side = 8192 if accelerator else 1024 if quick else 2048
+    dtypes = ("float32", "bfloat16") if accelerator else ("float32",)
+    return {
+        "copy_bandwidth": by_size[sizes[-1]],
+        "copy_bandwidth_by_mib": {str(mib): value for mib, value in by_size.items()},
+        "matmul_peak": {dtype: _matmul_peak(side, dtype, times) for dtype in dtypes},
+    }
+
+
+def peak_flops(limits: dict[str, Any], dtype: str) -> float:
+    """The matrix product's peak for a dtype, or float32's where that has none of its own (bfloat16 on CPU)."""
+    return limits["matmul_peak"].get(dtype, limits["matmul_peak"]["float32"])
+
+
+def roofline_share(limits: dict[str, Any], dtype: str, bytes_moved: float, flops: float, seconds: float) -> float:
+    """The least time that bytes and FLOPs take at the machine's limits, over the time taken.
+
+    Example:
+        >>> limits = {"copy_bandwidth": 100.0, "matmul_peak": {"float32": 1000.0}}
+        >>> roofline_share(limits, "float32", 200.0, 500.0, 4.0)
+        0.5
+    """
+    return max(bytes_moved / limits["copy_bandwidth"], flops / peak_flops(limits, dtype)) / seconds
+
+
+def memory_budget(fraction: float = 0.4) -> int:
+    """Bytes that a sweep may use: a fraction of what the device, or on CPU the machine, has free."""
+    stats = memory_stats()
+    if "bytes_limit" in stats:
+        return int(fraction * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return int(fraction * 8 * 2**30)
+    return int(fraction * kib * 1024)
+
+
+def memory_stats() -> dict[str, int]:
+    """The device's own account of its memory; empty on CPU. Its peak is that of the whole process so far."""
+    return jax.local_devices()[0].memory_stats() or {}
+
+
+def compiler_options() -> dict[str, Any]:
+    """Options of the compiler that densezoo recommends for this platform."""
+    return dz.compiler_options()
+
+
+def _bandwidth(mib: int, times: dict[str, Any]) -> float:
+    # A factor that the compiler does not take out and that leaves the values, over many calls, where they were.
+    scale = lambda x: x * jnp.float32(1 + 2**-23)  # noqa: E731
+    x = jnp.ones(mib * MIB // 4, jnp.float32)
+    copy = compile_apart(scale, x).call
+    update = compile_apart(jax.jit(scale, donate_argnums=0), x).call
+    own = [x + 0]
+
+    def in_place():
+        own[0] = update(own[0])
+        return own[0]
+
+    timings = measure({"copy": lambda: copy(x), "in place": in_place}, **times)
+    return 2 * mib * MIB / min(timing.seconds.minimum for timing in timings.values())
+
+
+def _matmul_peak(side: int, dtype: str, times: dict[str, Any]) -> float:
+    a = jnp.full((side, side), 1 / side, dtype)
+    calls = {}
+    for name, options in (("default", None), ("densezoo's options", compiler_options() or None)):
+        multiply = compile_apart(jax.jit(jnp.matmul, compiler_options=options), a, a).call
+        calls[name] = functools.partial(multiply, a, a)
+    timings = measure(calls, **times)
+    return 2 * side**3 / min(timing.seconds.minimum for timing in timings.values())
+
+
+def _ticks() -> list[int]:
+    line = Path("/proc/stat").read_text().splitlines()[0]
+    return [int(field) for field in line.split()[1:9]]
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _huge_pages() -> str | None:
+    try:
+        return Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text().strip()
+    except OSError:
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,245 @@
+"""Times candidates beside each other in one process, compilation apart, and says how far the numbers spread."""
+
+import dataclasses
+import gc
+import math
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A median with its quartiles and the least value."""
+
+    median: float
+    q1: float
+    q3: float
+    minimum: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """The spread of some values, quartiles by linear interpolation.
+
+        Example:
+            >>> Spread.of([1.0, 2.0, 3.0, 4.0, 5.0])
+            Spread(median=3.0, q1=2.0, q3=4.0, minimum=1.0)
+        """
+        q1, median, q3 = (float(value) for value in np.percentile(values, (25, 50, 75)))
+        return cls(median, q1, q3, float(min(values)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One candidate's samples.
+
+    Attributes:
+        samples: seconds a call, one sample for every round, in the order of the rounds.
+        calls: how many calls one sample is the mean of.
+    """
+
+    samples: tuple[float, ...]
+    calls: int
+
+    @property
+    def seconds(self) -> Spread:
+        """Seconds a call."""
+        return Spread.of(self.samples)
+
+    def ratio_to(self, baseline: "Timing") -> Spread:
+        """This candidate's time over the baseline's, round by round: what both suffer in a round cancels out.
+
+        Raises:
+            ValueError: the two were not measured in the same rounds.
+
+        Example:
+            >>> slow, fast = Timing((2.0, 4.0, 9.0), 1), Timing((1.0, 2.0, 3.0), 1)
+            >>> slow.ratio_to(fast).median
+            2.0
+        """
+        if len(self.samples) != len(baseline.samples):
+            raise ValueError(
+                f"ratios are taken round by round, and one has {len(self.samples)} rounds, the other"
+                f" {len(baseline.samples)}: measure both in one call of measure"
+            )
+        return Spread.of([a / b for a, b in zip(self.samples, baseline.samples, strict=True)])
+
+
+def wait_for(result: Any) -> None:
+    """Returns when the device has computed a result, of jax or of torch."""
+    jax.block_until_ready(result)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def measure(
+    candidates: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int = 30,
+    min_seconds: float = 0.02,
+    max_seconds: float = math.inf,
+    seed: int = 0,
+    wait_each_call: bool | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Times candidates in turn, in another order in every round, so that a drifting clock rate or a neighbour hits all.
+
+    A sample is the mean over as many calls as fill `min_seconds`. Where a sample has several calls, one call before
+    them is not counted: it fills the caches again and outlasts the other library's spinning threads. Garbage is
+    collected before, not during, the measurement.
+
+    Args:
+        candidates: functions without arguments by their names; what they return is waited for.
+        rounds: samples for each.
+        min_seconds: least duration of a sample.
+        max_seconds: duration of the whole; fewer rounds are done where they would take longer, but at least 3.
+        seed: of the orders.
+        wait_each_call: wait after every call (True) or once a sample (False: an accelerator's queue stays filled).
+            None waits after each on CPU, where calls that do not wait for each other would run side by side.
+        clock: seconds; another one in tests.
+
+    Returns:
+        A timing for each candidate.
+
+    Raises:
+        ValueError: no candidates, or fewer than one round.
+
+    Example:
+        >>> timings = measure({"sum": lambda: sum(range(100))}, rounds=3, min_seconds=1e-4)
+        >>> len(timings["sum"].samples)
+        3
+    """
+    if not candidates or rounds < 1:
+        raise ValueError(f"expected candidates and at least one round, got {sorted(candidates)} and {rounds=}")
+    if wait_each_call is None:
+        wait_each_call = jax.default_backend() == "cpu"
+
+    def sample(function: Callable[[], Any], calls: int) -> float:
+        if calls > 1:
+            wait_for(function())
+        start = clock()
+        for _ in range(calls):
+            result = function()
+            if wait_each_call:
+                wait_for(result)
+        if not wait_each_call:
+            wait_for(result)
+        return (clock() - start) / calls
+
+    calls = {}
+    cost = 0.0
+    for name, function in candidates.items():
+        wait_for(function())  # the first call may still compile or load
+        once = max(min(sample(function, 1) for _ in range(2)), 1e-7)
+        calls[name] = max(1, math.ceil(min_seconds / once))
+        cost += once * (calls[name] + (calls[name] > 1))
+    rounds = min(rounds, max(3, int(max_seconds / cost))) if math.isfinite(max_seconds) else rounds
+
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    order = list(candidates)
+    shuffle = random.Random(seed).shuffle
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            shuffle(order)
+            for name in order:
+                samples[name].append(sample(candidates[name], calls[name]))
+    finally:
+        if was_enabled:
+            gc.enable()
+    return {name: Timing(tuple(values), calls[name]) for name, values in samples.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A function compiled ahead of time.
+
+    Attributes:
+        call: the executable; it takes the arguments it was compiled for.
+        trace_seconds: from Python to the compiler's input.
+        compile_seconds: from there to the executable.
+    """
+
+    call: Callable[..., Any]
+    trace_seconds: float
+    compile_seconds: float
+
+    def costs(self) -> dict[str, float | None]:
+        """XLA's own numbers, None where the platform has none: FLOPs, bytes accessed, and bytes in memory."""
+        try:
+            analysis: Any = self.call.cost_analysis() or {}  # pyright: ignore[reportFunctionMemberAccess]
+        except (NotImplementedError, RuntimeError):
+            analysis = {}
+        try:
+            memory: Any = self.call.memory_analysis()  # pyright: ignore[reportFunctionMemberAccess]
+        except (NotImplementedError, RuntimeError):
+            memory = None
+        analysis = analysis[0] if isinstance(analysis, list) else analysis
+        sizes = {
+            part: None if memory is None else getattr(memory, f"{part}_size_in_bytes", None)
+            for part in ("temp", "argument", "output", "alias")
+        }
+        known = [size for size in sizes.values() if size is not None]
+        # What is updated in place is counted among the arguments and among the outputs.
+        peak = sum(known) - 2 * (sizes["alias"] or 0) if known else None
+        return {
+            "xla_flops": analysis.get("flops"),
+            "xla_bytes": analysis.get("bytes accessed"),
+            "temp_bytes": sizes["temp"],
+            "argument_bytes": sizes["argument"],
+            "output_bytes": sizes["output"],
+            "peak_bytes": peak,
+        }
+
+
+def compile_apart(function: Any, *arguments: Any) -> Compiled:
+    """Traces and compiles a function for some arguments, and times both.
+
+    Args:
+        function: what `jax.jit` takes, or what it gave, with the compiler's options.
+        *arguments: arrays, or `jax.ShapeDtypeStruct`s in their places.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> compiled = compile_apart(lambda x: 2 * x, jnp.ones(3))
+        >>> compiled.call(jnp.ones(3)).tolist()
+        [2.0, 2.0, 2.0]
+    """
+    jitted = function if hasattr(function, "lower") else jax.jit(function)
+    start = time.perf_counter()
+    lowered = jitted.lower(*arguments)
+    traced = time.perf_counter()
+    executable = lowered.compile()
+    return Compiled(executable, traced - start, time.perf_counter() - traced)
+
+
+def fit_exponent(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """The p of values = a * sizes**p, by least squares of the logarithms, and the largest factor that a value is off.
+
+    Raises:
+        ValueError: fewer than two different sizes, or numbers that are not positive.
+
+    Example:
+        >>> exponent, factor = fit_exponent([1, 10, 100], [3.0, 30.0, 300.0])
+        >>> round(exponent, 6), round(factor, 6)
+        (1.0, 1.0)
+    """
+    if len(set(sizes)) < 2 or min(*sizes, *values) <= 0:
+        raise ValueError(f"an exponent needs two different sizes and positive numbers, got {sizes} and {values}")
+    x, y = np.log(sizes), np.log(values)
+    slope, constant = np.polyfit(x, y, 1)
+    return float(slope), float(np.exp(np.abs(y - slope * x - constant).max()))
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The mean that fits ratios: of 2 and 1/2 it is 1."""
+    return statistics.geometric_mean(values)

@@ -1,0 +1,40 @@
+"""What the operations ask of their arguments, at trace time: shapes, dtypes and whole numbers, never values."""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from densezoo.types import Size
+
+
+def check_maps(x: jax.Array, *, floating: bool = True) -> None:
+    """Raises unless `x` holds NHWC maps, of a float type if `floating`."""
+    if x.ndim != 4 or 0 in x.shape:
+        raise ValueError(f"expected NHWC maps with no empty axis, got shape {x.shape}")
+    if floating and not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"expected maps of a float type, got {x.dtype}: cast them first")
+
+
+def check_size(size: Any) -> Size:
+    """Returns `size` as two positive ints, or says what is wrong with it."""
+    try:
+        height, width = (int(side) for side in size)
+        whole = (height, width) == tuple(size)
+    except (TypeError, ValueError):
+        whole, height, width = False, 0, 0
+    if not whole or height < 1 or width < 1:
+        raise ValueError(f"size is (height, width), two whole numbers of at least 1; got {size!r}")
+    return height, width
+
+
+def check_whole(minimum: int, **options: Any) -> None:
+    """Raises unless every option is a whole number of at least `minimum`."""
+    for name, value in options.items():
+        try:
+            fits = operator.index(value) >= minimum
+        except TypeError:
+            fits = False
+        if not fits:
+            raise ValueError(f"{name} is a whole number of at least {minimum}, got {value!r}")

@@ -1,0 +1,126 @@
+import gc
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import timing
+
+
+class Clock:
+    """Time that passes only in the functions that it makes."""
+
+    def __init__(self):
+        self.now, self.calls = 0.0, []
+
+    def __call__(self):
+        return self.now
+
+    def function(self, name, *seconds):
+        def call():
+            self.calls.append(name)
+            self.now += seconds[min(self.calls.count(name), len(seconds)) - 1]
+
+        return call
+
+
+def test_samples_are_means_over_as_many_calls_as_fill_the_least_time():
+    clock = Clock()
+    # The first call, which compiles, takes long and does not count.
+    candidates = {"slow": clock.function("slow", 9.0, 0.5), "fast": clock.function("fast", 9.0, 0.01)}
+    result = timing.measure(candidates, rounds=4, min_seconds=0.1, clock=clock)
+    assert (result["slow"].calls, result["fast"].calls) == (1, 10)
+    assert result["slow"].samples == pytest.approx([0.5] * 4)
+    assert result["fast"].samples == pytest.approx([0.01] * 4)
+    # three calls to find out how long one takes; then a call that is not counted before each sample of several
+    assert (clock.calls.count("slow"), clock.calls.count("fast")) == (3 + 4, 3 + 4 * 11)
+
+
+def test_candidates_alternate_in_an_order_that_the_seed_gives():
+    def rounds_of(seed):
+        clock = Clock()
+        names = ("a", "b", "c", "d")
+        timing.measure({n: clock.function(n, 1.0) for n in names}, rounds=6, min_seconds=0.1, seed=seed, clock=clock)
+        calls = clock.calls[3 * 4 :]
+        return [tuple(calls[i : i + 4]) for i in range(0, 24, 4)]
+
+    rounds = rounds_of(0)
+    assert all(sorted(names) == ["a", "b", "c", "d"] for names in rounds)
+    assert len(set(rounds)) > 1
+    assert rounds == rounds_of(0) != rounds_of(1)
+
+
+def test_a_limit_on_the_whole_takes_rounds_away_down_to_three():
+    def rounds(max_seconds):
+        clock = Clock()
+        result = timing.measure(
+            {"a": clock.function("a", 1.0)}, rounds=20, min_seconds=0.1, max_seconds=max_seconds, clock=clock
+        )
+        return len(result["a"].samples)
+
+    assert [rounds(limit) for limit in (100.0, 7.5, 0.1)] == [20, 7, 3]
+
+
+def test_ratios_are_taken_round_by_round():
+    # Round 2 was disturbed, for both: the ratio of the medians, 3 / 2, is not what each round says.
+    ours, theirs = timing.Timing((1.0, 30.0, 3.0), 1), timing.Timing((0.5, 15.0, 2.0), 1)
+    ratio = ours.ratio_to(theirs)
+    assert (ratio.median, ratio.q1, ratio.q3, ratio.minimum) == (2.0, 1.75, 2.0, 1.5)
+    with pytest.raises(ValueError, match="3 rounds, the other 1"):
+        ours.ratio_to(timing.Timing((1.0,), 1))
+
+
+def test_the_garbage_collector_rests_while_it_measures_and_then_goes_on():
+    seen = []
+    timing.measure({"a": lambda: seen.append(gc.isenabled())}, rounds=2, min_seconds=1e-9)
+    assert seen[-1] is False and gc.isenabled()
+    with pytest.raises(ZeroDivisionError):
+        timing.measure({"a": lambda: 1 // 0}, rounds=1)
+    assert gc.isenabled()
+
+
+def test_every_call_is_waited_for_or_only_the_last(monkeypatch):
+    waited = []
+    monkeypatch.setattr(timing, "wait_for", waited.append)
+
+    def waits(each):
+        waited.clear()
+        clock = Clock()
+        call = clock.function("a", 1.0)
+        timing.measure({"a": call}, rounds=1, min_seconds=4.0, wait_each_call=each, clock=clock)
+        return len(waited)
+
+    # one to warm up, two to find out how long a call takes, one before the sample; then the sample's four, or its last
+    assert (waits(True), waits(False)) == (8, 5)
+
+
+def test_nothing_to_measure():
+    with pytest.raises(ValueError, match="at least one round"):
+        timing.measure({}, rounds=3)
+
+
+def test_compilation_is_timed_and_costed():
+    compiled = timing.compile_apart(jax.jit(lambda a, b: a @ b), jnp.ones((8, 4)), jnp.ones((4, 2)))
+    assert compiled.call(jnp.ones((8, 4)), jnp.ones((4, 2))).tolist() == [[4.0, 4.0]] * 8
+    assert compiled.trace_seconds > 0 and compiled.compile_seconds > 0
+    costs = compiled.costs()
+    assert costs["argument_bytes"] == 4 * (32 + 8) and costs["output_bytes"] == 4 * 16
+    assert costs["peak_bytes"] == costs["temp_bytes"] + costs["argument_bytes"] + costs["output_bytes"]
+
+
+def test_what_is_updated_in_place_counts_once():
+    x = jnp.ones(1000)
+    in_place = timing.compile_apart(jax.jit(lambda x: x + 1, donate_argnums=0), x).costs()
+    apart = timing.compile_apart(jax.jit(lambda x: x + 1), x).costs()
+    assert apart["peak_bytes"] - in_place["peak_bytes"] == 4000
+
+
+def test_exponent():
+    exponent, off = timing.fit_exponent([1, 2, 4, 8], [3.0, 3 * 2**1.5, 3 * 4**1.5, 3 * 8**1.5])
+    assert (exponent, off) == pytest.approx((1.5, 1.0))
+    # By hand: log2 of the values is 0, 2, 2, so the slope is (1*1 + ... ) 1, and the lines' distances 1/3, 2/3, 1/3.
+    exponent, off = timing.fit_exponent([1, 2, 4], [1, 4, 4])
+    assert (exponent, off) == pytest.approx((1.0, 2 ** (2 / 3)))
+    for sizes, values in (([4, 4], [1, 2]), ([1, 2], [0, 1])):
+        with pytest.raises(ValueError, match="two different sizes"):
+            timing.fit_exponent(sizes, values)

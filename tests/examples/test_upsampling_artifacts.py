@@ -1,0 +1,86 @@
+"""The verdict of exercise 4 follows the numbers, and its random maps are as smooth as they say."""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import upsampling_artifacts as exercise  # noqa: E402
+
+CLAIMS = ("transposed convolution makes checkerboards", "resize + convolution is the stable choice")
+
+
+def judged(patterns, accuracy):
+    """The verdict where each upsampler has the same three patterns and this accuracy, but for a seed's small noise."""
+    noise = (-0.001, 0.0, 0.001)
+    start, runs = {}, {}
+    for name, value in patterns.items():
+        start[name] = [{"initial_x2": value + e, "initial_x8": value - e} for e in noise]
+        runs[name] = [{"on_greys": value + 2 * e} | dict.fromkeys(("mean_iou", "boundary_f"), accuracy[name] - 3 * e)
+                      for e in noise]  # fmt: skip
+    verdict = exercise.judge(start, runs)
+    assert tuple(verdict) == CLAIMS
+    return tuple(verdict[claim].split(": ")[1].split(",")[0].split(";")[0] for claim in CLAIMS)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "accuracy", "verdict"),
+    [
+        ((0.1, 0.8, 0.2), (0.6, 0.6, 0.6), ("confirmed", "confirmed")),
+        ((0.1, 0.1, 0.2), (0.6, 0.6, 0.6), ("refuted", "confirmed")),
+        ((0.1, 0.0, 0.0), (0.6, 0.6, 0.6), ("refuted", "confirmed in part")),
+        ((0.1, 0.8, 0.0), (0.6, 0.6, 0.6), ("confirmed", "confirmed in part")),
+        ((0.1, 0.8, 0.2), (0.6, 0.7, 0.5), ("confirmed", "not confirmed")),
+    ],
+)
+def test_verdict_follows_the_numbers(patterns, accuracy, verdict):
+    names = ("resize_conv", "transposed_2x2", "dysample")
+    assert judged(dict(zip(names, patterns, strict=True)), dict(zip(names, accuracy, strict=True))) == verdict
+
+
+def test_maps_are_smooth_with_mean_and_deviation_one():
+    maps = exercise.smooth_maps(3, 32)
+    assert maps.shape == (1, 32, 32, 16) and maps.dtype == np.float32
+    np.testing.assert_allclose(maps.mean((1, 2)), 1, atol=1e-5)
+    np.testing.assert_allclose(maps.std((1, 2)), 1, atol=1e-5)
+    power = np.abs(np.fft.fft2(maps, axes=(1, 2))).max((0, 3))
+    frequency = np.abs(np.fft.fftfreq(32))
+    assert power[frequency > 1 / 8].max() < 1e-2 and power[:, frequency > 1 / 8].max() < 1e-2
+    assert not np.array_equal(maps, exercise.smooth_maps(4, 32))
+
+
+@pytest.mark.parametrize("name", exercise.UPSAMPLERS)
+def test_every_upsampler_fits_the_network(name):
+    model = exercise.tiny_unet()
+    model = model.clone(decoder=model.decoder.clone(upsample=exercise.UPSAMPLERS[name]))
+    logits, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x), jnp.zeros((1, 40, 88, 3)))
+    assert logits.shape == (1, 40, 88, exercise.NUM_CLASSES)
+
+
+def test_3x3_transposed_convolution_overlaps_on_every_other_row():
+    x = jnp.ones((1, 3, 3, 1))
+    params = {"kernel": jnp.ones((3, 3, 1, 1)), "bias": jnp.zeros(1)}
+    y = exercise.TransposedConv3x3().apply({"params": params}, x, (6, 6))
+    np.testing.assert_array_equal(y[0, :5, :5, 0], np.outer([1, 2, 1, 2, 1], [1, 2, 1, 2, 1]))
+    with pytest.raises(ValueError, match="only doubles"):
+        exercise.TransposedConv3x3().apply({"params": params}, x, (7, 6))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"upsamplers": ("resize_conv", "cubic")}, "unknown upsamplers"),
+        ({"upsamplers": ("resize_conv", "nearest")}, "needs resize_conv and a transposed one"),
+        ({"seeds": 1}, "--seeds is 2 to 10"),
+        ({"steps": 0}, "at least 1"),
+    ],
+)
+def test_bad_arguments_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        exercise.check(exercise.Arguments(**fields))

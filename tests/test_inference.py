@@ -1,0 +1,96 @@
+"""Batch norms folded into the convolutions before them."""
+
+import zlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import densezoo as dz
+
+KEY = jax.random.key(0)
+
+
+def with_statistics(model, images):
+    """Variables whose norms do something: random scales, biases, means and variances."""
+    variables = jax.jit(model.init)(KEY, images)
+
+    def disturb(path, x):
+        noise = jax.random.uniform(jax.random.fold_in(KEY, zlib.crc32(jax.tree_util.keystr(path).encode())), x.shape)
+        return {"var": 0.5 + noise, "mean": noise, "scale": 0.5 + noise, "bias": noise}.get(path[-1].key, x)
+
+    return jax.tree_util.tree_map_with_path(disturb, variables)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "channels", "norms"),
+    [
+        ("unet", dz.ResNet((1, 1, 1, 1), dz.BasicBlock, width=8), 3, 12 + 10),
+        ("fpn", dz.ResNet((1, 1, 1, 1), dz.Bottleneck, width=8), 1, 17),
+        ("segnet", dz.VGG((1, 2, 1), (4, 8, 8), norm=dz.BatchNorm), 4, 4 + 4),
+        ("unet", dz.PlainEncoder((4, 8)), 3, 4 + 2),
+    ],
+)
+def test_folded_variables_give_the_same_and_have_no_norm_left(name, encoder, channels, norms):
+    fields = {"fpn": {"features": 32, "segmentation_features": 32}}.get(name, {})
+    model = dz.create_model(name, encoder, 3, **fields)
+    images = jax.random.normal(KEY, (2, 40, 37, channels))
+    variables = with_statistics(model, images)
+    folded = dz.fold_batch_norm(model, variables)
+    assert jax.tree.structure(folded) == jax.tree.structure(variables)
+    assert jax.tree.map(jnp.shape, folded["params"]) == jax.tree.map(jnp.shape, variables["params"])
+    statistics = jax.tree.leaves(folded["batch_stats"])
+    assert len(statistics) == 2 * norms
+    assert all(leaf.size == 0 for leaf in statistics)
+    expected = jax.jit(model.apply)(variables, images)
+    y = jax.jit(model.apply)(folded, images)
+    np.testing.assert_allclose(y, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+    # Folding again changes nothing.
+    again = dz.fold_batch_norm(model, folded)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), folded, again)))
+
+
+def test_folded_variables_cannot_be_trained():
+    model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 3)
+    images = jnp.ones((1, 16, 16, 3))
+    folded = dz.fold_batch_norm(model, model.init(KEY, images))
+    with pytest.raises(ValueError, match="for inference"):
+        model.apply(folded, images, train=True, mutable=["batch_stats"])
+
+
+class NormFirst(nn.Module):
+    """A norm of what no convolution gave, a convolution that two norms read, and one that is used twice."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = dz.Conv(4, name="first")(x)
+        x = dz.BatchNorm(name="left")(x) + dz.BatchNorm(name="right")(x)
+        x = dz.BatchNorm(name="alone")(nn.relu(x))
+        shared = dz.Conv(4, name="shared")
+        norm = dz.BatchNorm(name="of_both")
+        return norm(shared(x)) + norm(shared(nn.relu(x)))
+
+
+def test_only_a_norm_that_alone_reads_a_convolution_is_folded():
+    model, images = NormFirst(), jax.random.normal(KEY, (2, 9, 9, 2))
+    variables = with_statistics(model, images)
+    folded = dz.fold_batch_norm(model, variables)
+    gone = {name for name, stats in folded["batch_stats"].items() if stats["mean"].size == 0}
+    assert gone == {"of_both"}
+    np.testing.assert_allclose(model.apply(folded, images), model.apply(variables, images), rtol=1e-4, atol=1e-4)
+
+
+def test_what_has_no_batch_norm_stays_as_it_is():
+    model = dz.create_model("unet", dz.PlainEncoder((4, 8), norm=None), 3, norm=None)
+    variables = model.init(KEY, jnp.ones((1, 16, 16, 3)))
+    assert dz.fold_batch_norm(model, variables) is variables
+    with pytest.raises(ValueError, match="params"):
+        dz.fold_batch_norm(model, {"batch_stats": {}})
+
+
+def test_compiler_options_are_options_that_compile():
+    options = dz.compiler_options()
+    assert float(jax.jit(lambda x: 2 * x, compiler_options=options)(1.0)) == 2.0
+    assert dz.compiler_options("tpu") == {}
