@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from densezoo import ops
 from densezoo.blocks.deferred import Upsampled
 from densezoo.blocks.initializers import he_uniform
 from densezoo.blocks.norm import BatchNorm, norm_act
 from densezoo.ops import winograd
-from densezoo.ops.conv import pointwise_conv
 from densezoo.ops.implementation import chosen
 from densezoo.types import Dtype, Initializer, ModuleDef
 
@@ -52,20 +52,17 @@ class Conv(nn.Module):
         return y if bias is None else y + jnp.expand_dims(bias.astype(dtype), (0, 1, 2))
 
     def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        if (self.strides, self.dilation, self.groups) == (1, 1, 1):
-            if self.kernel_size == 1:
-                return pointwise_conv(x, kernel)
-            if chosen() == "winograd" and (tile := winograd.tile_size(x.shape, kernel.shape)):
+        if chosen() == "winograd" and (self.strides, self.dilation, self.groups) == (1, 1, 1):
+            tile = winograd.tile_size(x.shape, kernel.shape)
+            if tile is not None:
                 return winograd.winograd_conv(x, kernel, tile=tile)
-        padding = self.kernel_size // 2 * self.dilation
-        return jax.lax.conv_general_dilated(
+        return ops.conv(
             x,
             kernel,
-            window_strides=(self.strides, self.strides),
-            padding=((padding, padding), (padding, padding)),
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
+            strides=self.strides,
+            padding=self.kernel_size // 2 * self.dilation,
+            dilation=self.dilation,
+            groups=self.groups,
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from densezoo import ops
 from densezoo.ops import conv_transpose, pixel_shuffle
 
 
@@ -69,3 +70,28 @@ def test_bad_input_is_named():
         inspect.unwrap(conv_transpose)(jnp.zeros((1, 2, 2, 3)), jnp.zeros((2, 2, 4, 1)))
     with pytest.raises(ValueError, match="padding"):
         conv_transpose(jnp.zeros((1, 2, 2, 3)), jnp.zeros((2, 2, 3, 1)), padding=2)
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (1, {}),
+        (1, {"strides": 2}),
+        (3, {"padding": 1}),
+        (3, {"strides": 2, "padding": 1}),
+        (3, {"padding": 2, "dilation": 2}),
+        (3, {"padding": 1, "groups": 2}),
+    ],
+)
+def test_conv_equals_the_plain_form(size, options):
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(rng.standard_normal((2, 6, 5, 4)).astype(np.float32))
+    groups = options.get("groups", 1)
+    kernel = jnp.asarray(rng.standard_normal((size, size, 4 // groups, 6)).astype(np.float32))
+    results = []
+    for impl in ("auto", "reference"):
+        with ops.implementation(impl):
+            y, vjp = jax.vjp(lambda x, kernel: ops.conv(x, kernel, **options), x, kernel)
+        results.append((y, *vjp(jnp.cos(y))))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
