@@ -15,6 +15,9 @@ QUICK = {
     ],
     "predict.py": ["--checkpoint {out}/run --images {out}/scenes/val/images/0000.png --out {out}/masks"],
     "skip_addition.py": ["--seeds 2 --steps 2 --val 4 --out {out}/skips"],
+    "upsampling_artifacts.py": [
+        "--seeds 2 --steps 2 --val 4 --upsamplers resize_conv transposed_2x2 --out {out}/artifacts"
+    ],
     "blueprints.py": ["--out {out}/blueprints"],
 }
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densezoo import ops
+from densezoo.ops.winograd import winograd_conv
 
 Shape = tuple[int, int, int, int]
 """Batch, height, width, channels of the kernel's input."""
@@ -92,6 +93,18 @@ def _with_kernel(size, out, channels=1.0, skip=0.0):
         return x, generator.standard_normal((batch, 2 * height, 2 * width, d), np.float32), kernel
 
     return make
+
+
+def _norm_inputs(generator, shape):
+    # With a bias so large that the ReLU lets everything through: at its bend, rounding would decide on a gradient.
+    scale = generator.uniform(0.5, 1.5, shape[3]).astype(np.float32)
+    return generator.standard_normal(shape, np.float32), scale, np.full(shape[3], 12, np.float32)
+
+
+def _norm_stock(x, scale, bias):
+    wide = x.astype(jnp.float32)
+    mean, var = wide.mean((0, 1, 2)), wide.var((0, 1, 2))
+    return nn.relu((wide - mean) * jax.lax.rsqrt(var + 1e-5) * scale + bias).astype(x.dtype)
 
 
 def _unpool_inputs(generator, shape):
@@ -293,6 +306,27 @@ KERNELS: dict[str, Kernel] = {
             _separable_flops(2, _double),
         ),
         stock=partial(_concat_conv_stock, "bilinear"),
+        rereads=_reads_inputs,
+    ),
+    "batch_norm_relu": Kernel(
+        op=lambda x, scale, bias: ops.batch_norm(x, scale, bias, epsilon=1e-5, relu=True)[0],
+        inputs=_norm_inputs,
+        flops=lambda shape: (6.0 * math.prod(shape), 10.0 * math.prod(shape)),
+        stock=_norm_stock,
+        rereads=_reads_inputs,
+    ),
+    "conv_1x1": Kernel(
+        op=lambda x, kernel: ops.conv(x, kernel),
+        inputs=_with_kernel(1, out=2),
+        flops=_products(lambda b, h, w, c: b * h * w * c * 2 * c),
+        stock=_conv,
+        rereads=_reads_inputs,
+    ),
+    "conv_3x3_winograd": Kernel(
+        op=lambda x, kernel: winograd_conv(x, kernel),
+        inputs=_with_kernel(3, out=1),
+        flops=_products(lambda b, h, w, c: b * h * w * c * c * 36 / 16),
+        stock=_conv,
         rereads=_reads_inputs,
     ),
     "carafe": Kernel(

@@ -182,6 +182,11 @@ TORCH_FORMS: dict[str, TorchForm] = {
     "max_unpool": TorchForm(lambda x, indices: F.max_unpool2d(x, indices, (2, 2)), ("map", "indices")),
     "upsample_concat_conv_nearest": _concat_conv("nearest"),
     "upsample_concat_conv_bilinear": _concat_conv("bilinear"),
+    "batch_norm_relu": TorchForm(
+        lambda x, scale, bias: F.relu(F.batch_norm(x, None, None, scale, bias, True)), ("map", "as is", "as is")
+    ),
+    "conv_1x1": TorchForm(lambda x, kernel: F.conv2d(x, kernel), ("map", "conv")),
+    "conv_3x3_winograd": TorchForm(lambda x, kernel: F.conv2d(x, kernel, padding=1), ("map", "conv")),
     "carafe": TorchForm(_carafe, ("map", "map")),
     "dysample": TorchForm(_sample, ("map", "as is")),
 }

@@ -1,6 +1,8 @@
 """Options for XLA under which densezoo's models were measured to run fastest."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -27,11 +29,35 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
         >>> jax.jit(model.apply, compiler_options=dz.compiler_options())(variables, images).shape
         (1, 16, 16, 2)
     """
+    default = jax.default_backend()
     known = {}
-    for name, value in _OPTIONS.get(platform or jax.default_backend(), {}).items():
+    for name, value in _OPTIONS.get(platform or default, {}).items():
+        if (platform or default) != default:
+            continue  # it cannot be tried here
         try:
             jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
-        except Exception:  # the error of an unknown option differs between versions
+        except Exception:  # what an unknown option raises differs between versions
             continue
         known[name] = value
     return known
+
+
+class Jitted:
+    """`jax.jit` with `compiler_options()`, which also works inside another `jit` or a `scan`, where JAX takes none.
+
+    It has the attributes of the jitted function (`lower`, `trace`, ...).
+    """
+
+    def __init__(self, function: Callable[..., Any], **options: Any):
+        self._outermost = jax.jit(function, compiler_options=compiler_options(), **options)
+        self._inside = jax.jit(function, **options)
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs)))
+        return (self._inside if traced else self._outermost)(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.__dict__["_outermost"], name)

@@ -1,17 +1,26 @@
 """What the example scripts share: the task on digits, and one clear message for a user's mistake."""
 
 import contextlib
+import math
+import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 import densezoo as dz
+from densezoo import metrics
 from densezoo.data import DigitScenes, Source
 from densezoo.train import SegmentationRecipe
 from densezoo.types import ModuleDef
 
 CLASSES = ["background", *"0123456789"]
+NUM_CLASSES = len(CLASSES)
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
+# Two-sided 95% quantiles of Student's t, by degrees of freedom.
+STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 
 
 def digit_scenes(count: int, split: Any, *, size: int = 40, digits: tuple[int, int] = (2, 3), seed: int = 0) -> Source:
@@ -26,7 +35,7 @@ def tiny_unet(skip: ModuleDef = dz.ConcatSkip) -> dz.SegmentationModel:
     return dz.SegmentationModel(
         encoder=dz.PlainEncoder(features=(16, 32, 64, 128)),
         decoder=dz.UNetDecoder(features=(64, 32, 16), skip=skip),
-        head=dz.SegmentationHead(len(CLASSES)),
+        head=dz.SegmentationHead(NUM_CLASSES),
     )
 
 
@@ -44,6 +53,37 @@ def digit_recipe(steps: int, *, size: int = 40, seed: int = 0) -> SegmentationRe
         seed=seed,
         evaluate_every=max(1, steps // 3),
     )
+
+
+def score(predict: Callable[[Any], Any], val: Source, tolerance: int) -> dict[str, float]:
+    """Region and boundary scores over a source, mean over the classes."""
+    counts = metrics.Counts.zeros(NUM_CLASSES)
+    f_counts = iou_counts = None
+    for index in range(len(val)):
+        sample = val[index]
+        labels = jnp.asarray(sample["mask"][None])
+        predictions = jnp.asarray(predict(sample["image"])[None])
+        counts += metrics.confusion_counts(predictions, labels, num_classes=NUM_CLASSES)
+        here = metrics.boundary_counts(predictions, labels, num_classes=NUM_CLASSES, tolerance=tolerance)
+        f_counts = here if f_counts is None else f_counts + here
+        band = metrics.boundary_band_counts(predictions, labels, num_classes=NUM_CLASSES, distance=2)
+        iou_counts = band if iou_counts is None else iou_counts + band
+    assert f_counts is not None and iou_counts is not None
+    return {
+        "mean_iou": float(metrics.mean_iou(counts)),
+        "boundary_iou": float(np.nanmean(np.asarray(metrics.iou(iou_counts)))),
+        "boundary_f": float(np.nanmean(np.asarray(metrics.boundary_f_score(f_counts)))),
+    }
+
+
+def summarise(runs: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    """Mean and half the width of its 95% interval (Student's t) for every score."""
+    quantile = STUDENT[len(runs) - 1] / math.sqrt(len(runs))
+    return {
+        key: (statistics.mean(values), quantile * statistics.stdev(values))
+        for key in runs[0]
+        for values in [[run[key] for run in runs]]
+    }
 
 
 @contextlib.contextmanager

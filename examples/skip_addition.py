@@ -9,25 +9,17 @@ The last line on standard output is a JSON object with all of it.
 
 import dataclasses
 import json
-import math
-import statistics
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import tyro
-from common import CLASSES, MEAN, STD, digit_recipe, digit_scenes, tiny_unet, user_errors
+from common import MEAN, NUM_CLASSES, STD, digit_recipe, digit_scenes, score, summarise, tiny_unet, user_errors
 from rich.console import Console
 from rich.table import Table
 
-from densezoo import metrics, viz
+from densezoo import viz
 from densezoo.train import predictor, train_segmentation
 from densezoo.zoo import SKIPS
-
-NUM_CLASSES = len(CLASSES)
-# Two-sided 95% quantiles of Student's t, by degrees of freedom.
-STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,37 +70,6 @@ def main(arguments: Arguments) -> None:
     figure = viz.boundaries([sample["image"] for sample in samples], [sample["mask"] for sample in samples], examples)
     picture = viz.save(figure, arguments.out / "boundaries.png")
     print(json.dumps({"seeds": arguments.seeds, "scores": summary, "picture": str(picture)}))
-
-
-def score(predict, val, tolerance: int) -> dict[str, float]:
-    """Region and boundary scores over a source, mean over the classes."""
-    counts = metrics.Counts.zeros(NUM_CLASSES)
-    f_counts = iou_counts = None
-    for index in range(len(val)):
-        sample = val[index]
-        labels = jnp.asarray(sample["mask"][None])
-        predictions = jnp.asarray(predict(sample["image"])[None])
-        counts += metrics.confusion_counts(predictions, labels, num_classes=NUM_CLASSES)
-        here = metrics.boundary_counts(predictions, labels, num_classes=NUM_CLASSES, tolerance=tolerance)
-        f_counts = here if f_counts is None else f_counts + here
-        band = metrics.boundary_band_counts(predictions, labels, num_classes=NUM_CLASSES, distance=2)
-        iou_counts = band if iou_counts is None else iou_counts + band
-    assert f_counts is not None and iou_counts is not None
-    return {
-        "mean_iou": float(metrics.mean_iou(counts)),
-        "boundary_iou": float(np.nanmean(np.asarray(metrics.iou(iou_counts)))),
-        "boundary_f": float(np.nanmean(np.asarray(metrics.boundary_f_score(f_counts)))),
-    }
-
-
-def summarise(runs: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
-    """Mean and half the width of its 95% interval (Student's t) for every score."""
-    quantile = STUDENT[len(runs) - 1] / math.sqrt(len(runs))
-    return {
-        key: (statistics.mean(values), quantile * statistics.stdev(values))
-        for key in runs[0]
-        for values in [[run[key] for run in runs]]
-    }
 
 
 def show(summary: dict) -> None:

@@ -27,10 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from common import MEAN, STD, digit_recipe, digit_scenes, tiny_unet, user_errors
+from common import MEAN, NUM_CLASSES, STD, digit_recipe, digit_scenes, score, summarise, tiny_unet, user_errors
 from rich.console import Console
 from rich.table import Table
-from skip_addition import NUM_CLASSES, score, summarise
 
 import densezoo as dz
 from densezoo import ops, viz
@@ -236,9 +235,10 @@ def milliseconds(names: tuple[str, ...], rounds: int = 15) -> dict[str, dict[str
     for name in names:
         layer = UPSAMPLERS[name]()
         variables = layer.init(jax.random.key(0), x, (64, 64))
-        forward = jax.jit(lambda variables, x, layer=layer: layer.apply(variables, x, (64, 64)))
-        both = jax.jit(jax.grad(lambda variables, x, f=forward: jnp.square(f(variables, x)).sum(), (0, 1)))
-        for key, f in (("forward_ms", forward), ("both_ms", both)):
+        forward = partial(layer.apply, size=(64, 64))
+        both = jax.grad(lambda variables, x, f=forward: jnp.square(f(variables, x)).sum(), (0, 1))
+        for key, function in (("forward_ms", forward), ("both_ms", both)):
+            f = jax.jit(function, compiler_options=dz.compiler_options())
             jax.block_until_ready(f(variables, x))
             timed[name, key] = (f, variables, [])
     for _ in range(rounds):

@@ -1,6 +1,6 @@
 """Pure functions on arrays: no parameters, no modules."""
 
-from densezoo.ops.conv import conv, conv_transpose, pixel_shuffle
+from densezoo.ops.convolution import conv, conv_transpose, pixel_shuffle
 from densezoo.ops.implementation import IMPLEMENTATIONS, implementation
 from densezoo.ops.norm import batch_norm, group_norm
 from densezoo.ops.pool import max_pool, max_pool_with_indices, max_unpool

@@ -7,6 +7,7 @@ It is a custom VJP, so these functions differentiate in reverse mode (any number
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,11 +23,27 @@ from densezoo.types import Size, accumulator_dtype
 
 
 class Taps(NamedTuple):
-    """A sparse matrix (outputs x inputs) with the same number of entries in every row."""
+    """A sparse matrix (outputs x inputs) with the same number of entries in every row.
+
+    A row with fewer has one of them in equal parts, since a weight of 0 would turn an infinity into NaN; only the
+    weights of an empty row are 0.
+    """
 
     indices: np.ndarray  # (outputs, taps), int
-    weights: np.ndarray  # (outputs, taps), float64; unused entries have weight 0
+    weights: np.ndarray  # (outputs, taps), float64
     inputs: int
+
+    @classmethod
+    def of(cls, indices: np.ndarray, weights: np.ndarray, inputs: int) -> "Taps":
+        """The table, with its zeros filled up."""
+        indices, weights = indices.copy(), weights.copy()
+        for row in np.flatnonzero((weights == 0).any(1) & (weights != 0).any(1)):
+            unused = weights[row] == 0
+            used = np.flatnonzero(~unused)[-1]
+            indices[row, unused] = indices[row, used]
+            unused[used] = True
+            weights[row, unused] = weights[row, used] / unused.sum()
+        return cls(indices, weights, inputs)
 
     def transpose(self) -> "Taps":
         """The table of the adjoint: for every input, the outputs that read it."""
@@ -41,9 +58,7 @@ class Taps(NamedTuple):
         for row, reader in enumerate(readers):
             for tap, (index, weight) in enumerate(reader):
                 indices[row, tap], weights[row, tap] = index, weight
-            # Padding entries read a row that is read anyway, which keeps the gather local.
-            indices[row, len(reader) :] = reader[-1][0] if reader else 0
-        return Taps(indices, weights, len(self.indices))
+        return Taps.of(indices, weights, len(self.indices))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -66,7 +81,7 @@ def bilinear_taps(inputs: int, outputs: int, align_corners: bool) -> Taps:
     low = np.minimum(np.floor(positions).astype(int), inputs - 1)
     high = np.minimum(low + 1, inputs - 1)
     fraction = positions - low
-    return Taps(np.stack([low, high], 1), np.stack([1 - fraction, fraction], 1), inputs)
+    return Taps.of(np.stack([low, high], 1), np.stack([1 - fraction, fraction], 1), inputs)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -83,33 +98,54 @@ def bicubic_taps(inputs: int, outputs: int, align_corners: bool) -> Taps:
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = a * (((distance - 5) * distance + 8) * distance - 4)
     weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
-    return Taps(np.clip(low[:, None] + np.arange(-1, 3), 0, inputs - 1), weights, inputs)
+    return Taps.of(np.clip(low[:, None] + np.arange(-1, 3), 0, inputs - 1), weights, inputs)
 
 
 def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:
-    """Multiplies the sparse matrix `taps` with `x` along `axis`, in `x`'s dtype (halves are summed in float32)."""
+    """Multiplies the sparse matrix `taps` with NHWC maps along axis 1 or 2, in `x`'s dtype.
 
-    @jax.custom_vjp
+    Halves are summed in float32.
+    """
+    if x.shape[axis] != taps.inputs:
+        raise ValueError(f"the taps take {taps.inputs} rows along axis {axis}, got shape {x.shape}")
+
     def apply(x):
-        if x.shape[axis] != taps.inputs:
-            raise ValueError(f"the taps take {taps.inputs} rows along axis {axis}, got shape {x.shape}")
-        if taps.indices.shape[1] == 1 and (taps.weights == 1).all():
-            return jnp.take(x, taps.indices[:, 0], axis=axis)
-        compute = accumulator_dtype(x.dtype)
-        shape = tuple(-1 if i == axis else 1 for i in range(x.ndim))
-        total = None
-        for tap in range(taps.indices.shape[1]):
-            rows = jnp.take(x, taps.indices[:, tap], axis=axis).astype(compute)
-            weights = taps.weights[:, tap].reshape(shape)
-            term = rows * jnp.asarray(weights, compute)
-            if not weights.all():  # what has no weight is not read: 0 times infinity would be NaN
-                term = jnp.where(weights != 0, term, jnp.zeros((), compute))
-            total = term if total is None else total + term
-        assert total is not None  # a table has at least one tap
-        return total.astype(x.dtype)
+        return jax.lax.platform_dependent(
+            x,
+            cpu=functools.partial(_apply_taps, taps=taps, axis=axis, take=_take_flat),
+            default=functools.partial(_apply_taps, taps=taps, axis=axis, take=jnp.take),
+        )
 
-    apply.defvjp(lambda x: (apply(x), None), lambda _, g: (apply_taps(jnp.asarray(g), taps.transpose(), axis),))
-    return apply(x)
+    function = jax.custom_vjp(apply)
+    function.defvjp(lambda x: (apply(x), None), lambda _, g: (apply_taps(jnp.asarray(g), taps.transpose(), axis),))
+    return function(x)
+
+
+def _apply_taps(x: jax.Array, taps: Taps, axis: int, take: Callable[..., jax.Array]) -> jax.Array:
+    if taps.indices.shape[1] == 1 and (taps.weights == 1).all():
+        return take(x, taps.indices[:, 0], axis=axis)
+    compute = accumulator_dtype(x.dtype)
+    shape = tuple(-1 if i == axis else 1 for i in range(x.ndim))
+    terms = []
+    for indices, weights in zip(taps.indices.T, taps.weights.T, strict=True):
+        term = take(x, indices, axis=axis).astype(compute) * jnp.asarray(weights.reshape(shape), compute)
+        if not weights.all():  # an empty row reads nothing, not even NaN
+            term = jnp.where(weights.reshape(shape) != 0, term, jnp.zeros((), compute))
+        terms.append(term)
+    return functools.reduce(jnp.add, terms).astype(x.dtype)
+
+
+def _take_flat(x: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
+    """`jnp.take` along axis 1 or 2, as rows of a matrix.
+
+    XLA:CPU leaves the gathered axis of `jnp.take` outermost in memory, and then transposes the whole map. On CPU alone,
+    since devices that share a map could not tell that these rows are their own.
+    """
+    lead, size, rest = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    count = math.prod(lead)
+    rows = size * jnp.arange(count, dtype=jnp.int32)[:, None] + jnp.asarray(indices, jnp.int32)[None]
+    taken = jnp.take(x.reshape(count * size, *rest), rows.ravel(), axis=0, mode="clip")
+    return taken.reshape(*lead, len(indices), *rest)
 
 
 def resize_nearest(x: Float[Array, "b h w c"], size: Size, *, half_pixel: bool = True) -> Float[Array, "b _ _ c"]:

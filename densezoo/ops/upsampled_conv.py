@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from densezoo.ops import reference
 from densezoo.ops.checks import check_maps
-from densezoo.ops.conv import conv, phase_conv
+from densezoo.ops.convolution import conv, phase_conv
 from densezoo.ops.implementation import chosen
 from densezoo.ops.resize import resize_bilinear
 from densezoo.ops.winograd import tile_size, winograd_conv

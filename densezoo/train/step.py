@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from densezoo.compiling import compiler_options
+from densezoo.compiling import Jitted
 from densezoo.train.state import TrainState
 
 Batch = Mapping[str, PyTree]
@@ -105,7 +105,7 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats.
             updates, opt_state = state.optimizer.update(gradients, state.opt_state, trainable)
             trainable: Any = optax.apply_updates(trainable, updates)
-            metrics["grad_norm"] = optax.tree.norm(gradients)
+        metrics["grad_norm"] = _norm(gradients)
         step = state.step + 1
         state = state.replace(
             step=step,
@@ -116,7 +116,7 @@ def make_train_step(
         )
         return state, metrics
 
-    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
+    return Jitted(train_step, donate_argnums=0)
 
 
 def make_eval_step(
@@ -148,7 +148,7 @@ def make_eval_step(
         variables = state.ema_variables if ema else state.variables
         return measure(state.apply_fn(variables, *_pick(batch, inputs), train=False), batch)
 
-    return jax.jit(eval_step, compiler_options=compiler_options())
+    return Jitted(eval_step)
 
 
 def _average(ema: PyTree, params: PyTree, decay: float | None, step: Array) -> PyTree:
@@ -157,6 +157,12 @@ def _average(ema: PyTree, params: PyTree, decay: float | None, step: Array) -> P
     count = step.astype(jnp.float32)
     decay_now = jnp.minimum(decay, (1 + count) / (10 + count))
     return jax.tree.map(lambda average, x: average + (1 - decay_now).astype(x.dtype) * (x - average), ema, params)
+
+
+def _norm(tree: PyTree) -> Float[Array, ""]:
+    """The Euclidean norm. As contractions over all axes, which XLA:CPU computes several times faster than sums."""
+    squares = [jnp.tensordot(x, x, x.ndim, preferred_element_type=jnp.float32) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, jnp.zeros(())))
 
 
 def _check_inputs(inputs: tuple[str, ...]) -> None:

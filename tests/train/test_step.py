@@ -77,6 +77,17 @@ def test_the_state_is_donated_and_the_step_compiled_once(new_state, train_step, 
     assert int(state.step) == 3
 
 
+def test_a_step_works_inside_jit_and_scan(new_state, train_step, batch_of):
+    expected, metrics = train_step(new_state(), batch_of(0))
+    state, inside = jax.jit(lambda state, batch: train_step(state, batch))(new_state(), batch_of(0))
+    np.testing.assert_allclose(inside["loss"], metrics["loss"], rtol=1e-6)
+    batches = jax.tree.map(lambda x: x[None], batch_of(0))
+    state, scanned = jax.lax.scan(train_step, new_state(), batches)
+    np.testing.assert_allclose(scanned["loss"][0], metrics["loss"], rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 def test_randomness_depends_on_key_and_step_alone(loss, batch_of):
     batch = batch_of()
     model, step = Pointwise(), make_train_step(loss)

@@ -63,11 +63,35 @@ def conv_transpose(
             ),
         )
     if size == stride and padding == 0:
-        # The painted kernels touch without overlap: one matrix product, then depth to space.
-        batch, height, width, _ = x.shape
-        y = jnp.einsum("bhwc,klcd->bhkwld", x, kernel)
-        return y.reshape(batch, height * stride, width * stride, kernel.shape[3])
+        return _tiles(x, kernel)
     return reference.conv_transpose(x, kernel, stride=stride, padding=padding)
+
+
+def _tiles(x, kernel):
+    """Transposed convolution whose painted kernels touch without overlap: a product of two matrices.
+
+    So are both of its gradients, if one moves rows of tiles and not single pixels before and after.
+    """
+    batch, height, width, channels = x.shape
+    size, features = kernel.shape[0], kernel.shape[3]
+    shape = (batch, height, width, size, size * features)
+
+    def forward(x, kernel):
+        wide = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
+        y = (x.reshape(-1, channels) @ wide).reshape(shape).swapaxes(2, 3)
+        return y.reshape(batch, height * size, width * size, features), (x, kernel)
+
+    def backward(saved, g):
+        x, kernel = saved
+        wide = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
+        rows = jnp.asarray(g).reshape(batch, height, size, width, size * features).swapaxes(2, 3)
+        rows = rows.reshape(-1, size * size * features)
+        dkernel = (x.reshape(-1, channels).T @ rows).reshape(channels, size, size, features)
+        return (rows @ wide.T).reshape(x.shape), dkernel.transpose(1, 2, 0, 3)
+
+    function = jax.custom_vjp(lambda x, kernel: forward(x, kernel)[0])
+    function.defvjp(forward, backward)
+    return function(x, kernel)
 
 
 def phase_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d4"]) -> Float[Array, "b h2 w2 d"]:
