@@ -103,7 +103,8 @@ def _norm_inputs(generator, shape):
 
 def _norm_stock(x, scale, bias):
     wide = x.astype(jnp.float32)
-    mean, var = wide.mean((0, 1, 2)), wide.var((0, 1, 2))
+    mean, var = wide.mean((0, 1, 2), keepdims=True), wide.var((0, 1, 2), keepdims=True)
+    scale, bias = (each.astype(jnp.float32).reshape(1, 1, 1, -1) for each in (scale, bias))
     return nn.relu((wide - mean) * jax.lax.rsqrt(var + 1e-5) * scale + bias).astype(x.dtype)
 
 

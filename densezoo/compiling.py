@@ -6,19 +6,16 @@ from typing import Any
 
 import jax
 
-# XLA:CPU hands convolutions to YNNPACK by default; Eigen's are up to 1.6 times faster (docs/benchmarks.md).
+# XLA:CPU hands convolutions to YNNPACK by default; Eigen's were up to 1.6 times faster in a U-Net.
 _OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
 
 
 @functools.cache
-def compiler_options(platform: str | None = None) -> dict[str, str]:
-    """Options for `jax.jit(..., compiler_options=...)` that make the models faster; they change no result.
+def compiler_options() -> dict[str, str]:
+    """Options for `jax.jit(..., compiler_options=...)` on the default platform; results change by rounding.
 
     `densezoo.train` passes them itself. An option that the installed jaxlib does not know is left out, so that the
     result may be empty. JAX takes such options at the outermost `jit` only.
-
-    Args:
-        platform: "cpu", "gpu", "tpu"; None means the default one.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -29,11 +26,8 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
         >>> jax.jit(model.apply, compiler_options=dz.compiler_options())(variables, images).shape
         (1, 16, 16, 2)
     """
-    default = jax.default_backend()
     known = {}
-    for name, value in _OPTIONS.get(platform or default, {}).items():
-        if (platform or default) != default:
-            continue  # it cannot be tried here
+    for name, value in _OPTIONS.get(jax.default_backend(), {}).items():
         try:
             jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
         except Exception:  # what an unknown option raises differs between versions
@@ -49,15 +43,26 @@ class Jitted:
     """
 
     def __init__(self, function: Callable[..., Any], **options: Any):
-        self._outermost = jax.jit(function, compiler_options=compiler_options(), **options)
-        self._inside = jax.jit(function, **options)
+        self._function, self._options = function, options
         functools.update_wrapper(self, function)
 
+    @functools.cached_property
+    def _outermost(self) -> Any:  # made on the first call, since it starts the backend
+        return jax.jit(self._function, compiler_options=compiler_options(), **self._options)
+
+    @functools.cached_property
+    def _inside(self) -> Any:
+        return jax.jit(self._function, **self._options)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs)))
-        return (self._inside if traced else self._outermost)(*args, **kwargs)
+        try:
+            return self._outermost(*args, **kwargs)
+        except ValueError as error:
+            if "compiler_options" not in str(error):
+                raise
+            return self._inside(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("_") and name != "_cache_size":
             raise AttributeError(name)
-        return getattr(self.__dict__["_outermost"], name)
+        return getattr(self._outermost, name)

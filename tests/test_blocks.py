@@ -206,3 +206,19 @@ def test_transposed_conv_keeps_the_scale_of_its_input():
 def test_even_kernels_are_refused():
     with pytest.raises(ValueError, match="even kernel"):
         dz.Conv(2, kernel_size=4).init(KEY, jnp.zeros((1, 4, 4, 2)))
+
+
+def test_an_upsampler_of_ones_own_is_called():
+    class Zeros(dz.Nearest):
+        def __call__(self, x, size):
+            return jnp.zeros((x.shape[0], *size, x.shape[3]))
+
+    pyramid = dz.Pyramid((jnp.ones((1, 8, 8, 4)), jnp.ones((1, 4, 4, 8))))
+    for upsample, zero in ((Zeros, True), (dz.Nearest, False)):
+        decoder = dz.UNetDecoder(features=(4,), norm=None, upsample=upsample)
+        variables = decoder.init(KEY, pyramid)
+        kernel = variables["params"]["block0"]["convs"]["conv1"]["conv"]["kernel"]
+        changed = jax.tree.map(jnp.copy, variables)
+        changed["params"]["block0"]["convs"]["conv1"]["conv"]["kernel"] = kernel.at[:, :, :8].add(1.0)
+        same = bool(jnp.allclose(decoder.apply(changed, pyramid), decoder.apply(variables, pyramid)))
+        assert same == zero, upsample

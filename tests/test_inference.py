@@ -41,33 +41,41 @@ def test_folded_variables_give_the_same_and_have_no_norm_left(name, encoder, cha
     folded = dz.fold_batch_norm(model, variables)
     assert jax.tree.structure(folded) == jax.tree.structure(variables)
     assert jax.tree.map(jnp.shape, folded["params"]) == jax.tree.map(jnp.shape, variables["params"])
-    statistics = jax.tree.leaves(folded["batch_stats"])
-    assert len(statistics) == 2 * norms
-    assert all(leaf.size == 0 for leaf in statistics)
+    means = [
+        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(folded["batch_stats"]) if path[-1].key == "mean"
+    ]
+    assert len(means) == norms
+    assert not any(leaf.any() for leaf in means)
     expected = jax.jit(model.apply)(variables, images)
     y = jax.jit(model.apply)(folded, images)
     np.testing.assert_allclose(y, expected, atol=1e-5 * float(jnp.abs(expected).max()))
-    # Folding again changes nothing.
+    # Folding again changes nothing but by rounding.
     again = dz.fold_batch_norm(model, folded)
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), folded, again)))
+    for a, b in zip(jax.tree.leaves(folded), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_folded_variables_cannot_be_trained():
-    model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 3)
-    images = jnp.ones((1, 16, 16, 3))
-    folded = dz.fold_batch_norm(model, model.init(KEY, images))
-    with pytest.raises(ValueError, match="for inference"):
-        model.apply(folded, images, train=True, mutable=["batch_stats"])
+class Standardised(dz.Conv):
+    """A convolution of one's own."""
+
+    @nn.compact
+    def __call__(self, x):
+        return 2 * super().__call__(x)
 
 
 class NormFirst(nn.Module):
-    """A norm of what no convolution gave, a convolution that two norms read, and one that is used twice."""
+    """Norms that must stay, and one, of a convolution that is used twice, that can go."""
 
     @nn.compact
     def __call__(self, x, *, train=False):
         x = dz.Conv(4, name="first")(x)
         x = dz.BatchNorm(name="left")(x) + dz.BatchNorm(name="right")(x)
         x = dz.BatchNorm(name="alone")(nn.relu(x))
+        x = dz.BatchNorm(name="of_own")(Standardised(4, name="own")(x))
+        beside = dz.Conv(4, name="beside")(x)
+        x = beside + dz.BatchNorm(name="residual")(beside)
+        once = dz.Conv(4, name="once")
+        x = dz.BatchNorm(name="of_once")(once(x)) + nn.relu(once(nn.relu(x)))
         shared = dz.Conv(4, name="shared")
         norm = dz.BatchNorm(name="of_both")
         return norm(shared(x)) + norm(shared(nn.relu(x)))
@@ -77,7 +85,7 @@ def test_only_a_norm_that_alone_reads_a_convolution_is_folded():
     model, images = NormFirst(), jax.random.normal(KEY, (2, 9, 9, 2))
     variables = with_statistics(model, images)
     folded = dz.fold_batch_norm(model, variables)
-    gone = {name for name, stats in folded["batch_stats"].items() if stats["mean"].size == 0}
+    gone = {name for name, stats in folded["batch_stats"].items() if not stats["mean"].any()}
     assert gone == {"of_both"}
     np.testing.assert_allclose(model.apply(folded, images), model.apply(variables, images), rtol=1e-4, atol=1e-4)
 
@@ -93,4 +101,3 @@ def test_what_has_no_batch_norm_stays_as_it_is():
 def test_compiler_options_are_options_that_compile():
     options = dz.compiler_options()
     assert float(jax.jit(lambda x: 2 * x, compiler_options=options)(1.0)) == 2.0
-    assert dz.compiler_options("tpu") == {}

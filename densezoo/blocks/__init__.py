@@ -9,11 +9,11 @@ Conventions, so that blocks fit together:
 
 from densezoo.blocks.content_aware import CARAFE, DySample
 from densezoo.blocks.conv import Conv, ConvNormAct, DoubleConv
-from densezoo.blocks.deferred import Upsampled, defer
+from densezoo.blocks.deferred import Upsampled
 from densezoo.blocks.initializers import he_normal_fan_out, he_uniform, he_uniform_transposed, icnr
 from densezoo.blocks.norm import BatchNorm, GroupNorm, build, norm_act
 from densezoo.blocks.skips import ConcatSkip, LateralAdd, step_up
-from densezoo.blocks.upsamplers import Bicubic, Bilinear, Nearest, PixelShuffle, ResizeConv, TransposedConv
+from densezoo.blocks.upsamplers import Bicubic, Bilinear, Nearest, PixelShuffle, ResizeConv, TransposedConv, defer
 
 __all__ = [
     "CARAFE",

@@ -1,14 +1,11 @@
 """Maps that need not be built, since the next convolution reads them as they are."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from densezoo import ops
-from densezoo.ops.implementation import chosen
-from densezoo.types import Dtype, Size
+from densezoo.types import Dtype
 
 
 @struct.dataclass
@@ -50,14 +47,3 @@ class Upsampled:
         return ops.upsample_concat_conv(
             self.x.astype(dtype), skip, kernel, method=self.method, skip_first=self.skip_first
         )
-
-
-def defer(upsampler: Any, x: jax.Array, size: Size) -> Upsampled | None:
-    """`upsampler(x, size)` for a convolution to read, if it is a doubling that `ops.upsample_concat_conv` knows.
-
-    Such an upsampler says so by a property `method`. None means to call it; so does the reference implementation.
-    """
-    method = getattr(upsampler, "method", None)
-    if method is None or chosen() == "reference" or (2 * x.shape[1], 2 * x.shape[2]) != tuple(size):
-        return None
-    return Upsampled(x, method=method)

@@ -36,12 +36,9 @@ class BatchNorm(nn.Module):
         dtype = x.dtype if self.dtype is None else self.dtype
 
         if train:
-            if is_folded(running_mean.value):
-                raise ValueError(
-                    "these variables are for inference: their batch norms are folded (fold_batch_norm); train with the"
-                    " variables from before"
-                )
-            y, mean, var = ops.batch_norm(x, scale, bias, epsilon=self.epsilon, relu=relu)
+            # In the wider of the two types, so that the result is rounded once.
+            wide = x.astype(jnp.promote_types(x.dtype, dtype))
+            y, mean, var = ops.batch_norm(wide, scale, bias, epsilon=self.epsilon, relu=relu)
             if not self.is_initializing():
                 count = x.size // features
                 unbiased = var * (count / max(count - 1, 1))
@@ -53,18 +50,10 @@ class BatchNorm(nn.Module):
         lead = tuple(range(x.ndim - 1))
         wide = x.astype(accumulator_dtype(x.dtype))
         scale, bias = scale.astype(wide.dtype), bias.astype(wide.dtype)
-        if is_folded(running_mean.value):
-            y = wide + jnp.expand_dims(bias, lead)
-        else:
-            mean, var = running_mean.value.astype(wide.dtype), running_var.value.astype(wide.dtype)
-            factor = scale * jax.lax.rsqrt(var + self.epsilon)
-            y = wide * jnp.expand_dims(factor, lead) + jnp.expand_dims(bias - mean * factor, lead)
+        mean, var = running_mean.value.astype(wide.dtype), running_var.value.astype(wide.dtype)
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        y = wide * jnp.expand_dims(factor, lead) + jnp.expand_dims(bias - mean * factor, lead)
         return (nn.relu(y) if relu else y).astype(dtype)
-
-
-def is_folded(running_mean: jax.Array) -> bool:
-    """Whether a batch norm's statistics are gone, as `densezoo.fold_batch_norm` leaves them: only its bias is left."""
-    return running_mean.size == 0
 
 
 class GroupNorm(nn.Module):
@@ -85,8 +74,10 @@ class GroupNorm(nn.Module):
             raise ValueError(f"num_groups={self.num_groups} must divide the {features} channels")
         scale = self.param("scale", nn.initializers.ones, (features,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
-        y = ops.group_norm(x, scale, bias, groups=self.num_groups, epsilon=self.epsilon, relu=relu)
-        return y.astype(x.dtype if self.dtype is None else self.dtype)
+        dtype = x.dtype if self.dtype is None else self.dtype
+        wide = x.astype(jnp.promote_types(x.dtype, dtype))
+        y = ops.group_norm(wide, scale, bias, groups=self.num_groups, epsilon=self.epsilon, relu=relu)
+        return y.astype(dtype)
 
 
 def build(factory: ModuleDef, **fields: Any) -> Any:

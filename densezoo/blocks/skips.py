@@ -9,8 +9,9 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from densezoo.blocks.conv import Conv
-from densezoo.blocks.deferred import Upsampled, defer
+from densezoo.blocks.deferred import Upsampled
 from densezoo.blocks.initializers import he_uniform
+from densezoo.blocks.upsamplers import defer
 from densezoo.types import Dtype, Initializer, Size
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.implementation import chosen
+from densezoo.ops.sharding import explicitly_sharded, reduced_like
 
 
 def conv_transpose(
@@ -62,7 +63,7 @@ def conv_transpose(
                 axis=-1,
             ),
         )
-    if size == stride and padding == 0:
+    if size == stride and padding == 0 and not explicitly_sharded(x, kernel):
         return _tiles(x, kernel)
     return reference.conv_transpose(x, kernel, stride=stride, padding=padding)
 
@@ -87,7 +88,7 @@ def _tiles(x, kernel):
         rows = jnp.asarray(g).reshape(batch, height, size, width, size * features).swapaxes(2, 3)
         rows = rows.reshape(-1, size * size * features)
         dkernel = (x.reshape(-1, channels).T @ rows).reshape(channels, size, size, features)
-        return (rows @ wide.T).reshape(x.shape), dkernel.transpose(1, 2, 0, 3)
+        return (rows @ wide.T).reshape(x.shape), reduced_like(dkernel.transpose(1, 2, 0, 3), kernel)
 
     function = jax.custom_vjp(lambda x, kernel: forward(x, kernel)[0])
     function.defvjp(forward, backward)
@@ -130,6 +131,8 @@ def conv(
     On CPU the gradients of a 1x1 convolution are products of two matrices, in which XLA is up to 1.7 times faster than
     in the gradients of its convolution, and those of others begin with maps that are there (`_fence`).
 
+    Reverse mode only, but for the plain form.
+
     Args:
         x: NHWC maps.
         kernel: (k, k, in / groups, out).
@@ -137,7 +140,21 @@ def conv(
         padding: zeros on every side.
         dilation: pixels between two taps of the kernel.
         groups: runs of channels that are convolved by themselves.
+
+    Raises:
+        ValueError: shapes that do not match, or options that are not whole numbers.
+        TypeError: `x` is not of a float type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding=1)[0, :, :, 0].tolist()
+        [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
     """
+    check_maps(x)
+    check_whole(1, strides=strides, dilation=dilation, groups=groups)
+    check_whole(0, padding=padding)
+    if kernel.ndim != 4 or kernel.shape[2] * groups != x.shape[3] or kernel.shape[3] % groups:
+        raise ValueError(f"expected a (h, w, in / groups, out) kernel for {x.shape} with {groups=}, got {kernel.shape}")
 
     def plain(x, kernel):
         return jax.lax.conv_general_dilated(
@@ -158,10 +175,12 @@ def conv(
         return jax.vjp(plain, x, kernel)[1](g)
 
     def gradients_on_cpu(x, kernel, g):
-        if not pointwise:
+        if not pointwise or explicitly_sharded(x, kernel):
             return gradients(x, kernel, _fence(g))
         pixels, g_pixels = x.reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3])
-        return (g_pixels @ kernel[0, 0].T).reshape(x.shape), (pixels.T @ g_pixels).reshape(kernel.shape)
+        return (g_pixels @ kernel[0, 0].T).reshape(x.shape), reduced_like(
+            (pixels.T @ g_pixels).reshape(kernel.shape), kernel
+        )
 
     def backward(saved, g):
         return jax.lax.platform_dependent(*saved, jnp.asarray(g), cpu=gradients_on_cpu, default=gradients)

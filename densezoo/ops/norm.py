@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.implementation import chosen
+from densezoo.ops.sharding import reduced_like
 from densezoo.types import accumulator_dtype
 
 
@@ -160,7 +161,8 @@ def _normalize(x, scale, bias, pool: Callable[[jax.Array], jax.Array], count: in
         constant = g_mean / count - inverse * pool(row * bias_sums)
         slope = 2 * g_var / count - jnp.square(inverse) * pool(row * scale_sums)
         dx = g * spread(factor) + centred * spread(slope) + spread(constant)
-        return dx.astype(x.dtype), scale_sums.sum(0).astype(scale.dtype), bias_sums.sum(0).astype(bias.dtype)
+        dscale, dbias = scale_sums.sum(0).astype(scale.dtype), bias_sums.sum(0).astype(bias.dtype)
+        return dx.astype(x.dtype), reduced_like(dscale, scale), reduced_like(dbias, bias)
 
     function = jax.custom_vjp(forward)
 

@@ -153,8 +153,10 @@ def max_unpool(
         raise ValueError(f"values and indices have the same NHWC shape, got {x.shape} and {indices.shape}")
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise TypeError(f"indices are integers, as max_pool_with_indices gives them; got {indices.dtype}")
-    if not isinstance(indices, jax.core.Tracer) and not 0 <= int(indices.min()) <= int(indices.max()) <= 3:
-        raise ValueError(f"indices are positions 0..3 in a 2x2 window; got {indices.min()}..{indices.max()}")
+    if not isinstance(indices, jax.core.Tracer):
+        values = np.asarray(indices)  # with numpy, so that nothing is traced
+        if values.min() < 0 or values.max() > 3:
+            raise ValueError(f"indices are positions 0..3 in a 2x2 window; got {values.min()}..{values.max()}")
     batch, height, width, channels = x.shape
     size = (2 * height, 2 * width) if size is None else check_size(size)
     if (size[0] // 2, size[1] // 2) != (height, width):
@@ -164,7 +166,8 @@ def max_unpool(
     if chosen() == "pallas" and size == (2 * height, 2 * width):
         from densezoo.ops import pallas  # slow to import
 
-        return pallas.max_unpool_x2(x, indices)
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            return pallas.max_unpool_x2(x, indices.astype(jnp.int8))
     zero = jnp.zeros((), x.dtype)
     parts = [jnp.where(indices == position, x, zero) for position in range(4)]
     rows = [jnp.stack(parts[i : i + 2], axis=3).reshape(batch, height, 2 * width, channels) for i in (0, 2)]

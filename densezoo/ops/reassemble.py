@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from densezoo.ops import reference
+from densezoo.ops.checks import check_whole
 from densezoo.ops.implementation import chosen
 from densezoo.types import accumulator_dtype
 
@@ -46,10 +47,9 @@ def carafe(
     References:
         Wang et al., CARAFE: Content-aware reassembly of features, 2019. https://arxiv.org/abs/1905.02188
     """
-    if kernel_size < 1 or kernel_size % 2 == 0 or factor < 1 or groups < 1:
-        raise ValueError(
-            f"kernel_size is odd, factor and groups are at least 1; got {kernel_size=} {factor=} {groups=}"
-        )
+    check_whole(1, kernel_size=kernel_size, factor=factor, groups=groups)
+    if kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size is odd, got {kernel_size}")
     if x.ndim != 4 or 0 in x.shape or x.shape[3] % groups:
         raise ValueError(f"expected NHWC maps with channels in multiples of groups={groups}, got shape {x.shape}")
     batch, height, width, _ = x.shape

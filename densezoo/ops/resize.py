@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_size
 from densezoo.ops.implementation import chosen
+from densezoo.ops.sharding import explicitly_sharded
 from densezoo.types import Size, accumulator_dtype
 
 
@@ -110,6 +111,8 @@ def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:
         raise ValueError(f"the taps take {taps.inputs} rows along axis {axis}, got shape {x.shape}")
 
     def apply(x):
+        if explicitly_sharded(x):
+            return _apply_taps(x, taps, axis, jnp.take)
         return jax.lax.platform_dependent(
             x,
             cpu=functools.partial(_apply_taps, taps=taps, axis=axis, take=_take_flat),
@@ -170,7 +173,7 @@ def resize_nearest(x: Float[Array, "b h w c"], size: Size, *, half_pixel: bool =
     size = check_size(size)
     if chosen() == "reference":
         return reference.resize_nearest(x, size, half_pixel=half_pixel)
-    if size[0] % x.shape[1] == size[1] % x.shape[2] == 0:
+    if size[0] % x.shape[1] == size[1] % x.shape[2] == 0 and not explicitly_sharded(x):
         return _repeat(x, (size[0] // x.shape[1], size[1] // x.shape[2]))
     for axis, outputs in ((1, size[0]), (2, size[1])):
         if outputs != x.shape[axis]:

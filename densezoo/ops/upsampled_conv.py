@@ -56,13 +56,20 @@ def upsample_concat_conv(
         of_x, of_skip = kernel[:, :, :first], kernel[:, :, first:]
         if skip_first:
             of_x, of_skip = of_skip, of_x
+
+    def rewritten(x, skip, of_x, of_skip):
+        y = _upsample_conv(x, of_x, method)
+        return y if skip is None else y + _conv(skip, of_skip)
+
     if chosen() == "pallas" and method == "nearest":
         from densezoo.ops import pallas  # slow to import
 
         joined = of_x if of_skip is None else jnp.concatenate([of_x, of_skip], axis=2)
-        return pallas.upsample_concat_conv(x, skip, joined)
-    y = _upsample_conv(x, of_x, method)
-    return y if skip is None else y + _conv(skip, of_skip)
+        first = x.shape[-1]
+        return pallas.upsample_concat_conv(
+            x, skip, joined, plain=lambda x, skip, k: rewritten(x, skip, k[:, :, :first], k[:, :, first:])
+        )
+    return rewritten(x, skip, of_x, of_skip)
 
 
 def _upsample_conv(x, kernel, method):

@@ -14,6 +14,8 @@ from jaxtyping import Array, Float
 
 from densezoo.ops.checks import check_maps
 from densezoo.ops.implementation import chosen
+from densezoo.ops.sharding import reduced_like
+from densezoo.types import accumulator_dtype
 
 # Lavin and Gray 2015, F(2x2, 3x3) and F(4x4, 3x3): of the inputs, the kernel and the outputs.
 _TRANSFORMS = {
@@ -64,7 +66,8 @@ def winograd_conv(
 ) -> Float[Array, "b h w d"]:
     """3x3 convolution with stride 1 and one pixel of zeros around, by Winograd's algorithm on CPU.
 
-    On other platforms it is the ordinary convolution, whose libraries choose such algorithms by themselves.
+    On other platforms it is the ordinary convolution, whose libraries choose such algorithms by themselves. An infinity
+    or a NaN spoils the whole tiles that see it.
 
     Args:
         x: NHWC maps.
@@ -101,7 +104,10 @@ def winograd_conv(
         turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
         dx = jax.lax.platform_dependent(g, turned, cpu=on_cpu, default=_direct)
         dkernel = jax.lax.platform_dependent(
-            x, g, cpu=functools.partial(_kernel_gradient, tile=tile), default=_direct_kernel_gradient
+            x,
+            g,
+            cpu=lambda x, g: reduced_like(_kernel_gradient(x, g, tile), kernel),
+            default=lambda x, g: reduced_like(_direct_kernel_gradient(x, g), kernel),
         )
         return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
 
@@ -121,19 +127,23 @@ def _direct_kernel_gradient(x, g):
 
 def _forward(x, kernel, tile):
     batch, height, width, _ = x.shape
+    dtype, wide = x.dtype, accumulator_dtype(x.dtype)  # halves would lose too much in the transforms
+    x, kernel = x.astype(wide), kernel.astype(wide)
     products = jnp.einsum("ijnc,ijcd->ijnd", _input_tiles(x, tile), _kernel_tiles(kernel, tile))
     rows, columns, features = -(-height // tile), -(-width // tile), kernel.shape[3]
     blocks = _transform(_TRANSFORMS[tile][2], products).reshape(tile, tile, batch, rows, columns, features)
     lines = [jnp.stack(list(line), axis=3) for line in blocks]  # (b, rows, columns, tile, d)
     y = jnp.stack(lines, axis=2).reshape(batch, rows * tile, columns * tile, features)
-    return y[:, :height, :width]
+    return y[:, :height, :width].astype(dtype)
 
 
 def _kernel_gradient(x, g, tile):
     _, of_kernel, of_output = _TRANSFORMS[tile]
+    dtype, wide = x.dtype, accumulator_dtype(x.dtype)
+    x, g = x.astype(wide), g.astype(wide)
     products = _transform_tiles(of_output.T, g, tile, before=0)
     dtiles = jnp.einsum("ijnc,ijnd->ijcd", _input_tiles(x, tile), products)
-    return _transform(of_kernel.T, dtiles)
+    return _transform(of_kernel.T, dtiles).astype(dtype)
 
 
 def _input_tiles(x, tile):

@@ -103,6 +103,8 @@ def run_with_maps(model: nn.Module, variables: Any, images: jax.Array, visit: Ca
         return jax.tree_util.tree_map_with_path(note, given)
 
     # Written plainly, so that every map is there and every upsampler and skip is called.
+    if hasattr(model, "impl"):
+        model = model.clone(impl="reference")
     with nn.intercept_methods(intercept), implementation("reference"):
         return model.apply(variables, images, train=False)
 
