@@ -1,5 +1,6 @@
 """Skips: `skip(x, feature)` joins the decoder's map with the encoder's at the same size."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -30,9 +31,9 @@ class ConcatSkip(nn.Module):
         self, x: Float[Array, "b h w c"] | Upsampled, feature: Float[Array, "b h w d"]
     ) -> Float[Array, "b h w e"] | Upsampled:
         if isinstance(x, Upsampled):
-            return x.replace(skip=feature, skip_first=self.skip_first)
-        x, feature = promote_dtype(x, feature, dtype=self.dtype)
-        return jnp.concatenate([feature, x] if self.skip_first else [x, feature], axis=-1)
+            return dataclasses.replace(x, skip=feature, skip_first=self.skip_first)
+        joined = [feature, x] if self.skip_first else [x, feature]
+        return jnp.concatenate(promote_dtype(*joined, dtype=self.dtype), axis=-1)
 
 
 class LateralAdd(nn.Module):
@@ -56,12 +57,12 @@ class LateralAdd(nn.Module):
 
 
 def step_up(
-    upsampler: Any, skip: nn.Module | None, x: jax.Array, feature: jax.Array | None, size: Size
+    upsampler: Any, skip: Any, x: jax.Array, feature: jax.Array | None, size: Size
 ) -> Float[Array, "b _ _ c"] | Upsampled:
-    """X at `size`, joined with the encoder's feature there if there is one, for a convolution to read.
+    """`x` at `size`, joined with the encoder's feature there if there is one, for a convolution to read.
 
     Where a concatenation need not be built for that, it is left to the convolution.
     """
     later = defer(upsampler, x, size) if skip is None or type(skip) is ConcatSkip else None
-    x = upsampler(x, size) if later is None else later  # pyright: ignore[reportAssignmentType]
-    return x if skip is None else skip(x, feature)  # pyright: ignore[reportCallIssue]
+    at_size = upsampler(x, size) if later is None else later
+    return at_size if skip is None else skip(at_size, feature)

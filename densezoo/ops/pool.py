@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int8
 
 from densezoo.ops import reference
@@ -153,7 +154,7 @@ def max_unpool(
         raise ValueError(f"values and indices have the same NHWC shape, got {x.shape} and {indices.shape}")
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise TypeError(f"indices are integers, as max_pool_with_indices gives them; got {indices.dtype}")
-    if not isinstance(indices, jax.core.Tracer):
+    if not isinstance(indices, Tracer):
         values = np.asarray(indices)  # with numpy, so that nothing is traced
         if values.min() < 0 or values.max() > 3:
             raise ValueError(f"indices are positions 0..3 in a 2x2 window; got {values.min()}..{values.max()}")
