@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import tyro
 from common import MEAN, NUM_CLASSES, STD, digit_recipe, digit_scenes, score, summarise, tiny_unet, user_errors
 from rich.console import Console

@@ -56,9 +56,7 @@ class LateralAdd(nn.Module):
         return x.astype(lateral.dtype) + lateral
 
 
-def step_up(
-    upsampler: Any, skip: Any, x: jax.Array, feature: jax.Array | None, size: Size
-) -> Float[Array, "b _ _ c"] | Upsampled:
+def step_up(upsampler: Any, skip: Any, x: jax.Array, feature: Any, size: Size) -> Float[Array, "b _ _ c"] | Upsampled:
     """`x` at `size`, joined with the encoder's feature there if there is one, for a convolution to read.
 
     Where a concatenation need not be built for that, it is left to the convolution.

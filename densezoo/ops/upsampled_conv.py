@@ -6,6 +6,8 @@ by nearest neighbours, a 3x3 window sees no more than 2x2 of its pixels: for eac
 convolution of the small map to four times the channels, with 2.25 times fewer multiplications.
 """
 
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -90,7 +92,8 @@ def _phase_kernel(kernel):
     wide = kernel.astype(accumulator_dtype(kernel.dtype))
 
     def fold(taps, phase):
-        return [sum(tap for tap, to in zip(taps, _TAP_OF_ROW[phase], strict=True) if to == t) for t in (0, 1)]
+        parts = [[tap for tap, to in zip(taps, _TAP_OF_ROW[phase], strict=True) if to == t] for t in (0, 1)]
+        return [functools.reduce(jnp.add, part) for part in parts]
 
     phases = []
     for p in (0, 1):
