@@ -44,11 +44,12 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype) if self.use_bias else None
         dtype = jnp.result_type(*jax.tree.leaves((x, kernel))) if self.dtype is None else self.dtype
-        kernel = kernel.astype(dtype)
+        kernel = jnp.asarray(kernel).astype(dtype)
         if isinstance(x, Upsampled) and (size, self.strides, self.dilation, self.groups) == (3, 1, 1, 1):
             y = x.conv(kernel, dtype)
         else:
-            y = self._convolve((x.build() if isinstance(x, Upsampled) else x).astype(dtype), kernel)
+            x = x.build() if isinstance(x, Upsampled) else jnp.asarray(x)
+            y = self._convolve(x.astype(dtype), kernel)
         return y if bias is None else y + jnp.expand_dims(bias.astype(dtype), (0, 1, 2))
 
     def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:

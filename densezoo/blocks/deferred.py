@@ -43,7 +43,7 @@ class Upsampled:
 
     def conv(self, kernel: jax.Array, dtype: Dtype) -> jax.Array:
         """The 3x3 convolution of it."""
-        skip = None if self.skip is None else self.skip.astype(dtype)
+        skip = None if self.skip is None else jnp.asarray(self.skip).astype(dtype)
         return ops.upsample_concat_conv(
-            self.x.astype(dtype), skip, kernel, method=self.method, skip_first=self.skip_first
+            jnp.asarray(self.x).astype(dtype), skip, kernel, method=self.method, skip_first=self.skip_first
         )

@@ -38,7 +38,9 @@ class BatchNorm(nn.Module):
         if train:
             # In the wider of the two types, so that the result is rounded once.
             wide = x.astype(jnp.promote_types(x.dtype, dtype))
-            y, mean, var = ops.batch_norm(wide, scale, bias, epsilon=self.epsilon, relu=relu)
+            y, mean, var = ops.batch_norm(
+                jnp.asarray(wide), jnp.asarray(scale), jnp.asarray(bias), epsilon=self.epsilon, relu=relu
+            )
             if not self.is_initializing():
                 count = x.size // features
                 unbiased = var * (count / max(count - 1, 1))
@@ -76,7 +78,14 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
         dtype = x.dtype if self.dtype is None else self.dtype
         wide = x.astype(jnp.promote_types(x.dtype, dtype))
-        y = ops.group_norm(wide, scale, bias, groups=self.num_groups, epsilon=self.epsilon, relu=relu)
+        y = ops.group_norm(
+            jnp.asarray(wide),
+            jnp.asarray(scale),
+            jnp.asarray(bias),
+            groups=self.num_groups,
+            epsilon=self.epsilon,
+            relu=relu,
+        )
         return y.astype(dtype)
 
 
