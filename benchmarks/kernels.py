@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import stock_kernels as stock
 from densezoo import ops
 from densezoo.ops.winograd import winograd_conv
 
@@ -101,13 +102,6 @@ def _norm_inputs(generator, shape):
     return generator.standard_normal(shape, np.float32), scale, np.full(shape[3], 12, np.float32)
 
 
-def _norm_stock(x, scale, bias):
-    wide = x.astype(jnp.float32)
-    mean, var = wide.mean((0, 1, 2), keepdims=True), wide.var((0, 1, 2), keepdims=True)
-    scale, bias = (each.astype(jnp.float32).reshape(1, 1, 1, -1) for each in (scale, bias))
-    return nn.relu((wide - mean) * jax.lax.rsqrt(var + 1e-5) * scale + bias).astype(x.dtype)
-
-
 def _unpool_inputs(generator, shape):
     return generator.standard_normal(shape, np.float32), generator.integers(0, 4, shape, np.int8)
 
@@ -128,60 +122,6 @@ def _sample_inputs(generator, shape):
     positions = (grid + 0.5) / 2 - 0.5 + generator.uniform(-0.25, 0.25, (batch, *grid.shape))
     whole = np.clip(np.floor(positions), 0, [height - 2, width - 2])
     return generator.standard_normal(shape, np.float32), whole + np.clip(positions - whole, 0.05, 0.95)
-
-
-def _size(x, factor=2):
-    return factor * x.shape[1], factor * x.shape[2]
-
-
-def _image_resize(x, size, method):
-    return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), method, antialias=False)
-
-
-def _align_corners_stock(x):
-    size = _size(x)
-    scale = jnp.array([(o - 1) / (n - 1) for o, n in zip(size, x.shape[1:3], strict=True)], jnp.float32)
-    shape = (x.shape[0], *size, x.shape[3])
-    return jax.image.scale_and_translate(x, shape, (1, 2), scale, (1 - scale) / 2, "linear", antialias=False)
-
-
-def _conv(x, kernel):
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def _transposed_stock(padding, x, kernel):
-    layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_transpose(x, jnp.flip(kernel, (0, 1)), (2, 2), padding, dimension_numbers=layout)
-
-
-def _pool_with_indices_stock(x):
-    batch, height, width, channels = x.shape
-    windows = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 5, 2, 4)
-    windows = windows.reshape(batch, height // 2, width // 2, channels, 4)
-    index = windows.argmax(-1)
-    return jnp.take_along_axis(windows, index[..., None], -1)[..., 0], index.astype(jnp.int8)
-
-
-def _unpool_stock(x, indices):
-    batch, height, width, channels = x.shape
-    b, i, j, c = jnp.indices(x.shape, sparse=True)
-    indices = indices.astype(i.dtype)
-    row, column = 2 * i + indices // 2, 2 * j + indices % 2
-    return jnp.zeros((batch, 2 * height, 2 * width, channels), x.dtype).at[b, row, column, c].set(x)
-
-
-def _concat_conv_stock(method, x, skip, kernel):
-    return _conv(jnp.concatenate([_image_resize(x, _size(x), method), skip], -1), kernel)
-
-
-def _sample_stock(x, positions):
-    sample = partial(jax.scipy.ndimage.map_coordinates, order=1, mode="nearest")
-
-    def one(image, places):
-        channels = jax.vmap(lambda plane: sample(plane, [places[..., 0], places[..., 1]]), -1, -1)
-        return channels(image.astype(jnp.float32)).astype(image.dtype)
-
-    return jax.vmap(one)(x, positions)
 
 
 def _separable_flops(taps, size):
@@ -212,53 +152,53 @@ _odd = lambda h, w: (2 * h - 1, 2 * w - 1)  # noqa: E731
 KERNELS: dict[str, Kernel] = {
     **{
         f"nearest_x{factor}": Kernel(
-            op=lambda x, factor=factor: ops.resize_nearest(x, _size(x, factor)),
+            op=lambda x, factor=factor: ops.resize_nearest(x, stock.larger(x, factor)),
             inputs=_maps,
             flops=lambda s, factor=factor: (0.0, math.prod(s) * (factor**2 - 1.0)),
-            stock=lambda x, factor=factor: _image_resize(x, _size(x, factor), "nearest"),
+            stock=lambda x, factor=factor: stock.image_resize(x, stock.larger(x, factor), "nearest"),
         )
         for factor in (2, 4)
     },
     **{
         f"bilinear_x{factor}": Kernel(
-            op=lambda x, factor=factor: ops.resize_bilinear(x, _size(x, factor)),
+            op=lambda x, factor=factor: ops.resize_bilinear(x, stock.larger(x, factor)),
             inputs=_maps,
             flops=_separable_flops(2, lambda h, w, factor=factor: (factor * h, factor * w)),
-            stock=lambda x, factor=factor: _image_resize(x, _size(x, factor), "bilinear"),
+            stock=lambda x, factor=factor: stock.image_resize(x, stock.larger(x, factor), "bilinear"),
         )
         for factor in (2, 4)
     },
     "bilinear_align_corners_x2": Kernel(
-        op=lambda x: ops.resize_bilinear(x, _size(x), align_corners=True),
+        op=lambda x: ops.resize_bilinear(x, stock.larger(x), align_corners=True),
         inputs=_maps,
         flops=_separable_flops(2, _double),
-        stock=_align_corners_stock,
+        stock=stock.align_corners_x2,
     ),
     "bilinear_odd": Kernel(
         op=lambda x: ops.resize_bilinear(x, _odd(*x.shape[1:3])),
         inputs=_maps,
         flops=_separable_flops(2, _odd),
-        stock=lambda x: _image_resize(x, _odd(*x.shape[1:3]), "bilinear"),
+        stock=lambda x: stock.image_resize(x, _odd(*x.shape[1:3]), "bilinear"),
     ),
     "bicubic_x2": Kernel(
-        op=lambda x: ops.resize_bicubic(x, _size(x)),
+        op=lambda x: ops.resize_bicubic(x, stock.larger(x)),
         inputs=_maps,
         flops=_separable_flops(4, _double),
-        stock=lambda x: _image_resize(x, _size(x), "cubic"),
+        stock=lambda x: stock.image_resize(x, stock.larger(x), "cubic"),
         stock_differs="jax's cubic kernel has a = -0.5, torch's and densezoo's -0.75",
     ),
     "transposed_2x2": Kernel(
         op=lambda x, kernel: ops.conv_transpose(x, kernel, stride=2),
         inputs=_with_kernel(2, out=0.5),
         flops=_products(lambda b, h, w, c: b * h * w * c * max(1, round(c / 2)) * 4),
-        stock=partial(_transposed_stock, "VALID"),
+        stock=partial(stock.transposed, "VALID"),
         rereads=_reads_inputs,
     ),
     "transposed_4x4": Kernel(
         op=lambda x, kernel: ops.conv_transpose(x, kernel, stride=2, padding=1),
         inputs=_with_kernel(4, out=0.5),
         flops=_products(lambda b, h, w, c: b * h * w * c * max(1, round(c / 2)) * 16),
-        stock=partial(_transposed_stock, "SAME"),
+        stock=partial(stock.transposed, "SAME"),
         rereads=_reads_inputs,
     ),
     "resize_conv": Kernel(
@@ -266,7 +206,7 @@ KERNELS: dict[str, Kernel] = {
         inputs=_with_kernel(3, out=0.5),
         # Four 2x2 convolutions of the small map: 16 taps, where one 3x3 convolution of the large one has 36.
         flops=_products(lambda b, h, w, c: b * h * w * c * max(1, round(c / 2)) * 16),
-        stock=lambda x, kernel: _conv(_image_resize(x, _size(x), "nearest"), kernel),
+        stock=lambda x, kernel: stock.conv(stock.image_resize(x, stock.larger(x), "nearest"), kernel),
         rereads=_reads_inputs,
     ),
     "pixel_shuffle": Kernel(op=lambda x: ops.pixel_shuffle(x, 2), inputs=_maps, flops=lambda shape: (0.0, 0.0)),
@@ -274,7 +214,7 @@ KERNELS: dict[str, Kernel] = {
         op=lambda x: ops.max_pool_with_indices(x),
         inputs=_maps,
         flops=lambda shape: (3 / 4 * math.prod(shape), 0.0),
-        stock=_pool_with_indices_stock,
+        stock=stock.pool_with_indices,
         rereads=lambda inputs, outputs: _bytes(outputs[1]),
     ),
     "max_pool_3x3_s2": Kernel(
@@ -289,14 +229,14 @@ KERNELS: dict[str, Kernel] = {
         op=lambda x, indices: ops.max_unpool(x, indices),
         inputs=_unpool_inputs,
         flops=lambda shape: (0.0, 0.0),
-        stock=_unpool_stock,
+        stock=stock.unpool,
         rereads=lambda inputs, outputs: _bytes(inputs[1]),
     ),
     "upsample_concat_conv_nearest": Kernel(
         op=lambda x, skip, kernel: ops.upsample_concat_conv(x, skip, kernel),
         inputs=_with_kernel(3, out=0.5, skip=0.5),
         flops=_products(lambda b, h, w, c: b * h * w * max(1, round(c / 2)) * (16 * c + 36 * round(c / 2))),
-        stock=partial(_concat_conv_stock, "nearest"),
+        stock=partial(stock.concat_conv, "nearest"),
         rereads=_reads_inputs,
     ),
     "upsample_concat_conv_bilinear": Kernel(
@@ -306,30 +246,33 @@ KERNELS: dict[str, Kernel] = {
             _products(lambda b, h, w, c: b * h * w * max(1, round(c / 2)) * 36 * (c + round(c / 2))),
             _separable_flops(2, _double),
         ),
-        stock=partial(_concat_conv_stock, "bilinear"),
+        stock=partial(stock.concat_conv, "bilinear"),
         rereads=_reads_inputs,
     ),
     "batch_norm_relu": Kernel(
         op=lambda x, scale, bias: ops.batch_norm(x, scale, bias, epsilon=1e-5, relu=True)[0],
         inputs=_norm_inputs,
         flops=lambda shape: (6.0 * math.prod(shape), 10.0 * math.prod(shape)),
-        stock=_norm_stock,
+        stock=stock.norm_relu,
         rereads=_reads_inputs,
     ),
     "conv_1x1": Kernel(
         op=lambda x, kernel: ops.conv(x, kernel),
         inputs=_with_kernel(1, out=2),
         flops=_products(lambda b, h, w, c: b * h * w * c * 2 * c),
-        stock=_conv,
+        stock=stock.conv,
         rereads=_reads_inputs,
     ),
-    "conv_3x3_winograd": Kernel(
-        op=lambda x, kernel: winograd_conv(x, kernel),
-        inputs=_with_kernel(3, out=1),
-        flops=_products(lambda b, h, w, c: b * h * w * c * c * 36 / 16),
-        stock=_conv,
-        rereads=_reads_inputs,
-    ),
+    **{
+        f"conv_3x3_winograd_{tile}": Kernel(
+            op=lambda x, kernel, tile=tile: winograd_conv(x, kernel, tile=tile),
+            inputs=_with_kernel(3, out=1),
+            flops=_products(lambda b, h, w, c, tile=tile: b * h * w * c * c * (tile + 2) ** 2 / tile**2),
+            stock=stock.conv,
+            rereads=_reads_inputs,
+        )
+        for tile in (2, 4)
+    },
     "carafe": Kernel(
         op=lambda x, masks: ops.carafe(x, masks),
         inputs=_carafe_inputs,
@@ -341,7 +284,7 @@ KERNELS: dict[str, Kernel] = {
         inputs=_sample_inputs,
         # Three interpolations of three operations; as many for each of the two kinds of gradients.
         flops=lambda shape: (4 * 9.0 * math.prod(shape), 4 * 18.0 * math.prod(shape)),
-        stock=_sample_stock,
+        stock=stock.sample,
         rereads=_reads_inputs,
     ),
 }

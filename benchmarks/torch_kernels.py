@@ -186,7 +186,10 @@ TORCH_FORMS: dict[str, TorchForm] = {
         lambda x, scale, bias: F.relu(F.batch_norm(x, None, None, scale, bias, True)), ("map", "as is", "as is")
     ),
     "conv_1x1": TorchForm(lambda x, kernel: F.conv2d(x, kernel), ("map", "conv")),
-    "conv_3x3_winograd": TorchForm(lambda x, kernel: F.conv2d(x, kernel, padding=1), ("map", "conv")),
+    **{
+        f"conv_3x3_winograd_{tile}": TorchForm(lambda x, kernel: F.conv2d(x, kernel, padding=1), ("map", "conv"))
+        for tile in (2, 4)
+    },
     "carafe": TorchForm(_carafe, ("map", "map")),
     "dysample": TorchForm(_sample, ("map", "as is")),
 }

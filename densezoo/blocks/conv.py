@@ -12,8 +12,6 @@ from densezoo import ops
 from densezoo.blocks.deferred import Upsampled
 from densezoo.blocks.initializers import he_uniform
 from densezoo.blocks.norm import BatchNorm, norm_act
-from densezoo.ops import winograd
-from densezoo.ops.implementation import chosen
 from densezoo.types import Dtype, Initializer, ModuleDef
 
 
@@ -49,22 +47,15 @@ class Conv(nn.Module):
             y = x.conv(kernel, dtype)
         else:
             x = x.build() if isinstance(x, Upsampled) else jnp.asarray(x)
-            y = self._convolve(x.astype(dtype), kernel)
+            y = ops.conv(
+                x.astype(dtype),
+                kernel,
+                strides=self.strides,
+                padding=size // 2 * self.dilation,
+                dilation=self.dilation,
+                groups=self.groups,
+            )
         return y if bias is None else y + jnp.expand_dims(bias.astype(dtype), (0, 1, 2))
-
-    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        if chosen() == "winograd" and (self.strides, self.dilation, self.groups) == (1, 1, 1):
-            tile = winograd.tile_size(x.shape, kernel.shape)
-            if tile is not None:
-                return winograd.winograd_conv(x, kernel, tile=tile)
-        return ops.conv(
-            x,
-            kernel,
-            strides=self.strides,
-            padding=self.kernel_size // 2 * self.dilation,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
 
 
 class ConvNormAct(nn.Module):

@@ -1,4 +1,4 @@
-"""Transposed convolution, pixel shuffle, and the convolution that gives a map of twice the size."""
+"""Convolution, and those that give larger maps: transposed, by phases, and the pixel shuffle after one."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,100 @@ from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.implementation import chosen
 from densezoo.ops.sharding import explicitly_sharded, reduced_like
+from densezoo.ops.winograd import tile_size, winograd_conv
+
+
+def conv(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k k i o"],
+    *,
+    strides: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+) -> Float[Array, "b h2 w2 o"]:
+    """Convolution, with `padding` zeros on every side.
+
+    On CPU the gradients of a 1x1 convolution are products of two matrices, in which XLA is up to 1.7 times faster than
+    in the gradients of its convolution, and those of others begin with maps that are there (`_fence`).
+
+    Reverse mode only, but for the plain form.
+
+    Args:
+        x: NHWC maps.
+        kernel: (k, k, in / groups, out).
+        strides: pixels between two windows.
+        padding: zeros on every side.
+        dilation: pixels between two taps of the kernel.
+        groups: runs of channels that are convolved by themselves.
+
+    Raises:
+        ValueError: shapes that do not match, or options that are not whole numbers.
+        TypeError: `x` is not of a float type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding=1)[0, :, :, 0].tolist()
+        [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
+    """
+    check_maps(x)
+    check_whole(1, strides=strides, dilation=dilation, groups=groups)
+    check_whole(0, padding=padding)
+    if kernel.ndim != 4 or kernel.shape[2] * groups != x.shape[3] or kernel.shape[3] % groups:
+        raise ValueError(f"expected a (h, w, in / groups, out) kernel for {x.shape} with {groups=}, got {kernel.shape}")
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(strides, strides),
+            padding=((padding, padding), (padding, padding)),
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    if chosen() == "reference":
+        return plain(x, kernel)
+    if chosen() == "winograd" and (strides, padding, dilation, groups) == (1, 1, 1, 1):
+        tile = tile_size(x.shape, kernel.shape)
+        if tile is not None:
+            return winograd_conv(x, kernel, tile=tile)
+    pointwise = kernel.shape[:2] == (1, 1) and (strides, padding, groups) == (1, 0, 1)
+
+    def gradients(x, kernel, g):
+        return jax.vjp(plain, x, kernel)[1](g)
+
+    def gradients_on_cpu(x, kernel, g):
+        if not pointwise or explicitly_sharded(x, kernel):
+            return gradients(x, kernel, _fence(g))
+        pixels, g_pixels = x.reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3])
+        return (g_pixels @ kernel[0, 0].T).reshape(x.shape), reduced_like(
+            (pixels.T @ g_pixels).reshape(kernel.shape), kernel
+        )
+
+    def backward(saved, g):
+        return jax.lax.platform_dependent(*saved, jnp.asarray(g), cpu=gradients_on_cpu, default=gradients)
+
+    function = jax.custom_vjp(plain)
+
+    def forward(x, kernel):
+        if not pointwise:
+            x = jax.lax.platform_dependent(x, cpu=_fence, default=lambda x: x)
+        return plain(x, kernel), (x, kernel)
+
+    function.defvjp(forward, backward)
+    return function(x, kernel)
+
+
+def _fence(x: jax.Array) -> jax.Array:
+    """`x`, as a map that XLA:CPU builds once.
+
+    It would fuse the steps before (a batch norm, a ReLU) into the transposition that the gradient of a kernel begins
+    with, where they take several times as long; an update in place is not fused, and a barrier is gone by then.
+    """
+    first = x[:, :, :1, :1]  # all of the axes over which devices may share the map
+    return jax.lax.dynamic_update_slice(x, first, (0,) * x.ndim)
 
 
 def conv_transpose(
@@ -117,95 +211,6 @@ def phase_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d4"]) -> 
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, features)
 
 
-def conv(
-    x: Float[Array, "b h w c"],
-    kernel: Float[Array, "k k i o"],
-    *,
-    strides: int = 1,
-    padding: int = 0,
-    dilation: int = 1,
-    groups: int = 1,
-) -> Float[Array, "b h2 w2 o"]:
-    """Convolution, with `padding` zeros on every side.
-
-    On CPU the gradients of a 1x1 convolution are products of two matrices, in which XLA is up to 1.7 times faster than
-    in the gradients of its convolution, and those of others begin with maps that are there (`_fence`).
-
-    Reverse mode only, but for the plain form.
-
-    Args:
-        x: NHWC maps.
-        kernel: (k, k, in / groups, out).
-        strides: pixels between two windows.
-        padding: zeros on every side.
-        dilation: pixels between two taps of the kernel.
-        groups: runs of channels that are convolved by themselves.
-
-    Raises:
-        ValueError: shapes that do not match, or options that are not whole numbers.
-        TypeError: `x` is not of a float type.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding=1)[0, :, :, 0].tolist()
-        [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
-    """
-    check_maps(x)
-    check_whole(1, strides=strides, dilation=dilation, groups=groups)
-    check_whole(0, padding=padding)
-    if kernel.ndim != 4 or kernel.shape[2] * groups != x.shape[3] or kernel.shape[3] % groups:
-        raise ValueError(f"expected a (h, w, in / groups, out) kernel for {x.shape} with {groups=}, got {kernel.shape}")
-
-    def plain(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(strides, strides),
-            padding=((padding, padding), (padding, padding)),
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
-
-    pointwise = kernel.shape[:2] == (1, 1) and (strides, padding, groups) == (1, 0, 1)
-    if chosen() == "reference":
-        return plain(x, kernel)
-
-    def gradients(x, kernel, g):
-        return jax.vjp(plain, x, kernel)[1](g)
-
-    def gradients_on_cpu(x, kernel, g):
-        if not pointwise or explicitly_sharded(x, kernel):
-            return gradients(x, kernel, _fence(g))
-        pixels, g_pixels = x.reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3])
-        return (g_pixels @ kernel[0, 0].T).reshape(x.shape), reduced_like(
-            (pixels.T @ g_pixels).reshape(kernel.shape), kernel
-        )
-
-    def backward(saved, g):
-        return jax.lax.platform_dependent(*saved, jnp.asarray(g), cpu=gradients_on_cpu, default=gradients)
-
-    function = jax.custom_vjp(plain)
-
-    def forward(x, kernel):
-        if not pointwise:
-            x = jax.lax.platform_dependent(x, cpu=_fence, default=lambda x: x)
-        return plain(x, kernel), (x, kernel)
-
-    function.defvjp(forward, backward)
-    return function(x, kernel)
-
-
-def _fence(x: jax.Array) -> jax.Array:
-    """`x`, as a map that XLA:CPU builds once.
-
-    It would fuse the steps before (a batch norm, a ReLU) into the transposition that the gradient of a kernel begins
-    with, where they take several times as long; an update in place is not fused, and a barrier is gone by then.
-    """
-    first = x[:, :, :1, :1]  # all of the axes over which devices may share the map
-    return jax.lax.dynamic_update_slice(x, first, (0,) * x.ndim)
-
-
 def pixel_shuffle(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 w2 c2"]:
     """Depth to space: factor**2 channels become a factor x factor block of pixels, in torch's order of channels.
 
@@ -228,7 +233,4 @@ def pixel_shuffle(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "
         raise ValueError(
             f"pixel_shuffle by {factor} needs NHWC maps with channels in multiples of {factor**2}, got {x.shape}"
         )
-    batch, height, width, channels = x.shape
-    out = channels // factor**2
-    x = x.reshape(batch, height, width, out, factor, factor)
-    return x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, height * factor, width * factor, out)
+    return reference.pixel_shuffle(x, factor)

@@ -48,17 +48,15 @@ class Taps(NamedTuple):
 
     def transpose(self) -> "Taps":
         """The table of the adjoint: for every input, the outputs that read it."""
-        readers: list[list[tuple[int, float]]] = [[] for _ in range(self.inputs)]
-        for row, (indices, weights) in enumerate(zip(self.indices, self.weights, strict=True)):
-            for index, weight in zip(indices, weights, strict=True):
-                if weight:
-                    readers[index].append((row, weight))
-        taps = max(1, *(len(reader) for reader in readers))
-        indices = np.zeros((self.inputs, taps), self.indices.dtype)
-        weights = np.zeros((self.inputs, taps), self.weights.dtype)
-        for row, reader in enumerate(readers):
-            for tap, (index, weight) in enumerate(reader):
-                indices[row, tap], weights[row, tap] = index, weight
+        outputs, taps = np.nonzero(self.weights)
+        order = np.argsort(self.indices[outputs, taps], kind="stable")
+        outputs, taps = outputs[order], taps[order]
+        readers = np.bincount(self.indices[outputs, taps], minlength=self.inputs)
+        row = np.repeat(np.arange(self.inputs), readers)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(readers) - readers, readers)
+        indices = np.zeros((self.inputs, max(1, readers.max())), self.indices.dtype)
+        weights = np.zeros(indices.shape, self.weights.dtype)
+        indices[row, place], weights[row, place] = outputs, self.weights[outputs, taps]
         return Taps.of(indices, weights, len(self.indices))
 
 
@@ -74,11 +72,7 @@ def nearest_taps(inputs: int, outputs: int, half_pixel: bool) -> Taps:
 @functools.lru_cache(maxsize=1024)
 def bilinear_taps(inputs: int, outputs: int, align_corners: bool) -> Taps:
     """Taps of linear interpolation along one axis."""
-    rows = np.arange(outputs, dtype=np.float64)
-    if align_corners:
-        positions = rows * ((inputs - 1) / (outputs - 1)) if outputs > 1 else 0 * rows
-    else:
-        positions = np.maximum((rows + 0.5) * (inputs / outputs) - 0.5, 0)
+    positions = np.maximum(_positions(inputs, outputs, align_corners), 0)
     low = np.minimum(np.floor(positions).astype(int), inputs - 1)
     high = np.minimum(low + 1, inputs - 1)
     fraction = positions - low
@@ -88,11 +82,7 @@ def bilinear_taps(inputs: int, outputs: int, align_corners: bool) -> Taps:
 @functools.lru_cache(maxsize=1024)
 def bicubic_taps(inputs: int, outputs: int, align_corners: bool) -> Taps:
     """Taps of cubic convolution along one axis, with a = -0.75; beyond the border the border's pixel repeats."""
-    rows = np.arange(outputs, dtype=np.float64)
-    if align_corners:
-        positions = rows * ((inputs - 1) / (outputs - 1)) if outputs > 1 else 0 * rows
-    else:
-        positions = (rows + 0.5) * (inputs / outputs) - 0.5
+    positions = _positions(inputs, outputs, align_corners)
     low = np.floor(positions).astype(int)
     distance = np.abs((positions - low)[:, None] - np.arange(-1, 3))
     a = -0.75
@@ -100,6 +90,14 @@ def bicubic_taps(inputs: int, outputs: int, align_corners: bool) -> Taps:
     far = a * (((distance - 5) * distance + 8) * distance - 4)
     weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
     return Taps.of(np.clip(low[:, None] + np.arange(-1, 3), 0, inputs - 1), weights, inputs)
+
+
+def _positions(inputs: int, outputs: int, align_corners: bool) -> np.ndarray:
+    """Where the centres of the outputs lie among those of the inputs."""
+    rows = np.arange(outputs, dtype=np.float64)
+    if align_corners:
+        return rows * ((inputs - 1) / max(outputs - 1, 1))
+    return (rows + 0.5) * (inputs / outputs) - 0.5
 
 
 def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:

@@ -16,7 +16,6 @@ from densezoo.ops.checks import check_maps
 from densezoo.ops.convolution import conv, phase_conv
 from densezoo.ops.implementation import chosen
 from densezoo.ops.resize import resize_bilinear
-from densezoo.ops.winograd import tile_size, winograd_conv
 from densezoo.types import accumulator_dtype
 
 METHODS = ("nearest", "bilinear", "bilinear_align_corners")
@@ -52,26 +51,18 @@ def upsample_concat_conv(
     _check(x, skip, kernel, method)
     if chosen() == "reference":
         return reference.upsample_concat_conv(x, skip, kernel, method=method, skip_first=skip_first)
-    of_x, of_skip = kernel, None
-    if skip is not None:
-        first = skip.shape[-1] if skip_first else x.shape[-1]
-        of_x, of_skip = kernel[:, :, :first], kernel[:, :, first:]
-        if skip_first:
-            of_x, of_skip = of_skip, of_x
+    if skip is not None and skip_first:
+        kernel = jnp.roll(kernel, x.shape[-1], axis=2)  # x's channels come first from here on
 
-    def rewritten(x, skip, of_x, of_skip):
-        y = _upsample_conv(x, of_x, method)
-        return y if skip is None else y + _conv(skip, of_skip)
+    def rewritten(x, skip, kernel):
+        y = _upsample_conv(x, kernel[:, :, : x.shape[-1]], method)
+        return y if skip is None else y + conv(skip, kernel[:, :, x.shape[-1] :], padding=1)
 
     if chosen() == "pallas" and method == "nearest":
         from densezoo.ops import pallas  # slow to import
 
-        joined = of_x if of_skip is None else jnp.concatenate([of_x, of_skip], axis=2)
-        first = x.shape[-1]
-        return pallas.upsample_concat_conv(
-            x, skip, joined, plain=lambda x, skip, k: rewritten(x, skip, k[:, :, :first], k[:, :, first:])
-        )
-    return rewritten(x, skip, of_x, of_skip)
+        return pallas.upsample_concat_conv(x, skip, kernel, plain=rewritten)
+    return rewritten(x, skip, kernel)
 
 
 def _upsample_conv(x, kernel, method):
@@ -80,7 +71,7 @@ def _upsample_conv(x, kernel, method):
     size = (2 * x.shape[1], 2 * x.shape[2])
     # A bilinear pixel depends on 2x2 others, so a phase would need 3x3 taps: no fewer multiplications, and other
     # ones at the border.
-    return _conv(resize_bilinear(x, size, align_corners=method == "bilinear_align_corners"), kernel)
+    return conv(resize_bilinear(x, size, align_corners=method == "bilinear_align_corners"), kernel, padding=1)
 
 
 # The three rows of the window are, of the small map, pixels -1, 0, 0 in phase 0 and 0, 0, 1 in phase 1.
@@ -101,12 +92,6 @@ def _phase_kernel(kernel):
             rows = fold([wide[i] for i in range(3)], p)
             phases.append(jnp.stack([jnp.stack(fold([row[j] for j in range(3)], q)) for row in rows]))
     return jnp.concatenate(phases, axis=-1).astype(kernel.dtype)
-
-
-def _conv(x, kernel):
-    if chosen() == "winograd" and (tile := tile_size(x.shape, kernel.shape)):
-        return winograd_conv(x, kernel, tile=tile)
-    return conv(x, kernel, padding=1)
 
 
 def _check(x, skip, kernel, method):

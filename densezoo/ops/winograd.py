@@ -54,7 +54,7 @@ def tile_size(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> int | 
     """The tile with which Winograd's algorithm was faster on CPU (docs/benchmarks.md); None where it was not."""
     batch, height, width, _ = x_shape
     fewest, most = min(kernel_shape[2:]), max(kernel_shape[2:])
-    if kernel_shape[:2] != (3, 3) or fewest < 64 or most > 384 or height * width > 64 * 64:
+    if kernel_shape[:2] != (3, 3) or fewest < 64 or most > 384 or height * width > 32 * 32:
         return None
     tile = 4 if fewest <= 128 else 2
     # With few tiles the transform of the kernel costs more than it saves.

@@ -8,13 +8,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float
 
+from densezoo.ops.checks import check_maps
 from densezoo.ops.pallas.launch import (
     Backend,
     after,
     before,
     by_platform,
     channel_block,
-    check_maps,
     gpu_flat_call,
     lane_bytes,
     ravel,

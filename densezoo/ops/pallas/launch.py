@@ -49,14 +49,6 @@ def supported(elements: int, *arrays: jax.Array | None) -> bool:
     return dtypes in ({jnp.dtype("float32")}, {jnp.dtype("bfloat16")}) and elements < 2**30
 
 
-def check_maps(x: jax.Array) -> None:
-    """Raises unless `x` holds NHWC float maps."""
-    if x.ndim != 4 or 0 in x.shape:
-        raise ValueError(f"expected NHWC maps with no empty axis, got shape {x.shape}")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"expected float maps, got {x.dtype}: cast them first")
-
-
 def before(x: jax.Array, first: jax.Array, axis: int) -> jax.Array:
     """The neighbours at index - 1 along `axis`; `first` stands before the first."""
     size = x.shape[axis]

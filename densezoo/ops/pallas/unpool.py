@@ -8,11 +8,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float, Int8
 
+from densezoo.ops.checks import check_maps
 from densezoo.ops.pallas.launch import (
     Backend,
     by_platform,
     channel_block,
-    check_maps,
     gpu_flat_call,
     lane_bytes,
     ravel,

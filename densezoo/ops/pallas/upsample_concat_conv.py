@@ -9,12 +9,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float
 
+from densezoo.ops.checks import check_maps
 from densezoo.ops.pallas.launch import (
     Backend,
     after,
     before,
     by_platform,
-    check_maps,
     lane_bytes,
     rows_that_fit,
     supported,
