@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types doctest docs clean
+.PHONY: demo test parity lint types doctest docs clean
 
 $(STAMP): pyproject.toml
 	@if command -v uv >/dev/null 2>&1; then \
@@ -20,6 +20,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 tests
+
+parity: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m parity tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -75,10 +75,16 @@ class NetworkOptions(Options):
 
 
 def make_model(pair: tuple[str, str], options: NetworkOptions, impl: str, dtype: str | None = None) -> Any:
-    """A model of the zoo that computes in a dtype, that of the options unless another is given."""
+    """A model of the zoo that computes in a dtype, that of the options unless another is given.
+
+    Without dropout, whose random numbers no two forms share.
+    """
     name, encoder = pair
     compute = jnp.bfloat16 if (dtype or options.dtype) == "bfloat16" else None
-    return dz.create_model(name, encoder, options.num_classes, dtype=compute, impl=impl)
+    model = dz.create_model(name, encoder, options.num_classes, dtype=compute, impl=impl)
+    if not hasattr(model.decoder, "dropout"):
+        return model
+    return model.clone(decoder=model.decoder.clone(dropout=0.0))
 
 
 def random_images(shape: tuple[int, int, int], seed: int) -> np.ndarray:
@@ -134,6 +140,9 @@ def make_smp_model(smp: Any, pair: tuple[str, str], options: NetworkOptions) -> 
         return None
     torch.manual_seed(options.seed)
     model = getattr(smp, SMP_MODELS[name])(encoder, encoder_weights=None, classes=options.num_classes).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
     generator = np.random.default_rng(options.seed)
     with torch.no_grad():
         for buffer, x in model.named_buffers():

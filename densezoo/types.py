@@ -31,12 +31,15 @@ class Pyramid:
       image_size: (height, width) of the encoder's input. With these two a decoder that goes on beyond the finest
         feature knows how many steps are left and ends exactly on the image. A pyramid made by hand may lack them: such
         a decoder then doubles as often as it has blocks.
+      tokens: for each feature what a transformer keeps beside its map, such as the class token, (batch, tokens,
+        channels); None if there is none. DPT reads them.
     """
 
     features: tuple[jax.Array, ...]
     pool_indices: tuple[jax.Array, ...] | None = None
     reductions: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
     image_size: Size | None = struct.field(pytree_node=False, default=None)
+    tokens: tuple[jax.Array, ...] | None = None
 
 
 def accumulator_dtype(dtype: Dtype) -> Dtype:

@@ -23,9 +23,8 @@ from densezoo.blocks import (
     ResizeConv,
     TransposedConv,
 )
-from densezoo.decoders import FPNDecoder, SegNetDecoder, UNetDecoder
-from densezoo.encoders import ENCODERS, VGG, PlainEncoder
-from densezoo.heads import SegmentationHead
+from densezoo.blueprints import BLUEPRINTS, Blueprint
+from densezoo.encoders import ENCODERS
 from densezoo.models import SegmentationModel
 from densezoo.types import Dtype, ModuleDef
 
@@ -49,88 +48,7 @@ SKIPS: dict[str, ModuleDef] = {"concat": ConcatSkip, "add": LateralAdd}
 """Names of skips, for command lines; the `skip` field of a U-Net takes the factory itself."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Blueprint:
-    """A family of the zoo: its summary, and how `create_model` builds it.
-
-    Attributes:
-        name: as `create_model` takes it.
-        description: what it is, in a sentence.
-        skip_strategy: how the encoder's detail reaches the output.
-        excels_at: what to use it for.
-        paper: authors, year, address.
-        decoder: its class; its fields are `create_model`'s further arguments.
-        encoder: name of the default encoder.
-        head: its class or a partial of it.
-        decoder_fields: fields of the decoder that follow from the encoder.
-    """
-
-    name: str
-    description: str
-    skip_strategy: str
-    excels_at: str
-    paper: str
-    decoder: Callable[..., nn.Module]
-    encoder: str
-    head: Callable[..., nn.Module] = SegmentationHead
-    decoder_fields: Callable[[nn.Module], dict[str, Any]] = lambda encoder: {}
-
-
-def _unet_fields(encoder: nn.Module) -> dict[str, Any]:
-    if isinstance(encoder, PlainEncoder):
-        return {"features": tuple(reversed(encoder.features[:-1]))}
-    # segmentation_models_pytorch convolves twice more on top of a VGG.
-    return {"center": isinstance(encoder, VGG)}
-
-
-def _fpn_fields(encoder: nn.Module) -> dict[str, Any]:
-    return {"levels": min(4, len(reductions(encoder)))}
-
-
-def _segnet_fields(encoder: nn.Module) -> dict[str, Any]:
-    if isinstance(encoder, PlainEncoder):
-        return {"stage_sizes": (2,) * (len(encoder.features) - 1)}
-    if isinstance(encoder, VGG):
-        # The mirror image of the encoder, whose last convolution is the head.
-        first, *others = encoder.stage_sizes
-        return {"stage_sizes": (*reversed(others), max(1, first - 1))}
-    return {}
-
-
-_MODELS = (
-    Blueprint(
-        name="unet",
-        description="A symmetric decoder that climbs back scale by scale, two convolutions at each.",
-        skip_strategy="concatenates the encoder's map at every scale",
-        excels_at="pixel-precise segmentation, little data, diffusion backbones",
-        paper="Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597",
-        decoder=UNetDecoder,
-        encoder="resnet34",
-        decoder_fields=_unet_fields,
-    ),
-    Blueprint(
-        name="fpn",
-        description="A light top-down pyramid with equal channels at every scale, summed up at 1/4 of the image.",
-        skip_strategy="adds 1x1 lateral convolutions of the encoder's maps",
-        excels_at="multi-scale objects, detection and panoptic segmentation on the same features",
-        paper="Lin et al. 2016, https://arxiv.org/abs/1612.03144; Kirillov et al. 2019, https://arxiv.org/abs/1901.02446",
-        decoder=FPNDecoder,
-        encoder="resnet34",
-        head=partial(SegmentationHead, kernel_size=1),
-        decoder_fields=_fpn_fields,
-    ),
-    Blueprint(
-        name="segnet",
-        description="A mirror image of a VGG that puts every value back to where its maximum was pooled from.",
-        skip_strategy="unpools with the saved max-pooling indices",
-        excels_at="segmentation when memory is limited: indices instead of maps are kept",
-        paper="Badrinarayanan et al. 2015, https://arxiv.org/abs/1511.00561",
-        decoder=SegNetDecoder,
-        encoder="vgg16_bn",
-        decoder_fields=_segnet_fields,
-    ),
-)
-MODELS = {blueprint.name: blueprint for blueprint in _MODELS}
+MODELS = {blueprint.name: blueprint for blueprint in BLUEPRINTS}
 
 
 def blueprints() -> tuple[Blueprint, ...]:
@@ -140,7 +58,7 @@ def blueprints() -> tuple[Blueprint, ...]:
         >>> [b.skip_strategy for b in blueprints() if b.name == "segnet"]
         ['unpools with the saved max-pooling indices']
     """
-    return _MODELS
+    return BLUEPRINTS
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -210,7 +128,8 @@ def create_model(
             encoder: for another norm there too, pass `encoder=create_encoder(name, norm=...)`.
 
     Raises:
-        ValueError: an unknown name or `impl`, or a `dtype` that an encoder given as a module does not have.
+        ValueError: an unknown name or `impl`, an encoder that this decoder cannot take, or a `dtype` that an encoder
+          given as a module does not have.
         TypeError: an unknown field.
 
     Example:
@@ -230,13 +149,15 @@ def create_model(
         raise ValueError(f"frozen is a tuple of names among encoder, decoder and head; got {frozen!r}")
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     if encoder is None or isinstance(encoder, str):
-        encoder = create_encoder(encoder or blueprint.encoder, **dtypes)
+        encoder = _encoder_for(blueprint, encoder or blueprint.encoder, dtypes)
     if not isinstance(encoder, nn.Module):
         raise TypeError(f"encoder is a name or an encoder, such as dz.PlainEncoder(); got {encoder!r}")
     if dtype is not None and getattr(encoder, "dtype", dtype) != dtype:
         raise ValueError(
             f"the encoder given computes in dtype={getattr(encoder, 'dtype', None)}: make it with {dtype=}"
         )
+    if misfit := blueprint.misfit(encoder):
+        raise ValueError(f"{name} does not go with this encoder: {misfit}")
     return SegmentationModel(
         encoder=encoder,
         decoder=blueprint.decoder(**(blueprint.decoder_fields(encoder) | fields), **dtypes),
@@ -246,9 +167,17 @@ def create_model(
     )
 
 
-def reductions(encoder: nn.Module) -> tuple[int, ...]:
-    """Image size over feature size for each feature of an encoder, fine to coarse."""
-    return encoder.reductions  # pyright: ignore[reportAttributeAccessIssue]
+def _encoder_for(blueprint: Blueprint, name: str, dtypes: dict[str, Any]) -> nn.Module:
+    fields = dict(blueprint.encoder_fields)
+    known = _fields(look_up(name, ENCODERS, "encoder"))
+    for field, value in fields.items():
+        if field not in known:
+            able = [other for other, constructor in ENCODERS.items() if field in _fields(constructor)]
+            raise ValueError(
+                f"{blueprint.name} needs an encoder with {field}={value}, which {name} cannot have; there are:"
+                f" {', '.join(able)}"
+            )
+    return create_encoder(name, **fields, **dtypes)
 
 
 def look_up(name: str, table: dict[str, T], kind: str) -> T:
@@ -259,11 +188,15 @@ def look_up(name: str, table: dict[str, T], kind: str) -> T:
 
 
 def _check_fields(constructor: Callable[..., Any], fields: dict[str, Any], what: str) -> None:
-    cls = constructor.func if isinstance(constructor, partial) else constructor
-    known = [field.name for field in dataclasses.fields(cls) if field.init and field.name not in ("parent", "name")]  # pyright: ignore[reportArgumentType]
+    known = _fields(constructor)
     for field in fields:
         if field not in known:
             raise TypeError(f"{what} has no argument {field!r}; {_nearest(field, known)}")
+
+
+def _fields(constructor: Callable[..., Any]) -> list[str]:
+    cls = constructor.func if isinstance(constructor, partial) else constructor
+    return [field.name for field in dataclasses.fields(cls) if field.init and field.name not in ("parent", "name")]  # pyright: ignore[reportArgumentType]
 
 
 def _nearest(name: object, choices: Iterable[str]) -> str:

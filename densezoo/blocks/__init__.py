@@ -7,37 +7,57 @@ Conventions, so that blocks fit together:
 - `upsample`, `skip`, `norm` fields hold factories: a Module class or a `functools.partial` of one.
 """
 
+from densezoo.blocks.attention import SCSE, ChannelGate
 from densezoo.blocks.content_aware import CARAFE, DySample
 from densezoo.blocks.conv import Conv, ConvNormAct, DoubleConv
 from densezoo.blocks.deferred import Upsampled
-from densezoo.blocks.initializers import he_normal_fan_out, he_uniform, he_uniform_transposed, icnr
-from densezoo.blocks.norm import BatchNorm, GroupNorm, build, norm_act
+from densezoo.blocks.initializers import (
+    he_normal_fan_out,
+    he_uniform,
+    he_uniform_transposed,
+    icnr,
+    torch_bias,
+    torch_uniform,
+    truncated_normal,
+)
+from densezoo.blocks.norm import BatchNorm, GroupNorm, LayerNorm, build, norm_act
+from densezoo.blocks.regularize import DropPath, SpatialDropout, drop_path_rates, run_block
 from densezoo.blocks.skips import ConcatSkip, LateralAdd, step_up
 from densezoo.blocks.upsamplers import Bicubic, Bilinear, Nearest, PixelShuffle, ResizeConv, TransposedConv, defer
 
 __all__ = [
-    "CARAFE",
     "BatchNorm",
     "Bicubic",
     "Bilinear",
+    "CARAFE",
+    "ChannelGate",
     "ConcatSkip",
     "Conv",
     "ConvNormAct",
     "DoubleConv",
+    "DropPath",
     "DySample",
     "GroupNorm",
     "LateralAdd",
+    "LayerNorm",
     "Nearest",
     "PixelShuffle",
     "ResizeConv",
+    "SCSE",
+    "SpatialDropout",
     "TransposedConv",
     "Upsampled",
     "build",
     "defer",
+    "drop_path_rates",
     "he_normal_fan_out",
     "he_uniform",
     "he_uniform_transposed",
     "icnr",
     "norm_act",
+    "run_block",
     "step_up",
+    "torch_bias",
+    "torch_uniform",
+    "truncated_normal",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,12 @@ class Conv(nn.Module):
     """Convolution with torch's explicit padding: `kernel_size // 2 * dilation` pixels of zeros on every side.
 
     It takes an array, or an `Upsampled` that it convolves without building it.
+
+    Args (fields):
+        padding: pixels of zeros on every side, where they are not torch's usual ones (an even kernel needs it said), or
+          "SAME": as many as TensorFlow's padding of that name, more of them below and to the right.
+        kernel_init: initialiser of the kernel, and
+        bias_init: of the bias.
     """
 
     features: int
@@ -27,23 +34,28 @@ class Conv(nn.Module):
     dilation: int = 1
     groups: int = 1
     use_bias: bool = True
+    padding: int | Literal["SAME"] | None = None
     kernel_init: Initializer = he_uniform
+    bias_init: Initializer = nn.initializers.zeros
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"] | Upsampled) -> Float[Array, "b h2 w2 d"]:
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={self.kernel_size}: an even kernel has no middle and would change the size")
+        if self.kernel_size % 2 == 0 and self.padding is None:
+            raise ValueError(
+                f"kernel_size={self.kernel_size}: an even kernel has no middle and changes the size: give padding"
+            )
         if self.features % self.groups or x.shape[-1] % self.groups:
             raise ValueError(f"groups={self.groups} must divide the {x.shape[-1]} channels in and {self.features} out")
         size = self.kernel_size
         shape = (size, size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype) if self.use_bias else None
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
         dtype = jnp.result_type(*jax.tree.leaves((x, kernel))) if self.dtype is None else self.dtype
         kernel = jnp.asarray(kernel).astype(dtype)
-        if isinstance(x, Upsampled) and (size, self.strides, self.dilation, self.groups) == (3, 1, 1, 1):
+        padding = size // 2 * self.dilation if self.padding is None else self.padding
+        if isinstance(x, Upsampled) and (size, self.strides, padding, self.dilation, self.groups) == (3, 1, 1, 1, 1):
             y = x.conv(kernel, dtype)
         else:
             x = x.build() if isinstance(x, Upsampled) else jnp.asarray(x)
@@ -51,18 +63,25 @@ class Conv(nn.Module):
                 x.astype(dtype),
                 kernel,
                 strides=self.strides,
-                padding=size // 2 * self.dilation,
+                padding=_same(x.shape, size, self.strides, self.dilation) if padding == "SAME" else padding,
                 dilation=self.dilation,
                 groups=self.groups,
             )
         return y if bias is None else y + jnp.expand_dims(bias.astype(dtype), (0, 1, 2))
 
 
+def _same(shape: tuple[int, ...], size: int, strides: int, dilation: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """TensorFlow's padding: so much that ceil(n / strides) windows fit; the odd pixel goes to the end."""
+    missing = [max((-(-n // strides) - 1) * strides + dilation * (size - 1) + 1 - n, 0) for n in shape[1:3]]
+    rows, columns = ((n // 2, n - n // 2) for n in missing)
+    return rows, columns
+
+
 class ConvNormAct(nn.Module):
     """Convolution, normalisation, activation: the brick of every network here.
 
     `norm=None` leaves the normalisation out, `act=None` the activation. The convolution has a bias where no
-    normalisation follows, or where `use_bias` says so.
+    normalisation follows, or where `use_bias` says so. `padding` and the initialiser are those of `Conv`.
     """
 
     features: int
@@ -71,6 +90,7 @@ class ConvNormAct(nn.Module):
     dilation: int = 1
     groups: int = 1
     use_bias: bool | None = None
+    padding: int | Literal["SAME"] | None = None
     norm: ModuleDef | None = BatchNorm
     act: Callable[[jax.Array], jax.Array] | None = nn.relu
     kernel_init: Initializer = he_uniform
@@ -86,6 +106,7 @@ class ConvNormAct(nn.Module):
             self.dilation,
             self.groups,
             use_bias=self.norm is None if self.use_bias is None else self.use_bias,
+            padding=self.padding,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -1,6 +1,7 @@
 """Initialisers that the reference implementations use."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from densezoo.types import Initializer
@@ -10,6 +11,22 @@ he_normal_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out"
 
 he_uniform: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 """segmentation_models_pytorch's initialiser of decoders (He et al. 2015)."""
+
+torch_uniform: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""What torch gives convolutions and linear layers whose author chose nothing; `torch_bias` goes with it."""
+
+
+def torch_bias(fan_in: int) -> Initializer:
+    """What torch gives the bias of a convolution or linear layer that sums `fan_in` numbers: +-1 / sqrt(fan_in)."""
+
+    def initialise(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+    return initialise
+
+
+truncated_normal: Initializer = nn.initializers.truncated_normal(0.02, lower=-2 / 0.02, upper=2 / 0.02)
+"""timm's `trunc_normal_(std=0.02)` of transformers: its cut, at +-2, is a hundred deviations away."""
 
 # Each pixel of a transposed convolution with stride 2 sums a quarter of the kernel's taps, hence four times the
 # variance of he_uniform.

@@ -89,6 +89,28 @@ class GroupNorm(nn.Module):
         return y.astype(dtype)
 
 
+class LayerNorm(nn.Module):
+    """Layer normalisation over the channels of every pixel or token.
+
+    Statistics are taken in float32. Ba et al., 2016, https://arxiv.org/abs/1607.06450.
+    """
+
+    epsilon: float = 1e-6
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        dtype = x.dtype if self.dtype is None else self.dtype
+        wide = x.astype(accumulator_dtype(jnp.promote_types(x.dtype, dtype)))
+        scale, bias = (jnp.expand_dims(p.astype(wide.dtype), range(x.ndim - 1)) for p in (scale, bias))
+        centred = wide - wide.mean(-1, keepdims=True)
+        var = jnp.square(centred).mean(-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(var + self.epsilon) * scale + bias).astype(dtype)
+
+
 def build(factory: ModuleDef, **fields: Any) -> Any:
     """Calls a module factory, and says so kindly if it is a module already (which several places would share)."""
     if not callable(factory):

@@ -13,7 +13,8 @@ from typing import Annotated
 
 import tyro
 
-from densezoo.zoo import blueprints, create_encoder, list_encoders, reductions
+from densezoo.blueprints import reductions
+from densezoo.zoo import blueprints, create_encoder, list_encoders
 
 BEGIN, END = "<!-- zoo:begin -->", "<!-- zoo:end -->"
 

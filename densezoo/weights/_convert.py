@@ -14,8 +14,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from densezoo.weights._files import open_containers, read_checkpoint
-from densezoo.weights._names import FAMILIES, KERNELS, LEAVES, NEVER_NEEDED, Family, Naming
 from densezoo.weights._report import Misfit
+from densezoo.weights.names import FAMILIES
+from densezoo.weights.names.rules import KERNELS, LEAVES, NEVER_NEEDED, Family, Naming
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 Path = tuple[str, ...]
@@ -211,10 +212,12 @@ def _choose(parts: dict[str, nn.Module], paths: dict[str, list[Path]], names: Na
 def _reference(path: Path, naming: Naming | None, start: int) -> tuple[str | None, str]:
     """Name there of the array at `path`, whose module's path begins at `start`, and its kernel's kind."""
     *module, leaf = path[start:]
-    found = naming.find("/".join(module)) if naming is not None else None
-    if found is None or leaf not in LEAVES:
+    if naming is None:
         return None, "conv"
-    return f"{found[0]}.{LEAVES[leaf]}", found[1]
+    found = naming.find("/".join(module))
+    if found is not None and leaf in LEAVES:
+        return f"{found[0]}.{LEAVES[leaf]}", found[1]
+    return naming.find("/".join(path[start:])) or (None, "conv")
 
 
 def _slot(path: Path, array: jax.ShapeDtypeStruct, naming: Naming | None, start: int) -> Slot:

@@ -15,7 +15,9 @@ from densezoo.heads import SegmentationHead
 from densezoo.models import SegmentationModel
 from densezoo.types import ModuleDef
 from densezoo.weights._convert import from_torch, read_names
-from densezoo.weights._names import FAMILIES, PLAIN, Naming
+from densezoo.weights.names import FAMILIES
+from densezoo.weights.names.plain import PLAIN
+from densezoo.weights.names.rules import Naming
 
 _BILINEAR = partial(Bilinear, align_corners=True)  # as most of these have it
 

@@ -1,0 +1,56 @@
+"""Gates: numbers between 0 and 1 that weigh channels or pixels."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.blocks.conv import Conv
+from densezoo.blocks.initializers import he_uniform
+from densezoo.types import Dtype, Initializer, accumulator_dtype
+
+
+class ChannelGate(nn.Module):
+    """Squeeze-and-excitation's gate, one for every channel, from the means of all: `x * ChannelGate(16)(x)`.
+
+    Args (fields):
+        hidden: channels between the two 1x1 convolutions.
+        act: activation between them.
+        gate: what brings their result into 0..1.
+
+    Hu et al., Squeeze-and-excitation networks, 2017. https://arxiv.org/abs/1709.01507
+    """
+
+    hidden: int
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    gate: Callable[[jax.Array], jax.Array] = nn.sigmoid
+    kernel_init: Initializer = he_uniform
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
+        fields = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        mean = x.mean((1, 2), keepdims=True, dtype=accumulator_dtype(x.dtype)).astype(x.dtype)
+        y = self.act(Conv(self.hidden, 1, name="reduce", **fields)(mean))
+        return self.gate(Conv(x.shape[-1], 1, name="expand", **fields)(y))
+
+
+class SCSE(nn.Module):
+    """Concurrent spatial and channel squeeze and excitation: a gate for every channel, another for every pixel.
+
+    Roy et al., 2018. https://arxiv.org/abs/1808.08127
+    """
+
+    reduction: int = 16
+    kernel_init: Initializer = he_uniform
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        fields = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        channels = ChannelGate(max(1, x.shape[-1] // self.reduction), name="channels", **fields)(x)
+        return x * channels + x * nn.sigmoid(Conv(1, 1, name="pixels", **fields)(x))

@@ -1,0 +1,43 @@
+"""What is left out in training: channels, and whole branches."""
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+
+class SpatialDropout(nn.Module):
+    """Drops whole channels of each sample in training and scales up the others; needs a `dropout` random key.
+
+    Tompson et al., Efficient object localization using convolutional networks, 2014. https://arxiv.org/abs/1411.4280
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
+        return nn.Dropout(self.rate, broadcast_dims=(1, 2))(x, deterministic=not train)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch of whole samples in training and scales it up in the others.
+
+    Needs a `dropout` random key where the rate is not 0. Huang et al., 2016, https://arxiv.org/abs/1603.09382.
+    """
+
+    rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *s c"], *, train: bool = False) -> Float[Array, "b *s c"]:
+        return nn.Dropout(self.rate, broadcast_dims=tuple(range(1, x.ndim)))(x, deterministic=not train)
+
+
+def drop_path_rates(rate: float, count: int) -> list[float]:
+    """From 0 at the first of `count` blocks in equal steps to `rate` at the last, as timm has it."""
+    return [rate * index / max(count - 1, 1) for index in range(count)]
+
+
+def run_block(block: nn.Module, *arrays: jax.Array, train: bool, remat: bool) -> jax.Array:
+    """`block(*arrays, train=train)`; with `remat` its inner maps are worked out anew in the backward pass, not kept."""
+    if not remat:
+        return block(*arrays, train=train)  # pyright: ignore[reportCallIssue]
+    return nn.remat(lambda module, *arrays: module(*arrays, train=train))(block, *arrays)

@@ -1,0 +1,82 @@
+"""The form of a table of names: how a reference calls the modules of a family, and what their arrays are called.
+
+A module's parameters lie here under paths such as `layer1_0/conv2/norm`; a naming says what a reference calls that
+module, `layer1.0.bn2`. What the arrays in a module are called, and how their axes lie, depends on the array alone and
+is in `LEAVES` and `KERNELS`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+SMP = "segmentation_models_pytorch"
+TIMM = "torchvision and timm"
+DETECTORS = "torchvision's detectors"
+"""Whose names a naming has."""
+
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+"""Names of arrays here to names there."""
+
+KERNELS = {"conv": (2, 3, 1, 0), "conv_transpose": (2, 3, 0, 1), "dense": (1, 0)}
+"""For each kind of kernel, which axis there becomes each axis here: OIHW to HWIO, IOHW to HWIO, OI to IO."""
+
+NEVER_NEEDED = r"(.*\.)?num_batches_tracked|classification_head\..*"
+"""Names that no model here has a place for: a counter, and smp's auxiliary classifier."""
+
+
+class Rule(NamedTuple):
+    """A pattern of paths here, the name there (a template of the match, or a function of it), and the kernels' kind.
+
+    A path is that of a module, whose arrays have the names of `LEAVES`; or that of an array that is not one of those,
+    such as `stage0_block1/gamma`, and then the name there is the array's own.
+    """
+
+    path: str
+    name: str | Callable[[re.Match[str]], str]
+    kernel: str = "conv"
+
+
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """One way in which references name a module's parameters.
+
+    Attributes:
+      source: whose names they are, for messages.
+      rules: the first whose pattern is the whole path counts.
+      prefix: before every name.
+      ignored: a pattern of names that belong to the reference's version of this module, and that have no place here.
+    """
+
+    source: str
+    rules: Sequence[Rule]
+    prefix: str = ""
+    ignored: str = ""
+
+    def find(self, path: str) -> tuple[str, str] | None:
+        """The name of the module at `path`, and its kernel's kind; None if the reference has no such module."""
+        for rule in self.rules:
+            match = re.fullmatch(rule.path, path)
+            if match:
+                name = match.expand(rule.name) if isinstance(rule.name, str) else rule.name(match)
+                return self.prefix + name, rule.kernel
+        return None
+
+
+class Family(NamedTuple):
+    """The namings of a class of modules, and for an encoder the path of its first convolution."""
+
+    namings: Callable[[Any], Sequence[Naming]]
+    stem: str | None = None
+
+
+def backbone(rules: Sequence[Rule]) -> list[Naming]:
+    """The places where a backbone from torchvision or timm is found: on its own, or within a larger model."""
+    return [
+        Naming(SMP, rules, "encoder."),
+        Naming(TIMM, rules, "", ignored=r"(fc|classifier|head|pre_logits)\..*"),
+        Naming(DETECTORS, rules, "backbone.body."),
+        Naming(DETECTORS, rules, "body."),
+        Naming("torchvision's segmentation models", rules, "backbone."),
+        Naming(SMP, rules, "encoder.model."),  # its "tu-" encoders
+    ]
