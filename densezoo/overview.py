@@ -1,0 +1,181 @@
+"""A model at a glance: for each of its rooms the shape of its result, its parameters, FLOPs and bytes."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+from jax.extend import core
+
+from densezoo import ops
+from densezoo.types import Dtype, Pyramid
+
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """A module of the model, with all that is in it.
+
+    Attributes:
+        path: names of modules, from the model inwards; empty for the model itself.
+        shapes: of the arrays that it gives.
+        parameters: how many numbers it learns.
+        flops: of its convolutions and matrix products, two for each multiplication and addition.
+        bytes: of the arrays that it gives.
+    """
+
+    path: Path
+    shapes: tuple[tuple[int, ...], ...]
+    parameters: int
+    flops: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The rooms of a model, each before those in it; `print` shows a table.
+
+    Attributes:
+        rooms: the first is the model as a whole.
+        image_shape: of the images, NHWC.
+        parameter_bytes: of all parameters and running statistics.
+    """
+
+    rooms: tuple[Room, ...]
+    image_shape: tuple[int, ...]
+    parameter_bytes: int
+
+    def __str__(self) -> str:
+        rows = [("module", "result", "parameters", "GFLOPs", "MiB")]
+        for room in self.rooms:
+            name = "  " * len(room.path) + (room.path[-1] if room.path else f"images {_text([self.image_shape])}")
+            mebibytes = f"{room.bytes / 2**20:.2f}"
+            rows.append((name, _text(room.shapes), f"{room.parameters:,}", f"{room.flops / 1e9:.3f}", mebibytes))
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = [
+            "  ".join(f"{x:<{w}}" if i < 2 else f"{x:>{w}}" for i, (x, w) in enumerate(zip(row, widths, strict=True)))
+            for row in rows
+        ]
+        lines.insert(1, "-" * len(lines[0]))
+        return "\n".join([*lines, f"parameters and statistics: {self.parameter_bytes / 2**20:.2f} MiB"])
+
+
+def summary(
+    model: nn.Module, image_shape: Sequence[int] = (1, 256, 256, 3), *, depth: int = 2, dtype: Dtype = jnp.float32
+) -> Summary:
+    """Looks through a model without running it.
+
+    FLOPs are those of the architecture as one would write it down (`impl="reference"`): what the fast implementation
+    leaves out is counted.
+
+    Args:
+        model: a model, an encoder, or any other module that takes images.
+        image_shape: (batch, height, width, channels), or without the batch.
+        depth: how many modules deep to go.
+        dtype: of the images.
+
+    Raises:
+        ValueError: a shape that is not that of images.
+
+    Example:
+        >>> import densezoo as dz
+        >>> table = summary(dz.create_model("unet", "resnet18"), (224, 224, 3))
+        >>> table.rooms[0].parameters, table.rooms[0].shapes
+        (14328209, ((1, 224, 224, 1),))
+    """
+    shape = (1, *image_shape) if len(image_shape) == 3 else tuple(image_shape)
+    if len(shape) != 4 or min(shape) < 1:
+        raise ValueError(f"image_shape is (batch, height, width, channels) or without the batch; got {image_shape}")
+    images = jax.ShapeDtypeStruct(shape, dtype)
+    if hasattr(model, "impl"):
+        model = model.clone(impl="reference")
+    results: dict[Path, Any] = {}
+
+    def note(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        result = run(*args, **kwargs)
+        if context.method_name == "__call__":
+            results[context.module.path] = result.features if isinstance(result, Pyramid) else result
+        return result
+
+    def apply(variables: Any, images: Any) -> Any:
+        with nn.intercept_methods(note):
+            return model.apply(variables, images)
+
+    with ops.implementation("reference"):
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        # The results are those of tracing, which have shapes.
+        jaxpr = jax.make_jaxpr(apply)(variables, images)
+    flops: collections.Counter[Path] = collections.Counter()
+    for names, count in _counted(jaxpr.jaxpr):
+        path = _room(names, results)
+        flops.update({path[:end]: count for end in range(len(path) + 1)})
+    parameters: collections.Counter[Path] = collections.Counter()
+    arrays: Any = flatten_dict(variables.get("params", {}))
+    for path, array in arrays.items():
+        parameters.update({path[:end]: array.size for end in range(len(path))})
+    rooms = []
+    for path in _ordered(path for path in results if len(path) <= depth):
+        given = [leaf for leaf in jax.tree.leaves(results[path]) if hasattr(leaf, "shape")]
+        shapes = tuple(tuple(array.shape) for array in given)
+        size = sum(array.size * array.dtype.itemsize for array in given)
+        rooms.append(Room(path, shapes, parameters[path], flops[path], size))
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
+    return Summary(tuple(rooms), shape, weights)
+
+
+def _ordered(paths: Iterator[Path]) -> list[Path]:
+    """Each module before those in it, which ran first; otherwise as they ran."""
+    children: dict[Path, list[Path]] = {}
+    for path in paths:
+        children.setdefault(path[:-1] if path else ("",), []).append(path)
+
+    def walk(path: Path) -> list[Path]:
+        return [path, *(inner for child in children.get(path, []) if child for inner in walk(child))]
+
+    return walk(())
+
+
+def _counted(jaxpr: core.Jaxpr, outside: Path = ()) -> Iterator[tuple[Path, int]]:
+    """Names of modules around each convolution and matrix product, and its FLOPs."""
+    for equation in jaxpr.eqns:
+        names = (*outside, *str(equation.source_info.name_stack).split("/"))
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for inner in _inner(equation.params.values()):
+            for path, count in _counted(inner, names):
+                yield path, times * count
+        operands: list[Any] = [variable.aval for variable in equation.invars]
+        results: list[Any] = [variable.aval for variable in equation.outvars]
+        if equation.primitive.name == "conv_general_dilated":
+            kernel, layout = operands[1].shape, equation.params["dimension_numbers"]
+            # Every number of the result sums over all of a kernel's numbers for its output channel.
+            yield names, 2 * results[0].size * math.prod(kernel) // kernel[layout.rhs_spec[0]]
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            yield names, 2 * results[0].size * math.prod(operands[0].shape[axis] for axis in contracted)
+
+
+def _inner(params: Any) -> Iterator[core.Jaxpr]:
+    for value in params:
+        if isinstance(value, core.ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, core.Jaxpr):
+            yield value
+
+
+def _room(names: Path, rooms: dict[Path, Any]) -> Path:
+    """The innermost module that these names of scopes lead to."""
+    path: Path = ()
+    for name in names:
+        if (*path, name) in rooms:
+            path = (*path, name)
+    return path
+
+
+def _text(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in shapes)

@@ -1,0 +1,64 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+import densezoo as dz
+
+
+def test_counts_are_those_of_the_arithmetic():
+    encoder = dz.PlainEncoder(features=(4, 8), norm=None)
+    table = dz.summary(encoder, (2, 16, 12, 3), depth=3)
+    rooms = {room.path: room for room in table.rooms}
+    assert rooms["block0", "conv1", "conv"].flops == 2 * (2 * 16 * 12) * 4 * (9 * 3)
+    assert rooms["block1", "conv2", "conv"].flops == 2 * (2 * 8 * 6) * 8 * (9 * 8)
+    assert rooms[()].flops == sum(room.flops for path, room in rooms.items() if len(path) == 3)
+    assert rooms["block0",].parameters == 9 * 3 * 4 + 4 + 9 * 4 * 4 + 4
+    assert rooms["block0",].shapes == ((2, 16, 12, 4),)
+    assert rooms["block0",].bytes == 4 * 2 * 16 * 12 * 4
+    assert rooms[()].shapes == ((2, 16, 12, 4), (2, 8, 6, 8))
+
+
+@pytest.mark.parametrize("impl", ["auto", "winograd"])
+def test_all_parameters_are_counted_and_no_fast_form_changes_the_count(impl):
+    model = dz.create_model("unet", "resnet18", num_classes=3, impl=impl)
+    table = dz.summary(model, (64, 65, 3))
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))["params"]
+    assert table.rooms[0].parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert table.rooms[0].flops == dz.summary(model.clone(impl="reference"), (64, 65, 3)).rooms[0].flops
+    inner = [room for room in table.rooms if len(room.path) == 1]
+    assert [room.path for room in inner] == [("encoder",), ("decoder",), ("head",)]
+    assert sum(room.flops for room in inner) == table.rooms[0].flops
+
+
+def test_loops_and_groups_are_counted_whole():
+    class Looped(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            kernel = self.param("kernel", nn.initializers.ones, (8, 8))
+            x, _ = jax.lax.scan(lambda x, _: (x @ kernel, None), x, length=5)
+            return dz.Conv(8, 3, groups=4, name="grouped")(x)
+
+    rooms = {room.path: room for room in dz.summary(Looped(), (1, 4, 4, 8)).rooms}
+    assert rooms["grouped",].flops == 2 * (4 * 4 * 8) * (9 * 2)
+    assert rooms[()].flops == 5 * 2 * (4 * 4 * 8) * 8 + rooms["grouped",].flops
+
+
+def test_the_table_reads_from_the_whole_inwards():
+    lines = str(dz.summary(dz.create_model("fpn", "resnet18"), (32, 32, 3), depth=1)).splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "module",
+        "-" * len(lines[0]),
+        "images",
+        "encoder",
+        "decoder",
+        "head",
+        "parameters",
+    ]
+    assert len({len(line) for line in lines[:-1]}) == 1
+
+
+@pytest.mark.parametrize("shape", [(224, 224), (1, 0, 224, 3), (1, 1, 1, 1, 1)])
+def test_shapes_that_are_no_images_are_named(shape):
+    with pytest.raises(ValueError, match="image_shape is"):
+        dz.summary(dz.create_model("unet", "plain"), shape)
