@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import tyro
 
+from benchmarks.smp_models import SMP_MODELS, make
 from densezoo import metrics
 from densezoo.config import ModelConfig
 from densezoo.data import ImageMaskFolder, Subset, eval_batches, train_batches, transforms
@@ -45,9 +46,6 @@ class Arguments(SegmentationRecipe):
     """Validate on the first so many images only."""
     out: Path = Path("out/accuracy.jsonl")
     """Where the results go."""
-
-
-SMP_MODELS = {"unet": "Unet", "fpn": "FPN"}
 
 
 def main(arguments: Arguments) -> None:
@@ -108,14 +106,12 @@ def train_here(config: ModelConfig, train, val, recipe: SegmentationRecipe) -> d
 
 
 def train_smp(config: ModelConfig, train, val, recipe: SegmentationRecipe) -> dict[str, float]:
-    import segmentation_models_pytorch as smp  # pyright: ignore[reportMissingImports]
     import torch  # pyright: ignore[reportMissingImports]
 
     if recipe.clip_norm is not None or recipe.accumulate != 1 or recipe.ema_decay is not None:
         raise ValueError("the torch side has no clip_norm, accumulate and ema_decay: leave them out")
     torch.manual_seed(recipe.seed)
-    make = getattr(smp, SMP_MODELS[config.model])
-    model = make(config.encoder, encoder_weights=None, classes=config.num_classes).to(memory_format=torch.channels_last)
+    model = make(config.model, config.encoder, config.num_classes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, cycle_momentum=False

@@ -99,7 +99,7 @@ def compare(
     """Checks, then times all forms of a model; a row for each. A sweep's shape that is too large gives none."""
     dtype, part = arguments.dtype, arguments.part
     name = ":".join(pair)
-    smp_model = None if smp is None else make_smp_model(smp, pair, arguments)
+    smp_model = None if smp is None else make_smp_model(pair, arguments)
     exact = smp_variables(smp_model, pair, arguments) if smp_model else random_variables(pair, arguments)
     images = jax.numpy.asarray(random_images(shape, arguments.seed))
     plain = make_model(pair, arguments, "reference", "float32")

@@ -14,22 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import densezoo as dz
 from benchmarks.machine import Refused, console, memory_budget
 from benchmarks.options import Options, parse_shape, sweep_sizes
-
-SMP_MODELS = {
-    "unet": "Unet",
-    "unetplusplus": "UnetPlusPlus",
-    "manet": "MAnet",
-    "linknet": "Linknet",
-    "fpn": "FPN",
-    "pspnet": "PSPNet",
-    "pan": "PAN",
-    "deeplabv3": "DeepLabV3",
-    "deeplabv3plus": "DeepLabV3Plus",
-    "upernet": "UPerNet",
-    "segformer": "Segformer",
-    "dpt": "DPT",
-}
-"""Names here and there; what is not among them is measured alone."""
+from benchmarks.smp_models import make
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,15 +116,16 @@ def load_smp() -> Any:
         return None
 
 
-def make_smp_model(smp: Any, pair: tuple[str, str], options: NetworkOptions) -> Any | None:
+def make_smp_model(pair: tuple[str, str], options: NetworkOptions) -> Any | None:
     """The same model in torch, in float32 and with seeded weights; None if it has none."""
     torch: Any = importlib.import_module("torch")
     name, encoder = pair
-    if name not in SMP_MODELS or encoder not in smp.encoders.get_encoder_names():
+    torch.manual_seed(options.seed)
+    try:
+        model = make(name, encoder, options.num_classes).eval()
+    except (KeyError, ValueError):
         console.print(f"segmentation_models_pytorch has no {name}:{encoder}: it is measured alone")
         return None
-    torch.manual_seed(options.seed)
-    model = getattr(smp, SMP_MODELS[name])(encoder, encoder_weights=None, classes=options.num_classes).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0

@@ -156,7 +156,7 @@ def compare(
     """Checks, then times the train step in all forms; a row for each. A sweep's shape that is too large gives none."""
     name, label = ":".join(pair), f"{':'.join(pair)} {shape_text(shape)}"
     head = {"model": name, "mode": "training", "shape": list(shape), "dtype": arguments.dtype}
-    smp_model = None if smp is None else make_smp_model(smp, pair, arguments)
+    smp_model = None if smp is None else make_smp_model(pair, arguments)
     variables = smp_variables(smp_model, pair, arguments) if smp_model else random_variables(pair, arguments)
     generator = np.random.default_rng(arguments.seed)
     images = jnp.asarray(random_images(shape, arguments.seed))
@@ -185,7 +185,7 @@ def compare(
         start = {key: value.clone() for key, value in smp_model.state_dict().items()}
         for form in ("torch", "torch compiled")[: 1 if platform == "cpu" or arguments.sweep else None]:
             say(f"{label}: {form}")
-            torch_model = make_smp_model(smp, pair, arguments)
+            torch_model = make_smp_model(pair, arguments)
             assert torch_model is not None
             torch_model.load_state_dict(start)
             call = torch_call(torch_model, batch, arguments, platform, compiled=form != "torch")

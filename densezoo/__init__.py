@@ -1,46 +1,93 @@
 """densezoo: the JAX/Flax model zoo for dense prediction."""
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from densezoo import losses, metrics, ops
 from densezoo.blocks import (
+    ASPP,
     CARAFE,
+    SCSE,
+    AttentionGate,
     BatchNorm,
     Bicubic,
     Bilinear,
+    ChannelGate,
     ConcatSkip,
     Conv,
     ConvNormAct,
     DoubleConv,
+    DropPath,
     DySample,
     GroupNorm,
     LateralAdd,
+    LayerNorm,
     Nearest,
     PixelShuffle,
     ResizeConv,
+    SpatialDropout,
     TransposedConv,
 )
 from densezoo.compiling import compiler_options
-from densezoo.decoders import FPNDecoder, FPNNeck, SegNetDecoder, UNetDecoder
-from densezoo.encoders import VGG, BasicBlock, Bottleneck, PlainEncoder, ResNet
-from densezoo.heads import SegmentationHead
+from densezoo.decoders import (
+    DeepLabV3Decoder,
+    DeepLabV3PlusDecoder,
+    DPTDecoder,
+    FPNDecoder,
+    FPNNeck,
+    HRNetDecoder,
+    LinknetDecoder,
+    MAnetDecoder,
+    PANDecoder,
+    PSPNetDecoder,
+    SegFormerDecoder,
+    SegNetDecoder,
+    UNetDecoder,
+    UNetPlusPlusDecoder,
+    UPerNetDecoder,
+)
+from densezoo.encoders import (
+    VGG,
+    BasicBlock,
+    Bottleneck,
+    CaffeBottleneck,
+    ConvNeXt,
+    DenseNet,
+    EfficientNet,
+    HRNet,
+    MixTransformer,
+    MobileNetV2,
+    MobileNetV3,
+    PlainEncoder,
+    ResNet,
+    SENet,
+    Swin,
+    ViT,
+)
+from densezoo.heads import DPTHead, SegmentationHead
 from densezoo.inference import fold_batch_norm
 from densezoo.models import PyramidModel, SegmentationModel
+from densezoo.overview import Room, Summary, summary
 from densezoo.types import Pyramid
 from densezoo.zoo import Blueprint, blueprints, create_encoder, create_model, list_encoders, list_models
+
+if TYPE_CHECKING:
+    from densezoo.weights import load, save
 
 __version__ = "0.1.0"
 
 # These bring orbax, grain or matplotlib along, which take seconds to import: only on first use.
 _ON_FIRST_USE = ("config", "data", "train", "viz", "weights")
+_OF_WEIGHTS = ("load", "save")
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _ON_FIRST_USE:
         return importlib.import_module(f"densezoo.{name}")
+    if name in _OF_WEIGHTS:
+        return getattr(importlib.import_module("densezoo.weights"), name)
     raise AttributeError(f"module 'densezoo' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ON_FIRST_USE})
+    return sorted({*globals(), *_ON_FIRST_USE, *_OF_WEIGHTS})

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import fnmatch
+import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from densezoo import ops
 from densezoo.blocks import (
     CARAFE,
+    AttentionGate,
     Bicubic,
     Bilinear,
     ConcatSkip,
@@ -25,6 +27,7 @@ from densezoo.blocks import (
 )
 from densezoo.blueprints import BLUEPRINTS, Blueprint
 from densezoo.encoders import ENCODERS
+from densezoo.heads import AuxiliaryHeads
 from densezoo.models import SegmentationModel
 from densezoo.types import Dtype, ModuleDef
 
@@ -44,7 +47,7 @@ UPSAMPLERS: dict[str, ModuleDef] = {
 }
 """Names of upsamplers, for command lines; the `upsample` field of a decoder takes the factory itself."""
 
-SKIPS: dict[str, ModuleDef] = {"concat": ConcatSkip, "add": LateralAdd}
+SKIPS: dict[str, ModuleDef] = {"concat": ConcatSkip, "add": LateralAdd, "attention": AttentionGate}
 """Names of skips, for command lines; the `skip` field of a U-Net takes the factory itself."""
 
 
@@ -65,8 +68,8 @@ def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` takes, those that match a shell pattern.
 
     Example:
-        >>> list_models("*net")
-        ['segnet', 'unet']
+        >>> list_models("deeplab*")
+        ['deeplabv3', 'deeplabv3plus']
     """
     return sorted(fnmatch.filter(MODELS, pattern))
 
@@ -75,8 +78,8 @@ def list_encoders(pattern: str = "*") -> list[str]:
     """Names that `create_encoder` takes, those that match a shell pattern.
 
     Example:
-        >>> list_encoders("resnet1*")
-        ['resnet101', 'resnet152', 'resnet18']
+        >>> list_encoders("resnet3*")
+        ['resnet34', 'resnet34d']
     """
     return sorted(fnmatch.filter(ENCODERS, pattern))
 
@@ -106,7 +109,9 @@ def create_model(
     encoder: str | nn.Module | None = None,
     num_classes: int = 1,
     *,
+    auxiliary: int = 0,
     frozen: tuple[str, ...] = (),
+    remat: bool = False,
     impl: str = "auto",
     dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
@@ -120,7 +125,11 @@ def create_model(
         name: one of `list_models()`.
         encoder: one of `list_encoders()`, or an encoder; None takes the family's usual one.
         num_classes: channels of the logits; 1 for a binary mask.
+        auxiliary: how many of the decoder's coarser scales get a head of their own in training (deep supervision); see
+          `SegmentationModel`.
         frozen: parts that do not train, such as `("encoder",)`.
+        remat: works the maps within each block out anew in the backward pass instead of keeping them: less memory, more
+          time. It reaches an encoder given by name and the decoders that have it.
         impl: which implementation of the operations computes, one of `densezoo.ops.IMPLEMENTATIONS`.
         dtype: of the computation, such as `jnp.bfloat16`; None computes in the type of images and parameters.
         param_dtype: of the parameters. Both are passed to the encoder too, if it is given by name.
@@ -149,7 +158,7 @@ def create_model(
         raise ValueError(f"frozen is a tuple of names among encoder, decoder and head; got {frozen!r}")
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     if encoder is None or isinstance(encoder, str):
-        encoder = _encoder_for(blueprint, encoder or blueprint.encoder, dtypes)
+        encoder = _encoder_for(blueprint, encoder or blueprint.encoder, dtypes, remat)
     if not isinstance(encoder, nn.Module):
         raise TypeError(f"encoder is a name or an encoder, such as dz.PlainEncoder(); got {encoder!r}")
     if dtype is not None and getattr(encoder, "dtype", dtype) != dtype:
@@ -158,17 +167,22 @@ def create_model(
         )
     if misfit := blueprint.misfit(encoder):
         raise ValueError(f"{name} does not go with this encoder: {misfit}")
+    if auxiliary and "all_scales" not in inspect.signature(blueprint.decoder.__call__).parameters:
+        raise ValueError(f"{name}'s decoder has no coarser scales to supervise: leave auxiliary out")
+    if remat and "remat" in _fields(blueprint.decoder):
+        fields = {"remat": True, **fields}
     return SegmentationModel(
         encoder=encoder,
         decoder=blueprint.decoder(**(blueprint.decoder_fields(encoder) | fields), **dtypes),
         head=blueprint.head(num_classes, **dtypes),
+        auxiliary=AuxiliaryHeads(num_classes, auxiliary, **dtypes) if auxiliary else None,
         frozen=tuple(frozen),
         impl=impl,
     )
 
 
-def _encoder_for(blueprint: Blueprint, name: str, dtypes: dict[str, Any]) -> nn.Module:
-    fields = dict(blueprint.encoder_fields)
+def _encoder_for(blueprint: Blueprint, name: str, dtypes: dict[str, Any], remat: bool) -> nn.Module:
+    fields = dict(blueprint.encoder_fields) | ({"remat": True} if remat else {})
     known = _fields(look_up(name, ENCODERS, "encoder"))
     for field, value in fields.items():
         if field not in known:

@@ -1,7 +1,6 @@
 """One suite over the whole zoo: what every model, every encoder and every pair of them promises."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +20,42 @@ SMALL = {
     "bottleneck": lambda **fields: dz.ResNet(
         (1, 2, 1, 1), functools.partial(dz.Bottleneck, groups=2, group_width=32), width=8, **fields
     ),
+    "resnet_d": lambda **fields: dz.ResNet(
+        (1, 1, 1, 1), dz.Bottleneck, width=8, deep_stem=True, average_down=True, squeeze_excite=True, **fields
+    ),
+    "senet": lambda **fields: dz.SENet((1, 1, 1, 1), width=16, **fields),
     "vgg_bn": lambda **fields: dz.VGG((1, 2, 1), (4, 8, 8), norm=dz.BatchNorm, **fields),
     "vgg": lambda **fields: dz.VGG((1, 1, 1), (4, 8, 8), full_resolution=True, **fields),
+    "densenet": lambda **fields: dz.DenseNet((1, 2, 1, 1), width=8, growth=4, **fields),
+    "efficientnet": lambda **fields: dz.EfficientNet(width=0.25, depth=0.3, **fields),
+    "mobilenet_v2": lambda **fields: dz.MobileNetV2(width=0.25, **fields),
+    "mobilenet_v3": lambda **fields: dz.MobileNetV3(head_features=32, **fields),
+    "convnext": lambda **fields: dz.ConvNeXt((1, 1, 2, 1), (8, 8, 16, 16), grn=True, layer_scale=None, **fields),
+    "swin": lambda **fields: dz.Swin((2, 1, 1, 1), width=8, heads=(1, 2, 2, 2), window=4, **fields),
+    "mit": lambda **fields: dz.MixTransformer(
+        (1, 1, 1, 1), widths=(8, 8, 16, 16), heads=(1, 2, 2, 2), sr_ratios=(4, 2, 1, 1), **fields
+    ),
+    "hrnet": lambda **fields: dz.HRNet(8, stage_sizes=(1, 1, 1), branch_size=1, **fields),
+    "branches": lambda **fields: dz.HRNet(8, stage_sizes=(1, 1, 1), branch_size=1, incre=False, **fields),
+    "vit": lambda **fields: dz.ViT(width=16, depth=4, heads=2, grid=4, **fields),
 }
-FITTING = {"segnet": ("plain", "vgg_bn", "vgg")}  # decoders that take some encoders only
-PAIRS = [(model, encoder) for model in dz.list_models() for encoder in FITTING.get(model, SMALL)]
+# Every model over one encoder, and every encoder under one model, with those that go together alone.
+PAIRS = [
+    *((model, "resnet") for model in dz.list_models() if model not in ("segnet", "dpt")),
+    *(("unet", encoder) for encoder in SMALL if encoder not in ("resnet", "vit", "branches")),
+    *(("segnet", encoder) for encoder in ("plain", "vgg_bn", "vgg")),
+    *(("fpn", encoder) for encoder in ("plain", "vgg_bn", "mit")),
+    ("unetplusplus", "mit"),
+    ("segformer", "mit"),
+    ("upernet", "swin"),
+    ("hrnet", "branches"),
+    ("dpt", "vit"),
+]
 # Narrow decoders, in keeping with the encoders.
-FIELDS = {"fpn": {"features": 32, "segmentation_features": 32}}
+FIELDS = {
+    "fpn": {"features": 32, "segmentation_features": 32},
+    "manet": {"reduction": 1, "attention_features": 8},
+} | {name: {"features": 16} for name in ("deeplabv3", "deeplabv3plus", "pspnet", "upernet", "segformer", "dpt")}
 
 
 def small_model(name, encoder, dtype=None, **fields):
@@ -46,28 +74,88 @@ def variables_of(name, encoder):
     return model, jax.jit(model.init)(KEY, images((40, 37)))
 
 
-FULL_SIZE_PAIRS = [
-    (name, encoder)
-    for name, encoder in itertools.product(dz.list_models(), dz.list_encoders())
-    if name not in FITTING or encoder.startswith(("plain", "vgg"))
-]
+def fits(model, encoder):
+    """Whether a pair of names makes a model."""
+    if model == "segnet":
+        return encoder.startswith(("plain", "vgg"))
+    if model == "dpt" or encoder.startswith("vit"):
+        return model == "dpt" and encoder.startswith("vit")
+    if model == "hrnet":
+        return encoder.startswith("hrnet")
+    if model in ("deeplabv3", "deeplabv3plus", "pan"):
+        return not encoder.startswith(("plain", "vgg", "densenet", "swin", "hrnet", "se_resnet", "hrnet"))
+    return not (model == "pspnet" and encoder == "plain")
 
 
-@pytest.mark.parametrize(("name", "encoder"), FULL_SIZE_PAIRS)
-def test_logits_have_the_image_size_and_weights_do_not_depend_on_it(name, encoder):
-    model = dz.create_model(name, encoder, num_classes=5)
-    expected = None
-    for size, channels in zip(SIZES, (3, 1, 3, 3), strict=True):
-        shape = jax.ShapeDtypeStruct((2, *size, channels), jnp.float32)
-        logits, variables = jax.eval_shape(model.init_with_output, KEY, shape)
-        assert logits.shape == (2, *size, 5)
-        assert logits.dtype == jnp.float32
-        if channels == 3:
-            expected = expected or variables
-            assert variables == expected, f"other weights at {size}"
+# The smallest of every family; the others differ in numbers only, and are looked through with `-m parity`.
+FAMILIES = {
+    "plain",
+    "resnet18",
+    "resnet50d",
+    "seresnet50",
+    "se_resnet50",
+    "resnext50_32x4d",
+    "vgg11_bn",
+    "densenet121",
+    "efficientnet-b0",
+    "efficientnet_b0",
+    "mobilenet_v2",
+    "mobilenetv3_small_100",
+    "convnext_tiny",
+    "convnextv2_atto",
+    "swin_tiny_patch4_window7_224",
+    "mit_b0",
+    "hrnet_w18_small",
+    "vit_tiny_patch16_224",
+}
 
 
-@pytest.mark.parametrize("name", dz.list_encoders())
+def every_encoder():
+    return [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.parity) for name in dz.list_encoders()]
+
+
+@pytest.mark.parametrize("encoder_name", every_encoder())
+def test_logits_have_the_image_size_and_weights_do_not_depend_on_it(encoder_name):
+    pyramids = {}
+
+    def pyramid_of(encoder, size, channels):
+        """What the encoder gives inside a model; traced once for all decoders."""
+        key = (str(encoder), size, channels)
+        if key not in pyramids:
+            within = dz.PyramidModel(encoder=encoder, neck=lambda pyramid, train: pyramid)
+            shape = jax.ShapeDtypeStruct((2, *size, channels), jnp.float32)
+            pyramids[key] = jax.eval_shape(within.init_with_output, KEY, shape)
+        return pyramids[key]
+
+    for name in dz.list_models():
+        if not fits(name, encoder_name):
+            with pytest.raises(ValueError, match=r"needs an encoder|does not go with|2x2 max-pooling"):
+                jax.eval_shape(dz.create_model(name, encoder_name).init, KEY, jnp.zeros((1, 64, 64, 3)))
+            continue
+        model = dz.create_model(name, encoder_name, num_classes=5)
+        expected = None
+        for size, channels in zip(SIZES, (3, 1, 3, 5), strict=True):
+            pyramid, variables = pyramid_of(model.encoder, size, channels)
+            x, decoder = jax.eval_shape(model.decoder.init_with_output, KEY, pyramid)
+            logits, head = jax.eval_shape(
+                functools.partial(model.head.init_with_output, size=pyramid.image_size), KEY, x
+            )
+            assert logits.shape == (2, *pyramid.image_size, 5), name
+            assert logits.dtype == jnp.float32
+            if channels == 3:
+                expected = expected or (variables, decoder, head)
+                assert (variables, decoder, head) == expected, f"{name} has other weights at {size}"
+
+
+@pytest.mark.parametrize("name", dz.list_models())
+def test_any_image_gives_logits_of_its_size(name):
+    model = dz.create_model(name, num_classes=5)
+    for size in SIZES:
+        shape = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+        assert jax.eval_shape(model.init_with_output, KEY, shape)[0].shape == (2, *size, 5)
+
+
+@pytest.mark.parametrize("name", every_encoder())
 def test_encoders_publish_their_reductions(name):
     encoder = dz.create_encoder(name)
     pyramid, _ = jax.eval_shape(encoder.init_with_output, KEY, jnp.zeros((1, 64, 96, 3)))
@@ -92,12 +180,26 @@ def test_every_parameter_receives_a_gradient(name, encoder):
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(variables["params"])):
         assert bool(jnp.isfinite(leaf).all()), jax.tree_util.keystr(path)
-        # A bias before a batch norm has no effect, and so no gradient: torchvision's VGG has it all the same.
-        without_effect = encoder == "vgg_bn" and "features_" in jax.tree_util.keystr(path) and path[-1].key == "bias"
+        # A bias before a batch norm has no effect, and so no gradient: some references have it all the same.
+        *module, leaf_name = (key.key for key in path)
+        beside = functools.reduce(dict.__getitem__, module[:-1], variables["params"]) if len(module) > 1 else {}
+        normed = module[-1] == "conv" and "norm" in beside
+        without_effect = leaf_name == "bias" and (normed or (encoder == "vgg_bn" and "features_" in module[-1]))
         assert without_effect or float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize(("name", "encoder"), [pair for pair in PAIRS if pair[0] != "segnet"])
+# Which of the pyramid's features a decoder reads; the others read all.
+READ = {
+    "fpn": lambda scales: scales[-4:],
+    "deeplabv3": lambda scales: scales[-1:],
+    "deeplabv3plus": lambda scales: (4, scales[-1]),
+    "pspnet": lambda scales: scales[-1:],
+    "pan": lambda scales: [scale for scale in scales if scale >= 4],
+    "upernet": lambda scales: [scale for scale in scales if scale >= 4],
+}
+
+
+@pytest.mark.parametrize(("name", "encoder"), [pair for pair in PAIRS if pair[0] not in ("segnet", "dpt")])
 def test_every_feature_of_the_pyramid_is_used(name, encoder):
     model, variables = variables_of(name, encoder)
     pyramid = SMALL[encoder]().apply(
@@ -110,10 +212,10 @@ def test_every_feature_of_the_pyramid_is_used(name, encoder):
     def gradient(features):
         return jnp.square(model.decoder.apply(decoder, pyramid.replace(features=features))).sum()
 
-    used = pyramid.features[-4:] if name == "fpn" else pyramid.features
-    for feature, skip in zip(reversed(gradient(pyramid.features)), reversed(used), strict=False):
-        assert feature.shape == skip.shape
-        assert float(jnp.abs(feature).max()) > 0, f"the skip of shape {skip.shape} is not used"
+    scales = model.encoder.reductions
+    read = READ.get(name, tuple)(scales)
+    for scale, feature in zip(scales, gradient(pyramid.features), strict=True):
+        assert (float(jnp.abs(feature).max()) > 0) == (scale in read), f"the feature at 1/{scale}"
 
 
 def test_segnet_uses_every_pooling():
@@ -142,8 +244,9 @@ def relative(a, b):
 
 
 # Every model and every encoder at least once; at 64x64 all steps up double exactly, at 40x37 none does.
-COMPARED = [("unet", "bottleneck"), ("unet", "vgg"), ("fpn", "resnet"), ("segnet", "vgg_bn")]
-COMPARED = [(*pair, (64, 64)) for pair in COMPARED] + [(name, "plain", (40, 37)) for name in dz.list_models()]
+COMPARED = [("unet", "bottleneck"), ("unet", "vgg"), ("segnet", "vgg_bn"), ("hrnet", "branches"), ("dpt", "vit")]
+COMPARED += [(name, "resnet") for name in dz.list_models() if name not in ("unet", "segnet", "hrnet", "dpt")]
+COMPARED = [(*pair, (64, 64)) for pair in COMPARED] + [(name, "plain", (40, 37)) for name in ("unet", "fpn", "segnet")]
 
 
 @pytest.mark.parametrize(("name", "encoder", "size"), COMPARED)

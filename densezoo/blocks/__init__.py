@@ -7,6 +7,7 @@ Conventions, so that blocks fit together:
 - `upsample`, `skip`, `norm` fields hold factories: a Module class or a `functools.partial` of one.
 """
 
+from densezoo.blocks.aspp import ASPP, SeparableConv
 from densezoo.blocks.attention import SCSE, ChannelGate
 from densezoo.blocks.content_aware import CARAFE, DySample
 from densezoo.blocks.conv import Conv, ConvNormAct, DoubleConv
@@ -22,10 +23,12 @@ from densezoo.blocks.initializers import (
 )
 from densezoo.blocks.norm import BatchNorm, GroupNorm, LayerNorm, build, norm_act
 from densezoo.blocks.regularize import DropPath, SpatialDropout, drop_path_rates, run_block
-from densezoo.blocks.skips import ConcatSkip, LateralAdd, step_up
+from densezoo.blocks.skips import AttentionGate, ConcatSkip, LateralAdd, step_up
 from densezoo.blocks.upsamplers import Bicubic, Bilinear, Nearest, PixelShuffle, ResizeConv, TransposedConv, defer
 
 __all__ = [
+    "ASPP",
+    "AttentionGate",
     "BatchNorm",
     "Bicubic",
     "Bilinear",
@@ -44,6 +47,7 @@ __all__ = [
     "PixelShuffle",
     "ResizeConv",
     "SCSE",
+    "SeparableConv",
     "SpatialDropout",
     "TransposedConv",
     "Upsampled",

@@ -56,6 +56,33 @@ class LateralAdd(nn.Module):
         return x.astype(lateral.dtype) + lateral
 
 
+class AttentionGate(ConcatSkip):
+    """Attention U-Net's skip: the decoder's map weighs each pixel of the encoder's by 0..1; both are concatenated.
+
+    The weight is additive attention: both maps through 1x1 convolutions, added, ReLU, one more 1x1 convolution to a
+    single channel, sigmoid. The authors gate a finer map by a coarser one; here both have the same size already.
+
+    Args (fields):
+        hidden: channels in which the two are added; None means half of the encoder's.
+
+    Oktay et al., Attention U-Net: Learning where to look for the pancreas, 2018. https://arxiv.org/abs/1804.03999
+    """
+
+    hidden: int | None = None
+    kernel_init: Initializer = he_uniform
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"] | Upsampled, feature: Float[Array, "b h w d"]
+    ) -> Float[Array, "b h w e"] | Upsampled:
+        fields = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        hidden = self.hidden or max(1, feature.shape[-1] // 2)
+        query = Conv(hidden, 1, name="gating", **fields)(x)
+        key = Conv(hidden, 1, use_bias=False, name="feature", **fields)(feature)
+        weight = nn.sigmoid(Conv(1, 1, name="weight", **fields)(nn.relu(query + key.astype(query.dtype))))
+        return super().__call__(x, feature * weight.astype(feature.dtype))
+
+
 def step_up(upsampler: Any, skip: Any, x: jax.Array, feature: Any, size: Size) -> Float[Array, "b _ _ c"] | Upsampled:
     """`x` at `size`, joined with the encoder's feature there if there is one, for a convolution to read.
 

@@ -1,7 +1,33 @@
 """Decoders: Pyramid -> one map, or for a neck a tuple of maps; an architecture a file."""
 
+from densezoo.decoders.deeplab import DeepLabV3Decoder, DeepLabV3PlusDecoder
+from densezoo.decoders.dpt import DPTDecoder
 from densezoo.decoders.fpn import FPNDecoder, FPNNeck
+from densezoo.decoders.hrnet import HRNetDecoder
+from densezoo.decoders.linknet import LinknetDecoder
+from densezoo.decoders.manet import MAnetDecoder
+from densezoo.decoders.pan import PANDecoder
+from densezoo.decoders.pspnet import PSPNetDecoder
+from densezoo.decoders.segformer import SegFormerDecoder
 from densezoo.decoders.segnet import SegNetDecoder
 from densezoo.decoders.unet import UNetDecoder
+from densezoo.decoders.unetplusplus import UNetPlusPlusDecoder
+from densezoo.decoders.upernet import UPerNetDecoder
 
-__all__ = ["FPNDecoder", "FPNNeck", "SegNetDecoder", "UNetDecoder"]
+__all__ = [
+    "DPTDecoder",
+    "DeepLabV3Decoder",
+    "DeepLabV3PlusDecoder",
+    "FPNDecoder",
+    "FPNNeck",
+    "HRNetDecoder",
+    "LinknetDecoder",
+    "MAnetDecoder",
+    "PANDecoder",
+    "PSPNetDecoder",
+    "SegFormerDecoder",
+    "SegNetDecoder",
+    "UNetDecoder",
+    "UNetPlusPlusDecoder",
+    "UPerNetDecoder",
+]

@@ -1,5 +1,6 @@
 """The feature pyramid network: laterals added on the way down from coarse to fine; as a neck, and for segmentation."""
 
+import functools
 from collections.abc import Callable
 from functools import partial
 
@@ -8,7 +9,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import Bilinear, Conv, ConvNormAct, GroupNorm, LateralAdd, Nearest, build, he_uniform
+from densezoo.blocks import (
+    Bilinear,
+    Conv,
+    ConvNormAct,
+    GroupNorm,
+    LateralAdd,
+    Nearest,
+    SpatialDropout,
+    build,
+    he_uniform,
+)
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, size_of
 
 lecun_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -86,7 +97,8 @@ class FPNDecoder(nn.Module):
     """FPN for segmentation: every pyramid map is convolved and upsampled to the finest one's size, and all are added.
 
     The result has the size of the finest map that takes part, 1/4 of the image over a ResNet; a head brings it to the
-    image's size.
+    image's size. Called with `all_scales=True` it gives besides what each pyramid map contributed, fine to coarse, for
+    deep supervision.
 
     Args (fields):
         features: channels of the pyramid.
@@ -122,13 +134,15 @@ class FPNDecoder(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, pyramid: Pyramid, *, train: bool = False, all_scales: bool = False
+    ) -> Float[Array, "b h w c"] | tuple[Float[Array, "b h w c"], ...]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         maps = TopDown(self.features, upsample=self.upsample, name="top_down", **dtypes)(
             _coarsest(pyramid, self.levels)
         )
         conv = partial(ConvNormAct, self.segmentation_features, use_bias=False, norm=self.norm, act=self.act, **dtypes)
-        total = None
+        levels = []
         for level, x in enumerate(maps):
             # One convolution for the finest map, else one before each step up to it.
             for step in range(max(level, 1)):
@@ -136,8 +150,9 @@ class FPNDecoder(nn.Module):
                 if level > 0:
                     size = size_of(maps[level - 1 - step])
                     x = build(self.segmentation_upsample, name=f"level{level}_upsample{step}", **dtypes)(x, size)
-            total = x if total is None else total + x
-        return nn.Dropout(self.dropout, broadcast_dims=(1, 2))(total, deterministic=not train)
+            levels.append(x)
+        total = SpatialDropout(self.dropout)(functools.reduce(jnp.add, levels), train=train)
+        return (total, *levels) if all_scales else total
 
 
 def _coarsest(pyramid: Pyramid, levels: int) -> tuple[jax.Array, ...]:

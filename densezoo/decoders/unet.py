@@ -3,18 +3,23 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, ConcatSkip, DoubleConv, Nearest, build, step_up
+from densezoo.blocks import BatchNorm, ConcatSkip, DoubleConv, Nearest, SpatialDropout, build, step_up
 from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
 
 
 class UNetBlock(nn.Module):
-    """One step up: x to `size`, joined with the encoder's feature there (if there is one), then two convolutions."""
+    """One step up: x to `size`, joined with the encoder's feature there (if there is one), then two convolutions.
+
+    `attention` weighs what was joined, and what the convolutions give. As in segmentation_models_pytorch, the last
+    block of a decoder leaves out the first of these if there is no feature to join.
+    """
 
     features: int
     hidden: int | None = None
@@ -22,6 +27,8 @@ class UNetBlock(nn.Module):
     upsample: ModuleDef = Nearest
     norm: ModuleDef | None = BatchNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu
+    attention: ModuleDef | None = None
+    last: bool = False
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -31,22 +38,34 @@ class UNetBlock(nn.Module):
     ) -> Float[Array, "b h2 w2 e"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         skip = None if feature is None else build(self.skip, name="skip", **dtypes)
-        joined = step_up(build(self.upsample, name="upsample", **dtypes), skip, x, feature, size)
-        return DoubleConv(self.features, self.hidden, self.norm, self.act, name="convs", **dtypes)(joined, train=train)
+        upsampler = build(self.upsample, name="upsample", **dtypes)
+        if self.attention is None or (skip is None and self.last):
+            joined = step_up(upsampler, skip, x, feature, size)
+        else:
+            x = upsampler(x, size)
+            joined = build(self.attention, name="attention1", **dtypes)(x if skip is None else skip(x, feature))
+        x = DoubleConv(self.features, self.hidden, self.norm, self.act, name="convs", **dtypes)(joined, train=train)
+        return x if self.attention is None else build(self.attention, name="attention2", **dtypes)(x)
 
 
 class UNetDecoder(nn.Module):
     """U-Net: from the coarsest map up, a block per scale, with a skip at every scale that the encoder has.
 
+    Called with `all_scales=True` it gives the results of all its blocks, fine to coarse, for deep supervision; the
+    first is what it gives otherwise.
+
     Args (fields):
         features: channels of each block, coarse to fine: one for every skip, and then one, without a skip, for every
           doubling from the finest feature to the image. None gives the last block 16 channels, the one before 32, ...
         hidden: channels between each block's two convolutions; None means `features`.
-        skip: how the encoder's map joins: `ConcatSkip` as in the paper, or `LateralAdd`.
+        skip: how the encoder's map joins: `ConcatSkip` as in the paper, `LateralAdd`, or `AttentionGate`.
         upsample: factory of the upsampler; the default samples like segmentation_models_pytorch's "nearest".
         center: two more convolutions on the coarsest map, which segmentation_models_pytorch has over VGG.
         norm: factory of the normalisation, None for none.
         act: activation.
+        attention: factory of what weighs the maps in each block, before and after the convolutions, such as `SCSE`;
+          None for none.
+        dropout: share of channels dropped from the result in training (needs a `dropout` random key).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -68,43 +87,78 @@ class UNetDecoder(nn.Module):
     center: bool = False
     norm: ModuleDef | None = BatchNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu
+    attention: ModuleDef | None = None
+    dropout: float = 0.0
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
-        *skips, x = pyramid.features
-        beyond = None if self.features is None else len(self.features) - len(skips)
-        if beyond is not None and beyond < 0:
-            raise ValueError(
-                f"the encoder has {len(skips)} skips, and UNetDecoder needs a block for each; got only"
-                f" {len(self.features or ())} in features={self.features}"
-            )
-        sizes = [size_of(skip) for skip in reversed(skips)] + sizes_beyond(pyramid, beyond)
-        features = self.features or [16 * 2**step for step in reversed(range(len(sizes)))]
-        hidden = self.hidden or [None] * len(features)
-        if len(hidden) != len(features):
-            raise ValueError(
-                f"hidden has an entry for each of the {len(features)} blocks, or is None; got {self.hidden}"
-            )
+    def __call__(
+        self, pyramid: Pyramid, *, train: bool = False, all_scales: bool = False
+    ) -> Float[Array, "b h w c"] | tuple[Float[Array, "b _ _ _"], ...]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        steps = steps_up(pyramid, self.features, "UNetDecoder")
+        hidden = self.hidden or [None] * len(steps)
+        if len(hidden) != len(steps):
+            raise ValueError(f"hidden has an entry for each of the {len(steps)} blocks, or is None; got {self.hidden}")
+        x = pyramid.features[-1]
         if self.center:
-            x = DoubleConv(
-                x.shape[-1], None, self.norm, self.act, dtype=self.dtype, param_dtype=self.param_dtype, name="center"
-            )(x, train=train)
-        joined = [*reversed(skips), *[None] * (len(features) - len(skips))]
-        for index, (channels, inner, feature, size) in enumerate(zip(features, hidden, joined, sizes, strict=True)):
-            x = UNetBlock(
-                channels,
-                inner,
-                self.skip,
-                self.upsample,
-                self.norm,
-                self.act,
-                self.dtype,
-                self.param_dtype,
-                name=f"block{index}",
-            )(x, feature, size, train=train)
-        return x
+            x = DoubleConv(x.shape[-1], None, self.norm, self.act, name="center", **dtypes)(x, train=train)
+        block = partial(
+            UNetBlock,
+            skip=self.skip,
+            upsample=self.upsample,
+            norm=self.norm,
+            act=self.act,
+            attention=self.attention,
+            **dtypes,
+        )
+        maps = []
+        for index, (step, inner) in enumerate(zip(steps, hidden, strict=True)):
+            last = index + 1 == len(steps)
+            x = block(step.features, inner, last=last, name=f"block{index}")(x, step.skip, step.size, train=train)
+            maps.append(x)
+        return dropped([*reversed(maps)] or [x], self.dropout, train=train, all_scales=all_scales)
+
+
+def dropped(
+    maps: Sequence[jax.Array], rate: float, *, train: bool, all_scales: bool
+) -> jax.Array | tuple[jax.Array, ...]:
+    """What a decoder gives, after dropout: the first of its maps, or all of them."""
+    kept = tuple(maps) if all_scales else (maps[0],)
+    if rate:
+        dropout = SpatialDropout(rate)
+        kept = tuple(dropout(x, train=train) for x in kept)
+    return kept if all_scales else kept[0]
+
+
+class Step(NamedTuple):
+    """A step up of a decoder: its channels, the encoder's feature that joins (None beyond the finest), its size."""
+
+    features: int
+    skip: jax.Array | None
+    size: Size
+
+
+def steps_up(pyramid: Pyramid, features: Sequence[int] | None, decoder: str) -> list[Step]:
+    """The steps of a decoder from the coarsest feature to the image: one for every skip, then doublings without.
+
+    Args:
+        pyramid: what the decoder takes.
+        features: channels of each step; None gives the last one 16, the one before 32, ...
+        decoder: its name, for messages.
+    """
+    *skips, _ = pyramid.features
+    beyond = None if features is None else len(features) - len(skips)
+    if beyond is not None and beyond < 0:
+        raise ValueError(
+            f"the encoder has {len(skips)} skips, and {decoder} needs a block for each; got only"
+            f" {len(features or ())} in features={features}"
+        )
+    sizes = [size_of(skip) for skip in reversed(skips)] + sizes_beyond(pyramid, beyond)
+    joined = [*reversed(skips), *[None] * (len(sizes) - len(skips))]
+    channels = features or [16 * 2**step for step in reversed(range(len(sizes)))]
+    return [Step(*step) for step in zip(channels, joined, sizes, strict=True)]
 
 
 def sizes_beyond(pyramid: Pyramid, count: int | None) -> list[Size]:

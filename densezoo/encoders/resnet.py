@@ -1,4 +1,4 @@
-"""ResNet, ResNeXt and Wide ResNet, with torchvision's layout and names."""
+"""ResNet, ResNeXt, Wide ResNet, ResNet-D and SE-ResNet, with torchvision's and timm's layout and names."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,36 +8,88 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, ConvNormAct, he_normal_fan_out
+from densezoo.blocks import (
+    BatchNorm,
+    ChannelGate,
+    ConvNormAct,
+    DropPath,
+    drop_path_rates,
+    he_normal_fan_out,
+    run_block,
+)
 from densezoo.ops import max_pool
-from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
+from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, accumulator_dtype, size_of
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (He et al. 2015, figure 5 left)."""
+def average_pool(x: Float[Array, "b h w c"], strides: int = 2) -> Float[Array, "b h2 w2 c"]:
+    """Means of 2x2 windows; rows and columns that do not fill a window are left out."""
+    wide = x.astype(accumulator_dtype(x.dtype))
+    rows, columns = ((side - 2) // strides * strides + 1 for side in size_of(x))
+    # On CPU, slices take half the time of a window reduction in the backward pass.
+
+    def part(i: int, j: int) -> jax.Array:
+        return wide[:, i : i + rows : strides, j : j + columns : strides]
+
+    return (0.25 * (part(0, 0) + part(0, 1) + part(1, 0) + part(1, 1))).astype(x.dtype)
+
+
+class _Block(nn.Module):
+    """What the blocks share: how a branch of convolutions is joined with the shortcut around it.
+
+    Args (fields):
+        features: channels of the 3x3 convolutions.
+        strides: of the first of them, and of the shortcut.
+        conv: factory of convolutions with norm and activation.
+        act: activation after the sum.
+        dilations: of the first 3x3 convolution, and of the stage that this block belongs to.
+        gate: factory of the squeeze-and-excitation on the branch, None for none.
+        average_down: the shortcut takes means of 2x2 pixels, where it otherwise skips three of them.
+        drop_path: how often the branch is dropped in training.
+    """
 
     features: int
     strides: int
     conv: ModuleDef
     act: Callable[[jax.Array], jax.Array]
+    dilations: tuple[int, int] = (1, 1)
+    gate: ModuleDef | None = None
+    average_down: bool = False
+    drop_path: float = 0.0
     expansion = 1
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h2 w2 d"]:
-        y = self.conv(self.features, strides=self.strides, name="conv1")(x, train=train)
-        y = self.conv(self.features, act=None, name="conv2")(y, train=train)
-        if self.strides != 1 or x.shape[-1] != y.shape[-1]:
-            x = self.conv(self.features, 1, self.strides, act=None, name="downsample")(x, train=train)
+    def join(self, x: jax.Array, y: jax.Array, *, train: bool) -> jax.Array:
+        """The branch's result `y` and the block's input `x`, which the shortcut brings to the same shape."""
+        channels, strides = y.shape[-1], self.strides
+        if self.gate is not None:
+            # timm's rounding; a 16th in every network of the table.
+            y = y * self.gate(max(8, (channels // 16 + 4) // 8 * 8), name="se")(y)
+        y = DropPath(self.drop_path)(y, train=train)
+        if strides != 1 or x.shape[-1] != channels:
+            if self.average_down and strides != 1:
+                # A window half beyond the edge: the mean of what is there.
+                x = jnp.pad(x, ((0, 0), *((0, side % 2) for side in size_of(x)), (0, 0)), mode="edge")
+                x, strides = average_pool(x), 1
+            elif self.average_down and self.dilations[1] != 1:
+                # In dilated stages timm counts zeros beyond the edge.
+                x = average_pool(jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))), strides=1)
+            x = self.conv(channels, 1, strides, act=None, name="downsample")(x, train=train)
         return self.act(x + y)
 
 
-class Bottleneck(nn.Module):
+class BasicBlock(_Block):
+    """Two 3x3 convolutions and a shortcut (He et al. 2015, figure 5 left)."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h2 w2 d"]:
+        first, second = self.dilations
+        y = self.conv(self.features, strides=self.strides, dilation=first, name="conv1")(x, train=train)
+        y = self.conv(self.features, dilation=second, act=None, name="conv2")(y, train=train)
+        return self.join(x, y, train=train)
+
+
+class Bottleneck(_Block):
     """1x1, 3x3, 1x1 convolutions and a shortcut; the stride is on the 3x3, as torchvision has it ("v1.5")."""
 
-    features: int
-    strides: int
-    conv: ModuleDef
-    act: Callable[[jax.Array], jax.Array]
     groups: int = 1
     group_width: int = 64
     expansion = 4
@@ -46,11 +98,9 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h2 w2 d"]:
         width = self.features * self.group_width // 64 * self.groups
         y = self.conv(width, 1, name="conv1")(x, train=train)
-        y = self.conv(width, 3, self.strides, groups=self.groups, name="conv2")(y, train=train)
+        y = self.conv(width, 3, self.strides, self.dilations[0], self.groups, name="conv2")(y, train=train)
         y = self.conv(self.features * self.expansion, 1, act=None, name="conv3")(y, train=train)
-        if self.strides != 1 or x.shape[-1] != y.shape[-1]:
-            x = self.conv(y.shape[-1], 1, self.strides, act=None, name="downsample")(x, train=train)
-        return self.act(x + y)
+        return self.join(x, y, train=train)
 
 
 class ResNet(nn.Module):
@@ -60,8 +110,18 @@ class ResNet(nn.Module):
         stage_sizes: blocks in each of the four stages.
         block: `BasicBlock`, or `Bottleneck` (a partial of it with `groups` and `group_width` for ResNeXt).
         width: channels of the stem; the stages have 1, 2, 4, 8 times as many, before a bottleneck's expansion by 4.
+        deep_stem: three 3x3 convolutions in place of the first 7x7 one, and
+        average_down: 2x2 means in the shortcuts: together they are ResNet-D.
+        squeeze_excite: a gate for every channel in each block: SE-ResNet.
+        coarsest: 8 builds no stages beyond 1/8 of the image; 32 builds all.
+        output_stride: 8 or 16 keeps the later stages at that fraction of the image; dilation stands for their strides.
+        dilate_first: whether dilation begins with the first 3x3 convolution of such a stage, as in
+          segmentation_models_pytorch, or with the second, as in torchvision and timm.
         norm: factory of the normalisation, None for none.
         act: activation.
+        drop_path: how often the last block's branch is dropped in training; less often in those before it.
+        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
+        kernel_init: initialiser of the convolutions.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -69,62 +129,106 @@ class ResNet(nn.Module):
         >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
         >>> [feature.shape for feature in pyramid.features]
         [(1, 32, 33, 64), (1, 16, 17, 64), (1, 8, 9, 128), (1, 4, 5, 256), (1, 2, 3, 512)]
+        >>> encoder.clone(output_stride=8).reductions, encoder.clone(coarsest=8).reductions
+        ((2, 4, 8, 8, 8), (2, 4, 8))
 
     References:
         He et al., Deep residual learning, 2015. https://arxiv.org/abs/1512.03385 (table 1)
         Xie et al., ResNeXt, 2016. https://arxiv.org/abs/1611.05431
         Zagoruyko and Komodakis, Wide residual networks, 2016. https://arxiv.org/abs/1605.07146
+        He et al., Bag of tricks (ResNet-D), 2018. https://arxiv.org/abs/1812.01187 (figure 2)
+        Hu et al., Squeeze-and-excitation networks, 2017. https://arxiv.org/abs/1709.01507
     """
 
     stage_sizes: Sequence[int]
     block: ModuleDef
     width: int = 64
+    deep_stem: bool = False
+    average_down: bool = False
+    squeeze_excite: bool = False
+    coarsest: int = 32
+    output_stride: int = 32
+    dilate_first: bool = True
     norm: ModuleDef | None = BatchNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu
+    drop_path: float = 0.0
+    remat: bool = False
+    kernel_init: Initializer = he_normal_fan_out  # torchvision's and timm's
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
     @property
     def reductions(self) -> tuple[int, ...]:
         """Image size over feature size, fine to coarse."""
-        return tuple(2**level for level in range(1, len(self.stage_sizes) + 2))
+        levels = range(1, len(self.stage_sizes) + 2)
+        return tuple(min(2**level, self.output_stride) for level in levels if 2**level <= self.coarsest)
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
-        conv = partial(
-            ConvNormAct,
-            norm=self.norm,
-            act=self.act,
-            kernel_init=he_normal_fan_out,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        x = conv(self.width, 7, 2, name="conv1")(images, train=train)
+        if self.output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride is 8, 16 or 32, got {self.output_stride}")
+        if self.coarsest < 2 or self.coarsest.bit_count() != 1:
+            raise ValueError(f"coarsest is 2, 4, 8, 16 or 32, got {self.coarsest}")
+        fields = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(ConvNormAct, norm=self.norm, act=self.act, **fields)
+        if self.deep_stem:
+            x = conv(self.width // 2, 3, 2, name="conv1")(images, train=train)
+            x = conv(self.width // 2, name="conv2")(x, train=train)
+            x = conv(self.width, name="conv3")(x, train=train)
+        else:
+            x = conv(self.width, 7, 2, name="conv1")(images, train=train)
         features = [x]
-        x = max_pool(x, 3, 2, 1)
-        for stage, size in enumerate(self.stage_sizes):
+        rates = iter(drop_path_rates(self.drop_path, sum(self.stage_sizes)))
+        dilation = 1
+        for stage, size in enumerate(self.stage_sizes[: len(self.reductions) - 1]):
+            x = self.pool(x) if stage == 0 else x
+            reduction = 2 ** (stage + 2)
+            previous, dilation = dilation, max(1, reduction // self.output_stride)
             for index in range(size):
-                x = self.block(
+                block = self.block(
                     features=self.width * 2**stage,
-                    strides=2 if stage > 0 and index == 0 else 1,
+                    strides=2 if stage > 0 and index == 0 and dilation == 1 else 1,
+                    dilations=(dilation if index > 0 or self.dilate_first else previous, dilation),
                     conv=conv,
+                    gate=partial(ChannelGate, **fields) if self.squeeze_excite else None,
                     act=self.act,
+                    average_down=self.average_down,
+                    drop_path=next(rates),
                     name=f"layer{stage + 1}_{index}",
-                )(x, train=train)
+                )
+                x = run_block(block, x, train=train, remat=self.remat)
             features.append(x)
         return Pyramid(tuple(features), None, self.reductions, size_of(images))
 
+    def pool(self, x: jax.Array) -> jax.Array:
+        """The max-pooling between the stem and the first stage."""
+        return max_pool(x, 3, 2, 1)
+
+
+# He et al. 2015, table 1
+_BASIC = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3)}
+_DEEP = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
+
+# timm alone has these, so a dilated one follows its rule.
+_resnet_d = partial(ResNet, deep_stem=True, average_down=True, dilate_first=False)
 
 RESNETS = {
-    # He et al. 2015, table 1
-    "resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock),
-    "resnet34": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock),
-    "resnet50": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck),
-    "resnet101": partial(ResNet, stage_sizes=(3, 4, 23, 3), block=Bottleneck),
-    "resnet152": partial(ResNet, stage_sizes=(3, 8, 36, 3), block=Bottleneck),
+    **{f"resnet{depth}": partial(ResNet, stage_sizes=sizes, block=BasicBlock) for depth, sizes in _BASIC.items()},
+    **{f"resnet{depth}": partial(ResNet, stage_sizes=sizes, block=Bottleneck) for depth, sizes in _DEEP.items()},
     # Xie et al. 2016, table 1; 101 32x8d is torchvision's
     "resnext50_32x4d": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=partial(Bottleneck, groups=32, group_width=4)),
     "resnext101_32x8d": partial(ResNet, stage_sizes=(3, 4, 23, 3), block=partial(Bottleneck, groups=32, group_width=8)),
     # Zagoruyko and Komodakis 2016: the inner width doubled
     "wide_resnet50_2": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=partial(Bottleneck, group_width=128)),
+    # He et al. 2018; 26 is timm's: 18's stages of bottlenecks
+    **{f"resnet{depth}d": partial(_resnet_d, stage_sizes=sizes, block=BasicBlock) for depth, sizes in _BASIC.items()},
+    "resnet26d": partial(_resnet_d, stage_sizes=_BASIC["18"], block=Bottleneck),
+    **{f"resnet{depth}d": partial(_resnet_d, stage_sizes=sizes, block=Bottleneck) for depth, sizes in _DEEP.items()},
+    # Hu et al. 2017, table 1, as timm has them
+    **{
+        f"seresnet{depth}": partial(
+            ResNet, stage_sizes=sizes, block=Bottleneck, squeeze_excite=True, dilate_first=False
+        )
+        for depth, sizes in _DEEP.items()
+    },
 }

@@ -24,6 +24,7 @@ class VGG(nn.Module):
         stage_sizes: convolutions in each stage.
         widths: channels of each stage.
         full_resolution: also gives the feature at the image's size, so that a U-Net has a skip there.
+        coarsest: 8 builds no stages beyond 1/8 of the image, and that of 1/8 is then not pooled; 32 builds all.
         norm: factory of the normalisation after every convolution, None for none.
         act: activation.
 
@@ -41,6 +42,7 @@ class VGG(nn.Module):
     stage_sizes: Sequence[int]
     widths: Sequence[int] = (64, 128, 256, 512, 512)
     full_resolution: bool = False
+    coarsest: int = 32
     norm: ModuleDef | None = None
     act: Callable[[jax.Array], jax.Array] = nn.relu
     dtype: Dtype | None = None
@@ -49,7 +51,8 @@ class VGG(nn.Module):
     @property
     def reductions(self) -> tuple[int, ...]:
         """Image size over feature size, fine to coarse."""
-        return tuple(2**level for level in range(0 if self.full_resolution else 1, len(self.stage_sizes) + 1))
+        levels = range(0 if self.full_resolution else 1, len(self.stage_sizes) + 1)
+        return tuple(2**level for level in levels if 2**level <= self.coarsest)
 
     @property
     def min_size(self) -> int:
@@ -58,10 +61,19 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
+        if self.coarsest < 2 or self.coarsest.bit_count() != 1:
+            raise ValueError(f"coarsest is 2, 4, 8, 16 or 32, got {self.coarsest}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x, features, pool_indices = images, [], []
         position = 0  # in torchvision's flat list of layers, from which the names come
-        for size, width in zip(self.stage_sizes, self.widths, strict=True):
+        # The last level has no convolutions.
+        for level, (size, width) in enumerate(zip((*self.stage_sizes, 0), (*self.widths, 0), strict=True)):
+            if 2**level > self.coarsest:
+                break
+            if level > 0:
+                x, indices = max_pool_with_indices(x)
+                position += 1
+                pool_indices.append(indices)
             for _ in range(size):
                 # torchvision keeps the bias even where a batch norm follows.
                 x = Conv(width, kernel_init=he_normal_fan_out, name=f"features_{position}", **dtypes)(x)
@@ -72,10 +84,6 @@ class VGG(nn.Module):
                     x = self.act(x)
                 position += 2
             features.append(x)
-            x, indices = max_pool_with_indices(x)
-            position += 1
-            pool_indices.append(indices)
-        features.append(x)
         return Pyramid(
             tuple(features[0 if self.full_resolution else 1 :]), tuple(pool_indices), self.reductions, size_of(images)
         )

@@ -1,5 +1,7 @@
 """Heads: maps -> logits."""
 
+from densezoo.heads.auxiliary import AuxiliaryHeads
+from densezoo.heads.dpt import DPTHead
 from densezoo.heads.segmentation import SegmentationHead
 
-__all__ = ["SegmentationHead"]
+__all__ = ["AuxiliaryHeads", "DPTHead", "SegmentationHead"]

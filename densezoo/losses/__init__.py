@@ -13,6 +13,7 @@ Every loss follows these rules; its own docstring says the rest.
 
 from densezoo.losses._boundary import boundary_weighted_cross_entropy, boundary_weights
 from densezoo.losses._cross_entropy import cross_entropy, focal_loss
+from densezoo.losses._deep import deep_supervision
 from densezoo.losses._lovasz import lovasz_loss
 from densezoo.losses._overlap import dice_loss, jaccard_loss, tversky_loss
 
@@ -20,6 +21,7 @@ __all__ = [
     "boundary_weighted_cross_entropy",
     "boundary_weights",
     "cross_entropy",
+    "deep_supervision",
     "dice_loss",
     "focal_loss",
     "jaccard_loss",

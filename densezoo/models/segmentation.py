@@ -1,6 +1,7 @@
 """Compositions: encoder, decoder, head; encoder, neck."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,9 @@ class SegmentationModel(nn.Module):
         encoder: images -> Pyramid.
         decoder: Pyramid -> map.
         head: (map, size) -> logits of that size.
+        auxiliary: heads for the decoder's coarser scales (`AuxiliaryHeads`), which run in training only: the model then
+          gives a tuple, the logits and those of each such head, for `losses.deep_supervision`. The decoder must have
+          `all_scales`, as `UNetDecoder` has.
         frozen: parts that do not train, such as `("encoder",)`: they run with their running batch statistics, and
           `densezoo.train` leaves their parameters and statistics as they are.
         impl: which implementation of the operations computes: "auto", the fastest measured; "reference", plain JAX, to
@@ -41,16 +45,28 @@ class SegmentationModel(nn.Module):
     encoder: nn.Module
     decoder: nn.Module
     head: nn.Module
+    auxiliary: nn.Module | None = None
     frozen: tuple[str, ...] = ()
     impl: str = "auto"
 
-    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w k"]:
+    def __call__(
+        self, images: Float[Array, "b h w c"], *, train: bool = False
+    ) -> Float[Array, "b h w k"] | tuple[Float[Array, "b h w k"], ...]:
+        auxiliary = self.auxiliary if train or self.is_initializing() else None
         with computed_by(self.impl):
             pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
-            x = self.decoder(pyramid, train=train and "decoder" not in self.frozen)
+            decode = partial(self.decoder, pyramid, train=train and "decoder" not in self.frozen)
             # The size that the encoder saw, from which what `encode` added to a very small image is cut again.
-            logits = self.head(x, pyramid.image_size)
-        return logits[:, : images.shape[1], : images.shape[2]]
+            size = pyramid.image_size
+            if auxiliary is None:
+                return _cut(self.head(decode(), size), images)
+            maps = decode(all_scales=True)
+            logits = self.head(maps[0], size), *auxiliary(maps[1:], size)
+        return tuple(_cut(each, images) for each in logits) if train else _cut(logits[0], images)
+
+
+def _cut(logits: jax.Array, images: jax.Array) -> jax.Array:
+    return logits[:, : images.shape[1], : images.shape[2]]
 
 
 class PyramidModel(nn.Module):

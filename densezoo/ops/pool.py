@@ -1,4 +1,4 @@
-"""Max-pooling that remembers where the maximum stood, and its inverse."""
+"""Max-pooling that remembers where the maximum stood, its inverse, and means over a grid of bins."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int8
 from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_size, check_whole
 from densezoo.ops.implementation import chosen
-from densezoo.types import Size
+from densezoo.types import Size, accumulator_dtype
 
 
 def _taps(x: jax.Array, window: int, stride: int) -> list[jax.Array]:
@@ -174,3 +174,39 @@ def max_unpool(
     rows = [jnp.stack(parts[i : i + 2], axis=3).reshape(batch, height, 2 * width, channels) for i in (0, 2)]
     y = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, channels)
     return jnp.pad(y, ((0, 0), (0, size[0] - 2 * height), (0, size[1] - 2 * width), (0, 0)))
+
+
+def adaptive_avg_pool(x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ c"]:
+    """Means over a grid of bins, with the numbers of `torch.nn.functional.adaptive_avg_pool2d`.
+
+    Of n pixels along an axis, bin i of m holds those from floor(i n / m) to before ceil((i + 1) n / m). Bins overlap
+    where m does not divide n, and there may be more bins than pixels. Sums are taken in float32. A value that is not
+    finite reaches every bin of its channel.
+
+    Args:
+        x: NHWC float maps.
+        size: bins along the height and the width.
+
+    Raises:
+        ValueError: `x` is not NHWC or is empty, or `size` is not two positive whole numbers.
+        TypeError: `x` is not of a float type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> adaptive_avg_pool(jnp.arange(5.0).reshape(1, 1, 5, 1), (1, 2))[0, 0, :, 0].tolist()
+        [1.0, 3.0]
+    """
+    check_maps(x)
+    size = check_size(size)
+    y = x.astype(accumulator_dtype(x.dtype))
+    for axis, equation in ((1, "nh,bhwc->bnwc"), (2, "nw,bhwc->bhnc")):
+        weights = jnp.asarray(_bins(x.shape[axis], size[axis - 1]), y.dtype)
+        y = jnp.einsum(equation, weights, y, precision="highest")
+    return y.astype(x.dtype)
+
+
+def _bins(inputs: int, outputs: int) -> np.ndarray:
+    """The matrix (outputs x inputs) that takes the mean of each bin."""
+    rows, columns = np.arange(outputs)[:, None], np.arange(inputs)
+    within = (columns >= rows * inputs // outputs) & (columns < -(-(rows + 1) * inputs // outputs))
+    return within / within.sum(1, keepdims=True)

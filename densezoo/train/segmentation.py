@@ -93,9 +93,11 @@ class SegmentationRecipe:
         return transforms.compose(*steps, transforms.normalize(mean, std))
 
 
-def segmentation_loss(ignore_index: int) -> Callable[[jax.Array, Any], jax.Array]:
-    """Cross-entropy of a batch's `mask`; binary for logits of one channel."""
-    return lambda logits, batch: losses.cross_entropy(logits, batch["mask"], ignore_index=ignore_index)
+def segmentation_loss(ignore_index: int) -> Callable[[Any, Any], jax.Array]:
+    """Cross-entropy of a batch's `mask`; binary for logits of one channel. Auxiliary heads count 0.4 together."""
+    return losses.deep_supervision(
+        lambda logits, batch: losses.cross_entropy(logits, batch["mask"], ignore_index=ignore_index)
+    )
 
 
 def scores_of(counts: metrics.Counts) -> dict[str, Any]:

@@ -1,7 +1,10 @@
-"""PyTorch checkpoints -> variables, by tables of names; nothing in a checkpoint is executed."""
+"""Weights to and from PyTorch, by tables of names, and densezoo's own files; nothing in a file is executed."""
 
 from densezoo.weights._convert import from_torch
+from densezoo.weights._export import to_torch
 from densezoo.weights._files import read_checkpoint
+from densezoo.weights._hub import from_hub, preprocessing
+from densezoo.weights._native import load, save
 from densezoo.weights._plain import plain_unet
 
-__all__ = ["from_torch", "plain_unet", "read_checkpoint"]
+__all__ = ["from_hub", "from_torch", "load", "plain_unet", "preprocessing", "read_checkpoint", "save", "to_torch"]

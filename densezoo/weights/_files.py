@@ -1,6 +1,7 @@
 """Checkpoint files: .safetensors, and .pth or .pt without torch and without executing what is in them."""
 
 import io
+import json
 import math
 import os
 import struct
@@ -37,6 +38,7 @@ _SAFETENSORS_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_LONGEST_HEADER = 100_000_000  # as safetensors has it
 # How `torch.save` began before torch 1.6: a pickled magic number, then the protocol 1001.
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_PROTOCOL = 1001
@@ -85,6 +87,23 @@ def read_checkpoint(path: str | os.PathLike[str], *, entry: str | None = None) -
         raise ValueError(f"{path} cannot be read, it may be damaged or cut off: {error}") from error
     reason = _explain(start) or "its contents are neither safetensors nor those of torch.save"
     raise ValueError(f"{path} is not a checkpoint: {reason}")
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a safetensors file says of itself beside its arrays; nothing if it is a file of another kind."""
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= _LONGEST_HEADER else b""
+    try:
+        metadata = json.loads(header).get("__metadata__")
+    except (AttributeError, ValueError, RecursionError):
+        metadata = None
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def is_storable(dtype: Any) -> bool:
+    """Whether safetensors has this type of numbers."""
+    return dtype in map(np.dtype, _SAFETENSORS_DTYPES.values())
 
 
 def open_containers(contents: Any, entry: str | None = None) -> Mapping[Any, Any]:

@@ -1,13 +1,15 @@
 """What does not fit between a checkpoint and a model, in one message."""
 
 import dataclasses
-import re
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 
-from densezoo.encoders import ENCODERS, VGG, ResNet
+import flax.linen as nn
+
+from densezoo.weights._fingerprints import identify, name_of
+from densezoo.weights._slots import Slot, parts_of, stem_path
 
 _SHOWN = 6
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass
@@ -16,7 +18,9 @@ class Misfit:
 
     Attributes:
       source: where the checkpoint came from.
-      expected: names and shapes of the model, as the checkpoint should have them.
+      model: what is to be filled.
+      part: the part of it that is, None for all.
+      slots: its arrays.
       came: names and shapes of the checkpoint.
       missing: names that the checkpoint lacks.
       left_over: names that the model has no place for.
@@ -25,8 +29,10 @@ class Misfit:
     """
 
     source: str
-    expected: Shapes
-    came: Shapes
+    model: nn.Module
+    part: str | None
+    slots: Sequence[Slot]
+    came: Mapping[str, tuple[int, ...]]
     missing: list[str] = dataclasses.field(default_factory=list)
     left_over: list[str] = dataclasses.field(default_factory=list)
     wrong: list[str] = dataclasses.field(default_factory=list)
@@ -37,74 +43,62 @@ class Misfit:
 
     def message(self, *, strict: bool) -> str:
         """All of it, hints first, then a line for each kind; `strict` says whether it stopped the loading."""
-        lines = [f"{self.source} does not fit the model" + (":" if strict else " in everything; the rest is new:")]
-        lines += [f"  {hint}" for hint in self._hints(strict)]
-        for what, items in (
+        what = "the model" if self.part is None else f"the model's {self.part}"
+        lines = [f"{self.source} does not fit {what}" + (":" if strict else " in everything; the rest is new:")]
+        lines += [f"  {hint}" for hint in (self._another_encoder() or self._hints(strict))]
+        for kind, items in (
             ("missing in the checkpoint", self.missing),
             ("left over in the checkpoint", self.left_over),
             ("of another shape or type", self.wrong),
             ("in the model but in no known naming", self.unnamed),
         ):
             if items:
-                more = f"; and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-                lines.append(f"  {len(items)} {what}: {'; '.join(items[:_SHOWN])}{more}")
+                lines.append(f"  {len(items)} {kind}: {shortened(items)}")
         return "\n".join(lines)
 
+    def _another_encoder(self) -> list[str]:
+        parts = parts_of(self.model)
+        name = next(iter(parts)) if len(parts) == 1 else "encoder"
+        if name not in parts or self.part not in (None, name):
+            return []
+        slots = [slot for slot in self.slots if not name or slot.path[1] == name]
+        if all(self._fits(slot) for slot in slots):
+            return []
+        shapes = {slot.path: slot.shape for slot in slots}
+        came, ours = identify(self.came), name_of(shapes, stem_path(self.model))
+        if not came or ours in came:
+            return []
+        described = ours or f"another {type(parts[name]).__name__}"
+        return [f"This looks like a checkpoint over {came[0]}; the model's encoder is {described}."]
+
     def _hints(self, strict: bool) -> list[str]:
+        if not any(slot.name in self.came for slot in self.slots):
+            return ["No name fits: see docs/weights.md for the namings that are known."]
         hints = []
-        came, expected = identify(self.came), identify(self.expected)
-        if came and expected and came != expected:
-            hints.append(f"This looks like a checkpoint over {came}; the model's encoder looks like {expected}.")
-        elif not any(name in self.came for name in self.expected):
-            hints.append("No name fits: see docs/weights.md for the namings that are known.")
-        elif strict and not self.left_over:
+        parts = [part for part in parts_of(self.model) if part and self.part is None]
+        slots = {part: [slot for slot in self.slots if slot.path[1] == part] for part in parts}
+        whole = [part for part in parts if all(map(self._fits, slots[part]))]
+        # A bias or a norm may have the right number of channels by chance.
+        absent = [part for part in parts if not any(self._fits(s) for s in slots[part] if len(s.shape) > 1)]
+        if whole and absent and strict:
+            hints.append(f"It fits the {' and the '.join(whole)}, and nothing of the {' and the '.join(absent)}.")
+            if not self.left_over and len(whole) == 1:
+                hints.append(f"To initialise the others: part={whole[0]!r}.")
+        if 0 < len(self.missing) <= _SHOWN:
+            expected = {slot.name: slot.shape_there for slot in self.slots}
+            for name in self.missing:
+                alike = [other for other in self.left_over if self.came[other] == expected[name]]
+                if near := difflib.get_close_matches(name, alike, n=1):
+                    hints.append(f"Perhaps renamed: {near[0]} came, {name} was expected.")
+        if not hints and strict and not self.left_over and not self.unnamed:
             hints.append("All of the checkpoint has its place: strict=False initialises what is missing or differs.")
         return hints
 
-
-def identify(shapes: Shapes) -> str | None:
-    """The encoder of the zoo whose weights these look like, as far as a glance tells."""
-    blocks = _found(r"(?:.*\.)?layer(\d)\.(\d+)\.conv(\d)\.weight", shapes)
-    layers = _found(r"(?:.*\.)?features\.(\d+)\.weight", shapes)
-    for name, constructor in ENCODERS.items():
-        encoder = constructor()
-        if isinstance(encoder, ResNet) and (1, 0, 2) in blocks and _is_resnet(encoder, blocks):
-            return name
-        if isinstance(encoder, VGG) and layers and _vgg_layers(encoder) == {k: len(v) for (k,), v in layers.items()}:
-            return name
-    return None
+    def _fits(self, slot: Slot) -> bool:
+        return slot.name is not None and self.came.get(slot.name) == slot.shape_there
 
 
-def _found(pattern: str, shapes: Shapes) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """Shapes by the numbers in their names."""
-    found = {}
-    for name, shape in shapes.items():
-        match = re.fullmatch(pattern, name)
-        if match:
-            found[tuple(map(int, match.groups()))] = shape
-    return found
-
-
-def _is_resnet(encoder: ResNet, blocks: dict[tuple[int, ...], tuple[int, ...]]) -> bool:
-    stages = {stage for stage, _, _ in blocks}
-    sizes = tuple(len({block for stage, block, _ in blocks if stage == s}) for s in sorted(stages))
-    options = getattr(encoder.block, "keywords", {})
-    expansion = getattr(encoder.block, "func", encoder.block).expansion  # pyright: ignore[reportFunctionMemberAccess]
-    groups = options.get("groups", 1)
-    width = encoder.width * options.get("group_width", 64) // 64 * groups
-    has_third = any(conv == 3 for _, _, conv in blocks)
-    same_depth = sizes == tuple(encoder.stage_sizes) and has_third == (expansion > 1)
-    return same_depth and blocks[1, 0, 2][:2] == (width, width // groups)
-
-
-def _vgg_layers(encoder: VGG) -> dict[int, int]:
-    """Position in torchvision's list of layers -> number of axes of its weight."""
-    layers, position = {}, 0
-    for size in encoder.stage_sizes:
-        for _ in range(size):
-            layers[position] = 4
-            if encoder.norm is not None:
-                layers[position + 1] = 1
-            position += 2 if encoder.norm is None else 3
-        position += 1
-    return layers
+def shortened(items: Sequence[str]) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f"; and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return "; ".join(items[:_SHOWN]) + more

@@ -1,4 +1,6 @@
-"""Max-pooling with indices and max-unpooling against NumPy loops, and their gradients."""
+"""Pooling and max-unpooling against NumPy loops, and their gradients."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from densezoo.ops import max_pool, max_pool_with_indices, max_unpool
+from densezoo.ops import adaptive_avg_pool, max_pool, max_pool_with_indices, max_unpool
 
 
 def pool_loop(x, window, stride, padding):
@@ -74,3 +76,35 @@ def test_bad_input_is_named():
     y, index = max_pool_with_indices(jnp.zeros((1, 4, 4, 1)))
     with pytest.raises(ValueError, match=r"2x2 pooling of size \(7, 4\)"):
         max_unpool(y, index, (7, 4))
+
+
+@pytest.mark.parametrize("size", [(12, 18), (7, 5), (3, 1)])
+@pytest.mark.parametrize("bins", [(1, 1), (3, 2), (6, 6), (7, 5)])
+def test_adaptive_avg_pool_equals_loop(size, bins):
+    x = np.random.default_rng(4).standard_normal((2, *size, 3)).astype(np.float32)
+    expected = np.zeros((2, *bins, 3), np.float32)
+    for i, j in np.ndindex(*bins):
+        rows, columns = (
+            slice(k * n // m, math.ceil((k + 1) * n / m)) for k, n, m in zip((i, j), size, bins, strict=True)
+        )
+        expected[:, i, j] = x[:, rows, columns].mean((1, 2))
+    np.testing.assert_allclose(adaptive_avg_pool(jnp.asarray(x), bins), expected, atol=1e-6)
+
+
+def test_adaptive_avg_pool_gradients():
+    x = jnp.asarray(np.random.default_rng(5).standard_normal((1, 5, 4, 2)).astype(np.float32))
+    check_grads(lambda x: adaptive_avg_pool(jnp.asarray(x), (3, 6)), (x,), 2, ["fwd", "rev"], 1e-2, 1e-2)
+
+
+def test_adaptive_avg_pool_sums_halves_in_float32():
+    # In bfloat16 the sum would stop growing at 256.
+    y = adaptive_avg_pool(jnp.ones((1, 64, 64, 1), jnp.bfloat16), (1, 1))
+    assert y.dtype == jnp.bfloat16
+    assert float(y[0, 0, 0, 0]) == 1.0
+
+
+def test_adaptive_avg_pool_names_bad_input():
+    with pytest.raises(ValueError, match="two whole numbers"):
+        adaptive_avg_pool(jnp.zeros((1, 4, 4, 1)), (0, 2))
+    with pytest.raises(TypeError, match="loat"):
+        adaptive_avg_pool(jnp.zeros((1, 4, 4, 1), jnp.int32), (2, 2))

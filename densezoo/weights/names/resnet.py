@@ -1,20 +1,53 @@
-"""torchvision's and timm's names of ResNet."""
+"""torchvision's and timm's names of ResNet and its kin."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
 
 from densezoo.encoders import ResNet
 from densezoo.weights.names.rules import Family, Naming, Rule, backbone
 
 
+def blocks(encoder: ResNet, gate: str) -> list[Rule]:
+    """The stages, in which the references agree but for what they call the squeeze-and-excitation."""
+    pooled = int(encoder.average_down)  # the pooling has a place in the sequence
+    return [
+        Rule(r"layer(\d)_(\d+)/conv(\d)/conv", r"layer\1.\2.conv\3"),
+        Rule(r"layer(\d)_(\d+)/conv(\d)/norm", r"layer\1.\2.bn\3"),
+        Rule(r"layer(\d)_(\d+)/downsample/conv", rf"layer\1.\2.downsample.{pooled}"),
+        Rule(r"layer(\d)_(\d+)/downsample/norm", rf"layer\1.\2.downsample.{pooled + 1}"),
+        Rule(r"layer(\d)_(\d+)/se/reduce", rf"layer\1.\2.{gate}.fc1"),
+        Rule(r"layer(\d)_(\d+)/se/expand", rf"layer\1.\2.{gate}.fc2"),
+    ]
+
+
+def ignoring(namings: Sequence[Naming], pattern: str) -> list[Naming]:
+    """The namings with another pattern of names (after the prefix) that have no place here."""
+
+    def extended(naming: Naming) -> str:
+        mine = re.escape(naming.prefix) + f"(?:{pattern})"
+        return f"{naming.ignored}|{mine}" if naming.ignored else mine
+
+    return [dataclasses.replace(naming, ignored=extended(naming)) for naming in namings]
+
+
+def deeper(encoder: ResNet) -> str:
+    """A pattern of the stages that a smaller `coarsest` leaves out."""
+    return rf"layer[{len(encoder.reductions)}-9]\..*"
+
+
 def _resnet(encoder: ResNet) -> list[Naming]:
-    return backbone(
-        [
-            Rule(r"conv1/conv", "conv1"),
-            Rule(r"conv1/norm", "bn1"),
-            Rule(r"layer(\d)_(\d+)/conv(\d)/conv", r"layer\1.\2.conv\3"),
-            Rule(r"layer(\d)_(\d+)/conv(\d)/norm", r"layer\1.\2.bn\3"),
-            Rule(r"layer(\d)_(\d+)/downsample/conv", r"layer\1.\2.downsample.0"),
-            Rule(r"layer(\d)_(\d+)/downsample/norm", r"layer\1.\2.downsample.1"),
+    stem = [Rule(r"conv1/conv", "conv1"), Rule(r"conv1/norm", "bn1")]
+    if encoder.deep_stem:
+        stem = [
+            Rule(r"conv1/conv", "conv1.0"),
+            Rule(r"conv1/norm", "conv1.1"),
+            Rule(r"conv2/conv", "conv1.3"),
+            Rule(r"conv2/norm", "conv1.4"),
+            Rule(r"conv3/conv", "conv1.6"),
+            Rule(r"conv3/norm", "bn1"),
         ]
-    )
+    return ignoring(backbone([*stem, *blocks(encoder, "se")]), deeper(encoder))
 
 
 FAMILIES = {ResNet: Family(_resnet, stem="conv1/conv")}

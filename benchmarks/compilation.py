@@ -1,0 +1,114 @@
+"""How long a user waits before a model's first answer and first train step: tracing and compiling, for the whole zoo.
+
+Usage: python -m benchmarks.compilation [--models unet fpn] [--remat] [--report]
+
+Each model has its usual encoder and images of 2x256x256. The memory is what XLA reserves for the train step besides its
+arguments. Each finished model is a line of --out, and one that is there already is not repeated. `--report` writes the
+table of --docs from --out alone.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+
+import densezoo as dz
+from benchmarks.machine import describe
+from benchmarks.record import markdown_table, write_text
+from benchmarks.report import with_parts
+from benchmarks.timing import compile_apart
+from densezoo.train.segmentation import segmentation_loss
+
+IMAGES = (2, 256, 256, 3)
+CLASSES = 11
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Times tracing and compiling."""
+
+    models: tuple[str, ...] = tuple(dz.list_models())
+    """model, or model:encoder."""
+    remat: bool = False
+    """Measure the models with `remat=True`."""
+    out: Path = Path("benchmarks/results/compilation.jsonl")
+    """Where the results go."""
+    docs: Path = Path("docs/zoo.md")
+    """The document whose table is written."""
+    report: bool = False
+    """Measure nothing; write the document's table."""
+
+
+def main(arguments: Arguments) -> int:
+    """Measures, or reports; gives the exit code."""
+    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    if arguments.report:
+        write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"compilation": table(rows)}))
+        return 0
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    usual = {blueprint.name: blueprint.encoder for blueprint in dz.blueprints()}
+    for text in arguments.models:
+        name, _, encoder = text.partition(":")
+        encoder = encoder or usual[name]
+        if any((row["model"], row["encoder"], row["remat"]) == (name, encoder, arguments.remat) for row in rows):
+            continue
+        machine = describe()
+        kept = {key: machine[key] for key in ("device_kind", "cores", "versions")}
+        facts = measure(name, encoder, arguments.remat)
+        rows.append({"model": name, "encoder": encoder, "remat": arguments.remat} | facts | {"machine": kept})
+        with arguments.out.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+        print(json.dumps(rows[-1]), flush=True)
+    return 0
+
+
+def measure(name: str, encoder: str, remat: bool) -> dict[str, Any]:
+    """Seconds, and bytes of the train step."""
+    model = dz.create_model(name, encoder, CLASSES, remat=remat)
+    images = jax.ShapeDtypeStruct(IMAGES, jnp.float32)
+    started = time.perf_counter()
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes = time.perf_counter() - started
+    inference = compile_apart(jax.jit(model.apply, compiler_options=dz.compiler_options()), variables, images)
+    optimizer = optax.adamw(1e-3)
+    state = jax.eval_shape(
+        lambda key: dz.train.create_state(model, optimizer, key, jnp.zeros(IMAGES)), jax.random.key(0)
+    )
+    batch = {"image": images, "mask": jax.ShapeDtypeStruct(IMAGES[:3], jnp.int32)}
+    step = compile_apart(dz.train.make_train_step(segmentation_loss(-1), inputs=("image",)), state, batch)
+    return {
+        "eval_shape": round(shapes, 2),
+        "inference": [round(inference.trace_seconds, 2), round(inference.compile_seconds, 2)],
+        "train_step": [round(step.trace_seconds, 2), round(step.compile_seconds, 2)],
+        "train_bytes": step.costs()["temp_bytes"],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A row for each model."""
+    lines = [
+        (
+            f"{row['model']}, {row['encoder']}" + ", remat" * row["remat"],
+            f"{row['eval_shape']:.1f}",
+            *("{:.1f} + {:.1f}".format(*row[key]) for key in ("inference", "train_step")),
+            f"{row['train_bytes'] / 2**20:.0f}",
+        )
+        for row in sorted(rows, key=lambda row: (row["model"], row["encoder"], row["remat"]))
+    ]
+    if not lines:
+        return "Not measured yet."
+    machine = rows[-1]["machine"]
+    where = f"{machine['device_kind']}, {machine['cores']} cores, jax {machine['versions']['jax']}."
+    head = ("model", "eval_shape, s", "inference: trace + compile, s", "train step: trace + compile, s", "memory, MiB")
+    return f"{where}\n\n{markdown_table(head, lines)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments)))

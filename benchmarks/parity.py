@@ -1,0 +1,147 @@
+"""Compares the outputs of every decoder over encoders of every family with segmentation_models_pytorch's.
+
+Usage: python -m benchmarks.parity [--models unet fpn] [--encoders resnet18 mit_b0] [--report]
+
+Each pair gets torch's random weights, random running statistics and a random image; the error is the largest difference
+of the logits over their largest magnitude, in float32. Needs torch, timm and segmentation-models-pytorch, but for
+`--report`. Each finished pair is a line of --out, and one that is there already is not repeated. `--report` writes the
+tables of --docs from --out alone.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import densezoo as dz
+from benchmarks.record import markdown_table, write_text
+from benchmarks.report import with_parts
+from benchmarks.smp_models import SMP_MODELS, make
+
+ENCODERS = (
+    "resnet18",
+    "resnext50_32x4d",
+    "resnet50d",
+    "seresnet50",
+    "se_resnet50",
+    "vgg11_bn",
+    "densenet121",
+    "efficientnet-b0",
+    "efficientnet_b0",
+    "tf_efficientnet_b0",
+    "mobilenet_v2",
+    "mobilenetv3_large_100",
+    "convnext_tiny",
+    "convnextv2_atto",
+    "mit_b0",
+    "swin_tiny_patch4_window7_224",
+    "hrnet_w18",
+    "vit_small_patch16_224",
+)
+"""One or more of each family."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Compares the zoo with segmentation_models_pytorch."""
+
+    models: tuple[str, ...] = tuple(SMP_MODELS)
+    """Names of models."""
+    encoders: tuple[str, ...] = ENCODERS
+    """Names of encoders."""
+    height: int = 64
+    """Of the image, as often divisible by 2 as the reference wants it."""
+    width: int = 96
+    """Of the image."""
+    out: Path = Path("benchmarks/results/parity.jsonl")
+    """Where the results go."""
+    docs: Path = Path("docs/zoo.md")
+    """The document whose tables are written."""
+    report: bool = False
+    """Measure nothing; write the document's tables."""
+
+
+def main(arguments: Arguments) -> int:
+    """Measures, or reports; gives the exit code, 1 if an error is over 1e-4."""
+    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    if not arguments.report:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        done = {(row["model"], row["encoder"]) for row in rows}
+        for model in arguments.models:
+            for encoder in arguments.encoders:
+                if (model, encoder) in done:
+                    continue
+                row = {"model": model, "encoder": encoder} | compare(model, encoder, arguments)
+                rows.append(row)
+                with arguments.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(json.dumps(row), flush=True)
+    else:
+        write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), tables(rows)))
+    return int(any(row.get("error", 0) > 1e-4 for row in rows))
+
+
+def compare(model: str, encoder: str, arguments: Arguments) -> dict[str, Any]:
+    """Parameters and error of a pair, or why there is none, here or there."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    size = (arguments.height, arguments.width)
+    try:
+        ours = dz.create_model(model, encoder, num_classes=2)
+    except ValueError as error:
+        return {"refused": str(error)}
+    torch.manual_seed(0)
+    try:
+        reference = make(model, encoder, 2, size).eval()
+    except (KeyError, ValueError) as error:
+        return {"no_reference": str(error)}
+    generator = np.random.default_rng(0)
+    with torch.no_grad():
+        for name, buffer in reference.named_buffers():
+            # Away from 0 and 1, so that a statistic in the wrong place shows.
+            if name.endswith("running_mean"):
+                buffer.add_(torch.from_numpy(generator.uniform(-0.2, 0.2, buffer.shape).astype(np.float32)))
+            elif name.endswith("running_var"):
+                buffer.mul_(torch.from_numpy(generator.uniform(0.7, 1.3, buffer.shape).astype(np.float32)))
+    image = generator.standard_normal((1, *size, 3)).astype(np.float32)
+    with torch.inference_mode():
+        wanted = reference(torch.from_numpy(image.transpose(0, 3, 1, 2).copy())).numpy().transpose(0, 2, 3, 1)
+    variables = dz.weights.from_torch(ours, reference.state_dict())
+    # Each runs once, so it is not worth the compiler's optimisation.
+    apply = jax.jit(ours.apply, compiler_options={"xla_backend_optimization_level": 0})
+    logits = np.asarray(apply(variables, jnp.asarray(image)))
+    error = float(np.abs(logits - wanted).max() / np.abs(wanted).max())
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return {"parameters": count, "error": error, "versions": {"jax": jax.__version__, "torch": torch.__version__}}
+
+
+def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """The document's parts: errors and parameters, a row for each encoder and a column for each decoder."""
+    models = [model for model in SMP_MODELS if any(row["model"] == model for row in rows)]
+    encoders = list(dict.fromkeys(row["encoder"] for row in rows))
+    found = {(row["model"], row["encoder"]): row for row in rows}
+
+    def cell(row: dict[str, Any] | None, key: str) -> str:
+        if row is None:
+            return ""
+        if key not in row:
+            return "-" if "refused" in row else "no reference"
+        return f"{row['error']:.0e}" if key == "error" else f"{row['parameters'] / 1e6:.1f}"
+
+    def table(key: str) -> str:
+        lines = [(encoder, *(cell(found.get((model, encoder)), key) for model in models)) for encoder in encoders]
+        return markdown_table(("encoder", *models), lines)
+
+    measured = [row["error"] for row in rows if "error" in row]
+    worst = f"{len(measured)} pairs; the largest error is {max(measured):.1e}." if measured else "Not measured yet."
+    return {"errors": f"{worst}\n\n{table('error')}", "parameters": table("parameters")}
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments)))

@@ -1,0 +1,55 @@
+"""The same models in segmentation_models_pytorch: their names there, and how they are made."""
+
+import importlib
+from typing import Any
+
+SMP_MODELS = {
+    "unet": "Unet",
+    "unetplusplus": "UnetPlusPlus",
+    "manet": "MAnet",
+    "linknet": "Linknet",
+    "fpn": "FPN",
+    "pspnet": "PSPNet",
+    "pan": "PAN",
+    "deeplabv3": "DeepLabV3",
+    "deeplabv3plus": "DeepLabV3Plus",
+    "upernet": "UPerNet",
+    "segformer": "Segformer",
+    "dpt": "DPT",
+}
+"""Names here and there; the others are not there."""
+
+
+def smp_encoder(encoder: str) -> str | None:
+    """An encoder's name there, which for timm's own begins with "tu-"; None if there is none."""
+    smp: Any = importlib.import_module("segmentation_models_pytorch")
+    if encoder in smp.encoders.encoders:
+        return encoder
+    timm: Any = importlib.import_module("timm")
+    return f"tu-{encoder}" if timm.is_model(encoder) else None
+
+
+def make(model: str, encoder: str, classes: int, image_size: tuple[int, int] | None = None) -> Any:
+    """A model with random weights, in training mode as torch makes it.
+
+    Args:
+        model: densezoo's name.
+        encoder: densezoo's name.
+        classes: channels of the logits.
+        image_size: (height, width) of the images, for encoders that are built for one.
+
+    Raises:
+        KeyError: it has no such model or encoder.
+        ValueError: it refuses this pair.
+    """
+    smp: Any = importlib.import_module("segmentation_models_pytorch")
+    name = smp_encoder(encoder)
+    if model not in SMP_MODELS or name is None:
+        raise KeyError(f"{model}:{encoder}")
+    fields = {"img_size": image_size} if "swin" in encoder and image_size else {}
+    if model == "dpt":
+        fields = {"dynamic_img_size": True}
+    try:
+        return getattr(smp, SMP_MODELS[model])(name, encoder_weights=None, classes=classes, **fields)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise ValueError(f"segmentation_models_pytorch cannot make {model}:{encoder}: {error}") from error

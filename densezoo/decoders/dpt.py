@@ -1,0 +1,194 @@
+"""DPT's decoder: the maps of a plain transformer made a pyramid, which is then fused from coarse to fine."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Float
+
+from densezoo import ops
+from densezoo.blocks import BatchNorm, Bilinear, Conv, ConvNormAct, build, torch_bias, torch_uniform
+from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
+
+
+class Readout(nn.Module):
+    """What the class token knows, brought into every pixel of its map.
+
+    `mode` says how: "cat" concatenates it and projects back, "add" adds it, "ignore" leaves it out.
+    """
+
+    mode: str
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], tokens: Float[Array, "b n c"] | None) -> Float[Array, "b h w c"]:
+        channels = x.shape[-1]
+        if self.mode == "cat":
+            if tokens is not None:
+                token = jnp.broadcast_to(jnp.expand_dims(tokens[:, :1], 1), x.shape)
+                x = jnp.concatenate(promote_dtype(x, token, dtype=self.dtype), axis=-1)
+            init = nn.initializers.xavier_uniform()
+            dense = nn.Dense(channels, kernel_init=init, dtype=self.dtype, param_dtype=self.param_dtype, name="project")
+            return nn.gelu(dense(x), approximate=False)
+        if self.mode == "add" and tokens is not None:
+            return x + jnp.expand_dims(tokens.mean(1, keepdims=True), 1).astype(x.dtype)
+        return x
+
+
+class TransposedTiles(nn.Module):
+    """A transposed convolution whose stride is its kernel's side; initialised as torch does."""
+
+    factor: int
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        channels = x.shape[-1]
+        shape = (self.factor, self.factor, channels, channels)
+        kernel = self.param("kernel", torch_uniform, shape, self.param_dtype)
+        bias = self.param("bias", torch_bias(self.factor**2 * channels), (channels,), self.param_dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return ops.conv_transpose(x, kernel, stride=self.factor) + jnp.expand_dims(bias, (0, 1, 2))
+
+
+class Reassemble(nn.Module):
+    """A map from one scale to another: enlarged `factor` times, or made `1 / factor` times smaller.
+
+    Args (fields):
+        hidden: channels while it is resized.
+        features: channels of the result.
+    """
+
+    hidden: int
+    features: int
+    factor: float
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = Conv(self.hidden, 1, name="project", **dtypes)(x)
+        if self.factor > 1:
+            x = TransposedTiles(int(self.factor), name="enlarge", **dtypes)(x)
+        elif self.factor < 1:
+            x = Conv(self.hidden, 3, int(1 / self.factor), name="reduce", **dtypes)(x)
+        return Conv(self.features, 3, use_bias=False, name="output", **dtypes)(x)
+
+
+class ResidualConvs(nn.Module):
+    """Two convolutions with an activation before each, and a shortcut."""
+
+    norm: ModuleDef | None
+    act: Callable[[jax.Array], jax.Array]
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
+        conv = partial(ConvNormAct, x.shape[-1], norm=self.norm, dtype=self.dtype, param_dtype=self.param_dtype)
+        y = conv(act=self.act, name="conv_1")(self.act(x), train=train)
+        return x + conv(act=None, name="conv_2")(y, train=train)
+
+
+class Fusion(nn.Module):
+    """Adds the coarser map to a feature, and brings the sum to `size`."""
+
+    upsample: ModuleDef
+    norm: ModuleDef | None
+    act: Callable[[jax.Array], jax.Array]
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, feature: Float[Array, "b h w c"], coarser: Float[Array, "b h w c"] | None, size: Size, *, train: bool
+    ) -> Float[Array, "b h2 w2 c"]:
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = ResidualConvs(self.norm, self.act, name="residual1", **dtypes)(feature, train=train)
+        if coarser is not None:
+            x = x + coarser
+        x = ResidualConvs(self.norm, self.act, name="residual2", **dtypes)(x, train=train)
+        # The reference projects after its bilinear resize. That is the same, since the resize's weights add up to 1,
+        # but on four times as many pixels.
+        x = Conv(x.shape[-1], 1, name="project", **dtypes)(x)
+        return build(self.upsample, name="upsample", **dtypes)(x, size)
+
+
+class DPTDecoder(nn.Module):
+    """Maps of a transformer, all of one scale, brought to 1/4, 1/8, 1/16, 1/32 and fused from the coarsest up.
+
+    The result is at 1/2 of the image; where the encoder padded the image, it is cut to the image again.
+
+    Args (fields):
+        intermediate_features: channels of each map while it is resized, one for each of the encoder's features.
+        features: channels of the pyramid, and of the result.
+        readout: what becomes of the class token: "cat" concatenates it to every pixel and projects, "add" adds it,
+          "ignore" leaves it out.
+        upsample: factory of the upsampler between scales.
+        norm: factory of the normalisation, None for none.
+        act: activation.
+        dropout: share of the result's values dropped in training (needs a `dropout` random key).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> maps, tokens = (jnp.zeros((1, 5, 4, 32)),) * 4, (jnp.zeros((1, 1, 32)),) * 4
+        >>> pyramid = dz.Pyramid(maps, reductions=(16,) * 4, image_size=(65, 64), tokens=tokens)
+        >>> jax.eval_shape(DPTDecoder().init_with_output, jax.random.key(0), pyramid)[0].shape
+        (1, 33, 32, 256)
+
+    References:
+        Ranftl et al., Vision transformers for dense prediction, 2021. https://arxiv.org/abs/2103.13413, with the
+        details of segmentation_models_pytorch: batch norms, the last convolution and the dropout of its head.
+    """
+
+    intermediate_features: Sequence[int] = (256, 512, 1024, 1024)
+    features: int = 256
+    readout: str = "cat"
+    upsample: ModuleDef = partial(Bilinear, align_corners=True)
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    dropout: float = 0.1
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        count = len(pyramid.features)
+        if len(self.intermediate_features) != count:
+            raise ValueError(
+                f"intermediate_features has an entry for each of the encoder's {count} features; got"
+                f" {self.intermediate_features}"
+            )
+        if self.readout not in ("cat", "add", "ignore"):
+            raise ValueError(f'readout is "cat", "add" or "ignore", got {self.readout!r}')
+        tokens = pyramid.tokens or (None,) * count
+        reductions = pyramid.reductions or (16,) * count
+        maps = []
+        for level, (x, token, hidden) in enumerate(
+            zip(pyramid.features, tokens, self.intermediate_features, strict=True)
+        ):
+            x = Readout(self.readout, name=f"readout{level}", **dtypes)(x, token)
+            factor = reductions[level] / 2 ** (level + 2)
+            maps.append(Reassemble(hidden, self.features, factor, name=f"reassemble{level}", **dtypes)(x))
+
+        height, width = size_of(maps[0])
+        sizes = [(2 * height, 2 * width), *map(size_of, maps)]
+        x = None
+        for step, level in enumerate(reversed(range(count))):
+            fusion = Fusion(self.upsample, self.norm, self.act, name=f"fusion{step}", **dtypes)
+            x = fusion(maps[level], x, sizes[level], train=train)
+        assert x is not None
+        if pyramid.image_size is not None:
+            x = x[:, : -(-pyramid.image_size[0] // 2), : -(-pyramid.image_size[1] // 2)]
+        init = nn.initializers.xavier_uniform()
+        conv = ConvNormAct(self.features, norm=self.norm, act=self.act, kernel_init=init, name="output", **dtypes)
+        return nn.Dropout(self.dropout)(conv(x, train=train), deterministic=not train)

@@ -1,0 +1,96 @@
+"""LinkNet: a light decoder of 1x1 convolutions around a learned upsampling, to which the encoder's maps are added."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.blocks import BatchNorm, ConvNormAct, SpatialDropout, TransposedConv, build, norm_act, torch_uniform
+from densezoo.decoders.unet import sizes_beyond
+from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
+
+# A batch norm takes the place of its bias. The initialiser is torch's own: segmentation_models_pytorch chooses one for
+# its other convolutions only.
+_UPSAMPLE = partial(TransposedConv, kernel_size=4, use_bias=False, kernel_init=torch_uniform)
+
+
+class LinknetBlock(nn.Module):
+    """One step up: a quarter of the channels, x to `size`, the channels of the result, to which `feature` is added."""
+
+    features: int
+    upsample: ModuleDef = _UPSAMPLE
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], feature: Float[Array, "b h2 w2 d"] | None, size: Size, *, train: bool = False
+    ) -> Float[Array, "b h2 w2 d"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(ConvNormAct, kernel_size=1, norm=self.norm, act=self.act, **dtypes)
+        x = conv(max(1, x.shape[-1] // 4), name="reduce")(x, train=train)
+        x = build(self.upsample, name="upsample", **dtypes)(x, size)
+        x = self.act(x) if self.norm is None else norm_act(self.norm, self.act, x, train=train, name="norm", **dtypes)
+        x = conv(self.features, name="expand")(x, train=train)
+        return x if feature is None else x + feature.astype(x.dtype)
+
+
+class LinknetDecoder(nn.Module):
+    """LinkNet: from the coarsest map up, a narrow block per scale, whose result the encoder's map is added to.
+
+    A block gives as many channels as the encoder's map has that is added. Beyond the finest one, blocks keep their
+    channels, and the last, at the image's size, gives `features`; over an encoder whose finest map has the image's own
+    size that block is missing, and the result has the channels of that map.
+
+    Args (fields):
+        features: channels of the last block.
+        upsample: factory of the upsampler; a transposed 4x4 convolution in the reference, whose bias the batch norm
+          after it makes superfluous.
+        norm: factory of the normalisation, None for none.
+        act: activation.
+        dropout: share of channels dropped from the result in training (needs a `dropout` random key).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> features = jnp.zeros((1, 32, 33, 8)), jnp.zeros((1, 16, 17, 16))
+        >>> pyramid = dz.Pyramid(features, reductions=(2, 4), image_size=(64, 65))
+        >>> jax.eval_shape(LinknetDecoder().init_with_output, jax.random.key(0), pyramid)[0].shape
+        (1, 64, 65, 32)
+
+    References:
+        Chaurasia and Culurciello, LinkNet, 2017. https://arxiv.org/abs/1707.03718, with the details of
+        segmentation_models_pytorch.
+    """
+
+    features: int = 32
+    upsample: ModuleDef = _UPSAMPLE
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    dropout: float = 0.0
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
+        block = partial(
+            LinknetBlock,
+            upsample=self.upsample,
+            norm=self.norm,
+            act=self.act,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        *skips, x = pyramid.features
+        for index, skip in enumerate(reversed(skips)):
+            x = block(skip.shape[-1], name=f"block{index}")(x, skip, size_of(skip), train=train)
+        sizes = sizes_beyond(pyramid, None)
+        for index, size in enumerate(sizes, len(skips)):
+            last = index + 1 == len(skips) + len(sizes)
+            x = block(self.features if last else x.shape[-1], name=f"block{index}")(x, None, size, train=train)
+        return SpatialDropout(self.dropout)(x, train=train) if self.dropout else x

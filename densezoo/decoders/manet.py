@@ -1,0 +1,143 @@
+"""MA-Net: a U-Net with attention between all pixels of the coarsest map, and gates on the channels of every skip."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.blocks import (
+    BatchNorm,
+    ChannelGate,
+    ConcatSkip,
+    Conv,
+    ConvNormAct,
+    DoubleConv,
+    Nearest,
+    SpatialDropout,
+    build,
+    step_up,
+)
+from densezoo.decoders.unet import UNetBlock, steps_up
+from densezoo.types import Dtype, ModuleDef, Pyramid, Size, accumulator_dtype
+
+
+class PositionAttention(nn.Module):
+    """MA-Net's position-wise attention block: adds to every pixel what it attends to among all pixels.
+
+    It has two particulars of segmentation_models_pytorch, whose weights were trained with them: the softmax runs over
+    all pairs of pixels at once, so that the weights of a single pixel do not sum up to 1; and the result, pixels by
+    channels, is read as if it were channels by pixels.
+
+    Args (fields):
+        features: channels in which pixels are compared.
+    """
+
+    features: int = 64
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        conv = partial(Conv, dtype=self.dtype, param_dtype=self.param_dtype)
+        batch, height, width, channels = x.shape
+        center = conv(self.features, 1, name="center_conv")(x).reshape(batch, height * width, -1)
+        top = conv(self.features, 1, name="top_conv")(x).reshape(batch, height * width, -1)
+        bottom = conv(channels, name="bottom_conv")(x).reshape(batch, height * width, -1)
+        wide = accumulator_dtype(bottom.dtype)
+        likeness = jnp.einsum("bic,bjc->bij", center, top, preferred_element_type=wide)
+        weights = jax.nn.softmax(likeness, axis=(1, 2)).astype(bottom.dtype)
+        attended = jnp.einsum("bij,bjc->bic", weights, bottom)
+        attended = attended.reshape(batch, channels, height, width).transpose(0, 2, 3, 1)
+        return conv(channels, name="out_conv")(x.astype(attended.dtype) + attended)
+
+
+class FusionBlock(nn.Module):
+    """MA-Net's multi-scale fusion attention block: a step up whose map is weighed by gates from both maps it joins.
+
+    Args (fields):
+        features: channels of the result.
+        reduction: the gates have this many times fewer channels inside.
+    """
+
+    features: int
+    reduction: int = 16
+    skip: ModuleDef = ConcatSkip
+    upsample: ModuleDef = Nearest
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], feature: Float[Array, "b h2 w2 d"], size: Size, *, train: bool = False
+    ) -> Float[Array, "b h2 w2 e"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(ConvNormAct, norm=self.norm, act=self.act, **dtypes)
+        gate = partial(ChannelGate, max(1, feature.shape[-1] // self.reduction), **dtypes)
+        x = conv(x.shape[-1], name="high_conv1")(x, train=train)
+        x = conv(feature.shape[-1], 1, name="high_conv2")(x, train=train)
+        # The reference's gate is that of the upsampled map. Doubling keeps its means, so they can be taken before.
+        gates = gate(name="high_gate")(x) + gate(name="low_gate")(feature).astype(x.dtype)
+        upsampler, skip = build(self.upsample, name="upsample", **dtypes), build(self.skip, name="skip", **dtypes)
+        joined = step_up(upsampler, skip, x * gates, feature, size)
+        return DoubleConv(self.features, None, self.norm, self.act, name="convs", **dtypes)(joined, train=train)
+
+
+class MAnetDecoder(nn.Module):
+    """MA-Net: attention on the coarsest map, then a block per scale that gates what comes from below by the skip.
+
+    The attention compares all pixels of the coarsest map: at 1/32 of an image of 512x512, 256 x 256 pairs.
+
+    Args (fields):
+        features: channels of each block, coarse to fine: one for every skip, and then one, without a skip, for every
+          doubling from the finest feature to the image. None gives the last block 16 channels, the one before 32, ...
+        attention_features: channels in which the attention compares pixels.
+        reduction: the gates of the channels have this many times fewer channels inside.
+        skip: how the encoder's map joins the gated one: `ConcatSkip`, `LateralAdd` or `AttentionGate`.
+        upsample: factory of the upsampler; the default samples like segmentation_models_pytorch's "nearest".
+        norm: factory of the normalisation, None for none.
+        act: activation.
+        dropout: share of channels dropped from the result in training (needs a `dropout` random key).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> features = jnp.zeros((1, 32, 33, 8)), jnp.zeros((1, 16, 17, 16))
+        >>> pyramid = dz.Pyramid(features, reductions=(2, 4), image_size=(64, 65))
+        >>> decoder = MAnetDecoder(features=(16, 8))
+        >>> jax.eval_shape(decoder.init_with_output, jax.random.key(0), pyramid)[0].shape
+        (1, 64, 65, 8)
+
+    References:
+        Fan et al., MA-Net: A multi-scale attention network for liver and tumor segmentation, 2020.
+        https://ieeexplore.ieee.org/document/9201310, with the details of segmentation_models_pytorch.
+    """
+
+    features: Sequence[int] | None = None
+    attention_features: int = 64
+    reduction: int = 16
+    skip: ModuleDef = ConcatSkip
+    upsample: ModuleDef = partial(Nearest, half_pixel=False)
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    dropout: float = 0.0
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        fields = {"upsample": self.upsample, "norm": self.norm, "act": self.act, **dtypes}
+        x = PositionAttention(self.attention_features, name="center", **dtypes)(pyramid.features[-1])
+        for index, (features, skip, size) in enumerate(steps_up(pyramid, self.features, "MAnetDecoder")):
+            name = f"block{index}"
+            if skip is None:
+                x = UNetBlock(features, name=name, **fields)(x, None, size, train=train)
+            else:
+                block = FusionBlock(features, self.reduction, self.skip, name=name, **fields)
+                x = block(x, skip, size, train=train)
+        return SpatialDropout(self.dropout)(x, train=train) if self.dropout else x

@@ -1,0 +1,135 @@
+"""The pyramid attention network's decoder: what is coarse says which channels of what is fine matter."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, GroupNorm, SpatialDropout, build
+from densezoo.decoders.deeplab import from_reduction
+from densezoo.ops import max_pool
+from densezoo.types import Dtype, ModuleDef, Pyramid, accumulator_dtype, size_of
+
+
+class FeaturePyramidAttention(nn.Module):
+    """A weight for every pixel, seen through windows that grow from scale to scale, and the mean of all (figure 3).
+
+    The result has the size of the input.
+    """
+
+    features: int
+    upsample: ModuleDef
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w d"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        # The reference keeps the biases before batch norms, here and below.
+        conv = partial(ConvNormAct, use_bias=True, act=self.act, **dtypes)
+        weights = partial(conv, 1, norm=_for_one_channel(self.norm))
+
+        def up(y: jax.Array, like: jax.Array, name: str) -> jax.Array:
+            return build(self.upsample, name=name, **dtypes)(y, size_of(like))
+
+        mean = conv(self.features, 1, norm=self.norm, name="branch1")(_mean(x), train=train)
+        middle = conv(self.features, 1, norm=self.norm, name="mid")(x, train=train)
+        half = weights(7, name="down1")(_halve(x), train=train)
+        quarter = weights(5, name="down2")(_halve(half), train=train)
+        eighth = weights(3, name="down3_1")(_halve(quarter), train=train)
+        eighth = weights(3, name="down3_2")(eighth, train=train)
+        y = weights(5, name="conv2")(quarter, train=train) + up(eighth, quarter, "upsample3")
+        y = weights(7, name="conv1")(half, train=train) + up(y, half, "upsample2")
+        return up(y, x, "upsample1") * middle + mean
+
+
+class GlobalAttentionUpsample(nn.Module):
+    """One step up: the means of the coarse map weigh the channels of the encoder's map, which is added (figure 4).
+
+    Where `upsample` is None both have the same size.
+    """
+
+    upsample: ModuleDef | None
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], feature: Float[Array, "b h2 w2 d"], *, train: bool = False
+    ) -> Float[Array, "b h2 w2 e"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        up = x if self.upsample is None else build(self.upsample, name="upsample", **dtypes)(x, size_of(feature))
+        # As many channels as come from below: an upsampler may divide them.
+        conv = partial(ConvNormAct, up.shape[-1], use_bias=True, norm=self.norm, **dtypes)
+        gate = conv(1, act=nn.sigmoid, name="conv1")(_mean(x), train=train)
+        return up + conv(3, act=self.act, name="conv2")(feature, train=train) * gate
+
+
+class PANDecoder(nn.Module):
+    """PAN: attention over a pyramid of the coarsest map, then a step up to every finer one, as far as 1/4 of the image.
+
+    Args (fields):
+        features: channels of the result.
+        finest: image size over feature size of the finest map that takes part: the encoder's at this and coarser. Of a
+          pyramid that does not tell its `reductions` all take part.
+        dropout: share of the result's channels that are dropped in training (needs a `dropout` random key).
+        upsample: factory of the upsampler of each step up; align-corners as the reference has it.
+        attention_upsample: factory of the upsampler within the attention, of maps with one channel.
+        norm: factory of the normalisation, None for none; a group norm gets one group where there is one channel.
+        act: activation.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> pyramid = dz.Pyramid((jnp.zeros((1, 17, 16, 64)), jnp.zeros((1, 9, 8, 128))))
+        >>> jax.eval_shape(PANDecoder().init_with_output, jax.random.key(0), pyramid)[0].shape
+        (1, 17, 16, 32)
+
+    References:
+        Li et al., Pyramid attention network for semantic segmentation, 2018. https://arxiv.org/abs/1805.10180, with the
+        details of segmentation_models_pytorch.
+    """
+
+    features: int = 32
+    finest: int = 4
+    dropout: float = 0.0
+    upsample: ModuleDef = partial(Bilinear, align_corners=True)
+    attention_upsample: ModuleDef = partial(Bilinear, align_corners=True)
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
+        fields = {"norm": self.norm, "act": self.act, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        *finer, (x, coarser) = from_reduction(pyramid, self.finest)
+        x = FeaturePyramidAttention(self.features, self.attention_upsample, name="fpa", **fields)(x, train=train)
+        for step, (feature, reduction) in reversed(list(enumerate(finer, start=1))):
+            # A dilated encoder has several maps of one size.
+            upsample = None if reduction == coarser else self.upsample
+            x = GlobalAttentionUpsample(upsample, name=f"gau{step}", **fields)(x, feature, train=train)
+            coarser = reduction
+        return SpatialDropout(self.dropout)(x, train=train)
+
+
+def _mean(x: jax.Array) -> jax.Array:
+    return x.mean((1, 2), keepdims=True, dtype=accumulator_dtype(x.dtype)).astype(x.dtype)
+
+
+def _halve(x: jax.Array) -> jax.Array:
+    """Max-pooling by 2; an odd row or column at the end is left out, but the last one that there is stays."""
+    missing = ((0, 0), *((0, max(0, 2 - side)) for side in size_of(x)), (0, 0))
+    return max_pool(jnp.pad(x, missing, mode="edge"), 2, 2)
+
+
+def _for_one_channel(norm: ModuleDef | None) -> ModuleDef | None:
+    kind = norm.func if isinstance(norm, partial) else norm
+    return partial(norm, num_groups=1) if kind in (GroupNorm, nn.GroupNorm) else norm  # pyright: ignore

@@ -1,0 +1,103 @@
+"""The pyramid scene parsing network's decoder: every pixel sees means over large parts of the map."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Float
+
+from densezoo import ops
+from densezoo.blocks import BatchNorm, Bicubic, Bilinear, ConvNormAct, Nearest, SpatialDropout, build
+from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
+
+
+class PyramidPooling(nn.Module):
+    """Means of a map over grids of bins, each grid through a 1x1 convolution and back at the map's size.
+
+    Gives a map for each grid; the map itself is not among them.
+
+    Args (fields):
+        features: channels of each result.
+        sizes: bins along each side, for each grid; a small map has bins that overlap.
+        norm_of_mean: whether the grid of one bin, the mean of the whole map, has a normalisation too. With a batch
+          norm it then learns nothing from a batch of one image.
+    """
+
+    features: int
+    sizes: Sequence[int] = (1, 2, 3, 6)
+    norm_of_mean: bool = True
+    upsample: ModuleDef = Bilinear
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> tuple[Float[Array, "b h w d"], ...]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        maps = []
+        for index, bins in enumerate(self.sizes):
+            norm = self.norm if bins > 1 or self.norm_of_mean else None
+            conv = ConvNormAct(self.features, 1, norm=norm, act=self.act, name=f"conv{index}", **dtypes)
+            pooled = conv(ops.adaptive_avg_pool(x, (bins, bins)), train=train)
+            maps.append(_resized(build(self.upsample, name=f"upsample{index}", **dtypes), pooled, size_of(x)))
+        return tuple(maps)
+
+
+def _resized(upsampler: Any, x: jax.Array, size: Size) -> jax.Array:
+    """`upsampler(x, size)`, also where a small map has fewer pixels than bins: learned upsamplers only enlarge."""
+    if isinstance(upsampler, (Nearest, Bilinear, Bicubic)):
+        return upsampler(x, size)
+    enlarged = (max(size[0], x.shape[1]), max(size[1], x.shape[2]))
+    x = upsampler(x, enlarged)
+    return x if enlarged == size else ops.resize_bilinear(x, size)
+
+
+class PSPNetDecoder(nn.Module):
+    """PSPNet: the encoder's coarsest map, and beside it its means over grids of bins; no other feature takes part.
+
+    The result has the size of that map: an encoder with `coarsest=8`, or a dilated one, suits it best.
+
+    Args (fields):
+        features: channels of the result.
+        pool_sizes: bins along each side, for each grid.
+        dropout: share of channels dropped from the result in training (needs a `dropout` random key).
+        upsample: factory of the upsampler of the means; align-corners as the reference has it.
+        norm: factory of the normalisation, None for none; the mean of the whole map has none.
+        act: activation.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> pyramid = dz.Pyramid((jnp.zeros((1, 17, 16, 64)), jnp.zeros((1, 9, 8, 128))))
+        >>> jax.eval_shape(PSPNetDecoder().init_with_output, jax.random.key(0), pyramid)[0].shape
+        (1, 9, 8, 512)
+
+    References:
+        Zhao et al., Pyramid scene parsing network, 2016. https://arxiv.org/abs/1612.01105 (figure 3), with the details
+        of segmentation_models_pytorch.
+    """
+
+    features: int = 512
+    pool_sizes: Sequence[int] = (1, 2, 3, 6)
+    dropout: float = 0.2
+    upsample: ModuleDef = partial(Bilinear, align_corners=True)
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
+        fields = {"norm": self.norm, "act": self.act, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = pyramid.features[-1]
+        # Together the means have as many channels as the map.
+        width = max(1, x.shape[-1] // len(self.pool_sizes))
+        pooling = PyramidPooling(width, self.pool_sizes, False, self.upsample, name="pooling", **fields)
+        maps = promote_dtype(*pooling(x, train=train), x, dtype=self.dtype)
+        x = ConvNormAct(self.features, 1, name="conv", **fields)(jnp.concatenate(maps, axis=-1), train=train)
+        return SpatialDropout(self.dropout)(x, train=train)

@@ -1,0 +1,133 @@
+"""SegFormer's decoder: every feature through a linear layer and to a quarter of the image, then one convolution."""
+
+from collections.abc import Callable
+from functools import reduce
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo import ops
+from densezoo.blocks import BatchNorm, Bicubic, Bilinear, Nearest, SpatialDropout, build, he_uniform, norm_act
+from densezoo.ops.implementation import chosen
+from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, Size, size_of
+
+
+class Weights(nn.Module):
+    """Kernel and bias (or None) of a linear layer or convolution, for the decoder to calculate with."""
+
+    shape: tuple[int, ...]
+    kernel_init: Initializer
+    use_bias: bool = True
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array | None]:
+        kernel = jnp.asarray(self.param("kernel", self.kernel_init, self.shape, self.param_dtype))
+        if not self.use_bias:
+            return kernel, None
+        return kernel, jnp.asarray(self.param("bias", nn.initializers.zeros, self.shape[-1:], self.param_dtype))
+
+
+class SegFormerDecoder(nn.Module):
+    """All features, each through a linear layer, at 1/4 of the image, concatenated and fused by a 1x1 convolution.
+
+    An encoder's feature finer than 1/4 takes part too, made smaller. The result has the size of the feature at 1/4 if
+    there is one, else a quarter of the image's, rounded up; over a pyramid made by hand, the finest feature's.
+
+    Args (fields):
+        features: channels of each linear layer, and of the result.
+        upsample: factory of the upsampler of the coarser features.
+        norm: factory of the normalisation after the convolution, None for none.
+        act: activation after it.
+        dropout: share of channels dropped from the result in training (needs a `dropout` random key).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> features = jnp.zeros((1, 17, 16, 32)), jnp.zeros((1, 9, 8, 64))
+        >>> pyramid = dz.Pyramid(features, reductions=(4, 8), image_size=(65, 64))
+        >>> jax.eval_shape(SegFormerDecoder().init_with_output, jax.random.key(0), pyramid)[0].shape
+        (1, 17, 16, 256)
+
+    References:
+        Xie et al., SegFormer, 2021. https://arxiv.org/abs/2105.15203 (section 3.2), with the details of
+        segmentation_models_pytorch.
+    """
+
+    features: int = 256
+    upsample: ModuleDef = Bilinear
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    dropout: float = 0.0
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        size = _quarter(pyramid)
+        # Coarse to fine, in the order of the reference's weights.
+        features = pyramid.features[::-1]
+        width, init = self.features, nn.initializers.xavier_uniform()
+        stages = [
+            Weights((x.shape[-1], width), init, param_dtype=self.param_dtype, name=f"mlp_stage_{stage}")()
+            for stage, x in enumerate(features)
+        ]
+        shape = (1, 1, len(features) * width, width)
+        fuse, bias = Weights(shape, he_uniform, self.norm is None, self.param_dtype, name="fuse_conv")()
+        upsamplers = [build(self.upsample, name=f"upsample_{stage}", **dtypes) for stage in range(len(features))]
+        dtype = jnp.result_type(*features, fuse) if self.dtype is None else self.dtype
+        features = [x.astype(dtype) for x in features]
+
+        if chosen() == "reference" or type(upsamplers[0]) not in (Nearest, Bilinear, Bicubic):
+            maps = [_linear(x, *weights) for x, weights in zip(features, stages, strict=True)]
+            maps = [_resize(x, size, upsampler) for x, upsampler in zip(maps, upsamplers, strict=True)]
+            x = _linear(jnp.concatenate(maps, axis=-1), fuse[0, 0], bias)
+        else:
+            # Nothing between a feature and the sum is nonlinear, and the weights of a resize add up to 1. So all
+            # products can be at the feature's own size or the result's, whichever is the coarser, and a feature's two
+            # are one, if its pixels are more than the rows of the kernel.
+            maps, shifts = [], [] if bias is None else [bias]
+            for x, weights, part, upsampler in zip(
+                features, stages, fuse.reshape(-1, width, width), upsamplers, strict=True
+            ):
+                kernel, shift = weights
+                shifts.append(shift @ part)
+                x = _resize(x, size, upsampler) if _is_finer(x, size) else x
+                merge = x.size // x.shape[-1] > x.shape[-1]
+                x = _linear(x, kernel @ part) if merge else _linear(_linear(x, kernel), part)
+                maps.append(_resize(x, size, upsampler))
+            shift = reduce(jnp.add, shifts).astype(dtype)
+            x = reduce(jnp.add, maps) + jnp.expand_dims(shift, (0, 1, 2))
+        if self.norm is None:
+            x = self.act(x)
+        else:
+            x = norm_act(self.norm, self.act, x, train=train, name="fuse_norm", **dtypes)
+        return SpatialDropout(self.dropout)(x, train=train)
+
+
+def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    y = x @ kernel.astype(x.dtype)
+    return y if bias is None else y + jnp.expand_dims(bias.astype(x.dtype), (0, 1, 2))
+
+
+def _is_finer(x: jax.Array, size: Size) -> bool:
+    return x.shape[1] > size[0] or x.shape[2] > size[1]
+
+
+def _resize(x: jax.Array, size: Size, upsampler: Callable[[jax.Array, Size], jax.Array]) -> jax.Array:
+    if size_of(x) == size:
+        return x
+    # A learned upsampler only enlarges.
+    return ops.resize_bilinear(x, size) if _is_finer(x, size) else upsampler(x, size)
+
+
+def _quarter(pyramid: Pyramid) -> Size:
+    """A quarter of the image, as the encoder rounds it if it has a feature there."""
+    if pyramid.reductions is not None and 4 in pyramid.reductions:
+        return size_of(pyramid.features[pyramid.reductions.index(4)])
+    if pyramid.image_size is None:
+        return size_of(pyramid.features[0])
+    return -(-pyramid.image_size[0] // 4), -(-pyramid.image_size[1] // 4)

@@ -1,0 +1,93 @@
+"""U-Net++: a U-Net whose skips are nested, with a block for every scale and every step on the way across."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Float
+
+from densezoo.blocks import BatchNorm, ConcatSkip, Nearest
+from densezoo.decoders.unet import UNetBlock, dropped, steps_up
+from densezoo.types import Dtype, ModuleDef, Pyramid
+
+
+class UNetPlusPlusDecoder(nn.Module):
+    """U-Net++: at every scale, blocks that each read all maps before them there and the one below.
+
+    The block `x_d_l` works at the scale of the skip `l`, counted from the coarsest, `d` steps away from the result: it
+    takes the block `x_d_{l-1}` up (or the encoder's feature, if there is none) and joins the encoder's feature and all
+    `x_e_l` with e > d. Blocks with d = 0 are those of a U-Net; the others have as many channels as the encoder's
+    feature at their scale. Names and order are segmentation_models_pytorch's.
+
+    Called with `all_scales=True` it gives what the paper supervises: the result, and then all maps at the finest
+    scale of the encoder, the one nearest to the result first.
+
+    Args (fields):
+        features: channels of the blocks `x_0_l`, coarse to fine: one for every skip, and then one, without a skip, for
+          every doubling from the finest feature to the image. None gives the last block 16 channels, ...
+        skip: how the maps of a scale, concatenated, join: `ConcatSkip`, `LateralAdd` or `AttentionGate`.
+        upsample: factory of the upsampler; the default samples like segmentation_models_pytorch's "nearest".
+        norm: factory of the normalisation, None for none.
+        act: activation.
+        attention: factory of what weighs the maps in each block, as in `UNetDecoder`; None for none.
+        dropout: share of channels dropped from the result in training (needs a `dropout` random key).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> features = jnp.zeros((1, 16, 17, 8)), jnp.zeros((1, 8, 9, 16)), jnp.zeros((1, 4, 5, 32))
+        >>> decoder = UNetPlusPlusDecoder(features=(16, 8))
+        >>> y, variables = jax.eval_shape(decoder.init_with_output, jax.random.key(0), dz.Pyramid(features))
+        >>> y.shape, sorted(variables["params"])
+        ((1, 16, 17, 8), ['x_0_0', 'x_0_1', 'x_1_1'])
+
+    References:
+        Zhou et al., UNet++: A nested U-Net architecture for medical image segmentation, 2018.
+        https://arxiv.org/abs/1807.10165
+    """
+
+    features: Sequence[int] | None = None
+    skip: ModuleDef = ConcatSkip
+    upsample: ModuleDef = partial(Nearest, half_pixel=False)
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    attention: ModuleDef | None = None
+    dropout: float = 0.0
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, pyramid: Pyramid, *, train: bool = False, all_scales: bool = False
+    ) -> Float[Array, "b h w c"] | tuple[Float[Array, "b _ _ _"], ...]:
+        block = partial(
+            UNetBlock,
+            skip=self.skip,
+            upsample=self.upsample,
+            norm=self.norm,
+            act=self.act,
+            attention=self.attention,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        # At the scale below: x_0, x_1, ... and last the encoder's feature, each of which a block here takes up.
+        below = [pyramid.features[-1]]
+        finest = []
+        steps = steps_up(pyramid, self.features, "UNetPlusPlusDecoder")
+        for layer, (features, skip, size) in enumerate(steps):
+            if skip is None:
+                last = layer + 1 == len(steps)
+                below = [block(features, last=last, name=f"x_0_{layer}")(below[0], None, size, train=train)]
+                continue
+            maps = [skip]
+            for depth in reversed(range(layer + 1)):
+                channels = features if depth == 0 else skip.shape[-1]
+                joined = skip if len(maps) == 1 else jnp.concatenate(promote_dtype(*maps, dtype=self.dtype), axis=-1)
+                y = block(channels, name=f"x_{depth}_{layer}")(below[depth], joined, size, train=train)
+                maps = [y, *maps]
+            below, finest = maps, maps[:-1]
+        others = finest[1:] if finest and below[0] is finest[0] else finest
+        return dropped([below[0], *others], self.dropout, train=train, all_scales=all_scales)

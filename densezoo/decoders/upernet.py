@@ -1,0 +1,82 @@
+"""UPerNet's decoder: PSPNet's pooling on the coarsest map, an FPN from there down, and all of its maps fused."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Float
+
+from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, LayerNorm, SpatialDropout, build
+from densezoo.decoders.deeplab import from_reduction
+from densezoo.decoders.pspnet import PyramidPooling
+from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
+
+
+class UPerNetDecoder(nn.Module):
+    """UPerNet: a pyramid like FPN's with a view of the whole image, its maps fused at the size of the finest.
+
+    Every feature of the encoder first passes a layer norm of its own, for the sake of transformers, as in the
+    reference.
+
+    Args (fields):
+        features: channels of the pyramid and of the result.
+        pool_sizes: bins along each side, for each grid of the pyramid pooling.
+        finest: image size over feature size of the finest map that takes part: the encoder's at this and coarser. Of a
+          pyramid that does not tell its `reductions` all take part.
+        dropout: share of channels dropped from the result in training (needs a `dropout` random key).
+        upsample: factory of the upsampler, of the pooled maps, on the way down, and before the fusion.
+        norm: factory of the normalisation after the convolutions, None for none.
+        act: activation.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> pyramid = dz.Pyramid((jnp.zeros((1, 17, 16, 64)), jnp.zeros((1, 9, 8, 128))))
+        >>> jax.eval_shape(UPerNetDecoder().init_with_output, jax.random.key(0), pyramid)[0].shape
+        (1, 17, 16, 256)
+
+    References:
+        Xiao et al., Unified perceptual parsing for scene understanding, 2018. https://arxiv.org/abs/1807.10221
+        (figure 4), with the details of segmentation_models_pytorch.
+    """
+
+    features: int = 256
+    pool_sizes: Sequence[int] = (1, 2, 3, 6)
+    finest: int = 4
+    dropout: float = 0.0
+    upsample: ModuleDef = Bilinear
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        fields = {"norm": self.norm, "act": self.act, **dtypes}
+        conv = partial(ConvNormAct, self.features, **fields)
+        features, reductions = zip(*from_reduction(pyramid, self.finest), strict=True)
+        *finer, x = [LayerNorm(name=f"feature_norm{i}", **dtypes)(feature) for i, feature in enumerate(features)]
+
+        def to(index: int, start: int, x: jax.Array, name: str) -> jax.Array:
+            # A dilated encoder has several maps of one size.
+            if reductions[start] == reductions[index]:
+                return x
+            return build(self.upsample, name=name, **dtypes)(x, size_of(features[index]))
+
+        pooling = PyramidPooling(self.features, self.pool_sizes, True, self.upsample, name="pooling", **fields)
+        pooled = promote_dtype(x, *pooling(x, train=train), dtype=self.dtype)
+        x = conv(name="pooling_conv")(jnp.concatenate(pooled, axis=-1), train=train)
+        maps = [x]
+        for index, feature in reversed(list(enumerate(finer))):
+            step = len(finer) - 1 - index
+            x = to(index, index + 1, x, f"upsample{step}")
+            # As many channels as come from below: an upsampler may divide them.
+            x = x + ConvNormAct(x.shape[-1], 1, name=f"lateral{step}", **fields)(feature, train=train)
+            maps.insert(0, conv(name=f"conv{step}")(x, train=train))
+        resized = [to(0, index, x, f"fusion_upsample{index}") for index, x in enumerate(maps)]
+        x = conv(name="fusion")(jnp.concatenate(resized, axis=-1), train=train)
+        return SpatialDropout(self.dropout)(x, train=train)

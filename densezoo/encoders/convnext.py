@@ -1,0 +1,209 @@
+"""ConvNeXt, first and second version, with timm's layout and names."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.blocks import Conv, DropPath, LayerNorm, drop_path_rates, run_block, truncated_normal
+from densezoo.types import Dtype, Pyramid, accumulator_dtype, size_of
+
+_gelu = partial(nn.gelu, approximate=False)
+
+
+class GlobalResponseNorm(nn.Module):
+    """Weighs each channel by its norm over the image in relation to the other channels'; starts as the identity.
+
+    Norms are taken in float32. Woo et al., ConvNeXt V2, 2023. https://arxiv.org/abs/2301.00808
+    """
+
+    epsilon: float = 1e-6
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        wide = x.astype(accumulator_dtype(x.dtype))
+        scale, bias = (jnp.expand_dims(p.astype(wide.dtype), (0, 1, 2)) for p in (scale, bias))
+        squares = jnp.square(wide).sum((1, 2), keepdims=True)
+        # A channel of zeros has no gradient: the root's own would be infinite there.
+        some = squares > 0
+        norms = jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1.0)), 0.0)
+        share = norms / (norms.mean(-1, keepdims=True) + self.epsilon)
+        return (wide + scale * (wide * share) + bias).astype(x.dtype if self.dtype is None else self.dtype)
+
+
+class ConvNeXtBlock(nn.Module):
+    """A 7x7 convolution of each channel by itself, a norm, two linear layers, and a shortcut (Liu et al., figure 4).
+
+    Args (fields): those of `ConvNeXt`, and the convolution's dilation.
+    """
+
+    dilation: int = 1
+    grn: bool = False
+    layer_scale: float | None = 1e-6
+    conv_mlp: bool = False
+    act: Callable[[jax.Array], jax.Array] = _gelu
+    drop_path: float = 0.0
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
+        channels = x.shape[-1]
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        fields = {"kernel_init": truncated_normal, **dtypes}
+        linear = partial(Conv, kernel_size=1, **fields) if self.conv_mlp else partial(nn.Dense, **fields)
+        y = Conv(channels, 7, dilation=self.dilation, groups=channels, name="conv_dw", **fields)(x)
+        y = LayerNorm(name="norm", **dtypes)(y)
+        y = self.act(linear(4 * channels, name="fc1")(y))
+        if self.grn:
+            y = GlobalResponseNorm(name="grn", **dtypes)(y)
+        y = linear(channels, name="fc2")(y)
+        if self.layer_scale is not None:
+            gamma = self.param("gamma", nn.initializers.constant(self.layer_scale), (channels,), self.param_dtype)
+            y = y * jnp.expand_dims(gamma.astype(y.dtype), (0, 1, 2))
+        return x + DropPath(self.drop_path)(y, train=train)
+
+
+class ConvNeXt(nn.Module):
+    """A convolutional network built like a transformer, as an encoder: features at 1/4, 1/8, 1/16 and 1/32.
+
+    The patches of the stem and of the steps down do not overlap, and have no padding: sides are rounded down.
+
+    Args (fields):
+        stage_sizes: blocks in each of the four stages.
+        widths: channels of each stage.
+        grn: global response normalisation in each block, as the second version has it.
+        layer_scale: where the learned factor of each block's channels starts; None for no factor, as in version 2.
+        conv_mlp: 1x1 convolutions in place of linear layers, which compute the same: timm's weights of the sizes below
+          tiny have that shape.
+        act: activation.
+        drop_path: rate of stochastic depth in the last block; the rates grow to it in equal steps.
+        coarsest: reduction of the last stage to build, counted as if nothing were dilated: 4, 8, 16 or 32.
+        output_stride: 8 or 16 keeps the size from there on, with dilated convolutions in place of further steps down.
+        remat: works each block out anew in the backward pass, which saves memory.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> encoder = ConvNeXt(stage_sizes=(1, 1, 1, 1), widths=(8, 16, 32, 64))
+        >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 99, 3)))
+        >>> [feature.shape for feature in pyramid.features]
+        [(1, 16, 24, 8), (1, 8, 12, 16), (1, 4, 6, 32), (1, 2, 3, 64)]
+
+    References:
+        Liu et al., A ConvNet for the 2020s, 2022. https://arxiv.org/abs/2201.03545
+        Woo et al., ConvNeXt V2, 2023. https://arxiv.org/abs/2301.00808
+    """
+
+    stage_sizes: Sequence[int]
+    widths: Sequence[int]
+    grn: bool = False
+    layer_scale: float | None = 1e-6
+    conv_mlp: bool = False
+    act: Callable[[jax.Array], jax.Array] = _gelu
+    drop_path: float = 0.0
+    coarsest: int = 32
+    output_stride: int = 32
+    remat: bool = False
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        """Image size over feature size, fine to coarse."""
+        if self.coarsest not in (4, 8, 16, 32) or self.output_stride not in (8, 16, 32):
+            raise ValueError(
+                "ConvNeXt takes coarsest=4, 8, 16 or 32 and output_stride=8, 16 or 32, got"
+                f" coarsest={self.coarsest}, output_stride={self.output_stride}"
+            )
+        return tuple(min(reduction, self.output_stride) for reduction in (4, 8, 16, 32) if reduction <= self.coarsest)
+
+    @property
+    def min_size(self) -> int:
+        """The smallest image side that survives all the steps down; models pad smaller images up to it."""
+        return self.reductions[-1]
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
+        if min(size_of(images)) < self.min_size:
+            raise ValueError(
+                f"ConvNeXt needs images of at least {self.min_size}x{self.min_size} pixels, got {size_of(images)}:"
+                " pad them, or build it with a smaller coarsest or output_stride"
+            )
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        fields = {"kernel_init": truncated_normal, **dtypes}  # biases start at zero, as timm's do
+        x = Conv(self.widths[0], 4, 4, padding=0, name="stem_conv", **fields)(images)
+        x = LayerNorm(name="stem_norm", **dtypes)(x)
+        rates = iter(drop_path_rates(self.drop_path, sum(self.stage_sizes)))
+        features, dilation = [], 1
+        for stage in range(len(self.reductions)):
+            if stage > 0:
+                # As in timm, the step down that is replaced has half the dilation of the blocks after it.
+                strides = self.reductions[stage] // self.reductions[stage - 1]
+                before, dilation = dilation, dilation * (2 // strides)
+                x = LayerNorm(name=f"stage{stage}_downsample_norm", **dtypes)(x)
+                x = Conv(
+                    self.widths[stage],
+                    2,
+                    strides,
+                    dilation=before,
+                    padding=0 if strides == 2 else "SAME",
+                    name=f"stage{stage}_downsample_conv",
+                    **fields,
+                )(x)
+            for index in range(self.stage_sizes[stage]):
+                block = ConvNeXtBlock(
+                    dilation,
+                    self.grn,
+                    self.layer_scale,
+                    self.conv_mlp,
+                    self.act,
+                    next(rates),
+                    name=f"stage{stage}_block{index}",
+                    **dtypes,
+                )
+                x = run_block(block, x, train=train, remat=self.remat)
+            features.append(x)
+        return Pyramid(tuple(features), None, self.reductions, size_of(images))
+
+
+def _widths(width: int) -> tuple[int, ...]:
+    return tuple(width * 2**stage for stage in range(4))
+
+
+# Liu et al. 2022, section 3: blocks of each stage, and channels of the first
+_V1 = {
+    "tiny": ((3, 3, 9, 3), 96),
+    "small": ((3, 3, 27, 3), 96),
+    "base": ((3, 3, 27, 3), 128),
+    "large": ((3, 3, 27, 3), 192),
+}
+# Woo et al. 2023, appendix A.1
+_V2_SMALLER = {
+    "atto": ((2, 2, 6, 2), 40),
+    "femto": ((2, 2, 6, 2), 48),
+    "pico": ((2, 2, 6, 2), 64),
+    "nano": ((2, 2, 8, 2), 80),
+}
+_V2 = {size: _V1[size] for size in ("tiny", "base", "large")} | _V2_SMALLER
+
+CONVNEXTS = {
+    f"convnext_{size}": partial(ConvNeXt, stage_sizes=stage_sizes, widths=_widths(width))
+    for size, (stage_sizes, width) in _V1.items()
+} | {
+    f"convnextv2_{size}": partial(
+        ConvNeXt,
+        stage_sizes=stage_sizes,
+        widths=_widths(width),
+        grn=True,
+        layer_scale=None,
+        conv_mlp=size in _V2_SMALLER,
+    )
+    for size, (stage_sizes, width) in _V2.items()
+}

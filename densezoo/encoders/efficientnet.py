@@ -1,0 +1,113 @@
+"""EfficientNet, in the three forms that are in use: timm's, TensorFlow's, and that of segmentation_models_pytorch."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+
+from densezoo.blocks import BatchNorm, ChannelGate, torch_uniform
+from densezoo.encoders.inverted_residual import Block, InvertedResidualEncoder, Plan, round_channels
+
+# Tan and Le 2019, table 1: blocks, kernel size, strides, expansion, channels
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+
+
+class EfficientNet(InvertedResidualEncoder):
+    """EfficientNet as an encoder: features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+
+    The defaults are timm's `efficientnet_*`: torch's padding, and each feature is the last map of its size. The
+    `tf_efficientnet_*` have TensorFlow's padding and epsilon. The `efficientnet-*` of segmentation_models_pytorch have
+    these too, but as much padding as an image of the published size needs, and their first feature is the first
+    convolution's.
+
+    Args (fields):
+        width: factor of the channels.
+        depth: factor of the blocks in each stage.
+        padding: "SAME" pads the strided convolutions as TensorFlow does; None as torch does.
+        padded_for: with "SAME": side of the square image whose padding is that of images of all sizes.
+        taps: blocks after which the features are taken, counted from 0 and -1 for the first convolution.
+        act: activation.
+        norm, coarsest, output_stride, dilate_first, drop_path, remat, kernel_init, depthwise_init: as in
+            `InvertedResidualEncoder`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> encoder = EfficientNet(width=1.0, depth=1.0)
+        >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
+        >>> [feature.shape for feature in pyramid.features]
+        [(1, 32, 33, 16), (1, 16, 17, 24), (1, 8, 9, 40), (1, 4, 5, 112), (1, 2, 3, 320)]
+        >>> encoder.clone(output_stride=8).reductions, encoder.clone(coarsest=8).reductions
+        ((2, 4, 8, 8, 8), (2, 4, 8))
+
+    References:
+        Tan and Le, EfficientNet, 2019. https://arxiv.org/abs/1905.11946
+    """
+
+    width: float = 1.0
+    depth: float = 1.0
+    act: Callable[[jax.Array], jax.Array] = nn.silu
+
+    @property
+    def plan(self) -> Plan:
+        """The network."""
+        stem = channels = round_channels(32 * self.width)
+        blocks = []
+        for stage, (count, kernel_size, strides, expansion, base) in enumerate(_STAGES):
+            features = round_channels(base * self.width)
+            for index in range(math.ceil(count * self.depth)):
+                block = Block(
+                    stage, kernel_size, 1 if index else strides, expansion * channels, features, channels // 4
+                )
+                blocks.append(block)
+                channels = features
+        return Plan(stem, blocks, gate=partial(ChannelGate, act=self.act))
+
+
+# Tan and Le 2019 and their code: width, depth, side of the image; and the last blocks at 1/4, 1/8, 1/16 and 1/32
+_SIZES = {
+    "b0": (1.0, 1.0, 224, (2, 4, 10, 15)),
+    "b1": (1.0, 1.1, 240, (4, 7, 15, 22)),
+    "b2": (1.1, 1.2, 260, (4, 7, 15, 22)),
+    "b3": (1.2, 1.4, 300, (4, 7, 17, 25)),
+    "b4": (1.4, 1.8, 380, (5, 9, 21, 31)),
+    "b5": (1.6, 2.2, 456, (7, 12, 26, 38)),
+    "b6": (1.8, 2.6, 528, (8, 14, 30, 44)),
+    "b7": (2.0, 3.1, 600, (10, 17, 37, 54)),
+}
+
+_tf_norm = partial(BatchNorm, epsilon=1e-3)
+_timm_in_smp = partial(EfficientNet, dilate_first=True, drop_path=0.2)
+# Its author left the initialisation to torch.
+_smp = partial(
+    _timm_in_smp,
+    padding="SAME",
+    norm=partial(BatchNorm, epsilon=1e-3, momentum=0.99),
+    kernel_init=torch_uniform,
+    depthwise_init=torch_uniform,
+)
+
+
+def _efficientnets() -> dict[str, Callable[..., EfficientNet]]:
+    table: dict[str, Callable[..., EfficientNet]] = {}
+    for size, (width, depth, side, last) in _SIZES.items():
+        scale = {"width": width, "depth": depth}
+        table[f"efficientnet_{size}"] = partial(EfficientNet, **scale)
+        table[f"tf_efficientnet_{size}"] = partial(EfficientNet, padding="SAME", norm=_tf_norm, **scale)
+        # b0's feature at 1/16 is taken in the middle of a stage.
+        taps = (-1, 2, 4, 8, 15) if size == "b0" else (-1, *last)
+        table[f"efficientnet-{size}"] = partial(_smp, padded_for=side, taps=taps, **scale)
+        table[f"timm-efficientnet-{size}"] = partial(_timm_in_smp, taps=(-1, *last), **scale)
+    return table
+
+
+EFFICIENTNETS = _efficientnets()

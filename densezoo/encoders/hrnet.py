@@ -1,0 +1,168 @@
+"""HRNet, with timm's layout and names: four scales side by side, which exchange what they know again and again."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.blocks import BatchNorm, ConvNormAct, Nearest, build, he_normal_fan_out, run_block
+from densezoo.encoders.resnet import BasicBlock, Bottleneck
+from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
+
+
+class ExchangeUnit(nn.Module):
+    """Residual blocks at each scale, then each scale is the sum of all of them, brought to its size and channels.
+
+    What is finer comes down by strided 3x3 convolutions, what is coarser up by a 1x1 convolution and an upsampler
+    (Wang et al., figure 3).
+
+    Args (fields):
+        size: residual blocks at each scale.
+        outputs: how many of the scales, the finest first, are wanted.
+        conv: factory of convolutions with norm and activation.
+    """
+
+    size: int
+    outputs: int
+    conv: ModuleDef
+    act: Callable[[jax.Array], jax.Array]
+    upsample: ModuleDef
+    remat: bool = False
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: Sequence[Float[Array, "b _ _ _"]], *, train: bool = False) -> list[jax.Array]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        scales = []
+        for scale, x in enumerate(maps):
+            for index in range(self.size):
+                block = BasicBlock(x.shape[-1], 1, self.conv, self.act, name=f"branch{scale}_{index}")
+                x = run_block(block, x, train=train, remat=self.remat)
+            scales.append(x)
+        fused = []
+        for to, target in enumerate(scales[: self.outputs]):
+            channels, terms = target.shape[-1], []
+            for scale, x in enumerate(scales):
+                if scale > to:
+                    x = self.conv(channels, 1, act=None, name=f"fuse{to}_{scale}")(x, train=train)
+                    x = build(self.upsample, name=f"upsample{to}_{scale}", **dtypes)(x, size_of(target))
+                for step in range(to - scale):
+                    last = step == to - scale - 1
+                    fields = {"act": None} if last else {}
+                    x = self.conv(channels if last else x.shape[-1], 3, 2, name=f"fuse{to}_{scale}_{step}", **fields)(
+                        x, train=train
+                    )
+                terms.append(x)
+            fused.append(self.act(sum(terms[1:], terms[0])))
+        return fused
+
+
+class HRNet(nn.Module):
+    """A high-resolution network as an encoder: features at 1/2 (of the stem), 1/4, 1/8, 1/16 and 1/32 of the image.
+
+    Args (fields):
+        width: channels at 1/4 of the image; each coarser scale has twice as many.
+        layer1_size: bottleneck blocks at 1/4 of the image before the scales part, and
+        layer1_features: channels of their 3x3 convolutions.
+        stage_sizes: exchange units in each of the later stages, each of which has a scale more than the one before.
+        branch_size: residual blocks at each scale of an exchange unit.
+        incre: a bottleneck block on each scale gives it the channels (128, 256, 512, 1024) with which the networks were
+          trained to classify, as in timm; False gives the scales as they are, from 1/4 of the image on, which HRNet's
+          own head takes.
+        coarsest: reduction of the last feature: 4, 8, 16 or 32. Nearly all is computed all the same, for the scales
+          depend on each other.
+        upsample: factory of the upsampler in the exchange; nearest in timm, bilinear in the authors' code for
+          segmentation.
+        norm: factory of the normalisation, None for none.
+        act: activation.
+        remat: works each residual block out anew in the backward pass, which saves memory.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> encoder = HRNet(width=8, layer1_size=1, stage_sizes=(1, 1, 1), branch_size=1, incre=False)
+        >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 97, 3)))
+        >>> [feature.shape for feature in pyramid.features]
+        [(1, 16, 25, 8), (1, 8, 13, 16), (1, 4, 7, 32), (1, 2, 4, 64)]
+
+    References:
+        Wang et al., Deep high-resolution representation learning for visual recognition, 2019.
+        https://arxiv.org/abs/1908.07919
+    """
+
+    width: int
+    layer1_size: int = 4
+    layer1_features: int = 64
+    stage_sizes: Sequence[int] = (1, 4, 3)
+    branch_size: int = 4
+    incre: bool = True
+    coarsest: int = 32
+    # Where a side is odd, pixel 0 of a scale lies on pixel 0 of the finer one, as the strided convolutions have it.
+    upsample: ModuleDef = partial(Nearest, half_pixel=False)
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    remat: bool = False
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Image size over size of the scales that become features."""
+        return tuple(4 * 2**scale for scale in range(len(self.stage_sizes) + 1) if 4 * 2**scale <= self.coarsest)
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        """Image size over feature size, fine to coarse."""
+        return ((2,) if self.incre else ()) + self.scales
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
+        if self.coarsest < 4:
+            raise ValueError(f"coarsest is 4, 8, 16 or 32, since HRNet's finest scale is 1/4; got {self.coarsest}")
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(ConvNormAct, norm=self.norm, act=self.act, kernel_init=he_normal_fan_out, **dtypes)  # timm's
+        stem = conv(64, 3, 2, name="conv1")(images, train=train)
+        x = conv(64, 3, 2, name="conv2")(stem, train=train)
+        for index in range(self.layer1_size):
+            block = Bottleneck(self.layer1_features, 1, conv, self.act, name=f"layer1_{index}")
+            x = run_block(block, x, train=train, remat=self.remat)
+        maps = [x]
+        for stage, size in enumerate(self.stage_sizes, start=1):
+            new = conv(self.width * 2**stage, 3, 2, name=f"transition{stage}_{stage}")(maps[-1], train=train)
+            for scale, x in enumerate(maps):
+                if x.shape[-1] != self.width * 2**scale:
+                    maps[scale] = conv(self.width * 2**scale, name=f"transition{stage}_{scale}")(x, train=train)
+            maps.append(new)
+            for index in range(size):
+                at_the_end = stage == len(self.stage_sizes) and index == size - 1
+                maps = ExchangeUnit(
+                    self.branch_size,
+                    len(self.scales) if at_the_end else len(maps),
+                    conv,
+                    self.act,
+                    self.upsample,
+                    self.remat,
+                    name=f"stage{stage + 1}_{index}",
+                    **dtypes,
+                )(maps, train=train)
+        if self.incre:
+            for scale, x in enumerate(maps):
+                block = Bottleneck(32 * 2**scale, 1, conv, self.act, name=f"incre{scale}")
+                maps[scale] = run_block(block, x, train=train, remat=self.remat)
+            maps = [stem, *maps]
+        return Pyramid(tuple(maps), None, self.reductions, size_of(images))
+
+
+HRNETS = {
+    # Wang et al. 2019, section 3, and appendix for the small ones, as timm has them
+    "hrnet_w18_small": partial(
+        HRNet, width=16, layer1_size=1, layer1_features=32, stage_sizes=(1, 1, 1), branch_size=2
+    ),
+    "hrnet_w18_small_v2": partial(HRNet, width=18, layer1_size=2, stage_sizes=(1, 3, 2), branch_size=2),
+    "hrnet_w18": partial(HRNet, width=18),
+    "hrnet_w32": partial(HRNet, width=32),
+    "hrnet_w48": partial(HRNet, width=48),
+}

@@ -1,0 +1,256 @@
+"""The inverted residual of MobileNet and EfficientNet, and what the encoders made of it share."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.blocks import BatchNorm, ChannelGate, ConvNormAct, DropPath, he_normal_fan_out, run_block
+from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, size_of
+
+Padding = Literal["SAME"] | tuple[tuple[int, int], tuple[int, int]] | None
+
+depthwise_he_normal: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+"""timm's and TensorFlow's `he_normal_fan_out` of depthwise convolutions, where a pixel sends to one channel only."""
+
+
+class InvertedResidual(nn.Module):
+    """1x1 convolution to more channels, depthwise convolution, gate, 1x1 convolution to fewer, and a shortcut.
+
+    Args (fields):
+        features: channels of the result.
+        hidden: channels of the depthwise convolution; without the first 1x1 where the input has as many.
+        kernel_size: of the depthwise convolution; so are strides, dilation and padding.
+        conv: factory of convolutions with norm and activation.
+        gate: factory of the squeeze-and-excitation, None for none.
+        depthwise_init: initialiser of the depthwise convolution.
+        drop_path: how often the branch beside the shortcut is dropped in training.
+
+    Sandler et al., MobileNetV2: Inverted residuals and linear bottlenecks, 2018. https://arxiv.org/abs/1801.04381
+    """
+
+    features: int
+    hidden: int
+    kernel_size: int
+    strides: int
+    dilation: int
+    padding: Padding
+    conv: ModuleDef
+    gate: ModuleDef | None
+    depthwise_init: Initializer
+    drop_path: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h2 w2 d"]:
+        y = x
+        if self.hidden != x.shape[-1]:
+            y = self.conv(self.hidden, 1, name="expand")(y, train=train)
+        y = self.conv(
+            self.hidden,
+            self.kernel_size,
+            self.strides,
+            self.dilation,
+            groups=self.hidden,
+            padding=self.padding,
+            kernel_init=self.depthwise_init,
+            name="depthwise",
+        )(y, train=train)
+        if self.gate is not None:
+            y = y * self.gate(name="gate")(y)
+        y = self.conv(self.features, 1, act=None, name="project")(y, train=train)
+        if self.strides != 1 or x.shape[-1] != self.features:
+            return y
+        return x + DropPath(self.drop_path)(y, train=train)
+
+
+class Block(NamedTuple):
+    """One inverted residual of a network.
+
+    Attributes:
+        stage: number of the stage that it belongs to.
+        kernel_size: of the depthwise convolution, and
+        strides: of it.
+        hidden: its channels.
+        features: channels of the result.
+        squeeze: channels in the middle of the gate, 0 for no gate.
+        act: activation, None for the network's own.
+    """
+
+    stage: int
+    kernel_size: int
+    strides: int
+    hidden: int
+    features: int
+    squeeze: int = 0
+    act: Callable[[jax.Array], jax.Array] | None = None
+
+
+class Plan(NamedTuple):
+    """A network of inverted residuals.
+
+    Attributes:
+        stem: channels of the first convolution.
+        blocks: the inverted residuals.
+        head: channels of a 1x1 convolution after them, whose result is then the last feature; 0 for none.
+        gate: factory of the gates.
+    """
+
+    stem: int
+    blocks: Sequence[Block]
+    head: int = 0
+    gate: ModuleDef = ChannelGate
+
+
+class Placed(NamedTuple):
+    """A block in an encoder: its name, what became of its strides, and the side of its input in `padded_for`."""
+
+    name: str
+    block: Block
+    strides: int
+    dilation: int
+    side: int
+
+
+class InvertedResidualEncoder(nn.Module):
+    """What EfficientNet and the MobileNets share: a strided convolution and inverted residuals, given by `plan`.
+
+    The features are the last maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image, unless `taps` says otherwise.
+
+    Args (fields):
+        padding: "SAME" pads the strided convolutions as TensorFlow does; None as torch does.
+        padded_for: with "SAME": side of the square image whose padding is that of images of all sizes.
+        taps: blocks after which the features are taken, counted from 0 and -1 for the first convolution.
+        coarsest: 8 builds no blocks beyond 1/8 of the image; 32 builds all.
+        output_stride: 8 or 16 keeps the later blocks at that fraction of the image; dilation stands for their strides.
+        dilate_first: whether the block that loses its stride is dilated already, as in segmentation_models_pytorch, or
+            only those after it, as in timm.
+        norm: factory of the normalisation, None for none.
+        act: activation.
+        drop_path: how often the last block's branch is dropped in training, nearly; less often in those before it.
+        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
+        kernel_init: initialiser of the convolutions, and
+        depthwise_init: of the depthwise ones.
+    """
+
+    padding: Literal["SAME"] | None = None
+    padded_for: int | None = None
+    taps: Sequence[int] | None = None
+    coarsest: int = 32
+    output_stride: int = 32
+    dilate_first: bool = False
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    drop_path: float = 0.0
+    remat: bool = False
+    # timm's, which are TensorFlow's.
+    kernel_init: Initializer = he_normal_fan_out
+    depthwise_init: Initializer = depthwise_he_normal
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @property
+    def plan(self) -> Plan:
+        """The network."""
+        raise NotImplementedError
+
+    @property
+    def all_taps(self) -> tuple[int, ...]:
+        """The blocks after which there is a feature, those beyond `coarsest` too."""
+        blocks = self.plan.blocks
+        last = (*(index - 1 for index, block in enumerate(blocks) if block.strides > 1), len(blocks) - 1)
+        return last if self.taps is None else tuple(self.taps)
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        """Image size over feature size, fine to coarse."""
+        levels = range(1, len(self.all_taps) + 1)
+        return tuple(min(2**level, self.output_stride) for level in levels if 2**level <= self.coarsest)
+
+    @property
+    def min_size(self) -> int:
+        """The smallest image side that survives a padding made for other images; models pad smaller images up to it."""
+        size, built = 1, self.layout()[: self.all_taps[len(self.reductions) - 1] + 1]
+        for side in (*(placed.side for placed in reversed(built) if placed.strides > 1), self.padded_for or 1):
+            size = 2 * size - side % 2
+        return size if self.padded_for else 1
+
+    def layout(self) -> list[Placed]:
+        """All blocks with their names, strides, dilations."""
+        layout, seen, reduction, side = [], Counter[int](), 2, -(-(self.padded_for or 0) // 2)
+        for index, block in enumerate(self.plan.blocks):
+            level = 1 + sum(tap < index for tap in self.all_taps)
+            before, reduction = reduction, reduction * block.strides
+            dilation = max(1, (2**level if self.dilate_first else before) // self.output_stride)
+            strides = 1 if reduction > self.output_stride else block.strides
+            layout.append(Placed(f"blocks_{block.stage}_{seen[block.stage]}", block, strides, dilation, side))
+            seen[block.stage] += 1
+            side = -(-side // block.strides)
+        return layout
+
+    def _padding(self, kernel_size: int, side: int) -> Padding:
+        """Of a convolution with stride 2; the others' padding is the same everywhere."""
+        if self.padded_for is None:
+            return self.padding
+        missing = kernel_size - 2 + side % 2
+        before, after = missing // 2, missing - missing // 2
+        return (before, after), (before, after)
+
+    def _check(self, images: jax.Array) -> None:
+        if self.output_stride not in (8, 16, 32) or self.coarsest < 2:
+            raise ValueError(
+                f"output_stride is 8, 16 or 32 and coarsest at least 2 (2, 4, 8, 16, 32);"
+                f" got output_stride={self.output_stride}, coarsest={self.coarsest}"
+            )
+        if self.padding not in (None, "SAME") or (self.padded_for is not None and self.padding is None):
+            raise ValueError(
+                f'padding is None or "SAME", and "SAME" with padded_for; got padding={self.padding!r},'
+                f" padded_for={self.padded_for}"
+            )
+        if min(size_of(images)) < self.min_size:
+            raise ValueError(
+                f"expected images of at least {self.min_size}x{self.min_size} pixels, got {size_of(images)}: pad them"
+                " (the models here do)"
+            )
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
+        self._check(images)
+        plan, levels = self.plan, len(self.reductions)
+        taps = self.all_taps[:levels]
+        fields = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(ConvNormAct, norm=self.norm, act=self.act, **fields)
+        padding = self._padding(3, self.padded_for or 0)
+        x = conv(plan.stem, 3, 2, padding=padding, name="conv_stem")(images, train=train)
+        features = [x] if -1 in taps else []
+        for index, (name, block, strides, dilation, side) in enumerate(self.layout()[: taps[-1] + 1]):
+            module = InvertedResidual(
+                block.features,
+                block.hidden,
+                block.kernel_size,
+                strides,
+                dilation,
+                padding=self._padding(block.kernel_size, side) if strides > 1 else None,
+                conv=conv if block.act is None else partial(conv, act=block.act),
+                gate=partial(plan.gate, block.squeeze, **fields) if block.squeeze else None,
+                depthwise_init=self.depthwise_init,
+                # Both references count to the number of blocks, which the last one does not reach.
+                drop_path=self.drop_path * index / (len(plan.blocks) + (plan.head > 0)),
+                name=name,
+            )
+            x = run_block(module, x, train=train, remat=self.remat)
+            if index in taps:
+                features.append(x)
+        if plan.head and levels == len(self.all_taps):
+            features[-1] = conv(plan.head, 1, name="conv_head")(x, train=train)
+        return Pyramid(tuple(features), None, self.reductions, size_of(images))
+
+
+def round_channels(channels: float) -> int:
+    """The nearest multiple of 8, or the next one where that would be more than a tenth less (TensorFlow's rule)."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * channels else nearest

@@ -1,0 +1,132 @@
+"""MobileNetV2 and MobileNetV3, with timm's layout and names, and torchvision's MobileNetV2."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+
+from densezoo.blocks import BatchNorm, ChannelGate, he_normal_fan_out
+from densezoo.encoders.inverted_residual import Block, InvertedResidualEncoder, Plan, round_channels
+
+# Sandler et al. 2018, table 2: blocks, strides, expansion, channels
+_STAGES = ((1, 1, 1, 16), (2, 2, 6, 24), (3, 2, 6, 32), (4, 2, 6, 64), (3, 1, 6, 96), (3, 2, 6, 160), (1, 1, 6, 320))
+
+# Howard et al. 2019, tables 1 and 2; the gates' channels are timm's and TensorFlow's: a quarter, rounded.
+V3_LARGE = (
+    Block(0, 3, 1, 16, 16, 0, nn.relu),
+    Block(1, 3, 2, 64, 24, 0, nn.relu),
+    Block(1, 3, 1, 72, 24, 0, nn.relu),
+    Block(2, 5, 2, 72, 40, 24, nn.relu),
+    Block(2, 5, 1, 120, 40, 32, nn.relu),
+    Block(2, 5, 1, 120, 40, 32, nn.relu),
+    Block(3, 3, 2, 240, 80),
+    Block(3, 3, 1, 200, 80),
+    Block(3, 3, 1, 184, 80),
+    Block(3, 3, 1, 184, 80),
+    Block(4, 3, 1, 480, 112, 120),
+    Block(4, 3, 1, 672, 112, 168),
+    Block(5, 5, 2, 672, 160, 168),
+    Block(5, 5, 1, 960, 160, 240),
+    Block(5, 5, 1, 960, 160, 240),
+)
+V3_SMALL = (
+    Block(0, 3, 2, 16, 16, 8, nn.relu),
+    Block(1, 3, 2, 72, 24, 0, nn.relu),
+    Block(1, 3, 1, 88, 24, 0, nn.relu),
+    Block(2, 5, 2, 96, 40, 24),
+    Block(2, 5, 1, 240, 40, 64),
+    Block(2, 5, 1, 240, 40, 64),
+    Block(3, 5, 1, 120, 48, 32),
+    Block(3, 5, 1, 144, 48, 40),
+    Block(4, 5, 2, 288, 96, 72),
+    Block(4, 5, 1, 576, 96, 144),
+    Block(4, 5, 1, 576, 96, 144),
+)
+
+
+class MobileNetV2(InvertedResidualEncoder):
+    """MobileNetV2 as an encoder: features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+
+    Args (fields):
+        width: factor of the channels.
+        head_features: channels of a last 1x1 convolution, which then gives the last feature (1280 in
+            segmentation_models_pytorch); 0 for none, as in timm.
+        act: activation.
+        norm, coarsest, output_stride, dilate_first, drop_path, remat, kernel_init, depthwise_init, padding, padded_for,
+            taps: as in `InvertedResidualEncoder`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> encoder = MobileNetV2(head_features=1280)
+        >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
+        >>> [feature.shape for feature in pyramid.features]
+        [(1, 32, 33, 16), (1, 16, 17, 24), (1, 8, 9, 32), (1, 4, 5, 96), (1, 2, 3, 1280)]
+
+    References:
+        Sandler et al., MobileNetV2: Inverted residuals and linear bottlenecks, 2018. https://arxiv.org/abs/1801.04381
+    """
+
+    width: float = 1.0
+    head_features: int = 0
+    act: Callable[[jax.Array], jax.Array] = nn.relu6
+
+    @property
+    def plan(self) -> Plan:
+        """The network."""
+        stem = channels = round_channels(32 * self.width)
+        blocks = []
+        for stage, (count, strides, expansion, base) in enumerate(_STAGES):
+            features = round_channels(base * self.width)
+            for index in range(count):
+                blocks.append(Block(stage, 3, 1 if index else strides, expansion * channels, features))
+                channels = features
+        return Plan(stem, blocks, self.head_features)
+
+
+class MobileNetV3(InvertedResidualEncoder):
+    """MobileNetV3 as an encoder: features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+
+    Args (fields):
+        blocks: the inverted residuals, such as `V3_LARGE` and `V3_SMALL` beside this class.
+        stem_features: channels of the first convolution.
+        head_features: channels of the last one, a 1x1 convolution that gives the last feature.
+        act: activation of the blocks that have none of their own.
+        norm, coarsest, output_stride, dilate_first, drop_path, remat, kernel_init, depthwise_init, padding, padded_for,
+            taps: as in `InvertedResidualEncoder`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> encoder = MobileNetV3(blocks=V3_SMALL, head_features=576)
+        >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
+        >>> [feature.shape for feature in pyramid.features]
+        [(1, 32, 33, 16), (1, 16, 17, 16), (1, 8, 9, 24), (1, 4, 5, 48), (1, 2, 3, 576)]
+
+    References:
+        Howard et al., Searching for MobileNetV3, 2019. https://arxiv.org/abs/1905.02244
+    """
+
+    blocks: Sequence[Block] = V3_LARGE
+    stem_features: int = 16
+    head_features: int = 960
+    act: Callable[[jax.Array], jax.Array] = nn.hard_swish
+
+    @property
+    def plan(self) -> Plan:
+        """The network."""
+        gate = partial(ChannelGate, act=nn.relu, gate=nn.hard_sigmoid)
+        return Plan(self.stem_features, self.blocks, self.head_features, gate)
+
+
+_small = partial(MobileNetV3, blocks=V3_SMALL, head_features=576)
+_tf_norm = partial(BatchNorm, epsilon=1e-3)
+
+MOBILENETS = {
+    # torchvision's, whose initialiser counts a depthwise convolution as if every pixel sent to all channels
+    "mobilenet_v2": partial(MobileNetV2, head_features=1280, dilate_first=True, depthwise_init=he_normal_fan_out),
+    "mobilenetv2_100": MobileNetV2,
+    "mobilenetv3_large_100": MobileNetV3,
+    "mobilenetv3_small_100": _small,
+    "tf_mobilenetv3_large_100": partial(MobileNetV3, padding="SAME", norm=_tf_norm),
+    "tf_mobilenetv3_small_100": partial(_small, padding="SAME", norm=_tf_norm),
+}

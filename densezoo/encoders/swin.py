@@ -1,0 +1,293 @@
+"""Swin transformer, with timm's layout and names."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from densezoo.blocks import (
+    Conv,
+    DropPath,
+    LayerNorm,
+    drop_path_rates,
+    run_block,
+    torch_bias,
+    torch_uniform,
+    truncated_normal,
+)
+from densezoo.types import Dtype, Pyramid, Size, accumulator_dtype, size_of
+
+
+class WindowAttention(nn.Module):
+    """Self-attention within windows, with a learned bias for each offset between two pixels of a window.
+
+    Args (fields):
+        heads: attention heads.
+        table_window: size of the windows whose offsets the table of biases has; smaller ones read it resampled.
+    """
+
+    heads: int
+    table_window: Size = (7, 7)
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, windows: Float[Array, "b n h w c"], regions: np.ndarray | None = None
+    ) -> Float[Array, "b n h w c"]:
+        """Attends; `regions` has a number for each pixel of each window, and only equal ones attend to each other."""
+        batch, count, height, width, channels = windows.shape
+        tokens = height * width
+        dense = partial(nn.Dense, kernel_init=truncated_normal, dtype=self.dtype, param_dtype=self.param_dtype)
+        offsets = [2 * side - 1 for side in self.table_window]
+        table = self.param(
+            "relative_position_bias_table",
+            truncated_normal,
+            (offsets[0] * offsets[1], self.heads),
+            self.param_dtype,
+        )
+        qkv = dense(3 * channels, name="qkv")(windows.reshape(batch, count, tokens, channels))
+        qkv = qkv.reshape(batch, count, tokens, 3, self.heads, channels // self.heads)
+        q, k, v = (qkv[:, :, :, i] for i in range(3))
+        wide = accumulator_dtype(q.dtype)
+        q = q * (channels // self.heads) ** -0.5
+        logits = jnp.einsum("bnqhd,bnkhd->bnhqk", q, k, preferred_element_type=wide)
+        table = table.astype(wide).reshape(*offsets, self.heads)
+        logits = logits + jnp.expand_dims(_by_pair(table, (height, width)), (0, 1))
+        if regions is not None:
+            numbers = jnp.asarray(regions.reshape(1, count, 1, tokens))
+            apart = jnp.expand_dims(numbers, 4) != jnp.expand_dims(numbers, 3)
+            logits = jnp.where(apart, logits - 100.0, logits)
+        weights = jax.nn.softmax(logits).astype(v.dtype)
+        y = jnp.einsum("bnhqk,bnkhd->bnqhd", weights, v).reshape(batch, count, tokens, channels)
+        return dense(channels, name="proj")(y).reshape(windows.shape)
+
+
+def _by_pair(table: jax.Array, window: Size) -> jax.Array:
+    """For each head and each two pixels of a window, the bias of the offset between them: (heads, pixels, pixels)."""
+    if table.shape[:2] != (2 * window[0] - 1, 2 * window[1] - 1):
+        rows, columns = (
+            jnp.asarray(_resampling(size, side), table.dtype)
+            for size, side in zip(table.shape[:2], window, strict=True)
+        )
+        table = jnp.einsum("pi,qj,ijh->pqh", rows, columns, table)
+    row, column = (i.ravel() for i in np.indices(window))
+    rows = row[:, None] - row + window[0] - 1
+    columns = column[:, None] - column + window[1] - 1
+    return table[rows, columns].transpose(2, 0, 1)
+
+
+def _resampling(size: int, side: int) -> np.ndarray:
+    """Matrix from a table's `size` offsets along an axis to those in a window of `side` pixels.
+
+    It is timm's, for the same results: linear between positions of which each is 1.01 times as far from the next as
+    the one before, so that biases of neighbours stay what they are and others change by a hundredth or so.
+    """
+    outwards = np.cumsum(1.01 ** np.arange(size // 2))
+    positions = np.concatenate([-outwards[::-1], [0.0], outwards])
+    return np.stack([np.interp(np.arange(1 - side, side), positions, one) for one in np.eye(size)], 1)
+
+
+def _regions(size: Size, window: Size, shift: Size) -> np.ndarray:
+    """A number for each pixel of each window of a shifted map: (windows, height, width).
+
+    The shift brings rows and columns from the other end of the image into the last windows; these are regions apart.
+    """
+    rows, columns = (np.zeros(side, np.int32) for side in size)
+    for numbers, side, by in zip((rows, columns), window, shift, strict=True):
+        if by:
+            numbers[-side:] = 1
+            numbers[-by:] = 2
+    grid = size[0] // window[0], window[0], size[1] // window[1], window[1]
+    return (3 * rows[:, None] + columns).reshape(grid).swapaxes(1, 2).reshape(-1, *window)
+
+
+class SwinBlock(nn.Module):
+    """Attention within windows, then two linear layers, each with a norm before and a shortcut (Liu et al., figure 3).
+
+    Args (fields): those of `Swin`, and
+        shifted: whether the windows are shifted by half of their size.
+        layout: size of the map for which the windows are laid out; None means the map's own.
+    """
+
+    heads: int
+    window: int = 7
+    shifted: bool = False
+    layout: Size | None = None
+    act: Callable[[jax.Array], jax.Array] = partial(nn.gelu, approximate=False)
+    drop_path: float = 0.0
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense = partial(nn.Dense, kernel_init=truncated_normal, **dtypes)
+        y = self._attend(LayerNorm(1e-5, name="norm1", **dtypes)(x))
+        x = x + DropPath(self.drop_path)(y, train=train)
+        y = LayerNorm(1e-5, name="norm2", **dtypes)(x)
+        y = dense(x.shape[-1], name="fc2")(self.act(dense(4 * x.shape[-1], name="fc1")(y)))
+        return x + DropPath(self.drop_path)(y, train=train)
+
+    def _attend(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        layout = size_of(x) if self.layout is None else self.layout
+        window = min(self.window, layout[0]), min(self.window, layout[1])
+        half = self.window // 2 if self.shifted else 0
+        shift = (half if layout[0] > self.window else 0, half if layout[1] > self.window else 0)
+        if any(shift):
+            x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
+        # What is added below and on the right takes part: timm masks it as little.
+        rows, columns = -(-height // window[0]), -(-width // window[1])
+        padded = rows * window[0], columns * window[1]
+        x = jnp.pad(x, ((0, 0), (0, padded[0] - height), (0, padded[1] - width), (0, 0)))
+        windows = x.reshape(batch, rows, window[0], columns, window[1], channels).swapaxes(2, 3)
+        windows = WindowAttention(
+            self.heads,
+            (self.window, self.window) if self.layout is None else window,
+            self.dtype,
+            self.param_dtype,
+            name="attn",
+        )(
+            windows.reshape(batch, rows * columns, *window, channels),
+            _regions(padded, window, shift) if any(shift) else None,
+        )
+        x = windows.reshape(batch, rows, columns, *window, channels).swapaxes(2, 3)
+        x = x.reshape(batch, *padded, channels)[:, :height, :width]
+        return jnp.roll(x, shift, (1, 2)) if any(shift) else x
+
+
+class PatchMerging(nn.Module):
+    """A step down: the pixels of every 2x2 block become one, with a norm and a linear layer over their channels.
+
+    A row and column of zeros make odd sides even.
+    """
+
+    features: int
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+        batch, height, width, channels = x.shape
+        x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 4, 2, 5)
+        x = LayerNorm(1e-5, name="norm", **dtypes)(x.reshape(batch, height // 2, width // 2, 4 * channels))
+        return nn.Dense(self.features, use_bias=False, kernel_init=truncated_normal, name="reduction", **dtypes)(x)
+
+
+class Swin(nn.Module):
+    """A transformer that attends within windows, as an encoder: features at 1/4, 1/8, 1/16 and 1/32 of the image.
+
+    Images of every size go, and the weights do not depend on it. Patches are cut without padding, so the feature at 1/4
+    has its sides rounded down; from there on they are rounded up.
+
+    By default everything is as in timm's model built for images of the size that comes (`img_size=`): a map whose sides
+    are no multiples of the window is padded with zeros, and windows shift in every second block. Where a side of the
+    map is not larger than the window, the window has that side and does not shift along it. If it is smaller, its
+    biases are read from the full window's table, resampled as timm does when it loads weights. With windows of 7 that
+    happens below 196 pixels; from there on timm's weights have the same shapes for all sizes.
+
+    With `image_size` everything is as in timm's model built for that size and run on others (`dynamic_img_size=True`):
+    windows and shifts are those of that size, and smaller maps are padded to them. The tables have the shape that they
+    have in such a model.
+
+    Args (fields):
+        stage_sizes: blocks in each of the four stages.
+        width: channels of the first stage; each further one has twice as many.
+        heads: attention heads in each stage.
+        window: side of the windows.
+        image_size: (height, width) of the images for which windows are laid out; None means those that come.
+        act: activation.
+        drop_path: rate of stochastic depth in the last block; the rates grow to it in equal steps. timm trains
+          with 0.1.
+        coarsest: reduction of the last stage to build: 4, 8, 16 or 32.
+        remat: works each block out anew in the backward pass, which saves memory.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> encoder = Swin(stage_sizes=(2, 2, 2, 2), width=8, heads=(1, 2, 4, 8))
+        >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 99, 3)))
+        >>> [feature.shape for feature in pyramid.features]
+        [(1, 16, 24, 8), (1, 8, 12, 16), (1, 4, 6, 32), (1, 2, 3, 64)]
+
+    References:
+        Liu et al., Swin transformer, 2021. https://arxiv.org/abs/2103.14030
+    """
+
+    stage_sizes: Sequence[int]
+    width: int
+    heads: Sequence[int]
+    window: int = 7
+    image_size: Size | None = None
+    act: Callable[[jax.Array], jax.Array] = partial(nn.gelu, approximate=False)
+    drop_path: float = 0.0
+    coarsest: int = 32
+    remat: bool = False
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    min_size = 4
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        """Image size over feature size, fine to coarse."""
+        if self.coarsest not in (4, 8, 16, 32):
+            raise ValueError(f"Swin takes coarsest=4, 8, 16 or 32, got {self.coarsest}")
+        return tuple(reduction for reduction in (4, 8, 16, 32) if reduction <= self.coarsest)
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
+        if min(size_of(images)) < self.min_size or min(self.image_size or (4, 4)) < self.min_size:
+            raise ValueError(
+                f"Swin's patches are 4x4 pixels; got images of {size_of(images)}, image_size={self.image_size}"
+            )
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        # timm leaves this convolution as torch makes it, and gives all linear layers normal weights.
+        x = Conv(
+            self.width,
+            4,
+            4,
+            padding=0,
+            kernel_init=torch_uniform,
+            bias_init=torch_bias(16 * images.shape[-1]),
+            name="patch_embed_proj",
+            **dtypes,
+        )(images)
+        x = LayerNorm(1e-5, name="patch_embed_norm", **dtypes)(x)
+        rates = iter(drop_path_rates(self.drop_path, sum(self.stage_sizes)))
+        features = []
+        for stage in range(len(self.reductions)):
+            if stage > 0:
+                x = PatchMerging(self.width * 2**stage, name=f"stage{stage}_downsample", **dtypes)(x)
+            for index in range(self.stage_sizes[stage]):
+                block = SwinBlock(
+                    self.heads[stage],
+                    self.window,
+                    index % 2 == 1,
+                    None if self.image_size is None else _map_size(self.image_size, stage),
+                    self.act,
+                    next(rates),
+                    name=f"stage{stage}_block{index}",
+                    **dtypes,
+                )
+                x = run_block(block, x, train=train, remat=self.remat)
+            features.append(x)
+        return Pyramid(tuple(features), None, self.reductions, size_of(images))
+
+
+def _map_size(image_size: Size, stage: int) -> Size:
+    height, width = image_size
+    return -(-(height // 4) // 2**stage), -(-(width // 4) // 2**stage)
+
+
+# Liu et al. 2021, section 3.3
+SWINS = {
+    "swin_tiny_patch4_window7_224": partial(Swin, stage_sizes=(2, 2, 6, 2), width=96, heads=(3, 6, 12, 24)),
+    "swin_small_patch4_window7_224": partial(Swin, stage_sizes=(2, 2, 18, 2), width=96, heads=(3, 6, 12, 24)),
+    "swin_base_patch4_window7_224": partial(Swin, stage_sizes=(2, 2, 18, 2), width=128, heads=(4, 8, 16, 32)),
+}

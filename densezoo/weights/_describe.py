@@ -1,0 +1,208 @@
+"""Models as plain data and back: what a file says of its model, and nothing that could be executed."""
+
+import dataclasses
+import functools
+import importlib
+import json
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_ROOMS = ("blocks", "encoders", "decoders", "heads", "models")
+_FLAX = ("BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm")
+_ACTIVATIONS = (
+    *("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "squareplus"),
+    *("tanh", "sigmoid", "log_sigmoid", "soft_sign", "hard_tanh", "hard_sigmoid", "hard_silu"),
+)
+_INITIALIZERS = ("he_normal_fan_out", "he_uniform", "he_uniform_transposed", "torch_uniform", "truncated_normal")
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+_PLAIN = (bool, int, float, str, type(None))
+
+
+class Unknown(ValueError):
+    """A description names something that is not known here."""
+
+
+def describe(value: Any, where: str) -> Any:
+    """A field's value as JSON can write it; modules by the names of their classes, with the fields that are not usual.
+
+    Args:
+        value: a module, a factory of modules, a function or type of the lists here, or plain data.
+        where: what it is, for messages.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, (tuple, list)):
+        return [describe(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, functools.partial):
+        return _describe_partial(value, where)
+    if isinstance(value, nn.Module):
+        fields = {}
+        for name, field in _fields(type(value)).items():
+            mine, usual = getattr(value, name), _default(field)
+            if mine is not usual and not _same(mine, usual):
+                fields[name] = describe(mine, f"{where}.{name}")
+        return {"class": _name(type(value), _class_names(), where), "fields": fields}
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return {"type": _name(value, _class_names(), where)}
+    if (dtype := _dtype(value)) is not None:
+        return {"dtype": dtype}
+    return {"function": _name(value, _function_names(), where)}
+
+
+def build(description: Any) -> Any:
+    """What `describe` described. Only classes and functions of the lists here are looked up, by name.
+
+    Raises:
+        Unknown: it names something else.
+    """
+    if type(description) in _PLAIN:
+        return description
+    if isinstance(description, list):
+        return tuple(build(item) for item in description)
+    match description:
+        case {"class": name, "fields": {**fields}}:
+            return _construct(_look_up(name, _classes(), "class"), fields)
+        case {"partial": name, "keywords": {**keywords}}:
+            function = _look_up(name, _classes() | _functions(), "function")
+            _check_fields(function, keywords)
+            return functools.partial(function, **{key: build(item) for key, item in keywords.items()})
+        case {"type": name}:
+            return _look_up(name, _classes(), "class")
+        case {"function": name}:
+            return _look_up(name, _functions(), "function")
+        case {"dtype": str(name)} if name in _DTYPES:
+            return getattr(jnp, name)
+    raise Unknown(f"the entry {json.dumps(description)[:100]}")
+
+
+def _describe_partial(value: functools.partial, where: str) -> dict[str, Any]:
+    keywords = dict(value.keywords)
+    if isinstance(value.func, type) and issubclass(value.func, nn.Module):
+        keywords |= dict(zip(_fields(value.func), value.args, strict=False))
+    elif value.args:
+        raise _indescribable(value, where)
+    name = _name(value.func, _class_names() | _function_names(), where)
+    return {"partial": name, "keywords": {key: describe(item, f"{where}.{key}") for key, item in keywords.items()}}
+
+
+def _construct(cls: type[nn.Module], fields: dict[str, Any]) -> nn.Module:
+    _check_fields(cls, fields)
+    return cls(**{name: build(value) for name, value in fields.items()})
+
+
+def _check_fields(function: Any, fields: dict[str, Any]) -> None:
+    if isinstance(function, type):
+        for name in fields:
+            if name not in _fields(function):
+                raise Unknown(f"the field {name!r} of {function.__name__}")
+
+
+def _fields(cls: Any) -> dict[str, dataclasses.Field]:
+    return {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in ("parent", "name")}
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _same(value: Any, other: Any) -> bool:
+    try:
+        # As JSON, in which 1 and True differ.
+        return json.dumps(describe(value, "")) == json.dumps(describe(other, ""))
+    except ValueError:
+        return False
+
+
+def _dtype(value: Any) -> str | None:
+    """The name of a type of numbers, such as `jnp.bfloat16` or `np.dtype("bfloat16")`."""
+    if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
+        name = np.dtype(value).name
+    else:
+        name = next((name for name in _DTYPES if value is getattr(jnp, name)), None)
+    return name if name in _DTYPES else None
+
+
+def _look_up(name: Any, table: dict[str, Any], kind: str) -> Any:
+    if not isinstance(name, str) or name not in table:
+        raise Unknown(f"the {kind} {name!r}")
+    return table[name]
+
+
+def _name(value: Any, names: dict[int, str], where: str) -> str:
+    if id(value) not in names:
+        raise _indescribable(value, where)
+    return names[id(value)]
+
+
+def _indescribable(value: Any, where: str) -> ValueError:
+    what = value if isinstance(value, type) else type(value) if isinstance(value, nn.Module) else None
+    said = repr(value)[:100] if what is None else f"of the class {what.__module__}.{what.__qualname__}"
+    return ValueError(
+        f"{where} cannot be written into a file: it is {said}, and a file names only densezoo's own modules and usual"
+        " functions. Save the variables alone, dz.save(path, None, variables), and fill a model that is built in code:"
+        " dz.load(path, model=model)"
+    )
+
+
+def _modules() -> list[ModuleType]:
+    """The rooms that hold modules, and the files in them."""
+    rooms = [importlib.import_module(f"densezoo.{room}") for room in _ROOMS]
+    return rooms + [
+        value
+        for room in rooms
+        for value in vars(room).values()
+        if isinstance(value, ModuleType) and value.__name__.startswith(f"{room.__name__}.")
+    ]
+
+
+@functools.cache
+def _classes() -> dict[str, type[nn.Module]]:
+    """The modules here by name: those that a room exports by their own, the others as `encoders.resnet.ResNet`."""
+    classes: dict[str, type[nn.Module]] = {f"flax.linen.{name}": getattr(nn, name) for name in _FLAX}
+    exported: dict[str, list[type[nn.Module]]] = {}
+    for module in _modules():
+        for name, value in vars(module).items():
+            if not isinstance(value, type) or not issubclass(value, nn.Module) or name.startswith("_"):
+                continue
+            if value.__module__ == module.__name__:
+                classes[f"{module.__name__.removeprefix('densezoo.')}.{name}"] = value
+            elif name in getattr(module, "__all__", ()):
+                exported.setdefault(name, []).append(value)
+    return classes | {name: found[0] for name, found in exported.items() if len(found) == 1}
+
+
+@functools.cache
+def _functions() -> dict[str, Callable[..., Any]]:
+    """Activations and initialisers by name."""
+    blocks = importlib.import_module("densezoo.blocks")
+    functions = {name: getattr(jax.nn, name) for name in _ACTIVATIONS}
+    functions |= {name: getattr(blocks, name) for name in _INITIALIZERS}
+    functions |= {"zeros": nn.initializers.zeros, "ones": nn.initializers.ones}
+    # Initialisers of a room's own, such as `decoders.hrnet.hrnet_normal`.
+    for module in _modules():
+        for name, value in vars(module).items():
+            made_by_jax = str(getattr(value, "__module__", "")).endswith("nn.initializers") and callable(value)
+            if made_by_jax and not any(value is known for known in functions.values()):
+                functions[f"{module.__name__.removeprefix('densezoo.')}.{name}"] = value
+    return functions
+
+
+@functools.cache
+def _class_names() -> dict[int, str]:
+    return {id(value): name for name, value in _classes().items()}  # the shorter names come last
+
+
+@functools.cache
+def _function_names() -> dict[int, str]:
+    return {id(value): name for name, value in _functions().items()}

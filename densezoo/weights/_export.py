@@ -1,0 +1,144 @@
+"""The variables of a model -> a PyTorch checkpoint's names and axes."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import ml_dtypes
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from densezoo.weights._convert import Names, as_numpy, folded_biases, read_names
+from densezoo.weights._report import shortened
+from densezoo.weights._slots import Path, Slot, choose, differences, namings_of, parts_of, slots_of
+from densezoo.weights.names.rules import DETECTORS, SMP, TIMM, Naming
+
+
+def to_torch(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    *,
+    naming: str | None = None,
+    like: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+) -> dict[str, np.ndarray]:
+    """A model's variables under the names and with the axes of a reference: the inverse of `from_torch`.
+
+    There and back is exact, bit for bit, but for biases that `from_torch` took into running means: they stay there.
+    Batch norms have a `num_batches_tracked` of zero.
+
+    Args:
+        model: a `SegmentationModel`, a `PyramidModel`, or an encoder.
+        variables: its variables, `params` and if it has any `batch_stats`.
+        naming: whose names, as `docs/weights.md` lists them, or the prefix of the encoder's names there, such as
+          "encoder.model." for segmentation_models_pytorch's `tu-` encoders. None takes
+          "segmentation_models_pytorch" for a whole model, "torchvision and timm" for an encoder, and "torchvision's
+          detectors" for a pyramid; or another that knows all its names.
+        like: in place of that, a checkpoint of the reference, such as its `state_dict()`. The result has exactly its
+          names, so that it always loads strictly: what the reference has and the model has not, such as a classifier,
+          is taken from there, and a bias that went into a running mean is zero.
+
+    Returns:
+        Arrays by name; float32 in place of bfloat16, which NumPy and `torch.from_numpy` do not have.
+
+    Raises:
+        ValueError: the model has arrays that the reference has no name for, or the variables are not the model's.
+
+    Example:
+        >>> import tempfile, jax, jax.numpy as jnp
+        >>> from safetensors.numpy import save_file
+        >>> import densezoo as dz
+        >>> encoder = dz.ResNet((1, 1), dz.BasicBlock, width=4)
+        >>> variables = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+        >>> arrays = dz.weights.to_torch(encoder, variables)
+        >>> arrays["layer2.0.conv1.weight"].shape
+        (8, 4, 3, 3)
+        >>> save_file(arrays, tempfile.mkdtemp() + "/resnet.safetensors")
+    """
+    tree: dict[Path, Any] = flatten_dict(dict(variables))
+    if lines := differences(model, tree):
+        raise ValueError(f"these are not the variables of the model: {shortened(lines)}")
+    parts = parts_of(model)
+    if like is not None:
+        if naming is not None:
+            raise ValueError(f"the names are those of `like`: leave naming={naming!r} out")
+        names = read_names(like)
+        chosen = choose(parts, tree, names)
+        slots = _whole([slot for part in parts for slot in slots_of(part, tree, chosen[part])], tree)
+        return _completed(_arrays(slots, tree, names.source), slots, names)
+    namings = {part: namings_of(module) for part, module in parts.items()}
+    sources = [naming] if naming else _sources(namings)
+    found = {source: _named(namings, tree, source) for source in sources}
+    source = next((s for s in sources if all(slot.name for slot in found[s])), sources[0])
+    if not any(slot.name for slot in found[source]):
+        known = dict.fromkeys(n.source for each in namings.values() for n in each)
+        raise ValueError(f"the model has no names in {source!r}; there are: {', '.join(known) or 'none for it'}")
+    return _arrays(found[source], tree, source)
+
+
+def _sources(namings: Mapping[str, list[Naming]]) -> list[str]:
+    """Whose names there are, the usual ones of this kind of model first."""
+    usual = TIMM if "" in namings else DETECTORS if "neck" in namings else SMP
+    return list(dict.fromkeys([usual, *(naming.source for each in namings.values() for naming in each)]))
+
+
+def _named(namings: Mapping[str, list[Naming]], tree: Mapping[Path, Any], source: str) -> list[Slot]:
+    """The arrays with the names that a source gives them, each part in the form that names most of it."""
+    sources = {source, *(n.source for each in namings.values() for n in each if n.prefix == source)}
+    slots: list[Slot] = []
+    for part, each in namings.items():
+        fitting = [n for n in each if n.prefix == source] or [n for n in each if n.source in sources]
+        forms = [slots_of(part, tree, form) for form in fitting or [None]]
+        slots += min(forms, key=lambda form: sum(slot.name is None for slot in form))
+    return _whole(slots, tree)
+
+
+def _whole(slots: list[Slot], tree: Mapping[Path, Any]) -> list[Slot]:
+    """The slots, and nameless ones for what belongs to no part of the model."""
+    owned = {slot.path for slot in slots}
+    return slots + [Slot(path, array.shape, array.dtype, None, ()) for path, array in tree.items() if path not in owned]
+
+
+def _arrays(slots: list[Slot], tree: Mapping[Path, Any], source: str) -> dict[str, np.ndarray]:
+    nameless = sorted((slot.path for slot in slots if slot.name is None), key=lambda path: path[0] != "params")
+    if unnamed := ["/".join(path) for path in nameless]:
+        raise ValueError(
+            f"{len(unnamed)} arrays of the model have no name in {source!r}: {shortened(unnamed)}. What the reference"
+            " lacks cannot go there; dz.save keeps every model."
+        )
+    arrays: dict[str, np.ndarray] = {}
+    for slot in slots:
+        array, name = np.asarray(tree[slot.path]), str(slot.name)
+        if array.dtype == ml_dtypes.bfloat16:
+            array = array.astype(np.float32)
+        if name in arrays:
+            raise ValueError(
+                f"two arrays of the model have the name {name} in {source!r}, one is {'/'.join(slot.path)}"
+            )
+        # A copy in C's order: safetensors writes the memory as it lies.
+        arrays[name] = np.array(array.transpose(np.argsort(slot.axes)), order="C", copy=True)
+        if name.endswith(".running_mean"):
+            arrays[name.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
+    return arrays
+
+
+def _completed(arrays: Mapping[str, np.ndarray], slots: list[Slot], like: Names) -> dict[str, np.ndarray]:
+    """The arrays with exactly the names of another checkpoint, and what only that has."""
+    ours = {str(slot.name): slot.shape_there for slot in slots}
+    wrong = [f"{name} is missing in it" for name in ours if name not in like]
+    wrong += [
+        f"{name} is {np.shape(like[name])} in it, here {shape}"
+        for name, shape in ours.items()
+        if name in like and np.shape(like[name]) != shape
+    ]
+    if wrong:
+        raise ValueError(f"{like.source} is not of the same model: {shortened(wrong)}")
+    folded = folded_biases(slots, like)
+
+    def value(name: str) -> np.ndarray:
+        if name in arrays:
+            return arrays[name]
+        array = np.array(as_numpy(like[name]), order="C", copy=True)
+        return np.zeros_like(array) if name in folded else array
+
+    return {like.wrapper + name: value(name) for name in like}

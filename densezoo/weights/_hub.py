@@ -1,0 +1,167 @@
+"""Weights and settings from repositories of the Hugging Face hub, or from folders laid out like them."""
+
+import importlib
+import json
+import os
+import re
+from pathlib import Path as File
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from densezoo.encoders import ENCODERS
+from densezoo.weights._convert import from_torch
+from densezoo.weights._slots import parts_of
+from densezoo.zoo import create_encoder
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def from_hub(
+    repository: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    *,
+    revision: str | None = None,
+    strict: bool = True,
+    in_channels: int | None = None,
+    key: jax.Array | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A pretrained encoder, or a model around one, with weights from the Hugging Face hub.
+
+    Known are repositories of timm (`timm/resnet50.a1_in1k`), of segmentation_models_pytorch's encoders
+    (`smp-hub/resnet50.imagenet`), and of whole models that it saved. What was downloaded once comes from the cache,
+    also without a network; `HF_HOME` and `HF_HUB_OFFLINE=1` count as everywhere. Needs huggingface_hub
+    (`pip install "densezoo[hub]"`), unless `repository` is a folder.
+
+    Args:
+        repository: "owner/name", or a folder with the same files: config.json, and model.safetensors or
+          pytorch_model.bin (of which nothing is executed).
+        model: what the weights go into; of a whole model they fill the encoder, and the rest is initialised with `key`.
+          None creates the encoder that the repository's configuration names.
+        revision: a branch, tag or commit of the repository.
+        strict: as in `from_torch`.
+        in_channels: as in `from_torch`.
+        key: as in `from_torch`.
+
+    Returns:
+        The model and its variables.
+
+    Raises:
+        ImportError: huggingface_hub is needed and not installed.
+        FileNotFoundError: there is no such repository, folder or file, or no network to get it by.
+        ValueError: the configuration names an encoder that is not here, or the weights do not fit.
+
+    Example:
+        >>> import dataclasses, json, pathlib, tempfile, jax, jax.numpy as jnp
+        >>> from safetensors.numpy import save_file
+        >>> import densezoo as dz
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (folder / "config.json").write_text(json.dumps({"architecture": "resnet18"}))
+        >>> encoder = dz.create_encoder("resnet18")
+        >>> shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+        >>> variables = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
+        >>> save_file(dz.weights.to_torch(encoder, variables), folder / "model.safetensors")
+        >>> encoder, same = dz.weights.from_hub(folder)
+        >>> encoder.reductions, sorted(same)
+        ((2, 4, 8, 16, 32), ['batch_stats', 'params'])
+    """
+    config = _config(repository, revision)
+    architecture = config.get("architecture")
+    if model is None:
+        if "_model_class" in config:
+            raise ValueError(
+                f"{repository} holds a whole {config['_model_class']} over {config.get('encoder_name')}: create that"
+                " model, dz.create_model(...), and pass it as `model`"
+            )
+        model = _encoder(repository, architecture)
+    part = None
+    if "_model_class" not in config and "encoder" in parts_of(model):
+        part = "encoder"
+    weights = _file(repository, _WEIGHTS, revision)
+    return model, from_torch(model, weights, part=part, strict=strict, in_channels=in_channels, key=key)
+
+
+def preprocessing(
+    repository: str | os.PathLike[str], *, revision: str | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of images in 0..1 that a repository's weights were trained with, per channel.
+
+    Args:
+        repository: as `from_hub` takes it.
+        revision: as `from_hub` takes it.
+
+    Returns:
+        `(mean, std)`, for `(image - mean) / std`, as `densezoo.config.ModelConfig` has them too.
+
+    Raises:
+        ImportError: as `from_hub`.
+        FileNotFoundError: as `from_hub`.
+        ValueError: the configuration does not say.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from densezoo.weights import preprocessing
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (folder / "config.json").write_text('{"pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [1, 1, 1]}}')
+        >>> preprocessing(folder)
+        ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
+    """
+    config = _config(repository, revision)
+    # timm has them within its settings of the weights, segmentation_models_pytorch beside the others.
+    settings = config.get("pretrained_cfg", config)
+    try:
+        scale = float(settings.get("input_range", (0, 1))[1])  # 255 where the images are not in 0..1
+        mean, std = (tuple(float(number) / scale for number in settings[name]) for name in ("mean", "std"))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        raise ValueError(f"the config.json of {repository} gives no mean and std of its images") from None
+    return mean, std
+
+
+def _encoder(repository: str | os.PathLike[str], architecture: Any) -> nn.Module:
+    # segmentation_models_pytorch's repositories are named after the encoder, then a dot and the data.
+    name = architecture or re.sub(r"\..*", "", File(repository).name)
+    if name not in ENCODERS:
+        said = f"says that it is {architecture!r}" if architecture else "names no architecture"
+        raise ValueError(
+            f"the config.json of {repository} {said}, and densezoo has no encoder {name!r} (dz.list_encoders()): create"
+            " the model that the weights are for, and pass it as `model`"
+        )
+    return create_encoder(name)
+
+
+def _config(repository: str | os.PathLike[str], revision: str | None) -> dict[str, Any]:
+    path = _file(repository, ("config.json",), revision)
+    try:
+        config = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not the configuration of a model: it holds a {type(config).__name__}")
+    return config
+
+
+def _file(repository: str | os.PathLike[str], names: tuple[str, ...], revision: str | None) -> File:
+    """The first of the files that there is: in a folder, in the cache, or on the hub."""
+    folder = File(repository)
+    if folder.is_dir():
+        found = next((folder / name for name in names if (folder / name).is_file()), None)
+        if found is None:
+            raise FileNotFoundError(f"the folder {folder} has no {' and no '.join(names)}")
+        return found
+    if not isinstance(repository, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise FileNotFoundError(f"expected a repository as owner/name, or a folder that exists; got {repository}")
+    try:
+        hub = importlib.import_module("huggingface_hub")
+        missing = importlib.import_module("huggingface_hub.errors").EntryNotFoundError
+    except ImportError as error:
+        raise ImportError(
+            f'to fetch {repository}, pip install "densezoo[hub]"; or pass a folder with its files'
+        ) from error
+    reasons = []
+    for name in names:
+        try:
+            return File(hub.hf_hub_download(repository, name, revision=revision))
+        except (OSError, ValueError, missing) as error:
+            reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+    raise FileNotFoundError(f"cannot get {' or '.join(names)} of {repository}: {reasons[0]}")

@@ -1,0 +1,143 @@
+"""densezoo's own files: variables as safetensors, with a description of their model inside."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path as File
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
+
+from densezoo.weights._describe import Unknown, build, describe
+from densezoo.weights._files import is_storable, read_checkpoint, read_metadata
+from densezoo.weights._report import shortened
+from densezoo.weights._slots import Path, differences
+
+_KEY = "densezoo"
+_FORMAT = 1
+
+
+def save(path: str | os.PathLike[str], model: nn.Module | None, variables: Mapping[str, Any]) -> None:
+    """Writes a model and its variables as one safetensors file, from which `load` makes both again.
+
+    The file describes the model by the names of densezoo's classes and their fields; nothing in it is code. It is
+    written whole or not at all.
+
+    Args:
+        path: of the file, by custom *.safetensors.
+        model: made of densezoo's modules. None writes the variables alone, for a model with modules of one's own.
+        variables: what `model.apply` takes; every collection, in its types.
+
+    Raises:
+        ValueError: the model has something that cannot be described, such as a module of one's own, or the variables
+          are not its.
+
+    Example:
+        >>> import tempfile, jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> model = dz.create_model("unet", dz.PlainEncoder((4, 8)), num_classes=2, upsample=dz.Bilinear)
+        >>> images = jnp.ones((1, 16, 16, 3))
+        >>> variables = jax.jit(model.init)(jax.random.key(0), images)
+        >>> path = tempfile.mkdtemp() + "/model.safetensors"
+        >>> dz.save(path, model, variables)
+        >>> same, loaded = dz.load(path)
+        >>> same.head.num_classes, bool((loaded["params"]["head"]["conv"]["bias"] == 0).all())
+        (2, True)
+    """
+    tree: dict[Path, Any] = flatten_dict(dict(variables))
+    if not tree or any("/" in name for path in tree for name in path):
+        raise ValueError(f"expected the variables of a model, nested dictionaries of arrays, got {sorted(variables)}")
+    description = None
+    if model is not None:
+        description = describe(model, type(model).__name__)
+        if lines := differences(model, tree):
+            raise ValueError(f"these are not the variables of the model: {shortened(lines)}")
+    # Copies in C's order: safetensors writes the memory as it lies.
+    arrays = {"/".join(path): np.array(value, order="C", copy=True) for path, value in tree.items()}
+    if wrong := [f"{name} is {array.dtype}" for name, array in arrays.items() if not is_storable(array.dtype)]:
+        raise ValueError(f"these types of arrays cannot be written: {shortened(wrong)}")
+    facts = {"format": _FORMAT, "version": _version(), "model": description}
+    path = File(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as any new file's here; safetensors lets nobody else read its own
+        save_file(arrays, temporary, metadata={_KEY: json.dumps(facts)})
+        temporary.chmod(mode)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """The model and its variables from a file that `save` wrote; nothing in it is executed.
+
+    Args:
+        path: of the file.
+        model: takes the variables in place of the model that the file describes.
+
+    Returns:
+        The model, and what `model.apply` takes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, not one of `save`'s, or of a newer densezoo; or the model given is another.
+    """
+    arrays = read_checkpoint(path)
+    facts = _facts(path)
+    if model is None:
+        model = _build(path, facts)
+    tree = {tuple(name.split("/")): _array(value) for name, value in arrays.items()}
+    if lines := differences(model, tree):
+        raise ValueError(f"the variables in {path} are not those of the model: {shortened(lines)}")
+    return model, unflatten_dict(tree)
+
+
+def _facts(path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        facts = json.loads(read_metadata(path)[_KEY])
+        if isinstance(facts["format"], int) and isinstance(facts["version"], str) and "model" in facts:
+            return facts
+    except (KeyError, TypeError, ValueError, RecursionError):
+        pass
+    raise ValueError(
+        f"{path} is not a file of dz.save: it does not say what model it is of. For a PyTorch checkpoint, build the"
+        " model and call dz.weights.from_torch(model, path)"
+    )
+
+
+def _build(path: str | os.PathLike[str], facts: dict[str, Any]) -> nn.Module:
+    if facts["model"] is None:
+        raise ValueError(f"{path} holds variables alone: build their model in code and call dz.load(path, model=model)")
+    try:
+        if facts["format"] > _FORMAT:
+            raise Unknown(f"the format {facts['format']}")
+        model = build(facts["model"])
+        if isinstance(model, nn.Module):
+            return model
+        raise Unknown("something else than a model")
+    except (Unknown, RecursionError) as error:
+        raise ValueError(
+            f"{path} has {str(error)[:200]} in its model, which densezoo {_version()} does not know; the file"
+            f" was written by densezoo {facts['version']}. Update densezoo, or build the model in code and call"
+            " dz.load(path, model=model)"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} describes a model that cannot be built: {error}") from error
+
+
+def _array(value: np.ndarray) -> Any:
+    # Without 64-bit types JAX would round such an array; NumPy's own is kept then.
+    return jnp.array(value) if jax.dtypes.canonicalize_dtype(value.dtype) == value.dtype else np.array(value)
+
+
+def _version() -> str:
+    import densezoo  # which imports this
+
+    return densezoo.__version__

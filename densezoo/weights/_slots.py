@@ -1,0 +1,163 @@
+"""Which array of a model is which array of a reference: paths here, names and axes there."""
+
+import dataclasses
+from collections.abc import Container, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from densezoo.models import PyramidModel, SegmentationModel
+from densezoo.weights.names import FAMILIES
+from densezoo.weights.names.rules import KERNELS, LEAVES, Family, Naming
+
+Path = tuple[str, ...]
+"""Where an array is in the variables, the collection first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """An array of the model, and where in the reference it comes from.
+
+    Attributes:
+        path: where it is in the variables, collection first.
+        shape: its shape here.
+        dtype: its type here.
+        name: its name in the reference; None if that has no such array.
+        axes: which axis there becomes each axis here.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: Any
+    name: str | None
+    axes: tuple[int, ...]
+
+    @property
+    def shape_there(self) -> tuple[int, ...]:
+        """The shape that the reference's array must have."""
+        return tuple(self.shape[self.axes.index(axis)] for axis in range(len(self.shape)))
+
+
+def images_for(model: nn.Module, channels: int) -> jax.Array:
+    """Images to initialise a model with: large enough for it, and the parameters do not depend on the size."""
+    encoder: Any = getattr(model, "encoder", model)
+    side = max(2 * max(32, *encoder.reductions), getattr(encoder, "min_size", 1))
+    return jnp.zeros((1, side, side, channels), jnp.float32)
+
+
+def shapes_of(model: nn.Module, channels: int) -> dict[Path, jax.ShapeDtypeStruct]:
+    """The model's arrays by path, without computing them."""
+    shapes: dict[Path, Any] = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), images_for(model, channels)))
+    return shapes
+
+
+def initialise(model: nn.Module, paths: list[Path], channels: int, key: jax.Array) -> dict[Path, jax.Array]:
+    """Some of the arrays of `model.init`; only those are computed."""
+
+    def some(key: jax.Array) -> list[jax.Array]:
+        variables: dict[Path, Any] = flatten_dict(model.init(key, images_for(model, channels)))
+        return [variables[path] for path in paths]
+
+    # Runs once, so it is not worth the compiler's optimisation, which would take five times as long.
+    once = jax.jit(some, compiler_options={"xla_backend_optimization_level": 0})
+    return dict(zip(paths, once(key), strict=True))
+
+
+def parts_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that a model is composed of, by the names of their subtrees; "" for an encoder on its own."""
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}  # pyright: ignore
+    parts = {k: v for k, v in fields.items() if isinstance(v, nn.Module) and k != "parent"}
+    return parts or {"": model}
+
+
+def family_of(module: nn.Module) -> Family | None:
+    """What is known of a module's names, by its class or one that it is made from."""
+    return next((FAMILIES[cls] for cls in type(module).__mro__ if cls in FAMILIES), None)
+
+
+def namings_of(module: nn.Module) -> list[Naming]:
+    """The ways in which references name a module's arrays; none of a family that is not known."""
+    family = family_of(module)
+    return list(family.namings(module)) if family else []
+
+
+def paths_of(part: str, tree: Mapping[Path, Any]) -> list[Path]:
+    """The paths of a part's arrays."""
+    return [path for path in tree if not part or path[1] == part]
+
+
+def slots_of(part: str, tree: Mapping[Path, Any], naming: Naming | None) -> list[Slot]:
+    """A part's arrays with their names in the reference."""
+    slots = []
+    for path in paths_of(part, tree):
+        array = tree[path]
+        name, kernel = _reference(path, naming, 2 if part else 1)
+        axes = tuple(range(len(array.shape)))
+        if path[-1] == "kernel":
+            axes = KERNELS["dense" if len(array.shape) == 2 else kernel]
+        slots.append(Slot(path, tuple(array.shape), array.dtype, name, axes))
+    return slots
+
+
+def choose(
+    parts: Mapping[str, nn.Module], tree: Mapping[Path, Any], names: Container[str | None]
+) -> dict[str, Naming | None]:
+    """For each part the naming of which `names` has most; where it has none, that of the other parts."""
+    chosen: dict[str, Naming | None] = {}
+    unknown = []
+    for part, module in parts.items():
+        namings, paths, start = namings_of(module), paths_of(part, tree), 2 if part else 1
+        found = [sum(_reference(path, naming, start)[0] in names for path in paths) for naming in namings]
+        best = found.index(max(found)) if found else None
+        chosen[part] = None if best is None else namings[best]
+        if best is not None and not found[best]:
+            unknown.append((part, namings))
+    sources = {naming.source for part, naming in chosen.items() if naming and part not in dict(unknown)}
+    for part, namings in unknown:
+        chosen[part] = next((naming for naming in namings if naming.source in sources), namings[0])
+    return chosen
+
+
+def stem_path(model: nn.Module) -> Path | None:
+    """Where the kernel of the encoder's first convolution is, if that is known."""
+    parts = parts_of(model)
+    part = "encoder" if "encoder" in parts else ""
+    family = family_of(parts[part]) if part in parts else None
+    if family is None or family.stem is None:
+        return None
+    return ("params", *([part] if part else []), *family.stem.split("/"), "kernel")
+
+
+def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
+    """What of a tree of arrays does not fit the model, a line each, for any number of input channels.
+
+    Only models and encoders of the kinds that are here can be looked into.
+    """
+    if not (isinstance(model, (SegmentationModel, PyramidModel)) or hasattr(model, "reductions")):
+        return []
+    expected = shapes_of(model, 3)
+    lines = [f"{'/'.join(path)} is missing" for path in expected if path not in tree]
+    lines += [f"{'/'.join(path)} has no place in it" for path in tree if path not in expected]
+    wrong = {p: (array.shape, tuple(tree[p].shape)) for p, array in expected.items() if p in tree}
+    wrong = {path: shapes for path, shapes in wrong.items() if shapes[0] != shapes[1]}
+    # What reads images of c channels has c for 3 in its kernel.
+    if len({(wanted[-2:-1], came[-2:-1]) for wanted, came in wrong.values()}) == 1 and all(
+        path[-1] == "kernel" and wanted[-2] == 3 and (*wanted[:-2], wanted[-1]) == (*came[:-2], came[-1])
+        for path, (wanted, came) in wrong.items()
+    ):
+        wrong = {}
+    return lines + [f"{'/'.join(p)} is {came}, expected {wanted}" for p, (wanted, came) in wrong.items()]
+
+
+def _reference(path: Path, naming: Naming | None, start: int) -> tuple[str | None, str]:
+    """Name there of the array at `path`, whose module's path begins at `start`, and its kernel's kind."""
+    *module, leaf = path[start:]
+    if naming is None:
+        return None, "conv"
+    found = naming.find("/".join(module))
+    if found is not None and leaf in LEAVES:
+        return f"{found[0]}.{LEAVES[leaf]}", found[1]
+    return naming.find("/".join(path[start:])) or (None, "conv")

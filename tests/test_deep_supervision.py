@@ -1,0 +1,61 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import densezoo as dz
+from densezoo import losses, train
+
+KEY = jax.random.key(0)
+IMAGES = jax.random.normal(KEY, (2, 33, 40, 3))
+FIELDS = {"fpn": {"features": 32, "segmentation_features": 32, "dropout": 0.0}}
+
+
+def model_of(name, auxiliary):
+    encoder = dz.PlainEncoder(features=(4, 8, 16))
+    return dz.create_model(name, encoder, 3, auxiliary=auxiliary, **FIELDS.get(name, {}))
+
+
+@pytest.mark.parametrize("name", ["unet", "unetplusplus", "fpn"])
+def test_auxiliary_heads_answer_in_training_only_and_change_nothing_else(name):
+    model = model_of(name, 1)
+    variables = jax.jit(model.init)(KEY, IMAGES)
+    logits = jax.jit(model.apply)(variables, IMAGES)
+    assert logits.shape == (2, 33, 40, 3)
+    (first, other), _ = model.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
+    assert first.shape == other.shape == (2, 33, 40, 3)
+    assert float(jnp.abs(first - other).max()) > 1e-3
+    plain = model_of(name, 0)
+    without = {kind: {k: v for k, v in tree.items() if k != "auxiliary"} for kind, tree in variables.items()}
+    np.testing.assert_allclose(jax.jit(plain.apply)(without, IMAGES), logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["unet", "unetplusplus", "fpn"])
+def test_the_heads_train(name):
+    model = model_of(name, 1)
+    state = train.create_state(model, optax.sgd(0.1), KEY, IMAGES)
+    mask = jnp.zeros((2, 33, 40), jnp.int32).at[:, ::2].set(1)
+    step = train.make_train_step(
+        losses.deep_supervision(lambda logits, batch: losses.cross_entropy(logits, batch["mask"])), inputs=("image",)
+    )
+    before = jax.tree.map(np.asarray, state.params)
+    after, _ = step(state, {"image": IMAGES, "mask": mask})
+    for part in ("encoder", "decoder", "head", "auxiliary"):
+        moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before[part], after.params[part])
+        assert max(jax.tree.leaves(moved)) > 0, part
+
+
+def test_the_loss_weighs_the_heads_by_hand():
+    loss = losses.deep_supervision(lambda logits, target: (logits - target).sum(), weight=0.5)
+    assert (
+        float(loss((jnp.array([3.0]), jnp.array([5.0]), jnp.array([7.0])), jnp.array([1.0]))) == 2 + 0.5 * (4 + 6) / 2
+    )
+    assert float(loss(jnp.array([3.0]), jnp.array([1.0]))) == 2
+
+
+def test_a_decoder_of_one_scale_is_named():
+    with pytest.raises(ValueError, match="segnet's decoder has no coarser scales"):
+        dz.create_model("segnet", dz.PlainEncoder(features=(4, 8)), auxiliary=1)
+    with pytest.raises(ValueError, match="9 auxiliary heads were asked for; the decoder has 1"):
+        jax.eval_shape(dz.create_model("unet", dz.PlainEncoder(features=(4, 8, 16)), auxiliary=9).init, KEY, IMAGES)
