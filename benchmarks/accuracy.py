@@ -26,6 +26,7 @@ from densezoo.config import ModelConfig
 from densezoo.data import ImageMaskFolder, Subset, eval_batches, train_batches, transforms
 from densezoo.train import SegmentationRecipe, train_segmentation
 from densezoo.train.segmentation import NOT_A_CLASS, scores_of
+from densezoo.zoo import MODELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,8 @@ def train_smp(config: ModelConfig, train, val, recipe: SegmentationRecipe) -> di
     if recipe.clip_norm is not None or recipe.accumulate != 1 or recipe.ema_decay is not None:
         raise ValueError("the torch side has no clip_norm, accumulate and ema_decay: leave them out")
     torch.manual_seed(recipe.seed)
-    model = make(config.model, config.encoder, config.num_classes).to(memory_format=torch.channels_last)
+    encoder = config.encoder or MODELS[config.model].encoder
+    model = make(config.model, encoder, config.num_classes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, cycle_momentum=False

@@ -96,6 +96,11 @@ def _with_kernel(size, out, channels=1.0, skip=0.0):
     return make
 
 
+def _depthwise_inputs(size, generator, shape):
+    kernel = generator.standard_normal((size, size, 1, shape[3]), np.float32) / np.float32(size)
+    return generator.standard_normal(shape, np.float32), kernel
+
+
 def _norm_inputs(generator, shape):
     # With a bias so large that the ReLU lets everything through: at its bend, rounding would decide on a gradient.
     scale = generator.uniform(0.5, 1.5, shape[3]).astype(np.float32)
@@ -272,6 +277,16 @@ KERNELS: dict[str, Kernel] = {
             rereads=_reads_inputs,
         )
         for tile in (2, 4)
+    },
+    **{
+        f"depthwise_{size}x{size}": Kernel(
+            op=lambda x, kernel, size=size: ops.conv(x, kernel, padding=size // 2, groups=x.shape[3]),
+            inputs=partial(_depthwise_inputs, size),
+            flops=_products(lambda b, h, w, c, size=size: b * h * w * c * size**2),
+            stock=stock.depthwise,
+            rereads=_reads_inputs,
+        )
+        for size in (3, 7)
     },
     "carafe": Kernel(
         op=lambda x, masks: ops.carafe(x, masks),

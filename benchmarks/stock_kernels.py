@@ -26,6 +26,12 @@ def conv(x, kernel):
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
+def depthwise(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[3]
+    )
+
+
 def transposed(padding, x, kernel):
     layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_transpose(x, jnp.flip(kernel, (0, 1)), (2, 2), padding, dimension_numbers=layout)

@@ -190,6 +190,12 @@ TORCH_FORMS: dict[str, TorchForm] = {
         f"conv_3x3_winograd_{tile}": TorchForm(lambda x, kernel: F.conv2d(x, kernel, padding=1), ("map", "conv"))
         for tile in (2, 4)
     },
+    **{
+        f"depthwise_{size}x{size}": TorchForm(
+            lambda x, kernel, size=size: F.conv2d(x, kernel, padding=size // 2, groups=x.shape[1]), ("map", "conv")
+        )
+        for size in (3, 7)
+    },
     "carafe": TorchForm(_carafe, ("map", "map")),
     "dysample": TorchForm(_sample, ("map", "as is")),
 }

@@ -1,11 +1,14 @@
 """Convolution, and those that give larger maps: transposed, by phases, and the pixel shuffle after one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_whole
+from densezoo.ops.depthwise import depthwise, depthwise_gradients
 from densezoo.ops.implementation import chosen
 from densezoo.ops.sharding import explicitly_sharded, reduced_like
 from densezoo.ops.winograd import tile_size, winograd_conv
@@ -23,7 +26,8 @@ def conv(
     """Convolution of maps with zeros around them.
 
     On CPU the gradients of a 1x1 convolution are products of two matrices, in which XLA is up to 1.7 times faster than
-    in the gradients of its convolution, and those of others begin with maps that are there (`_fence`).
+    in the gradients of its convolution, and those of others begin with maps that are there (`_fence`). One with a group
+    for every channel is a sum of shifted maps there (`ops.depthwise`), some 50 times faster.
 
     Reverse mode only, but for the plain form.
 
@@ -72,11 +76,15 @@ def conv(
         if tile is not None:
             return winograd_conv(x, kernel, tile=tile)
     pointwise = kernel.shape[:2] == (1, 1) and (strides, padding, groups) == (1, ((0, 0), (0, 0)), 1)
+    by_channel = groups == x.shape[3] == kernel.shape[3] > 1 and not explicitly_sharded(x, kernel)
 
     def gradients(x, kernel, g):
         return jax.vjp(plain, x, kernel)[1](g)
 
     def gradients_on_cpu(x, kernel, g):
+        if by_channel:
+            dx, dkernel = depthwise_gradients(x, kernel, g, strides, padding, dilation)
+            return dx, reduced_like(dkernel, kernel)
         if not pointwise or explicitly_sharded(x, kernel):
             return gradients(x, kernel, _fence(g))
         pixels, g_pixels = x.reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3])
@@ -87,12 +95,18 @@ def conv(
     def backward(saved, g):
         return jax.lax.platform_dependent(*saved, jnp.asarray(g), cpu=gradients_on_cpu, default=gradients)
 
-    function = jax.custom_vjp(plain)
+    def compute(x, kernel):
+        if not by_channel:
+            return plain(x, kernel)
+        on_cpu = functools.partial(depthwise, strides=strides, padding=padding, dilation=dilation)
+        return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+
+    function = jax.custom_vjp(compute)
 
     def forward(x, kernel):
-        if not pointwise:
+        if not pointwise and not by_channel:
             x = jax.lax.platform_dependent(x, cpu=_fence, default=lambda x: x)
-        return plain(x, kernel), (x, kernel)
+        return compute(x, kernel), (x, kernel)
 
     function.defvjp(forward, backward)
     return function(x, kernel)

@@ -1,0 +1,89 @@
+"""Depthwise convolution on CPU: a sum of shifted maps, each times its tap's row of the kernel.
+
+XLA:CPU has only a general loop for convolutions in groups, which takes some 50 times longer; `ops.conv` takes this
+where every channel is a group of its own.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.types import accumulator_dtype
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def depthwise(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], strides: int, padding: Padding, dilation: int
+) -> Float[Array, "b h2 w2 c"]:
+    """The convolution; halves are summed in float32."""
+    wide = accumulator_dtype(x.dtype)
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = (
+        (side - dilation * (size - 1) - 1) // strides + 1
+        for side, size in zip(padded.shape[1:3], kernel.shape[:2], strict=True)
+    )
+    total = None
+    for i, j, tap in _taps(padded, kernel.shape[:2], (rows, columns), strides, dilation):
+        product = tap.astype(wide) * jnp.expand_dims(kernel[i, j, 0].astype(wide), (0, 1, 2))
+        total = product if total is None else total + product
+    assert total is not None
+    return total.astype(x.dtype)
+
+
+def depthwise_gradients(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k k 1 c"],
+    g: Float[Array, "b h2 w2 c"],
+    strides: int,
+    padding: Padding,
+    dilation: int,
+) -> tuple[Float[Array, "b h w c"], Float[Array, "k k 1 c"]]:
+    """Of the input and of the kernel, for the cotangent `g`."""
+    dkernel = _kernel_gradient(x, kernel, g, strides, padding, dilation)
+    if strides > 1:
+        (dx,) = jax.vjp(lambda x: depthwise(x, kernel, strides, padding, dilation), x)[1](g)
+        return dx, dkernel
+    # A convolution again, by the kernel turned around, with what padding is missing to the input's size.
+    reach = [dilation * (size - 1) for size in kernel.shape[:2]]
+    rows, columns = ((r - before, r - after) for r, (before, after) in zip(reach, padding, strict=True))
+    if min(*rows, *columns) < 0:  # more padding than the kernel reaches
+        (dx,) = jax.vjp(lambda x: depthwise(x, kernel, strides, padding, dilation), x)[1](g)
+    else:
+        dx = depthwise(g, jnp.flip(kernel, (0, 1)), 1, (rows, columns), dilation)
+    return dx, dkernel
+
+
+def _kernel_gradient(x, kernel, g, strides, padding, dilation):
+    """For every tap the sum over the pixels of the map that it read, times `g`.
+
+    Row by row, with a running sum for every tap and pixel of a row: sums over pixels would not be vectorised.
+    """
+    wide = accumulator_dtype(x.dtype)
+    padded, size = jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel.shape[:2]
+
+    def row(index):
+        of_g = jax.lax.dynamic_slice_in_dim(g, index, 1, 1).astype(wide)
+        reach = dilation * (size[0] - 1) + 1
+        lines = jax.lax.dynamic_slice_in_dim(padded, index * strides, reach, 1)
+        return [tap.astype(wide) * of_g for *_, tap in _taps(lines, size, (1, g.shape[2]), strides, dilation)]
+
+    sums = jax.lax.fori_loop(
+        1, g.shape[1], lambda index, sums: [a + b for a, b in zip(sums, row(index), strict=True)], row(0)
+    )
+    return jnp.stack([each.sum((0, 1, 2)) for each in sums]).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _taps(
+    x: jax.Array, size: tuple[int, ...], outputs: tuple[int, int], strides: int, dilation: int
+) -> Iterator[tuple[int, int, jax.Array]]:
+    """For every position in the kernel the part of the padded maps that it reads."""
+    batch, channels = x.shape[0], x.shape[3]
+    ends = [(count - 1) * strides + 1 for count in outputs]
+    for i in range(size[0]):
+        for j in range(size[1]):
+            start = (0, i * dilation, j * dilation, 0)
+            limit = (batch, start[1] + ends[0], start[2] + ends[1], channels)
+            yield i, j, jax.lax.slice(x, start, limit, (1, strides, strides, 1))
