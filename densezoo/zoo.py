@@ -183,9 +183,9 @@ def create_model(
 
 def _encoder_for(blueprint: Blueprint, name: str, dtypes: dict[str, Any], remat: bool) -> nn.Module:
     fields = dict(blueprint.encoder_fields) | ({"remat": True} if remat else {})
-    known = _fields(look_up(name, ENCODERS, "encoder"))
+    constructor = look_up(name, ENCODERS, "encoder")
     for field, value in fields.items():
-        if field not in known:
+        if field not in _fields(constructor):
             able = [other for other, constructor in ENCODERS.items() if field in _fields(constructor)]
             raise ValueError(
                 f"{blueprint.name} needs an encoder with {field}={value}, which {name} cannot have; there are:"

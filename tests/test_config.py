@@ -32,7 +32,7 @@ def test_builds_what_it_says():
     [
         ({"model": "unet3"}, ValueError, "did you mean 'unet'"),
         ({"upsample": "bilinera"}, ValueError, "unknown upsampler 'bilinera'; did you mean 'bilinear'"),
-        ({"skip": "mul"}, ValueError, "there are: add, concat"),
+        ({"skip": "mul"}, ValueError, "there are: add, attention, concat"),
         ({"model": "fpn", "skip": "add"}, TypeError, "no argument 'skip'"),
     ],
 )

@@ -51,6 +51,20 @@ PAIRS = [
     ("hrnet", "branches"),
     ("dpt", "vit"),
 ]
+# Of these, what the default run takes where a test is slow; `-m parity` runs the others.
+QUICK = {("unet", "bottleneck"), ("fpn", "plain"), ("segnet", "vgg_bn"), ("deeplabv3plus", "resnet")}
+
+
+def quickly(cases):
+    """The cases, those that are not quick marked for the long run only."""
+    return [case if case[:2] in QUICK else pytest.param(*case, marks=pytest.mark.parity) for case in cases]
+
+
+def over_one_encoder(pairs):
+    """The pairs, those over another encoder than the ResNet marked for the long run only."""
+    return [pair if pair[1] == "resnet" else pytest.param(*pair, marks=pytest.mark.parity) for pair in pairs]
+
+
 # Narrow decoders, in keeping with the encoders.
 FIELDS = {
     "fpn": {"features": 32, "segmentation_features": 32},
@@ -87,27 +101,8 @@ def fits(model, encoder):
     return not (model == "pspnet" and encoder == "plain")
 
 
-# The smallest of every family; the others differ in numbers only, and are looked through with `-m parity`.
-FAMILIES = {
-    "plain",
-    "resnet18",
-    "resnet50d",
-    "seresnet50",
-    "se_resnet50",
-    "resnext50_32x4d",
-    "vgg11_bn",
-    "densenet121",
-    "efficientnet-b0",
-    "efficientnet_b0",
-    "mobilenet_v2",
-    "mobilenetv3_small_100",
-    "convnext_tiny",
-    "convnextv2_atto",
-    "swin_tiny_patch4_window7_224",
-    "mit_b0",
-    "hrnet_w18_small",
-    "vit_tiny_patch16_224",
-}
+# One for each set of scales; all the others are looked through with `-m parity`.
+FAMILIES = {"plain", "resnet18", "vgg11_bn", "mit_b0", "hrnet_w18_small", "vit_tiny_patch16_224"}
 
 
 def every_encoder():
@@ -150,7 +145,7 @@ def test_logits_have_the_image_size_and_weights_do_not_depend_on_it(encoder_name
 @pytest.mark.parametrize("name", dz.list_models())
 def test_any_image_gives_logits_of_its_size(name):
     model = dz.create_model(name, num_classes=5)
-    for size in SIZES:
+    for size in SIZES[:2]:
         shape = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
         assert jax.eval_shape(model.init_with_output, KEY, shape)[0].shape == (2, *size, 5)
 
@@ -164,7 +159,7 @@ def test_encoders_publish_their_reductions(name):
     assert pyramid.image_size == (64, 96)
 
 
-@pytest.mark.parametrize(("name", "encoder"), PAIRS)
+@pytest.mark.parametrize(("name", "encoder"), over_one_encoder(PAIRS))
 def test_every_parameter_receives_a_gradient(name, encoder):
     model, variables = variables_of(name, encoder)
     x = images((40, 37))
@@ -188,6 +183,8 @@ def test_every_parameter_receives_a_gradient(name, encoder):
         assert without_effect or float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
 
 
+READING = [pair for pair in PAIRS if pair[0] not in ("segnet", "dpt")]
+
 # Which of the pyramid's features a decoder reads; the others read all.
 READ = {
     "fpn": lambda scales: scales[-4:],
@@ -199,7 +196,7 @@ READ = {
 }
 
 
-@pytest.mark.parametrize(("name", "encoder"), [pair for pair in PAIRS if pair[0] not in ("segnet", "dpt")])
+@pytest.mark.parametrize(("name", "encoder"), over_one_encoder(READING))
 def test_every_feature_of_the_pyramid_is_used(name, encoder):
     model, variables = variables_of(name, encoder)
     pyramid = SMALL[encoder]().apply(
@@ -232,7 +229,7 @@ def test_segnet_uses_every_pooling():
         assert float(jnp.abs(after - before).max()) > 1e-3, f"the indices of pooling {level} are not used"
 
 
-@pytest.mark.parametrize(("name", "encoder"), PAIRS)
+@pytest.mark.parametrize(("name", "encoder"), quickly(PAIRS))
 def test_jit_equals_eager_at_an_odd_size(name, encoder):
     model, variables = variables_of(name, encoder)
     x = images((23, 18), batch=1)
@@ -249,7 +246,7 @@ COMPARED += [(name, "resnet") for name in dz.list_models() if name not in ("unet
 COMPARED = [(*pair, (64, 64)) for pair in COMPARED] + [(name, "plain", (40, 37)) for name in ("unet", "fpn", "segnet")]
 
 
-@pytest.mark.parametrize(("name", "encoder", "size"), COMPARED)
+@pytest.mark.parametrize(("name", "encoder", "size"), quickly(COMPARED))
 def test_auto_equals_reference(name, encoder, size):
     model, variables = variables_of(name, encoder)
     x = images(size)
@@ -257,7 +254,7 @@ def test_auto_equals_reference(name, encoder, size):
     assert relative(logits, jax.jit(model.clone(impl="reference").apply)(variables, x)) < 1e-5
 
 
-@pytest.mark.parametrize(("name", "encoder", "size"), COMPARED)
+@pytest.mark.parametrize(("name", "encoder", "size"), quickly(COMPARED))
 def test_gradients_of_auto_equal_those_of_the_reference(name, encoder, size):
     model, variables = variables_of(name, encoder)
 
