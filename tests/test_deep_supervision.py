@@ -31,7 +31,7 @@ def test_auxiliary_heads_answer_in_training_only_and_change_nothing_else(name):
     np.testing.assert_allclose(jax.jit(plain.apply)(without, IMAGES), logits, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["unet", "unetplusplus", "fpn"])
+@pytest.mark.parametrize("name", ["unet", "fpn"])
 def test_the_heads_train(name):
     model = model_of(name, 1)
     state = train.create_state(model, optax.sgd(0.1), KEY, IMAGES)

@@ -52,6 +52,7 @@ def conv(
     check_whole(1, strides=strides, dilation=dilation, groups=groups)
     if isinstance(padding, int):
         padding = ((padding, padding), (padding, padding))
+    padding = tuple((before, after) for before, after in padding)
     for before, after in padding:
         check_whole(0, padding=before)
         check_whole(0, padding=after)
@@ -83,7 +84,7 @@ def conv(
 
     def gradients_on_cpu(x, kernel, g):
         if by_channel:
-            dx, dkernel = depthwise_gradients(x, kernel, g, strides, padding, dilation)
+            dx, dkernel = depthwise_gradients(x, kernel, g, strides=strides, padding=padding, dilation=dilation)
             return dx, reduced_like(dkernel, kernel)
         if not pointwise or explicitly_sharded(x, kernel):
             return gradients(x, kernel, _fence(g))

@@ -4,6 +4,7 @@ XLA:CPU has only a general loop for convolutions in groups, which takes some 50 
 where every channel is a group of its own.
 """
 
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -15,6 +16,11 @@ from densezoo.types import accumulator_dtype
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
+# Compiled as a whole where there is no jit around it: one by one, its many slices would take seconds.
+_compiled = functools.partial(jax.jit, static_argnames=("strides", "padding", "dilation"))
+
+
+@_compiled
 def depthwise(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], strides: int, padding: Padding, dilation: int
 ) -> Float[Array, "b h2 w2 c"]:
@@ -33,6 +39,7 @@ def depthwise(
     return total.astype(x.dtype)
 
 
+@_compiled
 def depthwise_gradients(
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "k k 1 c"],

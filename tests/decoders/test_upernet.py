@@ -55,6 +55,7 @@ def test_any_size_has_the_same_weights(upsample):
     assert "upsample0" not in expected["params"]
 
 
+@pytest.mark.parity
 def test_every_map_and_parameter_has_an_effect():
     decoder, pyramid = dz.UPerNetDecoder(features=8), pyramid_of((4, 8), (32, 24))
     variables = jax.jit(decoder.init)(KEY, pyramid)

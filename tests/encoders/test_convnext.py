@@ -80,6 +80,7 @@ def test_drop_path_drops_in_training_only():
     np.testing.assert_allclose(sum(map(np.array, kinds)) / 2, np.ravel(still[0]), atol=2e-3)
 
 
+@pytest.mark.parity
 def test_remat_gives_the_same_gradients():
     encoder = small(coarsest=4, grn=True)
     variables = jax.jit(encoder.init)(KEY, IMAGES)

@@ -124,6 +124,7 @@ def test_drop_path_acts_in_training_only():
     assert len(np.unique(np.round(np.abs(parts - whole).max((1, 2, 3)), 4))) == 2
 
 
+@pytest.mark.parity
 def test_remat_gives_the_same_gradients():
     x = images(8, 8)
     variables = jax.jit(Tiny(coarsest=4).init)(KEY, x)

@@ -46,6 +46,7 @@ def test_coarsest_builds_no_more_than_is_needed():
         small(coarsest=2).init(KEY, jnp.zeros((1, 32, 32, 3)))
 
 
+@pytest.mark.parity
 def test_every_parameter_counts_even_for_the_finest_scale():
     encoder, x = small(stage_sizes=(1,), coarsest=4), jax.random.normal(KEY, (2, 24, 17, 3))
     variables = jax.jit(encoder.init)(KEY, x)
