@@ -50,10 +50,8 @@ def conv(
     """
     check_maps(x)
     check_whole(1, strides=strides, dilation=dilation, groups=groups)
-    if isinstance(padding, int):
-        padding = ((padding, padding), (padding, padding))
-    padding = tuple((before, after) for before, after in padding)
-    for before, after in padding:
+    pads = padding if isinstance(padding, tuple) else ((padding, padding), (padding, padding))
+    for before, after in pads:
         check_whole(0, padding=before)
         check_whole(0, padding=after)
     if kernel.ndim != 4 or kernel.shape[2] * groups != x.shape[3] or kernel.shape[3] % groups:
@@ -64,7 +62,7 @@ def conv(
             x,
             kernel,
             window_strides=(strides, strides),
-            padding=padding,
+            padding=pads,
             rhs_dilation=(dilation, dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=groups,
@@ -72,11 +70,11 @@ def conv(
 
     if chosen() == "reference":
         return plain(x, kernel)
-    if chosen() == "winograd" and (strides, padding, dilation, groups) == (1, ((1, 1), (1, 1)), 1, 1):
+    if chosen() == "winograd" and (strides, pads, dilation, groups) == (1, ((1, 1), (1, 1)), 1, 1):
         tile = tile_size(x.shape, kernel.shape)
         if tile is not None:
             return winograd_conv(x, kernel, tile=tile)
-    pointwise = kernel.shape[:2] == (1, 1) and (strides, padding, groups) == (1, ((0, 0), (0, 0)), 1)
+    pointwise = kernel.shape[:2] == (1, 1) and (strides, pads, groups) == (1, ((0, 0), (0, 0)), 1)
     by_channel = groups == x.shape[3] == kernel.shape[3] > 1 and not explicitly_sharded(x, kernel)
 
     def gradients(x, kernel, g):
@@ -84,7 +82,7 @@ def conv(
 
     def gradients_on_cpu(x, kernel, g):
         if by_channel:
-            dx, dkernel = depthwise_gradients(x, kernel, g, strides=strides, padding=padding, dilation=dilation)
+            dx, dkernel = depthwise_gradients(x, kernel, g, strides=strides, padding=pads, dilation=dilation)
             return dx, reduced_like(dkernel, kernel)
         if not pointwise or explicitly_sharded(x, kernel):
             return gradients(x, kernel, _fence(g))
@@ -99,7 +97,7 @@ def conv(
     def compute(x, kernel):
         if not by_channel:
             return plain(x, kernel)
-        on_cpu = functools.partial(depthwise, strides=strides, padding=padding, dilation=dilation)
+        on_cpu = functools.partial(depthwise, strides=strides, padding=pads, dilation=dilation)
         return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
     function = jax.custom_vjp(compute)
