@@ -97,7 +97,7 @@ def fits(model, encoder):
     if model == "hrnet":
         return encoder.startswith("hrnet")
     if model in ("deeplabv3", "deeplabv3plus", "pan"):
-        return not encoder.startswith(("plain", "vgg", "densenet", "swin", "hrnet", "se_resnet", "hrnet"))
+        return not encoder.startswith(("plain", "vgg", "densenet", "swin", "hrnet"))
     return not (model == "pspnet" and encoder == "plain")
 
 
