@@ -8,7 +8,7 @@ Conventions, so that blocks fit together:
 """
 
 from densezoo.blocks.aspp import ASPP, SeparableConv
-from densezoo.blocks.attention import SCSE, ChannelGate
+from densezoo.blocks.attention import SCSE, ChannelGate, attend
 from densezoo.blocks.content_aware import CARAFE, DySample
 from densezoo.blocks.conv import Conv, ConvNormAct, DoubleConv
 from densezoo.blocks.deferred import Upsampled
@@ -51,6 +51,7 @@ __all__ = [
     "SpatialDropout",
     "TransposedConv",
     "Upsampled",
+    "attend",
     "build",
     "defer",
     "drop_path_rates",

@@ -1,4 +1,4 @@
-"""Gates: numbers between 0 and 1 that weigh channels or pixels."""
+"""Attention: gates between 0 and 1 that weigh channels or pixels, and tokens that look at others."""
 
 from collections.abc import Callable
 
@@ -54,3 +54,12 @@ class SCSE(nn.Module):
         fields = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
         channels = ChannelGate(max(1, x.shape[-1] // self.reduction), name="channels", **fields)(x)
         return x * channels + x * nn.sigmoid(Conv(1, 1, name="pixels", **fields)(x))
+
+
+def attend(
+    query: Float[Array, "b q h d"], key: Float[Array, "b k h d"], value: Float[Array, "b k h d"]
+) -> Float[Array, "b q h d"]:
+    """Scaled dot-product attention of every head; its softmax in float32."""
+    wide = accumulator_dtype(query.dtype)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key, preferred_element_type=wide)
+    return jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores).astype(value.dtype), value)

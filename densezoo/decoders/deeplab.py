@@ -20,6 +20,7 @@ from densezoo.blocks import (
     step_up,
     torch_uniform,
 )
+from densezoo.decoders.steps import from_reduction
 from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
@@ -150,13 +151,3 @@ class DeepLabV3PlusDecoder(nn.Module):
             x = step_up(build(self.upsample, name="upsample", **dtypes), skip, x, fine, size_of(fine))
         x = SeparableConv(self.features, name="block2", **fields)(x, train=train)
         return SpatialDropout(self.dropout)(x, train=train)
-
-
-def from_reduction(pyramid: Pyramid, finest: int) -> list[tuple[jax.Array, int]]:
-    """The features at 1/`finest` of the image and coarser, at least the coarsest, each with its reduction.
-
-    If the pyramid does not tell them, all of its features are these, and count as each at half the size before.
-    """
-    reductions = pyramid.reductions or tuple(finest * 2**level for level in range(len(pyramid.features)))
-    features = list(zip(pyramid.features, reductions, strict=True))
-    return [(x, reduction) for x, reduction in features if reduction >= finest] or features[-1:]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, ConvNormAct, SpatialDropout, TransposedConv, build, norm_act, torch_uniform
-from densezoo.decoders.unet import sizes_beyond
+from densezoo.decoders.steps import sizes_beyond
 from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
 
 # A batch norm takes the place of its bias. The initialiser is torch's own: segmentation_models_pytorch chooses one for
@@ -93,4 +93,4 @@ class LinknetDecoder(nn.Module):
         for index, size in enumerate(sizes, len(skips)):
             last = index + 1 == len(skips) + len(sizes)
             x = block(self.features if last else x.shape[-1], name=f"block{index}")(x, None, size, train=train)
-        return SpatialDropout(self.dropout)(x, train=train) if self.dropout else x
+        return SpatialDropout(self.dropout)(x, train=train)

@@ -20,7 +20,8 @@ from densezoo.blocks import (
     build,
     step_up,
 )
-from densezoo.decoders.unet import UNetBlock, steps_up
+from densezoo.decoders.steps import steps_up
+from densezoo.decoders.unet import UNetBlock
 from densezoo.types import Dtype, ModuleDef, Pyramid, Size, accumulator_dtype
 
 
@@ -140,4 +141,4 @@ class MAnetDecoder(nn.Module):
             else:
                 block = FusionBlock(features, self.reduction, self.skip, name=name, **fields)
                 x = block(x, skip, size, train=train)
-        return SpatialDropout(self.dropout)(x, train=train) if self.dropout else x
+        return SpatialDropout(self.dropout)(x, train=train)

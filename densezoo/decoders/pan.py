@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, GroupNorm, SpatialDropout, build
-from densezoo.decoders.deeplab import from_reduction
+from densezoo.decoders.steps import from_reduction
 from densezoo.ops import max_pool
 from densezoo.types import Dtype, ModuleDef, Pyramid, accumulator_dtype, size_of
 

@@ -1,17 +1,16 @@
 """U-Net's decoder: upsample, join the encoder's map of the same size, convolve twice; until the image's size."""
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, ConcatSkip, DoubleConv, Nearest, SpatialDropout, build, step_up
-from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
+from densezoo.blocks import BatchNorm, ConcatSkip, DoubleConv, Nearest, build, step_up
+from densezoo.decoders.steps import dropped, steps_up
+from densezoo.types import Dtype, ModuleDef, Pyramid, Size
 
 
 class UNetBlock(nn.Module):
@@ -119,61 +118,3 @@ class UNetDecoder(nn.Module):
             x = block(step.features, inner, last=last, name=f"block{index}")(x, step.skip, step.size, train=train)
             maps.append(x)
         return dropped([*reversed(maps)] or [x], self.dropout, train=train, all_scales=all_scales)
-
-
-def dropped(
-    maps: Sequence[jax.Array], rate: float, *, train: bool, all_scales: bool
-) -> jax.Array | tuple[jax.Array, ...]:
-    """What a decoder gives, after dropout: the first of its maps, or all of them."""
-    kept = tuple(maps) if all_scales else (maps[0],)
-    if rate:
-        dropout = SpatialDropout(rate)
-        kept = tuple(dropout(x, train=train) for x in kept)
-    return kept if all_scales else kept[0]
-
-
-class Step(NamedTuple):
-    """A step up of a decoder: its channels, the encoder's feature that joins (None beyond the finest), its size."""
-
-    features: int
-    skip: jax.Array | None
-    size: Size
-
-
-def steps_up(pyramid: Pyramid, features: Sequence[int] | None, decoder: str) -> list[Step]:
-    """The steps of a decoder from the coarsest feature to the image: one for every skip, then doublings without.
-
-    Args:
-        pyramid: what the decoder takes.
-        features: channels of each step; None gives the last one 16, the one before 32, ...
-        decoder: its name, for messages.
-    """
-    *skips, _ = pyramid.features
-    beyond = None if features is None else len(features) - len(skips)
-    if beyond is not None and beyond < 0:
-        raise ValueError(
-            f"the encoder has {len(skips)} skips, and {decoder} needs a block for each; got only"
-            f" {len(features or ())} in features={features}"
-        )
-    sizes = [size_of(skip) for skip in reversed(skips)] + sizes_beyond(pyramid, beyond)
-    joined = [*reversed(skips), *[None] * (len(sizes) - len(skips))]
-    channels = features or [16 * 2**step for step in reversed(range(len(sizes)))]
-    return [Step(*step) for step in zip(channels, joined, sizes, strict=True)]
-
-
-def sizes_beyond(pyramid: Pyramid, count: int | None) -> list[Size]:
-    """Sizes of `count` doublings beyond the finest feature, the finest last; None means as many as reach the image."""
-    height, width = size_of(pyramid.features[0])
-    if pyramid.reductions is None or pyramid.image_size is None:
-        return [(height * 2**step, width * 2**step) for step in range(1, (count or 0) + 1)]
-    to_image = math.ceil(math.log2(pyramid.reductions[0]))
-    if count is None:
-        count = to_image
-    if count > to_image:
-        raise ValueError(
-            f"the finest feature is at 1/{pyramid.reductions[0]} of the image, {to_image} doublings away from it; the"
-            f" decoder has {count} blocks for them: give it {count - to_image} fewer entries in features"
-        )
-    # Rounded up, as every strided convolution here rounds; the last of them is exactly the image.
-    steps = range(to_image - 1, to_image - 1 - count, -1)
-    return [(-(-pyramid.image_size[0] // 2**step), -(-pyramid.image_size[1] // 2**step)) for step in steps]

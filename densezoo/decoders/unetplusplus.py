@@ -10,7 +10,8 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, ConcatSkip, Nearest
-from densezoo.decoders.unet import UNetBlock, dropped, steps_up
+from densezoo.decoders.steps import dropped, steps_up
+from densezoo.decoders.unet import UNetBlock
 from densezoo.types import Dtype, ModuleDef, Pyramid
 
 

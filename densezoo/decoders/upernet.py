@@ -10,8 +10,8 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, LayerNorm, SpatialDropout, build
-from densezoo.decoders.deeplab import from_reduction
 from densezoo.decoders.pspnet import PyramidPooling
+from densezoo.decoders.steps import from_reduction
 from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 

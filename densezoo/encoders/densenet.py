@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, Conv, norm_act, run_block
-from densezoo.encoders.resnet import average_pool
-from densezoo.ops import max_pool
+from densezoo.ops import avg_pool, max_pool
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, size_of
 
 
@@ -108,7 +107,7 @@ class DenseNet(nn.Module):
                 x = max_pool(x, 3, 2, 1)
             else:
                 x = conv(x.shape[-1] // 2, 1, name=f"transition{stage - 1}_conv")(x)
-                x = average_pool(x)
+                x = avg_pool(x)
             for index in range(1, size + 1):
                 layer = DenseLayer(
                     self.growth,

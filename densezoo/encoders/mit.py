@@ -13,12 +13,12 @@ from densezoo.blocks import (
     Conv,
     DropPath,
     LayerNorm,
+    attend,
     drop_path_rates,
     he_normal_fan_out,
     run_block,
     truncated_normal,
 )
-from densezoo.encoders.vit import attend
 from densezoo.types import Dtype, Pyramid, size_of
 
 

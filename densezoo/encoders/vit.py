@@ -7,18 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import Conv, DropPath, LayerNorm, drop_path_rates, run_block, torch_bias, torch_uniform
+from densezoo.blocks import Conv, DropPath, LayerNorm, attend, drop_path_rates, run_block, torch_bias, torch_uniform
 from densezoo.blocks import truncated_normal as kernel_init
-from densezoo.types import Dtype, Pyramid, Size, accumulator_dtype, size_of
-
-
-def attend(
-    query: Float[Array, "b q h d"], key: Float[Array, "b k h d"], value: Float[Array, "b k h d"]
-) -> Float[Array, "b q h d"]:
-    """Scaled dot-product attention of every head; its softmax in float32."""
-    wide = accumulator_dtype(query.dtype)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key, preferred_element_type=wide)
-    return jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores).astype(value.dtype), value)
+from densezoo.types import Dtype, Pyramid, Size, size_of
 
 
 class Attention(nn.Module):

@@ -50,16 +50,12 @@ def depthwise_gradients(
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "k k 1 c"]]:
     """Of the input and of the kernel, for the cotangent `g`."""
     dkernel = _kernel_gradient(x, kernel, g, strides, padding, dilation)
-    if strides > 1:
-        (dx,) = jax.vjp(lambda x: depthwise(x, kernel, strides, padding, dilation), x)[1](g)
-        return dx, dkernel
-    # A convolution again, by the kernel turned around, with what padding is missing to the input's size.
     reach = [dilation * (size - 1) for size in kernel.shape[:2]]
     rows, columns = ((r - before, r - after) for r, (before, after) in zip(reach, padding, strict=True))
-    if min(*rows, *columns) < 0:  # more padding than the kernel reaches
-        (dx,) = jax.vjp(lambda x: depthwise(x, kernel, strides, padding, dilation), x)[1](g)
-    else:
-        dx = depthwise(g, jnp.flip(kernel, (0, 1)), 1, (rows, columns), dilation)
+    if strides == 1 and min(*rows, *columns) >= 0:
+        # A convolution again, by the kernel turned around, with what padding is missing to the input's size.
+        return depthwise(g, jnp.flip(kernel, (0, 1)), 1, (rows, columns), dilation), dkernel
+    (dx,) = jax.vjp(lambda x: depthwise(x, kernel, strides, padding, dilation), x)[1](g)
     return dx, dkernel
 
 

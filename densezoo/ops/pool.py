@@ -1,4 +1,4 @@
-"""Max-pooling that remembers where the maximum stood, its inverse, and means over a grid of bins."""
+"""Max-pooling that remembers where the maximum stood, its inverse, and means of windows and over a grid of bins."""
 
 import jax
 import jax.numpy as jnp
@@ -174,6 +174,33 @@ def max_unpool(
     rows = [jnp.stack(parts[i : i + 2], axis=3).reshape(batch, height, 2 * width, channels) for i in (0, 2)]
     y = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, channels)
     return jnp.pad(y, ((0, 0), (0, size[0] - 2 * height), (0, size[1] - 2 * width), (0, 0)))
+
+
+def avg_pool(x: Float[Array, "b h w c"], window: int = 2, stride: int | None = None) -> Float[Array, "b h2 w2 c"]:
+    """Means of square windows, summed in float32; rows and columns that do not fill a window are left out.
+
+    Args:
+        x: NHWC float maps.
+        window: side of the window in pixels.
+        stride: step in pixels; None means `window`.
+
+    Raises:
+        ValueError: `x` is not NHWC or is empty, a window or stride below 1, or a map smaller than the window.
+        TypeError: `x` is not of a float type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> avg_pool(jnp.array([[1.0, 5.0], [2.0, 4.0]]).reshape(1, 2, 2, 1)).item()
+        3.0
+    """
+    check_maps(x)
+    stride = window if stride is None else stride
+    check_whole(1, window=window, stride=stride)
+    if min(x.shape[1:3]) < window:
+        raise ValueError(f"a {window}x{window} window does not fit into shape {x.shape}")
+    # On CPU, slices take half the time of a window reduction in the backward pass.
+    first, *others = _taps(x.astype(accumulator_dtype(x.dtype)), window, stride)
+    return (sum(others, first) * (1 / window**2)).astype(x.dtype)
 
 
 def adaptive_avg_pool(x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ c"]:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import densezoo as dz
-from densezoo.encoders.resnet import average_pool
 
 KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).standard_normal((2, 33, 47, 3)).astype(np.float32)
@@ -102,13 +101,6 @@ def test_remat_changes_neither_the_weights_nor_the_gradients():
 
     assert shapes(encoder.clone(remat=True)) == shapes(encoder)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient(False), gradient(True))
-
-
-def test_average_pool_leaves_out_what_does_not_fill_a_window():
-    x = jnp.arange(15.0).reshape(1, 3, 5, 1)
-    assert average_pool(x)[0, :, :, 0].tolist() == [[3.0, 5.0]]
-    assert average_pool(x, 1)[0, :, :, 0].tolist() == [[3.0, 4.0, 5.0, 6.0], [8.0, 9.0, 10.0, 11.0]]
-    assert average_pool(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_average_shortcuts_of_odd_maps_take_the_mean_of_what_is_there():

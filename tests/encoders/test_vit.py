@@ -7,7 +7,7 @@ import pytest
 
 import densezoo as dz
 from densezoo import weights
-from densezoo.encoders.vit import attend
+from densezoo.blocks import attend
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from densezoo.ops import adaptive_avg_pool, max_pool, max_pool_with_indices, max_unpool
+from densezoo.ops import adaptive_avg_pool, avg_pool, max_pool, max_pool_with_indices, max_unpool
 
 
 def pool_loop(x, window, stride, padding):
@@ -76,6 +76,26 @@ def test_bad_input_is_named():
     y, index = max_pool_with_indices(jnp.zeros((1, 4, 4, 1)))
     with pytest.raises(ValueError, match=r"2x2 pooling of size \(7, 4\)"):
         max_unpool(y, index, (7, 4))
+
+
+@pytest.mark.parametrize(("window", "stride"), [(2, None), (2, 1), (3, 2)])
+def test_avg_pool_equals_loop(window, stride):
+    x = np.random.default_rng(0).standard_normal((2, 5, 8, 3)).astype(np.float32)
+    step = stride or window
+    rows, columns = ((side - window) // step + 1 for side in x.shape[1:3])
+    expected = np.zeros((2, rows, columns, 3))
+    for i, j in np.ndindex(rows, columns):
+        expected[:, i, j] = x[:, i * step : i * step + window, j * step : j * step + window].mean((1, 2))
+    np.testing.assert_allclose(avg_pool(jnp.asarray(x), window, stride), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_avg_pool_sums_in_float32_and_names_bad_input():
+    x = jnp.full((1, 2, 2, 1), 6e4, jnp.float16)  # four of them overflow a float16
+    assert avg_pool(x).dtype == jnp.float16 and avg_pool(x).item() == 6e4
+    with pytest.raises(ValueError, match="a 3x3 window does not fit into shape"):
+        avg_pool(x, 3)
+    with pytest.raises(ValueError, match="stride"):
+        avg_pool(x, 2, 0)
 
 
 @pytest.mark.parametrize("size", [(12, 18), (7, 5), (3, 1)])

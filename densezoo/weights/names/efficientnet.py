@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 from densezoo.encoders import EfficientNet
 from densezoo.encoders.inverted_residual import InvertedResidualEncoder
-from densezoo.weights.names.resnet import ignoring
-from densezoo.weights.names.rules import SMP, Family, Naming, Rule, backbone
+from densezoo.weights.names.rules import SMP, Family, Naming, Rule, backbone, ignoring
 
 # A block without expansion is another class in timm, which counts its parts on its own.
 _TIMM_PARTS = {"expand": ("conv_pw", "bn1"), "depthwise": ("conv_dw", "bn2"), "project": ("conv_pwl", "bn3")}

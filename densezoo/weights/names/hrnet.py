@@ -4,8 +4,7 @@ import re
 
 from densezoo.decoders import HRNetDecoder
 from densezoo.encoders import HRNet
-from densezoo.weights.names.resnet import ignoring
-from densezoo.weights.names.rules import Family, Naming, Rule, backbone
+from densezoo.weights.names.rules import Family, Naming, Rule, backbone, ignoring
 
 AUTHORS = "HRNet's authors"
 

@@ -4,8 +4,7 @@ import re
 
 from densezoo.encoders import MobileNetV2, MobileNetV3
 from densezoo.weights.names.efficientnet import left_out, timm
-from densezoo.weights.names.resnet import ignoring
-from densezoo.weights.names.rules import Family, Naming, Rule, backbone
+from densezoo.weights.names.rules import Family, Naming, Rule, backbone, ignoring
 
 
 def _torchvision(encoder: MobileNetV2) -> list[Naming]:

@@ -1,11 +1,7 @@
 """torchvision's and timm's names of ResNet and its kin."""
 
-import dataclasses
-import re
-from collections.abc import Sequence
-
 from densezoo.encoders import ResNet
-from densezoo.weights.names.rules import Family, Naming, Rule, backbone
+from densezoo.weights.names.rules import Family, Naming, Rule, backbone, ignoring
 
 
 def blocks(encoder: ResNet, gate: str) -> list[Rule]:
@@ -19,16 +15,6 @@ def blocks(encoder: ResNet, gate: str) -> list[Rule]:
         Rule(r"layer(\d)_(\d+)/se/reduce", rf"layer\1.\2.{gate}.fc1"),
         Rule(r"layer(\d)_(\d+)/se/expand", rf"layer\1.\2.{gate}.fc2"),
     ]
-
-
-def ignoring(namings: Sequence[Naming], pattern: str) -> list[Naming]:
-    """The namings with another pattern of names (after the prefix) that have no place here."""
-
-    def extended(naming: Naming) -> str:
-        mine = re.escape(naming.prefix) + f"(?:{pattern})"
-        return f"{naming.ignored}|{mine}" if naming.ignored else mine
-
-    return [dataclasses.replace(naming, ignored=extended(naming)) for naming in namings]
 
 
 def deeper(encoder: ResNet) -> str:

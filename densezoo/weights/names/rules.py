@@ -80,3 +80,13 @@ def backbone(rules: Sequence[Rule]) -> list[Naming]:
         Naming("torchvision's segmentation models", rules, "backbone."),
         Naming(SMP, rules, "encoder.model."),  # its "tu-" encoders
     ]
+
+
+def ignoring(namings: Sequence[Naming], pattern: str) -> list[Naming]:
+    """The namings with another pattern of names (after the prefix) that have no place here."""
+
+    def extended(naming: Naming) -> str:
+        mine = re.escape(naming.prefix) + f"(?:{pattern})"
+        return f"{naming.ignored}|{mine}" if naming.ignored else mine
+
+    return [dataclasses.replace(naming, ignored=extended(naming)) for naming in namings]

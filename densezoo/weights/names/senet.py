@@ -1,8 +1,8 @@
 """segmentation_models_pytorch's names of SE-ResNet, which are those of the Caffe models' first port to PyTorch."""
 
 from densezoo.encoders import SENet
-from densezoo.weights.names.resnet import blocks, deeper, ignoring
-from densezoo.weights.names.rules import SMP, Family, Naming, Rule
+from densezoo.weights.names.resnet import blocks, deeper
+from densezoo.weights.names.rules import SMP, Family, Naming, Rule, ignoring
 
 
 def _senet(encoder: SENet) -> list[Naming]:

@@ -1,8 +1,7 @@
 """torchvision's and timm's names of VGG."""
 
 from densezoo.encoders import VGG
-from densezoo.weights.names.resnet import ignoring
-from densezoo.weights.names.rules import Family, Naming, Rule, backbone
+from densezoo.weights.names.rules import Family, Naming, Rule, backbone, ignoring
 
 
 def _vgg(encoder: VGG) -> list[Naming]:

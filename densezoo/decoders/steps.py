@@ -1,0 +1,77 @@
+"""What decoders share: which features take part, the sizes on the way up to the image, and what is given in the end."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+
+from densezoo.blocks import SpatialDropout
+from densezoo.types import Pyramid, Size, size_of
+
+
+def from_reduction(pyramid: Pyramid, finest: int) -> list[tuple[jax.Array, int]]:
+    """The features at 1/`finest` of the image and coarser, at least the coarsest, each with its reduction.
+
+    If the pyramid does not tell them, all of its features are these, and count as each at half the size before.
+    """
+    reductions = pyramid.reductions or tuple(finest * 2**level for level in range(len(pyramid.features)))
+    features = list(zip(pyramid.features, reductions, strict=True))
+    return [(x, reduction) for x, reduction in features if reduction >= finest] or features[-1:]
+
+
+def dropped(
+    maps: Sequence[jax.Array], rate: float, *, train: bool, all_scales: bool
+) -> jax.Array | tuple[jax.Array, ...]:
+    """What a decoder gives, after dropout: the first of its maps, or all of them."""
+    kept = tuple(maps) if all_scales else (maps[0],)
+    dropout = SpatialDropout(rate)
+    kept = tuple(dropout(x, train=train) for x in kept)
+    return kept if all_scales else kept[0]
+
+
+class Step(NamedTuple):
+    """A step up of a decoder: its channels, the encoder's feature that joins (None beyond the finest), its size."""
+
+    features: int
+    skip: jax.Array | None
+    size: Size
+
+
+def steps_up(pyramid: Pyramid, features: Sequence[int] | None, decoder: str) -> list[Step]:
+    """The steps of a decoder from the coarsest feature to the image: one for every skip, then doublings without.
+
+    Args:
+        pyramid: what the decoder takes.
+        features: channels of each step; None gives the last one 16, the one before 32, ...
+        decoder: its name, for messages.
+    """
+    *skips, _ = pyramid.features
+    beyond = None if features is None else len(features) - len(skips)
+    if beyond is not None and beyond < 0:
+        raise ValueError(
+            f"the encoder has {len(skips)} skips, and {decoder} needs a block for each; got only"
+            f" {len(features or ())} in features={features}"
+        )
+    sizes = [size_of(skip) for skip in reversed(skips)] + sizes_beyond(pyramid, beyond)
+    joined = [*reversed(skips), *[None] * (len(sizes) - len(skips))]
+    channels = features or [16 * 2**step for step in reversed(range(len(sizes)))]
+    return [Step(*step) for step in zip(channels, joined, sizes, strict=True)]
+
+
+def sizes_beyond(pyramid: Pyramid, count: int | None) -> list[Size]:
+    """Sizes of `count` doublings beyond the finest feature, the finest last; None means as many as reach the image."""
+    height, width = size_of(pyramid.features[0])
+    if pyramid.reductions is None or pyramid.image_size is None:
+        return [(height * 2**step, width * 2**step) for step in range(1, (count or 0) + 1)]
+    to_image = math.ceil(math.log2(pyramid.reductions[0]))
+    if count is None:
+        count = to_image
+    if count > to_image:
+        raise ValueError(
+            f"the finest feature is at 1/{pyramid.reductions[0]} of the image, {to_image} doublings away from it; the"
+            f" decoder has {count} blocks for them: give it {count - to_image} fewer entries in features"
+        )
+    # Rounded up, as every strided convolution here rounds; the last of them is exactly the image.
+    steps = range(to_image - 1, to_image - 1 - count, -1)
+    return [(-(-pyramid.image_size[0] // 2**step), -(-pyramid.image_size[1] // 2**step)) for step in steps]
