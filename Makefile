@@ -19,10 +19,10 @@ demo: $(STAMP)
 	$(BIN)/python examples/tiny_unet.py --out out/tiny_unet
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests
 
 parity: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m parity tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m parity tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

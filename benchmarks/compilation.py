@@ -24,7 +24,9 @@ from benchmarks.machine import describe
 from benchmarks.record import markdown_table, write_text
 from benchmarks.report import with_parts
 from benchmarks.timing import compile_apart
+from densezoo.encoders import ENCODERS
 from densezoo.train.segmentation import segmentation_loss
+from densezoo.zoo import MODELS, look_up
 
 IMAGES = (2, 256, 256, 3)
 CLASSES = 11
@@ -53,10 +55,13 @@ def main(arguments: Arguments) -> int:
         write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"compilation": table(rows)}))
         return 0
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    usual = {blueprint.name: blueprint.encoder for blueprint in dz.blueprints()}
-    for text in arguments.models:
-        name, _, encoder = text.partition(":")
-        encoder = encoder or usual[name]
+    pairs = [text.partition(":")[::2] for text in arguments.models]
+    for name, encoder in pairs:  # before the first of them takes its time
+        look_up(name, MODELS, "model")
+        if encoder:
+            look_up(encoder, ENCODERS, "encoder")
+    for name, encoder in pairs:
+        encoder = encoder or MODELS[name].encoder
         if any((row["model"], row["encoder"], row["remat"]) == (name, encoder, arguments.remat) for row in rows):
             continue
         machine = describe()

@@ -105,10 +105,16 @@ def test_skips_join():
 def test_every_upsampler_reaches_every_size(name, size):
     layer = UPSAMPLERS[name]()
     x = jnp.asarray(np.random.default_rng(3).normal(size=(1, 4, 3, 4)).astype(np.float32))
-    variables = layer.init(KEY, x, size)
-    y = layer.apply(variables, x, size)
+    variables = jax.jit(layer.init, static_argnums=2)(KEY, x, size)
+
+    @jax.jit
+    @partial(jax.grad, has_aux=True)
+    def gradient_and_result(x):
+        y = layer.apply(variables, x, size)
+        return jnp.square(y).sum(), y
+
+    gradient, y = gradient_and_result(x)
     assert y.shape == (1, *size, 4)
-    gradient = jax.grad(lambda x: jnp.square(layer.apply(variables, x, size)).sum())(x)
     assert bool((gradient != 0).all()), "some input pixels are not used"
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo import ops
-from densezoo.types import Dtype, ModuleDef, accumulator_dtype
+from densezoo.types import Dtype, Initializer, ModuleDef, accumulator_dtype
 
 
 class BatchNorm(nn.Module):
@@ -21,6 +21,7 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    scale_init: Initializer = nn.initializers.ones
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -29,7 +30,7 @@ class BatchNorm(nn.Module):
         self, x: Float[Array, "b h w c"], *, train: bool = False, relu: bool = False
     ) -> Float[Array, "b h w c"]:
         features = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (features,), self.param_dtype)
+        scale = self.param("scale", self.scale_init, (features,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
@@ -66,6 +67,7 @@ class GroupNorm(nn.Module):
 
     num_groups: int = 32
     epsilon: float = 1e-5
+    scale_init: Initializer = nn.initializers.ones
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -74,7 +76,7 @@ class GroupNorm(nn.Module):
         features = x.shape[-1]
         if self.num_groups < 1 or features % self.num_groups:
             raise ValueError(f"num_groups={self.num_groups} must divide the {features} channels")
-        scale = self.param("scale", nn.initializers.ones, (features,), self.param_dtype)
+        scale = self.param("scale", self.scale_init, (features,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
         dtype = x.dtype if self.dtype is None else self.dtype
         wide = x.astype(jnp.promote_types(x.dtype, dtype))
@@ -96,12 +98,13 @@ class LayerNorm(nn.Module):
     """
 
     epsilon: float = 1e-6
+    scale_init: Initializer = nn.initializers.ones
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        scale = self.param("scale", self.scale_init, (x.shape[-1],), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
         dtype = x.dtype if self.dtype is None else self.dtype
         wide = x.astype(accumulator_dtype(jnp.promote_types(x.dtype, dtype)))

@@ -1,5 +1,7 @@
 """What is left out in training: channels, and whole branches."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
@@ -36,8 +38,8 @@ def drop_path_rates(rate: float, count: int) -> list[float]:
     return [rate * index / max(count - 1, 1) for index in range(count)]
 
 
-def run_block(block: nn.Module, *arrays: jax.Array, train: bool, remat: bool) -> jax.Array:
-    """`block(*arrays, train=train)`; with `remat` its inner maps are worked out anew in the backward pass, not kept."""
+def run_block(block: nn.Module, *arrays: jax.Array | None, remat: bool, **static: Any) -> jax.Array:
+    """`block(*arrays, **static)`; with `remat` its inner maps are worked out anew in the backward pass, not kept."""
     if not remat:
-        return block(*arrays, train=train)  # pyright: ignore[reportCallIssue]
-    return nn.remat(lambda module, *arrays: module(*arrays, train=train))(block, *arrays)
+        return block(*arrays, **static)  # pyright: ignore[reportCallIssue]
+    return nn.remat(lambda module, *arrays: module(*arrays, **static))(block, *arrays)

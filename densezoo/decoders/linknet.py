@@ -8,13 +8,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, ConvNormAct, SpatialDropout, TransposedConv, build, norm_act, torch_uniform
+from densezoo.blocks import (
+    BatchNorm,
+    ConvNormAct,
+    SpatialDropout,
+    TransposedConv,
+    build,
+    norm_act,
+    run_block,
+    torch_uniform,
+)
 from densezoo.decoders.steps import sizes_beyond
 from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
 
-# A batch norm takes the place of its bias. The initialiser is torch's own: segmentation_models_pytorch chooses one for
-# its other convolutions only.
-_UPSAMPLE = partial(TransposedConv, kernel_size=4, use_bias=False, kernel_init=torch_uniform)
+# The initialiser is torch's own: segmentation_models_pytorch chooses one for its other convolutions only.
+_UPSAMPLE = partial(TransposedConv, kernel_size=4, kernel_init=torch_uniform)
 
 
 class LinknetBlock(nn.Module):
@@ -49,11 +57,12 @@ class LinknetDecoder(nn.Module):
 
     Args (fields):
         features: channels of the last block.
-        upsample: factory of the upsampler; a transposed 4x4 convolution in the reference, whose bias the batch norm
-          after it makes superfluous.
+        upsample: factory of the upsampler; a transposed 4x4 convolution in the reference, with a bias although a batch
+          norm follows.
         norm: factory of the normalisation, None for none.
         act: activation.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
+        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -73,6 +82,7 @@ class LinknetDecoder(nn.Module):
     norm: ModuleDef | None = BatchNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu
     dropout: float = 0.0
+    remat: bool = False
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -86,11 +96,12 @@ class LinknetDecoder(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
+        take = partial(run_block, train=train, remat=self.remat)
         *skips, x = pyramid.features
         for index, skip in enumerate(reversed(skips)):
-            x = block(skip.shape[-1], name=f"block{index}")(x, skip, size_of(skip), train=train)
+            x = take(block(skip.shape[-1], name=f"block{index}"), x, skip, size=size_of(skip))
         sizes = sizes_beyond(pyramid, None)
         for index, size in enumerate(sizes, len(skips)):
             last = index + 1 == len(skips) + len(sizes)
-            x = block(self.features if last else x.shape[-1], name=f"block{index}")(x, None, size, train=train)
+            x = take(block(self.features if last else x.shape[-1], name=f"block{index}"), x, None, size=size)
         return SpatialDropout(self.dropout)(x, train=train)

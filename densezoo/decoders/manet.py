@@ -18,6 +18,7 @@ from densezoo.blocks import (
     Nearest,
     SpatialDropout,
     build,
+    run_block,
     step_up,
 )
 from densezoo.decoders.steps import steps_up
@@ -103,6 +104,7 @@ class MAnetDecoder(nn.Module):
         norm: factory of the normalisation, None for none.
         act: activation.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
+        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -126,6 +128,7 @@ class MAnetDecoder(nn.Module):
     norm: ModuleDef | None = BatchNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu
     dropout: float = 0.0
+    remat: bool = False
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -135,10 +138,7 @@ class MAnetDecoder(nn.Module):
         fields = {"upsample": self.upsample, "norm": self.norm, "act": self.act, **dtypes}
         x = PositionAttention(self.attention_features, name="center", **dtypes)(pyramid.features[-1])
         for index, (features, skip, size) in enumerate(steps_up(pyramid, self.features, "MAnetDecoder")):
-            name = f"block{index}"
-            if skip is None:
-                x = UNetBlock(features, name=name, **fields)(x, None, size, train=train)
-            else:
-                block = FusionBlock(features, self.reduction, self.skip, name=name, **fields)
-                x = block(x, skip, size, train=train)
+            block = UNetBlock if skip is None else partial(FusionBlock, reduction=self.reduction, skip=self.skip)
+            module = block(features, name=f"block{index}", **fields)
+            x = run_block(module, x, skip, size=size, train=train, remat=self.remat)
         return SpatialDropout(self.dropout)(x, train=train)

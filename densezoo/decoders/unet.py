@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, ConcatSkip, DoubleConv, Nearest, build, step_up
+from densezoo.blocks import BatchNorm, ConcatSkip, DoubleConv, Nearest, build, run_block, step_up
 from densezoo.decoders.steps import dropped, steps_up
 from densezoo.types import Dtype, ModuleDef, Pyramid, Size
 
@@ -65,6 +65,7 @@ class UNetDecoder(nn.Module):
         attention: factory of what weighs the maps in each block, before and after the convolutions, such as `SCSE`;
           None for none.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
+        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -88,6 +89,7 @@ class UNetDecoder(nn.Module):
     act: Callable[[jax.Array], jax.Array] = nn.relu
     attention: ModuleDef | None = None
     dropout: float = 0.0
+    remat: bool = False
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -115,6 +117,7 @@ class UNetDecoder(nn.Module):
         maps = []
         for index, (step, inner) in enumerate(zip(steps, hidden, strict=True)):
             last = index + 1 == len(steps)
-            x = block(step.features, inner, last=last, name=f"block{index}")(x, step.skip, step.size, train=train)
+            module = block(step.features, inner, last=last, name=f"block{index}")
+            x = run_block(module, x, step.skip, size=step.size, train=train, remat=self.remat)
             maps.append(x)
         return dropped([*reversed(maps)] or [x], self.dropout, train=train, all_scales=all_scales)

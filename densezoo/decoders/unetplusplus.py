@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, ConcatSkip, Nearest
+from densezoo.blocks import BatchNorm, ConcatSkip, Nearest, run_block
 from densezoo.decoders.steps import dropped, steps_up
 from densezoo.decoders.unet import UNetBlock
 from densezoo.types import Dtype, ModuleDef, Pyramid
@@ -35,6 +35,7 @@ class UNetPlusPlusDecoder(nn.Module):
         act: activation.
         attention: factory of what weighs the maps in each block, as in `UNetDecoder`; None for none.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
+        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -57,6 +58,7 @@ class UNetPlusPlusDecoder(nn.Module):
     act: Callable[[jax.Array], jax.Array] = nn.relu
     attention: ModuleDef | None = None
     dropout: float = 0.0
+    remat: bool = False
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -74,6 +76,7 @@ class UNetPlusPlusDecoder(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
+        take = partial(run_block, train=train, remat=self.remat)
         # At the scale below: x_0, x_1, ... and last the encoder's feature, each of which a block here takes up.
         below = [pyramid.features[-1]]
         finest = []
@@ -81,13 +84,13 @@ class UNetPlusPlusDecoder(nn.Module):
         for layer, (features, skip, size) in enumerate(steps):
             if skip is None:
                 last = layer + 1 == len(steps)
-                below = [block(features, last=last, name=f"x_0_{layer}")(below[0], None, size, train=train)]
+                below = [take(block(features, last=last, name=f"x_0_{layer}"), below[0], None, size=size)]
                 continue
             maps = [skip]
             for depth in reversed(range(layer + 1)):
                 channels = features if depth == 0 else skip.shape[-1]
                 joined = skip if len(maps) == 1 else jnp.concatenate(promote_dtype(*maps, dtype=self.dtype), axis=-1)
-                y = block(channels, name=f"x_{depth}_{layer}")(below[depth], joined, size, train=train)
+                y = take(block(channels, name=f"x_{depth}_{layer}"), below[depth], joined, size=size)
                 maps = [y, *maps]
             below, finest = maps, maps[:-1]
         others = finest[1:] if finest and below[0] is finest[0] else finest

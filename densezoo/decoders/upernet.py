@@ -19,7 +19,8 @@ class UPerNetDecoder(nn.Module):
     """UPerNet: a pyramid like FPN's with a view of the whole image, its maps fused at the size of the finest.
 
     Every feature of the encoder first passes a layer norm of its own, for the sake of transformers, as in the
-    reference.
+    reference. Called with `all_scales=True` it gives besides the pyramid's maps before they are fused, fine to coarse,
+    for deep supervision.
 
     Args (fields):
         features: channels of the pyramid and of the result.
@@ -54,7 +55,9 @@ class UPerNetDecoder(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, pyramid: Pyramid, *, train: bool = False, all_scales: bool = False
+    ) -> Float[Array, "b h w c"] | tuple[Float[Array, "b _ _ c"], ...]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         fields = {"norm": self.norm, "act": self.act, **dtypes}
         conv = partial(ConvNormAct, self.features, **fields)
@@ -79,4 +82,5 @@ class UPerNetDecoder(nn.Module):
             maps.insert(0, conv(name=f"conv{step}")(x, train=train))
         resized = [to(0, index, x, f"fusion_upsample{index}") for index, x in enumerate(maps)]
         x = conv(name="fusion")(jnp.concatenate(resized, axis=-1), train=train)
-        return SpatialDropout(self.dropout)(x, train=train)
+        x = SpatialDropout(self.dropout)(x, train=train)
+        return (x, *maps) if all_scales else x

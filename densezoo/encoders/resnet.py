@@ -31,6 +31,7 @@ class _Block(nn.Module):
         act: activation after the sum.
         dilations: of the first 3x3 convolution, and of the stage that this block belongs to.
         gate: factory of the squeeze-and-excitation on the branch, None for none.
+        last: factory of the convolution that ends the branch, None for `conv`.
         average_down: the shortcut takes means of 2x2 pixels, where it otherwise skips three of them.
         drop_path: how often the branch is dropped in training.
     """
@@ -43,6 +44,7 @@ class _Block(nn.Module):
     gate: ModuleDef | None = None
     average_down: bool = False
     drop_path: float = 0.0
+    last: ModuleDef | None = None
     expansion = 1
 
     def join(self, x: jax.Array, y: jax.Array, *, train: bool) -> jax.Array:
@@ -71,7 +73,7 @@ class BasicBlock(_Block):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h2 w2 d"]:
         first, second = self.dilations
         y = self.conv(self.features, strides=self.strides, dilation=first, name="conv1")(x, train=train)
-        y = self.conv(self.features, dilation=second, act=None, name="conv2")(y, train=train)
+        y = (self.last or self.conv)(self.features, dilation=second, act=None, name="conv2")(y, train=train)
         return self.join(x, y, train=train)
 
 
@@ -87,7 +89,7 @@ class Bottleneck(_Block):
         width = self.features * self.group_width // 64 * self.groups
         y = self.conv(width, 1, name="conv1")(x, train=train)
         y = self.conv(width, 3, self.strides, self.dilations[0], self.groups, name="conv2")(y, train=train)
-        y = self.conv(self.features * self.expansion, 1, act=None, name="conv3")(y, train=train)
+        y = (self.last or self.conv)(self.features * self.expansion, 1, act=None, name="conv3")(y, train=train)
         return self.join(x, y, train=train)
 
 
@@ -109,6 +111,8 @@ class ResNet(nn.Module):
         act: activation.
         drop_path: how often the last block's branch is dropped in training; less often in those before it.
         remat: works out the inside of the blocks anew in the backward pass, which saves memory.
+        zero_init_last: the last norm of each block starts with a scale of zero, so that the block starts as its
+          shortcut; timm's ResNets do, torchvision's and segmentation_models_pytorch's do not.
         kernel_init: initialiser of the convolutions.
 
     Example:
@@ -141,6 +145,7 @@ class ResNet(nn.Module):
     act: Callable[[jax.Array], jax.Array] = nn.relu
     drop_path: float = 0.0
     remat: bool = False
+    zero_init_last: bool = False
     kernel_init: Initializer = he_normal_fan_out  # torchvision's and timm's
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -166,6 +171,9 @@ class ResNet(nn.Module):
         else:
             x = conv(self.width, 7, 2, name="conv1")(images, train=train)
         features = [x]
+        last = conv
+        if self.zero_init_last and self.norm is not None:
+            last = partial(conv, norm=partial(self.norm, scale_init=nn.initializers.zeros))
         rates = iter(drop_path_rates(self.drop_path, sum(self.stage_sizes)))
         dilation = 1
         for stage, size in enumerate(self.stage_sizes[: len(self.reductions) - 1]):
@@ -182,6 +190,7 @@ class ResNet(nn.Module):
                     act=self.act,
                     average_down=self.average_down,
                     drop_path=next(rates),
+                    last=last,
                     name=f"layer{stage + 1}_{index}",
                 )
                 x = run_block(block, x, train=train, remat=self.remat)
@@ -197,8 +206,9 @@ class ResNet(nn.Module):
 _BASIC = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3)}
 _DEEP = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
 
-# timm alone has these, so a dilated one follows its rule.
-_resnet_d = partial(ResNet, deep_stem=True, average_down=True, dilate_first=False)
+# timm alone has ResNet-D and this SE-ResNet, so they follow its rules of dilation and of initialisation.
+_timm = partial(ResNet, dilate_first=False, zero_init_last=True)
+_resnet_d = partial(_timm, deep_stem=True, average_down=True)
 
 RESNETS = {
     **{f"resnet{depth}": partial(ResNet, stage_sizes=sizes, block=BasicBlock) for depth, sizes in _BASIC.items()},
@@ -214,9 +224,7 @@ RESNETS = {
     **{f"resnet{depth}d": partial(_resnet_d, stage_sizes=sizes, block=Bottleneck) for depth, sizes in _DEEP.items()},
     # Hu et al. 2017, table 1, as timm has them
     **{
-        f"seresnet{depth}": partial(
-            ResNet, stage_sizes=sizes, block=Bottleneck, squeeze_excite=True, dilate_first=False
-        )
+        f"seresnet{depth}": partial(_timm, stage_sizes=sizes, block=Bottleneck, squeeze_excite=True)
         for depth, sizes in _DEEP.items()
     },
 }

@@ -20,7 +20,7 @@ class CaffeBottleneck(Bottleneck):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h2 w2 d"]:
         y = self.conv(self.features, 1, self.strides, name="conv1")(x, train=train)
         y = self.conv(self.features, dilation=self.dilations[0], name="conv2")(y, train=train)
-        y = self.conv(self.features * self.expansion, 1, act=None, name="conv3")(y, train=train)
+        y = (self.last or self.conv)(self.features * self.expansion, 1, act=None, name="conv3")(y, train=train)
         return self.join(x, y, train=train)
 
 

@@ -1,6 +1,7 @@
 """What ResNet and its kin promise beyond what every encoder does."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -131,3 +132,19 @@ def test_names_have_their_variants():
     assert (deep.deep_stem, deep.average_down, deep.dilate_first) == (True, True, False)
     assert dz.create_encoder("seresnet50").squeeze_excite
     assert isinstance(dz.create_encoder("se_resnet50"), dz.SENet)
+
+
+def test_blocks_start_as_their_shortcut_where_timm_has_it_so():
+    assert dz.create_encoder("resnet50d").zero_init_last and dz.create_encoder("seresnet50").zero_init_last
+    assert not dz.create_encoder("resnet50").zero_init_last
+    group_norm = partial(dz.GroupNorm, num_groups=2)
+    for norm in (dz.BatchNorm, group_norm, None):
+        encoder = small(zero_init_last=True, norm=norm, act=lambda x: x, squeeze_excite=True)
+        params = jax.jit(encoder.init)(KEY, IMAGES)["params"]
+        zeros = [
+            jax.tree_util.keystr(path)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+            if path[-1].key == "scale" and not leaf.any()
+        ]
+        wanted = [] if norm is None else [f"['layer{stage}_0']['conv2']['norm']['scale']" for stage in range(1, 5)]
+        assert zeros == wanted

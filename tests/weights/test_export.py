@@ -191,3 +191,22 @@ def test_files_and_types(tmp_path):
     # Copies: the arrays can be changed.
     arrays["conv1.weight"][:] = 0
     assert np.asarray(variables["params"]["conv1"]["conv"]["kernel"]).any()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "name"),
+    [
+        ("resnet18", "encoder.layer1.0.conv1.weight"),
+        ("resnet18d", "encoder.model.layer1.0.conv1.weight"),
+        ("hrnet_w18_small", "encoder.model.conv1.weight"),
+        ("mobilenet_v2", "encoder.features.0.0.weight"),
+        ("mobilenetv2_100", "encoder.model.conv_stem.weight"),
+        ("mobilenetv3_small_100", "encoder.model.conv_stem.weight"),
+        ("efficientnet-b0", "encoder._conv_stem.weight"),
+        ("timm-efficientnet-b0", "encoder.conv_stem.weight"),
+        ("tf_efficientnet_b0", "encoder.model.conv_stem.weight"),
+    ],
+)
+def test_an_encoder_is_found_where_segmentation_models_pytorch_has_it(encoder, name):
+    model = dz.create_model("unet", encoder, 2)
+    assert name in to_torch(model, filled(model))

@@ -21,7 +21,7 @@ def left_out(encoder: InvertedResidualEncoder, name: Callable[[int, re.Match[str
     return rf"({'|'.join(map(re.escape, prefixes))})\..*"
 
 
-def timm(encoder: InvertedResidualEncoder) -> list[Naming]:
+def timm(encoder: InvertedResidualEncoder, *, wrapped: bool = True) -> list[Naming]:
     """The names of networks of inverted residuals in timm."""
 
     def part(match: re.Match[str]) -> str:
@@ -40,7 +40,7 @@ def timm(encoder: InvertedResidualEncoder) -> list[Naming]:
     ]
     others = rf"(conv_head|bn2|blocks\.{after})\..*"
     deeper = left_out(encoder, lambda _, path: f"blocks.{path[1]}.{path[2]}")
-    return ignoring(backbone(rules), f"{others}|{deeper}")
+    return ignoring(backbone(rules, wrapped=wrapped), f"{others}|{deeper}")
 
 
 def _efficientnet_pytorch(encoder: EfficientNet) -> list[Naming]:
@@ -63,7 +63,10 @@ def _efficientnet_pytorch(encoder: EfficientNet) -> list[Naming]:
 
 
 def _efficientnet(encoder: EfficientNet) -> list[Naming]:
-    return [*timm(encoder), *_efficientnet_pytorch(encoder)]
+    # segmentation_models_pytorch has three: efficientnet-*, timm-efficientnet-*, and timm's own as tu-.
+    if encoder.padded_for:
+        return [*_efficientnet_pytorch(encoder), *timm(encoder)]
+    return [*timm(encoder, wrapped=not encoder.dilate_first), *_efficientnet_pytorch(encoder)]
 
 
 FAMILIES = {EfficientNet: Family(_efficientnet, stem="conv_stem/conv")}

@@ -32,7 +32,7 @@ def _hrnet(encoder: HRNet) -> list[Naming]:
     last = f"stage{len(encoder.stage_sizes) + 1}\\.{encoder.stage_sizes[-1] - 1}"
     coarser = rf"{last}\.fuse_layers\.[{len(encoder.scales)}-9]\..*"
     others = r"(incre_modules|downsamp_modules|final_layer|classifier|last_layer)\..*"
-    return ignoring(backbone(rules), f"{others}|{coarser}")
+    return ignoring(backbone(rules, wrapped=True), f"{others}|{coarser}")
 
 
 def _hrnet_decoder(decoder: HRNetDecoder) -> list[Naming]:

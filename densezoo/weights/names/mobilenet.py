@@ -32,7 +32,10 @@ def _torchvision(encoder: MobileNetV2) -> list[Naming]:
 
 
 def _mobilenet_v2(encoder: MobileNetV2) -> list[Naming]:
-    return [*_torchvision(encoder), *timm(encoder)]
+    # The last convolution is there in torchvision's form alone, which segmentation_models_pytorch has too.
+    if encoder.head_features:
+        return [*_torchvision(encoder), *timm(encoder)]
+    return [*timm(encoder), *_torchvision(encoder)]
 
 
 FAMILIES = {

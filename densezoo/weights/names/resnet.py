@@ -33,7 +33,8 @@ def _resnet(encoder: ResNet) -> list[Naming]:
             Rule(r"conv3/conv", "conv1.6"),
             Rule(r"conv3/norm", "bn1"),
         ]
-    return ignoring(backbone([*stem, *blocks(encoder, "se")]), deeper(encoder))
+    of_timm = encoder.deep_stem or encoder.average_down or encoder.squeeze_excite
+    return ignoring(backbone([*stem, *blocks(encoder, "se")], wrapped=of_timm), deeper(encoder))
 
 
 FAMILIES = {ResNet: Family(_resnet, stem="conv1/conv")}

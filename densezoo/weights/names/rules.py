@@ -70,15 +70,18 @@ class Family(NamedTuple):
     stem: str | None = None
 
 
-def backbone(rules: Sequence[Rule]) -> list[Naming]:
-    """The places where a backbone from torchvision or timm is found: on its own, or within a larger model."""
+def backbone(rules: Sequence[Rule], *, wrapped: bool = False) -> list[Naming]:
+    """The places where a backbone from torchvision or timm is found: on its own, or within a larger model.
+
+    `wrapped` says that segmentation_models_pytorch has it as a "tu-" encoder only, whose names come first then.
+    """
+    within = [Naming(SMP, rules, prefix) for prefix in ("encoder.", "encoder.model.")]
     return [
-        Naming(SMP, rules, "encoder."),
+        *(reversed(within) if wrapped else within),
         Naming(TIMM, rules, "", ignored=r"(fc|classifier|head|pre_logits)\..*"),
         Naming(DETECTORS, rules, "backbone.body."),
         Naming(DETECTORS, rules, "body."),
         Naming("torchvision's segmentation models", rules, "backbone."),
-        Naming(SMP, rules, "encoder.model."),  # its "tu-" encoders
     ]
 
 
