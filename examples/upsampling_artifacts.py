@@ -8,13 +8,15 @@ each on scenes of digits. Its answer to images of one grey should be flat away f
 number is how much it varies instead, as a share of its variation on scenes. Beside them stand mean IoU, boundary
 F-score, parameters and milliseconds, all with 95% intervals over the seeds where there are seeds.
 
-Writes upsampling_artifacts.png and results.json, and says whether the numbers confirm that transposed convolution makes
+Each finished training is kept in a file under --out, and a script that was interrupted goes on with the next. Writes
+upsampling_artifacts.png and results.json too, and says whether the numbers confirm that transposed convolution makes
 checkerboards and that resize + convolution is the stable choice. The last line on standard output is a JSON object.
 """
 
 import dataclasses
 import functools
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -105,33 +107,26 @@ def compare(arguments: Arguments, console: Console) -> None:
     start = {name: at_initialisation(name) for name in arguments.upsamplers}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.upsamplers}
     pictures = {f"{row} at initialisation": {name: start[name][1][row] for name in runs} for row in STACKS}
-    trained: dict[str, dict[str, np.ndarray]] = {"a scene, trained": {}, "one grey, trained": {}}
-    parameters = {}
+    answers: dict[str, dict[str, np.ndarray]] = {"a scene, trained": {}, "one grey, trained": {}}
     val = digit_scenes(arguments.val, "val")
     for seed in range(arguments.seeds):
         train = digit_scenes(20_000, "train", seed=seed)
         for name in runs:
-            model = tiny_unet()
-            model = model.clone(decoder=model.decoder.clone(upsample=UPSAMPLERS[name]))
-            recipe = digit_recipe(arguments.steps, seed=seed)
-            state, _ = train_segmentation(model, train, val, recipe, num_classes=NUM_CLASSES, mean=MEAN, std=STD)
-            parameters[name] = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-            numbers, maps = on_scenes_and_greys(model, state.variables)
-            runs[name].append(numbers | score(predictor(model, state.variables, mean=MEAN, std=STD), val, 1))
+            numbers, maps = trained(name, seed, train, val, arguments)
+            runs[name].append(numbers)
             if seed == 0:
-                for row in trained:
-                    trained[row][name] = maps[row]
-            scores = ", ".join(f"{key} {value:.4f}" for key, value in runs[name][-1].items())
+                for row in answers:
+                    answers[row][name] = maps[row]
+            scores = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
             console.print(f"seed {seed}, {name}: {scores}", soft_wrap=True)
-            write(arguments.out / "results.json", {"arguments": vars(arguments), "runs": runs})
 
     costs = milliseconds(arguments.upsamplers)
     summary = {
-        name: {"parameters": parameters[name]} | costs[name] | summarise(start[name][0]) | summarise(runs[name])
+        name: {"parameters": parameters_with(name)} | costs[name] | summarise(start[name][0]) | summarise(runs[name])
         for name in runs
     }
-    strides = {row: 2 ** STACKS[row.split()[0]] for row in pictures} | dict.fromkeys(trained, 8)
-    figure = viz.spectra(pictures | trained, strides)
+    strides = {row: 2 ** STACKS[row.split()[0]] for row in pictures} | dict.fromkeys(answers, 8)
+    figure = viz.spectra(pictures | answers, strides)
     picture = viz.save(figure, arguments.out / "upsampling_artifacts.png")
     truth = viz.lattice_energy(larger_scenes()[1], 8)
     show(console, summary, truth)
@@ -159,6 +154,41 @@ def check(arguments: Arguments) -> None:
         raise ValueError(f"--seeds is 2 to 10, for an interval; got {arguments.seeds}")
     if arguments.steps < 1 or arguments.val < 1:
         raise ValueError(f"--steps and --val are at least 1; got {arguments.steps} and {arguments.val}")
+
+
+def network(name: str) -> nn.Module:
+    """The tiny U-Net of the exercises with this upsampler."""
+    model = tiny_unet()
+    return model.clone(decoder=model.decoder.clone(upsample=UPSAMPLERS[name]))
+
+
+def parameters_with(name: str) -> int:
+    shapes = jax.eval_shape(network(name).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+
+
+def trained(
+    name: str, seed: int, train: Any, val: Any, arguments: Arguments
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Scores of the trained network and pieces of its answers; from their file, if an earlier start got that far."""
+    path = arguments.out / "trained" / f"{name}_seed{seed}_steps{arguments.steps}_val{arguments.val}.npz"
+    if path.exists():
+        with np.load(path) as kept:
+            maps = {row: kept[row] for row in kept.files}
+        return json.loads(str(maps.pop("numbers"))), maps
+    model = network(name)
+    recipe = digit_recipe(arguments.steps, seed=seed)
+    state, _ = train_segmentation(model, train, val, recipe, num_classes=NUM_CLASSES, mean=MEAN, std=STD)
+    numbers, maps = on_scenes_and_greys(model, state.variables)
+    numbers |= score(predictor(model, state.variables, mean=MEAN, std=STD), val, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, numbers=json.dumps(numbers), **maps)
+
+    replace(path, save)
+    return numbers, maps
 
 
 def smooth_maps(seed: int, side: int) -> np.ndarray:

@@ -63,6 +63,28 @@ def test_every_upsampler_fits_the_network(name):
     assert logits.shape == (1, 40, 88, exercise.NUM_CLASSES)
 
 
+def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
+    trainings = []
+
+    def train_segmentation(model, *_, **__):
+        trainings.append(model.decoder.upsample)
+        state = type("State", (), {"variables": None})
+        return state, []
+
+    monkeypatch.setattr(exercise, "train_segmentation", train_segmentation)
+    monkeypatch.setattr(exercise, "predictor", lambda *_, **__: None)
+    monkeypatch.setattr(exercise, "score", lambda *_: {"mean_iou": 0.5})
+    monkeypatch.setattr(exercise, "on_scenes_and_greys", lambda *_: ({"on_greys": 0.1}, {"a scene": np.eye(2)}))
+    arguments = exercise.Arguments(out=tmp_path, steps=3)
+    for name, seed in (("nearest", 0), ("nearest", 0), ("nearest", 1), ("bilinear", 0)):
+        numbers, maps = exercise.trained(name, seed, None, None, arguments)
+        assert numbers == {"on_greys": 0.1, "mean_iou": 0.5}
+        np.testing.assert_array_equal(maps["a scene"], np.eye(2))
+    assert trainings == [exercise.dz.Nearest, exercise.dz.Nearest, exercise.dz.Bilinear]
+    exercise.trained("nearest", 0, None, None, exercise.dataclasses.replace(arguments, steps=4))
+    assert len(trainings) == 4
+
+
 def test_3x3_transposed_convolution_overlaps_on_every_other_row():
     x = jnp.ones((1, 3, 3, 1))
     params = {"kernel": jnp.ones((3, 3, 1, 1)), "bias": jnp.zeros(1)}
