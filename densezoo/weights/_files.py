@@ -39,6 +39,8 @@ _SAFETENSORS_DTYPES = {
     "BOOL": np.bool_,
 }
 _LONGEST_HEADER = 100_000_000  # as safetensors has it
+# Of an archive's first entry, or of one that has none. "PK" alone may begin the length of a safetensors header.
+_ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
 # How `torch.save` began before torch 1.6: a pickled magic number, then the protocol 1001.
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_PROTOCOL = 1001
@@ -75,7 +77,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, entry: str | None = None) -
     with path.open("rb") as file:
         start = file.read(512)
     try:
-        if start.startswith(b"PK"):
+        if start.startswith(_ZIP_STARTS):
             return _read_zip(path, entry)
         if start.startswith(_LEGACY_START):
             return _read_legacy(path.read_bytes(), entry)

@@ -94,6 +94,13 @@ def test_contents_decide_not_the_name(tmp_path):
     assert "bfloat16" in read_checkpoint(str(path))
 
 
+def test_a_safetensors_file_that_begins_like_an_archive(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file({"w": np.zeros(3, np.float32)}, path, metadata={"x": "a" * 19194})
+    assert path.read_bytes().startswith(b"PK")
+    assert list(read_checkpoint(path)) == ["w"]
+
+
 def test_big_endian(tmp_path):
     path = write_zip(tmp_path / "w.pth", tensors(ONE), {"0": np.arange(6, dtype=">f4").tobytes()}, byteorder="big")
     assert read_checkpoint(path)["w0"].tolist() == [[0, 1, 2], [3, 4, 5]]
@@ -217,6 +224,9 @@ def test_files_of_another_kind(contents, match, name, tmp_path):
 def test_archives_of_another_kind(tmp_path):
     np.savez(tmp_path / "w.npz", a=np.zeros(3))
     refused(tmp_path / "w.npz", "0 entries data.pkl")
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
+        pass
+    refused(tmp_path / "empty.zip", "0 entries data.pkl")
     refused(write_zip(tmp_path / "w.pt", tensors(ONE), **{"constants.pkl": b"", "code/a.py": b""}), "TorchScript")
     with tarfile.open(tmp_path / "w.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("storages"), io.BytesIO())
