@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -50,7 +50,8 @@ def from_torch(
         model: a `SegmentationModel`, a `PyramidModel`, or an encoder.
         checkpoint: path of a .safetensors, .pth or .pt file, or a mapping of names to arrays (NumPy, JAX or torch).
         part: the part of the model that the checkpoint is for, such as "encoder" for a pretrained backbone, on its own
-          or within another model. That part must fit; the others are initialised with `key`, as they are meant to be.
+          or within another model; a decoder or a head has its names within a whole model. That part must fit; the
+          others are initialised with `key`, as they are meant to be.
         strict: whether everything must fit. If not, what fits is filled in, the rest is initialised with `key`, and a
           warning says what.
         in_channels: channels of the images, where they are not the checkpoint's: the first convolution's weights are
@@ -87,16 +88,19 @@ def from_torch(
     wanted = parts if part is None else {part: parts[part]}
     channels = in_channels or 3
     tree = shapes_of(model, channels)
-    namings = choose(wanted, tree, names)
-    slots = [slot for name, naming in namings.items() for slot in slots_of(name, tree, naming)]
+    namings = choose(parts, tree, names)
 
+    def slots_in(parts: Iterable[str]) -> list[Slot]:
+        return [slot for name in parts for slot in slots_of(name, tree, namings[name])]
+
+    slots = slots_in(wanted)
     stem = next((slot.name for slot in slots if slot.path == stem_path(model)), None)
     if stem is not None and stem in names and np.ndim(names[stem]) == 4:
         came = np.shape(names[stem])[1]
         if in_channels is None and came != channels:
             channels = came
             tree = shapes_of(model, channels)
-            slots = [slot for name, naming in namings.items() for slot in slots_of(name, tree, naming)]
+            slots = slots_in(wanted)
         elif came != channels:
             names[stem] = _spread(as_numpy(names[stem]), channels)
     if part is None:
@@ -105,8 +109,11 @@ def from_torch(
 
     misfit = Misfit(names.source, model, part, slots, {name: tuple(np.shape(array)) for name, array in names.items()})
     values, used = _fill(slots, names, misfit)
-    ignored = _ignored(wanted, namings, slots)
-    misfit.left_over = [name for name in names if name not in used and not re.fullmatch(ignored, name)]
+    others = slots_in(name for name in parts if name not in wanted)
+    # Not looked at: what the reference has for the other parts of the model, and what lies outside of this one.
+    elsewhere = {slot.name for slot in others} | set(folded_biases(others, names))
+    ignored = _ignored(wanted, {name: namings[name] for name in wanted}, slots)
+    misfit.left_over = [n for n in names if n not in used | elsewhere and not re.fullmatch(ignored, n)]
     if misfit:
         if strict:
             raise ValueError(misfit.message(strict=True))

@@ -1,6 +1,8 @@
 """Checkpoints of a part of a model, in the whole of it."""
 
 import functools
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import densezoo as dz
 from densezoo.weights import from_torch, to_torch
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 ENCODER = dz.ResNet((1, 1), dz.BasicBlock, width=2)
 MODEL = dz.create_model("unet", ENCODER, 2, features=(4, 3, 2))
 PARTS = ("encoder", "decoder", "head")
@@ -84,6 +87,44 @@ def test_a_part_of_a_whole_checkpoint(part):
         ValueError, match=rf"does not fit the model's {part}:(.|\n)*1 missing in the checkpoint: {lost}"
     ):
         from_torch(MODEL, {name: array for name, array in arrays.items() if name != lost}, part=part)
+
+
+@functools.cache
+def together(case):
+    """A model in whose reference decoder and head have names that begin alike, its arrays there, and the variables."""
+    classes = {"num_classes": 2}
+    model = {
+        "hrnet_w18_small_segmentation": lambda: dz.create_model("hrnet", "hrnet_w18_small", **classes),
+        "smp_dpt_vit_tiny": lambda: dz.create_model(
+            "dpt", "vit_tiny_patch16_224", **classes, intermediate_features=(32, 64, 96, 128), features=32
+        ),
+        "torchvision_deeplabv3_resnet50": lambda: dz.SegmentationModel(
+            encoder=dz.create_encoder("resnet50", output_stride=8, dilate_first=False),
+            decoder=dz.DeepLabV3Decoder(),
+            head=dz.SegmentationHead(**classes, kernel_size=1, upsample=dz.Bilinear),
+        ),
+    }[case]()
+    shapes = json.loads(str(np.load(GOLDEN / f"{case}.npz")["shapes"]))
+    generator = np.random.default_rng(0)
+    arrays = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return model, arrays, from_torch(model, arrays)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    ("case", "begin"),
+    [
+        ("hrnet_w18_small_segmentation", "last_layer."),
+        ("smp_dpt_vit_tiny", "segmentation_head."),
+        ("torchvision_deeplabv3_resnet50", "classifier."),
+    ],
+)
+def test_parts_whose_names_begin_alike(case, begin, part):
+    model, arrays, variables = together(case)
+    assert_same(of(part, from_torch(model, arrays, part=part)), of(part, variables))
+    if part != "encoder":
+        with pytest.raises(ValueError, match=rf"1 left over in the checkpoint: {begin}x"):
+            from_torch(model, arrays | {f"{begin}x": np.zeros(3)}, part=part)
 
 
 def test_a_neck():
