@@ -24,6 +24,7 @@ from densezoo.weights._slots import (
     shapes_of,
     slots_of,
     stem_path,
+    whole,
 )
 from densezoo.weights.names.rules import NEVER_NEEDED, Naming
 
@@ -44,7 +45,8 @@ def from_torch(
     Names may be those of segmentation_models_pytorch, torchvision or timm (encoders; `backbone.*` of torchvision's
     detectors for a `PyramidModel`), or of a plain U-Net; `docs/weights.md` lists them. Prefixes of wrappers (`module.`,
     `_orig_mod.`, `model.`) and dictionaries around the weights are taken off. A convolution's bias right before a batch
-    norm, where the model has none, goes into the running mean.
+    norm, where the model has none, goes into the running mean. Auxiliary heads, which no reference has, are initialised
+    with `key`.
 
     Args:
         model: a `SegmentationModel`, a `PyramidModel`, or an encoder.
@@ -104,8 +106,7 @@ def from_torch(
         elif came != channels:
             names[stem] = _spread(as_numpy(names[stem]), channels)
     if part is None:
-        owned = {slot.path for slot in slots}
-        slots += [Slot(path, array.shape, array.dtype, None, ()) for path, array in tree.items() if path not in owned]
+        slots = whole(slots, tree)
 
     misfit = Misfit(names.source, model, part, slots, {name: tuple(np.shape(array)) for name, array in names.items()})
     values, used = _fill(slots, names, misfit)

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from densezoo.weights._convert import Names, as_numpy, folded_biases, read_names
 from densezoo.weights._report import shortened
-from densezoo.weights._slots import Path, Slot, choose, differences, namings_of, parts_of, slots_of
+from densezoo.weights._slots import Path, Slot, choose, differences, namings_of, parts_of, slots_of, whole
 from densezoo.weights.names.rules import DETECTORS, SMP, TIMM, Naming
 
 
@@ -25,7 +25,7 @@ def to_torch(
     """A model's variables under the names and with the axes of a reference: the inverse of `from_torch`.
 
     There and back is exact, bit for bit, but for biases that `from_torch` took into running means: they stay there.
-    Batch norms have a `num_batches_tracked` of zero.
+    Batch norms have a `num_batches_tracked` of zero. Auxiliary heads are left out: no reference has them.
 
     Args:
         model: a `SegmentationModel`, a `PyramidModel`, or an encoder.
@@ -64,7 +64,7 @@ def to_torch(
             raise ValueError(f"the names are those of `like`: leave naming={naming!r} out")
         names = read_names(like)
         chosen = choose(parts, tree, names)
-        slots = _whole([slot for part in parts for slot in slots_of(part, tree, chosen[part])], tree)
+        slots = whole([slot for part in parts for slot in slots_of(part, tree, chosen[part])], tree)
         return _completed(_arrays(slots, tree, names.source), slots, names)
     namings = {part: namings_of(module) for part, module in parts.items()}
     sources = [naming] if naming else _sources(namings)
@@ -90,13 +90,7 @@ def _named(namings: Mapping[str, list[Naming]], tree: Mapping[Path, Any], source
         fitting = [n for n in each if n.prefix == source] or [n for n in each if n.source in sources]
         forms = [slots_of(part, tree, form) for form in fitting or [None]]
         slots += min(forms, key=lambda form: sum(slot.name is None for slot in form))
-    return _whole(slots, tree)
-
-
-def _whole(slots: list[Slot], tree: Mapping[Path, Any]) -> list[Slot]:
-    """The slots, and nameless ones for what belongs to no part of the model."""
-    owned = {slot.path for slot in slots}
-    return slots + [Slot(path, array.shape, array.dtype, None, ()) for path, array in tree.items() if path not in owned]
+    return whole(slots, tree)
 
 
 def _arrays(slots: list[Slot], tree: Mapping[Path, Any], source: str) -> dict[str, np.ndarray]:

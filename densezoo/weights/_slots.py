@@ -16,6 +16,9 @@ from densezoo.weights.names.rules import KERNELS, LEAVES, Family, Naming
 Path = tuple[str, ...]
 """Where an array is in the variables, the collection first."""
 
+AUXILIARY = "auxiliary"
+"""The part of a model that no checkpoint has."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
@@ -67,9 +70,12 @@ def initialise(model: nn.Module, paths: list[Path], channels: int, key: jax.Arra
 
 
 def parts_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that a model is composed of, by the names of their subtrees; "" for an encoder on its own."""
+    """The modules that a model is composed of, by the names of their subtrees; "" for an encoder on its own.
+
+    Without the auxiliary heads: they are for training only, and no reference has them.
+    """
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}  # pyright: ignore
-    parts = {k: v for k, v in fields.items() if isinstance(v, nn.Module) and k != "parent"}
+    parts = {k: v for k, v in fields.items() if isinstance(v, nn.Module) and k not in ("parent", AUXILIARY)}
     return parts or {"": model}
 
 
@@ -100,6 +106,13 @@ def slots_of(part: str, tree: Mapping[Path, Any], naming: Naming | None) -> list
             axes = KERNELS["dense" if len(array.shape) == 2 else kernel]
         slots.append(Slot(path, tuple(array.shape), array.dtype, name, axes))
     return slots
+
+
+def whole(slots: list[Slot], tree: Mapping[Path, Any]) -> list[Slot]:
+    """The slots of all parts, and nameless ones for what belongs to none of them."""
+    owned = {slot.path for slot in slots}
+    others = [path for path in tree if path not in owned and path[1] != AUXILIARY]
+    return slots + [Slot(path, tuple(tree[path].shape), tree[path].dtype, None, ()) for path in others]
 
 
 def choose(

@@ -108,6 +108,28 @@ def test_names_of_several_references():
     assert {"backbone.body.conv1.weight", "backbone.fpn.inner_blocks.1.0.bias"} < set(arrays)
 
 
+def test_hrnet_has_its_authors_names():
+    model, arrays = reference("hrnet_w18_small_segmentation")
+    variables = from_torch(model, arrays)
+    assert_same(to_torch(model, variables), arrays)
+    assert_same(to_torch(model, variables, naming="HRNet's authors"), arrays)
+
+
+def test_auxiliary_heads_stay_here(recwarn):
+    arrays = to_torch(*unet())
+    model = dz.create_model("unet", dz.ResNet(**SMALL), 2, features=(4, 3, 2), auxiliary=1)
+    variables = from_torch(model, arrays)
+    made = filled(model)
+    assert "auxiliary" in variables["params"]
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, made)
+    assert variables["params"]["auxiliary"]["head0"]["conv"]["kernel"].any()
+    assert not recwarn.list
+    assert_same(to_torch(model, variables), arrays)
+    assert_same(to_torch(model, variables, like=arrays), arrays)
+    with pytest.raises(ValueError, match="part is one of encoder, decoder, head; got 'auxiliary'"):
+        from_torch(model, arrays, part="auxiliary")
+
+
 def test_plain_networks_have_their_own_names():
     model = dz.SegmentationModel(
         encoder=dz.PlainEncoder(features=(2, 4)),

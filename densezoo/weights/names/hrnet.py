@@ -32,7 +32,8 @@ def _hrnet(encoder: HRNet) -> list[Naming]:
     last = f"stage{len(encoder.stage_sizes) + 1}\\.{encoder.stage_sizes[-1] - 1}"
     coarser = rf"{last}\.fuse_layers\.[{len(encoder.scales)}-9]\..*"
     others = r"(incre_modules|downsamp_modules|final_layer|classifier|last_layer)\..*"
-    return ignoring(backbone(rules, wrapped=True), f"{others}|{coarser}")
+    # The authors' model for segmentation has the backbone's names without a prefix, as timm's encoder has.
+    return ignoring([*backbone(rules, wrapped=True), Naming(AUTHORS, rules)], f"{others}|{coarser}")
 
 
 def _hrnet_decoder(decoder: HRNetDecoder) -> list[Naming]:
