@@ -87,14 +87,21 @@ def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> tup
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, not one of `save`'s, or of a newer densezoo; or the model given is another.
+        ValueError: the file is damaged, not one of `save`'s, of a newer densezoo, or describes a model that cannot be
+          built; or the model given is another.
     """
     arrays = read_checkpoint(path)
     facts = _facts(path)
+    tree = {tuple(name.split("/")): _array(value) for name, value in arrays.items()}
     if model is None:
         model = _build(path, facts)
-    tree = {tuple(name.split("/")): _array(value) for name, value in arrays.items()}
-    if lines := differences(model, tree):
+        try:
+            lines = differences(model, tree)
+        except Exception as error:  # of Flax, JAX or a module: anything may stand in a field
+            raise _not_buildable(path, error) from error
+    else:
+        lines = differences(model, tree)
+    if lines:
         raise ValueError(f"the variables in {path} are not those of the model: {shortened(lines)}")
     return model, unflatten_dict(tree)
 
@@ -129,7 +136,11 @@ def _build(path: str | os.PathLike[str], facts: dict[str, Any]) -> nn.Module:
             " dz.load(path, model=model)"
         ) from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} describes a model that cannot be built: {error}") from error
+        raise _not_buildable(path, error) from error
+
+
+def _not_buildable(path: str | os.PathLike[str], error: Exception) -> ValueError:
+    return ValueError(f"{path} describes a model that cannot be built: {str(error)[:200]}")
 
 
 def _array(value: np.ndarray) -> Any:

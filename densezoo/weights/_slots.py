@@ -158,7 +158,10 @@ def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
     wrong = {path: shapes for path, shapes in wrong.items() if shapes[0] != shapes[1]}
     # What reads images of c channels has c for 3 in its kernel.
     if len({(wanted[-2:-1], came[-2:-1]) for wanted, came in wrong.values()}) == 1 and all(
-        path[-1] == "kernel" and wanted[-2] == 3 and (*wanted[:-2], wanted[-1]) == (*came[:-2], came[-1])
+        path[-1] == "kernel"
+        and len(wanted) == len(came)
+        and wanted[-2] == 3
+        and (*wanted[:-2], wanted[-1]) == (*came[:-2], came[-1])
         for path, (wanted, came) in wrong.items()
     ):
         wrong = {}

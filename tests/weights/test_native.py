@@ -178,6 +178,16 @@ def test_the_model_given_is_another(tmp_path):
     assert not (tmp_path / "n.safetensors").exists()
 
 
+def test_an_array_of_another_rank(tmp_path):
+    model, variables = small()
+    path = tmp_path / "m.safetensors"
+    tree = flatten_dict(variables)
+    kernel = ("params", "encoder", "block0", "conv1", "conv", "kernel")
+    dz.save(path, None, unflatten_dict(tree | {kernel: jnp.float32(3)}))
+    with pytest.raises(ValueError, match=r"conv1/conv/kernel is \(\), expected \(3, 3, 3, 2\)"):
+        dz.load(path, model=model)
+
+
 def test_any_number_of_input_channels(tmp_path):
     model, _ = small()
     variables = filled(model, 7)
@@ -223,6 +233,9 @@ def decoder(facts):
         (lambda facts: facts.update(format=2), "the format 2"),
         (lambda facts: facts.update(model=3), "something else than a model"),
         (lambda facts: facts["model"]["fields"].pop("head"), "cannot be built.*head"),
+        (lambda facts: decoder(facts)["fields"].update(features="ab"), "a model that cannot be built: "),
+        (lambda facts: decoder(facts)["fields"].update(act=3), "a model that cannot be built: "),
+        (lambda facts: facts["model"]["fields"].update(encoder=3), "a model that cannot be built: "),
     ],
 )
 def test_files_of_another_version(change, match, tmp_path):
