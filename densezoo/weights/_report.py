@@ -2,12 +2,13 @@
 
 import dataclasses
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 
 from densezoo.weights._fingerprints import identify, name_of
-from densezoo.weights._slots import Slot, parts_of, stem_path
+from densezoo.weights._slots import Slot, choose, parts_of, slots_of, stem_path
 
 _SHOWN = 6
 
@@ -73,7 +74,7 @@ class Misfit:
 
     def _hints(self, strict: bool) -> list[str]:
         if not any(slot.name in self.came for slot in self.slots):
-            return ["No name fits: see docs/weights.md for the namings that are known."]
+            return self._no_name_fits()
         hints = []
         parts = [part for part in parts_of(self.model) if part and self.part is None]
         slots = {part: [slot for slot in self.slots if slot.path[1] == part] for part in parts}
@@ -92,6 +93,19 @@ class Misfit:
                     hints.append(f"Perhaps renamed: {near[0]} came, {name} was expected.")
         if not hints and strict and not self.left_over and not self.unnamed:
             hints.append("All of the checkpoint has its place: strict=False initialises what is missing or differs.")
+        return hints
+
+    def _no_name_fits(self) -> list[str]:
+        hints = ["No name fits: see docs/weights.md for the namings that are known."]
+        if not self.left_over:
+            hints.append(f"The checkpoint has {shortened(list(self.came))}.")
+        prefix, count = Counter(name.split(".")[0] + "." for name in self.came).most_common(1)[0]
+        shorter = {name.removeprefix(prefix) for name in self.came}
+        tree = {slot.path: slot for slot in self.slots}
+        parts = {name: module for name, module in parts_of(self.model).items() if self.part in (None, name)}
+        namings = choose(parts, tree, shorter)
+        if any(slot.name in shorter for name, naming in namings.items() for slot in slots_of(name, tree, naming)):
+            hints.append(f"`{prefix}` is before {count} of {len(self.came)} names; pass them without it.")
         return hints
 
     def _fits(self, slot: Slot) -> bool:

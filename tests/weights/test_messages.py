@@ -62,6 +62,21 @@ def test_an_encoder_alone():
     assert "To initialise the others: part='encoder'." in message(fpn(), arrays)
 
 
+def test_a_prefix_that_some_names_lack():
+    arrays = zeros(shapes("torchvision_wide_resnet50_2"))
+    wrapped = {f"model.{name}": array for name, array in arrays.items()} | zeros({"mean": (3,), "std": (3,)})
+    for model, options in (
+        (dz.create_encoder("wide_resnet50_2"), {}),
+        (dz.create_model("fpn", "wide_resnet50_2", 2), {}),
+        (dz.create_model("fpn", "wide_resnet50_2", 2), {"part": "encoder"}),
+    ):
+        said = message(model, wrapped, **options)
+        assert "No name fits" in said and "model.conv1.weight; " in said
+        assert f"`model.` is before {len(arrays)} of {len(wrapped)} names; pass them without it." in said
+    said = message(fpn(), zeros({"blocks.0.a": (3,), "blocks.1.a": (3,)}))
+    assert "blocks.0.a; blocks.1.a" in said and "without it" not in said
+
+
 def test_a_renamed_tensor():
     arrays = zeros(shapes("smp_fpn_resnet18"))
     arrays["encoder.layer2.0.first.weight"] = arrays.pop("encoder.layer2.0.conv1.weight")
