@@ -102,18 +102,21 @@ def _arrays(slots: list[Slot], tree: Mapping[Path, Any], source: str) -> dict[st
         )
     arrays: dict[str, np.ndarray] = {}
     for slot in slots:
-        array, name = np.asarray(tree[slot.path]), str(slot.name)
-        if array.dtype == ml_dtypes.bfloat16:
-            array = array.astype(np.float32)
+        name = str(slot.name)
         if name in arrays:
             raise ValueError(
                 f"two arrays of the model have the name {name} in {source!r}, one is {'/'.join(slot.path)}"
             )
-        # A copy in C's order: safetensors writes the memory as it lies.
-        arrays[name] = np.array(array.transpose(np.argsort(slot.axes)), order="C", copy=True)
+        arrays[name] = _exported(np.asarray(tree[slot.path]).transpose(np.argsort(slot.axes)))
         if name.endswith(".running_mean"):
             arrays[name.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
     return arrays
+
+
+def _exported(array: np.ndarray) -> np.ndarray:
+    """A copy in C's order, for safetensors writes the memory as it lies; float32 in place of bfloat16."""
+    dtype = np.float32 if array.dtype == ml_dtypes.bfloat16 else array.dtype
+    return np.array(array, dtype, order="C", copy=True)
 
 
 def _completed(arrays: Mapping[str, np.ndarray], slots: list[Slot], like: Names) -> dict[str, np.ndarray]:
@@ -132,7 +135,7 @@ def _completed(arrays: Mapping[str, np.ndarray], slots: list[Slot], like: Names)
     def value(name: str) -> np.ndarray:
         if name in arrays:
             return arrays[name]
-        array = np.array(as_numpy(like[name]), order="C", copy=True)
+        array = _exported(as_numpy(like[name]))
         return np.zeros_like(array) if name in folded else array
 
     return {like.wrapper + name: value(name) for name in like}

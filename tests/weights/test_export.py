@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -210,6 +211,10 @@ def test_files_and_types(tmp_path):
     save_file(arrays, tmp_path / "w.safetensors")
     assert_same(read_checkpoint(tmp_path / "w.safetensors"), dict(sorted(arrays.items())))
     assert_same(from_torch(encoder, tmp_path / "w.safetensors"), variables)
+    like = {name: array.astype(ml_dtypes.bfloat16) for name, array in arrays.items() if "tracked" not in name}
+    followed = to_torch(encoder, variables, like=like | {"fc.bias": np.ones(3, ml_dtypes.bfloat16)})
+    assert {array.dtype for array in followed.values()} == {np.dtype(np.float32)}
+    assert followed["fc.bias"].tolist() == [1, 1, 1]
     # Copies: the arrays can be changed.
     arrays["conv1.weight"][:] = 0
     assert np.asarray(variables["params"]["conv1"]["conv"]["kernel"]).any()
