@@ -82,6 +82,8 @@ def from_torch(
         >>> sorted(from_torch(model, arrays, part="encoder")["params"])
         ['decoder', 'encoder', 'head']
     """
+    if in_channels is not None and in_channels < 1:
+        raise ValueError(f"in_channels is at least 1, or None for as many as the checkpoint has; got {in_channels}")
     names = read_names(checkpoint)
     parts = parts_of(model)
     if part is not None and part not in parts:

@@ -57,9 +57,13 @@ def read_checkpoint(path: str | os.PathLike[str], *, entry: str | None = None) -
         path: a .safetensors file, or what `torch.save` wrote, old or new; its contents decide which, not its name.
         entry: key of the weights in the file's dictionary, where it is not `state_dict`, `model_state_dict` or `model`.
 
+    Returns:
+        Arrays by name. They are read-only, since tensors may share their numbers: `array.copy()` can be changed.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, of another kind, or holds more than a dictionary of tensors.
+        ValueError: the file is damaged, of another kind, or holds more than a dictionary of tensors; or it has no such
+          `entry`.
 
     Example:
         >>> import tempfile, numpy as np
@@ -82,7 +86,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, entry: str | None = None) -
         if start.startswith(_LEGACY_START):
             return _read_legacy(path.read_bytes(), entry)
         if start[8:9] == b"{" or (path.suffix == ".safetensors" and _explain(start) is None):
-            return _read_safetensors(path.read_bytes())
+            return _read_safetensors(path.read_bytes(), entry)
     except UnpickleError as error:
         raise ValueError(f"{path}: {error}. {_CONVERT}") from error
     except (*_DAMAGED, safetensors.SafetensorError) as error:
@@ -139,7 +143,9 @@ def _explain(start: bytes) -> str | None:
     return None
 
 
-def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
+def _read_safetensors(data: bytes, entry: str | None) -> dict[str, np.ndarray]:
+    if entry is not None:
+        raise ValueError(f"it is a safetensors file, which has no dictionaries in it: leave entry={entry!r} out")
     # Not safetensors.numpy, which does not know bfloat16.
     arrays = {}
     for name, view in safetensors.deserialize(data):
@@ -236,7 +242,7 @@ def _resolve(
 
 def _decode(data: bytes | bytearray | memoryview, dtype: Any, order: str = "little") -> np.ndarray:
     dtype = np.dtype(dtype)
-    words = np.frombuffer(data, f"{'<' if order == 'little' else '>'}u{dtype.itemsize}")
+    words = np.frombuffer(memoryview(data).toreadonly(), f"{'<' if order == 'little' else '>'}u{dtype.itemsize}")
     return words.astype(f"=u{dtype.itemsize}", copy=False).view(dtype)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path as File
 from typing import Any
@@ -64,7 +65,7 @@ def save(path: str | os.PathLike[str], model: nn.Module | None, variables: Mappi
     facts = {"format": _FORMAT, "version": _version(), "model": description}
     path = File(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # as any new file's here; safetensors lets nobody else read its own

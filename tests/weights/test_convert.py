@@ -243,6 +243,8 @@ def test_input_channels_can_change():
     for channel, source in enumerate((0, 1, 2, 0, 1)):
         np.testing.assert_allclose(five[:, :, channel], weight[:, source].transpose(1, 2, 0) * 0.6, rtol=1e-6)
     assert_same(from_torch(encoder(), ARRAYS["resnet"], in_channels=3), expected("resnet"))
+    with pytest.raises(ValueError, match=r"in_channels is at least 1, .*; got 0"):
+        from_torch(encoder(), ARRAYS["resnet"], in_channels=0)
 
 
 def plain(between="double_conv", bias=True):

@@ -78,6 +78,7 @@ def test_reads_what_torch_writes(name):
         "empty": np.zeros((0, 3), np.float32),
     }
     assert set(arrays) == set(expected)
+    assert not any(array.flags.writeable for array in arrays.values() if array.size)
     for key, array in expected.items():
         assert arrays[key].dtype == array.dtype
         np.testing.assert_array_equal(arrays[key], array, strict=True)
@@ -117,6 +118,8 @@ def test_containers_and_entries(tmp_path):
     assert list(read_checkpoint(path, entry="generator")) == ["w0"]
     with pytest.raises(ValueError, match=r"no entry 'ema'.*'generator'"):
         read_checkpoint(path, entry="ema")
+    with pytest.raises(ValueError, match=r"safetensors file, .*: leave entry='ema' out"):
+        read_checkpoint(GOLDEN / "tensors.safetensors", entry="ema")
     refused(write_zip(tmp_path / "l.pth", b"\x80\x02]."), "found a list")
     # A dictionary that contains itself.
     refused(write_zip(tmp_path / "s.pth", b"\x80\x02}q\x01" + plain("state_dict") + b"h\x01s."), "none of its entries")

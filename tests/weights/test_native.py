@@ -312,6 +312,24 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_two_may_write_one_file_at_once(tmp_path, monkeypatch):
+    model, variables = small()
+    names = []
+    written = save_file
+
+    def noting(arrays, filename, metadata):
+        names.append(filename)
+        if len(names) == 1:  # another begins before this one has written
+            dz.save(tmp_path / "model.safetensors", model, variables)
+        written(arrays, filename, metadata)
+
+    monkeypatch.setattr("densezoo.weights._native.save_file", noting)
+    dz.save(tmp_path / "model.safetensors", model, variables)
+    assert len(set(names)) == 2
+    assert list(tmp_path.iterdir()) == [tmp_path / "model.safetensors"]
+    assert_same(dz.load(tmp_path / "model.safetensors")[1], variables)
+
+
 def test_another_process_reads_it(tmp_path):
     model, variables = small()
     dz.save(tmp_path / "model.safetensors", model, variables)

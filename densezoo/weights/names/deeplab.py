@@ -1,9 +1,7 @@
 """segmentation_models_pytorch's and torchvision's names of DeepLab's decoders."""
 
 from densezoo.decoders import DeepLabV3Decoder, DeepLabV3PlusDecoder
-from densezoo.weights.names.rules import SMP, Family, Naming, Rule
-
-TORCHVISION = "torchvision's segmentation models"
+from densezoo.weights.names.rules import SMP, TORCHVISION, Family, Naming, Rule
 
 
 def _aspp(rates: int, name: str) -> list[Rule]:

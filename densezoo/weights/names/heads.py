@@ -1,10 +1,9 @@
 """Names of the heads."""
 
 from densezoo.heads import SegmentationHead
-from densezoo.weights.names.deeplab import TORCHVISION
 from densezoo.weights.names.hrnet import AUTHORS as HRNET
 from densezoo.weights.names.plain import PLAIN
-from densezoo.weights.names.rules import SMP, Family, Naming, Rule
+from densezoo.weights.names.rules import SMP, TORCHVISION, Family, Naming, Rule
 
 
 def _segmentation_head(head: SegmentationHead) -> list[Naming]:

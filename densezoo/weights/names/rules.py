@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 SMP = "segmentation_models_pytorch"
 TIMM = "torchvision and timm"
 DETECTORS = "torchvision's detectors"
+TORCHVISION = "torchvision's segmentation models"
 """Whose names a naming has."""
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -81,7 +82,7 @@ def backbone(rules: Sequence[Rule], *, wrapped: bool = False) -> list[Naming]:
         Naming(TIMM, rules, "", ignored=r"(fc|classifier|head|pre_logits)\..*"),
         Naming(DETECTORS, rules, "backbone.body."),
         Naming(DETECTORS, rules, "body."),
-        Naming("torchvision's segmentation models", rules, "backbone."),
+        Naming(TORCHVISION, rules, "backbone."),
     ]
 
 
