@@ -66,7 +66,11 @@ def main(arguments: Arguments) -> int:
             continue
         machine = describe()
         kept = {key: machine[key] for key in ("device_kind", "cores", "versions")}
-        facts = measure(name, encoder, arguments.remat)
+        try:
+            facts = measure(name, encoder, arguments.remat)
+        except ValueError as error:  # SegNet, say, has nothing that remat reaches
+            print(f"{name}, {encoder}: {error}", flush=True)
+            continue
         rows.append({"model": name, "encoder": encoder, "remat": arguments.remat} | facts | {"machine": kept})
         with arguments.out.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")

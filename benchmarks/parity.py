@@ -2,10 +2,10 @@
 
 Usage: python -m benchmarks.parity [--models unet fpn] [--encoders resnet18 mit_b0] [--report]
 
-Each pair gets torch's random weights, random running statistics and a random image; the error is the largest difference
-of the logits over their largest magnitude, in float32. Needs torch, timm and segmentation-models-pytorch, but for
-`--report`. Each finished pair is a line of --out, and one that is there already is not repeated. `--report` writes the
-tables of --docs from --out alone.
+Each pair gets torch's random weights, random norms, biases and statistics, and a random image; the error is the
+largest difference of the logits over their largest magnitude, in float32. Needs torch, timm and
+segmentation-models-pytorch, but for `--report`. Each finished pair is a line of --out, and one that is there already is
+not repeated. `--report` writes the tables of --docs from --out alone.
 """
 
 import dataclasses
@@ -77,12 +77,13 @@ def main(arguments: Arguments) -> int:
             for name in names:  # before the first of them takes its time
                 look_up(name, table, kind)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        done = {(row["model"], row["encoder"]) for row in rows}
+        size = [arguments.height, arguments.width]
+        done = {(row["model"], row["encoder"]) for row in rows if row["size"] == size}
         for model in arguments.models:
             for encoder in arguments.encoders:
                 if (model, encoder) in done:
                     continue
-                row = {"model": model, "encoder": encoder} | compare(model, encoder, arguments)
+                row = {"model": model, "encoder": encoder, "size": size} | compare(model, encoder, arguments)
                 rows.append(row)
                 with arguments.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
@@ -108,12 +109,12 @@ def compare(model: str, encoder: str, arguments: Arguments) -> dict[str, Any]:
         return {"no_reference": str(error)}
     generator = np.random.default_rng(0)
     with torch.no_grad():
-        for name, buffer in reference.named_buffers():
-            # Away from 0 and 1, so that a statistic in the wrong place shows.
-            if name.endswith("running_mean"):
-                buffer.add_(torch.from_numpy(generator.uniform(-0.2, 0.2, buffer.shape).astype(np.float32)))
-            elif name.endswith("running_var"):
-                buffer.mul_(torch.from_numpy(generator.uniform(0.7, 1.3, buffer.shape).astype(np.float32)))
+        # Away from 0 and 1, so that one in the wrong place shows: norms, statistics, biases, and the scales of residual
+        # branches, of which some start at 0 and would hide what stands in the branch.
+        for name, array in [*reference.named_buffers(), *reference.named_parameters()]:
+            if array.ndim > 0 and array.numel() == max(array.shape) and array.is_floating_point():
+                low, high = (-0.2, 0.2) if name.endswith(("bias", "running_mean")) else (0.7, 1.3)
+                array.copy_(torch.from_numpy(generator.uniform(low, high, array.shape).astype(np.float32)))
     image = generator.standard_normal((1, *size, 3)).astype(np.float32)
     with torch.inference_mode():
         wanted = reference(torch.from_numpy(image.transpose(0, 3, 1, 2).copy())).numpy().transpose(0, 2, 3, 1)
@@ -144,7 +145,12 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
         return markdown_table(("encoder", *models), lines)
 
     measured = [row["error"] for row in rows if "error" in row]
-    worst = f"{len(measured)} pairs; the largest error is {max(measured):.1e}." if measured else "Not measured yet."
+    count = [sum(kind in row for row in rows) for kind in ("refused", "no_reference")]
+    worst = "Not measured yet."
+    if measured:
+        worst = (
+            f"{len(measured)} pairs, the largest error {max(measured):.1e}; {count[0]} refused, {count[1]} not there."
+        )
     return {"errors": f"{worst}\n\n{table('error')}", "parameters": table("parameters")}
 
 

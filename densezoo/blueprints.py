@@ -25,7 +25,7 @@ from densezoo.decoders import (
     UPerNetDecoder,
 )
 from densezoo.decoders.hrnet import hrnet_normal
-from densezoo.encoders import VGG, PlainEncoder
+from densezoo.encoders import ENCODERS, VGG, PlainEncoder
 from densezoo.heads import DPTHead, SegmentationHead
 
 
@@ -62,6 +62,11 @@ class Blueprint:
 
 def reductions(encoder: nn.Module) -> tuple[int, ...]:
     """Image size over feature size for each feature of an encoder, fine to coarse."""
+    if not hasattr(encoder, "reductions"):
+        raise ValueError(
+            f"{type(encoder).__name__} does not publish its reductions, the image's size over that of each feature, by"
+            " which this decoder is made: give the class an attribute or property such as reductions = (2, 4, 8)"
+        )
     return encoder.reductions  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -86,9 +91,18 @@ def _segnet_fields(encoder: nn.Module) -> dict[str, Any]:
         return {"stage_sizes": (2,) * (len(encoder.features) - 1)}
     if isinstance(encoder, VGG):
         # The mirror image of the encoder, whose last convolution is the head.
-        first, *others = encoder.stage_sizes
+        first, *others = encoder.stage_sizes[: encoder.reductions[-1].bit_length() - 1]
         return {"stage_sizes": (*reversed(others), max(1, first - 1))}
     return {}
+
+
+def _segnet_misfit(encoder: nn.Module) -> str:
+    others = {maker.func if isinstance(maker, partial) else maker for maker in ENCODERS.values()} - {VGG, PlainEncoder}
+    if type(encoder) not in others:
+        return ""
+    return (
+        "SegNet unpools what 2x2 max-pooling has pooled, and this encoder does none: take plain, or vgg11 to vgg19_bn"
+    )
 
 
 def _scales(encoder: nn.Module) -> str:
@@ -171,6 +185,7 @@ BLUEPRINTS = (
         decoder=SegNetDecoder,
         encoder="vgg16_bn",
         decoder_fields=_segnet_fields,
+        misfit=_segnet_misfit,
     ),
     Blueprint(
         name="segformer",

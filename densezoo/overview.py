@@ -153,8 +153,10 @@ def _counted(jaxpr: core.Jaxpr, outside: Path = ()) -> Iterator[tuple[Path, int]
         results: list[Any] = [variable.aval for variable in equation.outvars]
         if equation.primitive.name == "conv_general_dilated":
             kernel, layout = operands[1].shape, equation.params["dimension_numbers"]
-            # Every number of the result sums over all of a kernel's numbers for its output channel.
-            yield names, 2 * results[0].size * math.prod(kernel) // kernel[layout.rhs_spec[0]]
+            # Every number of the result sums over all of a kernel's numbers for its output channel; in a transposed
+            # convolution most of them would meet the zeros between the input's numbers.
+            zeros = math.prod(equation.params["lhs_dilation"])
+            yield names, 2 * results[0].size * math.prod(kernel) // kernel[layout.rhs_spec[0]] // zeros
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             yield names, 2 * results[0].size * math.prod(operands[0].shape[axis] for axis in contracted)

@@ -4,9 +4,11 @@ import dataclasses
 import difflib
 import fnmatch
 import inspect
+import operator
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -123,7 +125,8 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        encoder: one of `list_encoders()`, or an encoder; None takes the family's usual one.
+        encoder: one of `list_encoders()`, or an encoder; None takes the family's usual one. One given by name is made
+          as the family needs it, such as with DeepLab's dilation; one given as a module is taken as it is.
         num_classes: channels of the logits; 1 for a binary mask.
         auxiliary: how many of the decoder's coarser scales get a head of their own in training (deep supervision); see
           `SegmentationModel`.
@@ -134,7 +137,8 @@ def create_model(
         dtype: of the computation, such as `jnp.bfloat16`; None computes in the type of images and parameters.
         param_dtype: of the parameters. Both are passed to the encoder too, if it is given by name.
         **fields: fields of the decoder's class, such as `upsample`, `skip`, `norm`, `features`. They do not reach the
-            encoder: for another norm there too, pass `encoder=create_encoder(name, norm=...)`.
+            encoder: for another norm there too, pass `encoder=create_encoder(name, norm=...)`, with the
+            `output_stride` that the family has if it has one.
 
     Raises:
         ValueError: an unknown name or `impl`, an encoder that this decoder cannot take, or a `dtype` that an encoder
@@ -151,7 +155,7 @@ def create_model(
     """
     blueprint = look_up(name, MODELS, "model")
     look_up(impl, ops.IMPLEMENTATIONS, "impl")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+    if isinstance(num_classes, bool) or not isinstance(num_classes, SupportsIndex) or operator.index(num_classes) < 1:
         raise ValueError(f"num_classes is a whole number of at least 1 (1 for a binary mask), got {num_classes!r}")
     _check_fields(blueprint.decoder, fields, f"model {name!r}")
     if isinstance(frozen, str) or not set(frozen) <= {"encoder", "decoder", "head"}:
@@ -167,23 +171,30 @@ def create_model(
         )
     if misfit := blueprint.misfit(encoder):
         raise ValueError(f"{name} does not go with this encoder: {misfit}")
+    if auxiliary < 0:
+        raise ValueError(f"auxiliary is how many more heads there are in training, 0 for none; got {auxiliary}")
     if auxiliary and "all_scales" not in inspect.signature(blueprint.decoder.__call__).parameters:
         raise ValueError(f"{name}'s decoder has no coarser scales to supervise: leave auxiliary out")
     if remat and "remat" in _fields(blueprint.decoder):
         fields = {"remat": True, **fields}
+    elif remat and not getattr(encoder, "remat", False):
+        raise ValueError(f"neither this encoder nor {name}'s decoder can work its blocks out anew: leave remat out")
+    _warn_of_lost_fields(blueprint, encoder)
     return SegmentationModel(
         encoder=encoder,
         decoder=blueprint.decoder(**(blueprint.decoder_fields(encoder) | fields), **dtypes),
-        head=blueprint.head(num_classes, **dtypes),
-        auxiliary=AuxiliaryHeads(num_classes, auxiliary, **dtypes) if auxiliary else None,
+        head=blueprint.head(operator.index(num_classes), **dtypes),
+        auxiliary=AuxiliaryHeads(operator.index(num_classes), auxiliary, **dtypes) if auxiliary else None,
         frozen=tuple(frozen),
         impl=impl,
     )
 
 
 def _encoder_for(blueprint: Blueprint, name: str, dtypes: dict[str, Any], remat: bool) -> nn.Module:
-    fields = dict(blueprint.encoder_fields) | ({"remat": True} if remat else {})
     constructor = look_up(name, ENCODERS, "encoder")
+    fields = dict(blueprint.encoder_fields)
+    if remat and "remat" in _fields(constructor):
+        fields["remat"] = True
     for field, value in fields.items():
         if field not in _fields(constructor):
             able = [other for other, constructor in ENCODERS.items() if field in _fields(constructor)]
@@ -192,6 +203,20 @@ def _encoder_for(blueprint: Blueprint, name: str, dtypes: dict[str, Any], remat:
                 f" {', '.join(able)}"
             )
     return create_encoder(name, **fields, **dtypes)
+
+
+def _warn_of_lost_fields(blueprint: Blueprint, encoder: nn.Module) -> None:
+    """Tells of an encoder, given as a module, that lacks what its maker would give one that is given by name."""
+    defaults = {field.name: field.default for field in dataclasses.fields(encoder)}
+    for field, value in blueprint.encoder_fields.items():
+        given = getattr(encoder, field, value)
+        # Whatever is not the default was chosen.
+        if given != value and given == defaults[field]:
+            warnings.warn(
+                f"{blueprint.name} is meant for an encoder with {field}={value}, and this one has {given}: pass"
+                f" {field}={value} when you make it",
+                stacklevel=3,
+            )
 
 
 def look_up(name: str, table: dict[str, T], kind: str) -> T:

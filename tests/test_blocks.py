@@ -50,6 +50,14 @@ def test_batch_norm_in_training_and_after():
     np.testing.assert_allclose(y, (x - running["mean"]) / np.sqrt(running["var"] + 1e-5), atol=1e-5)
 
 
+def test_batch_norm_in_training_needs_more_than_one_value():
+    norm, x = dz.BatchNorm(), jnp.ones((1, 1, 1, 3))
+    variables = norm.init(KEY, x, train=True)
+    with pytest.raises(ValueError, match=r"one value per channel.*\(1, 1, 1, 3\)"):
+        norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert norm.apply(variables, x).shape == x.shape
+
+
 def test_batch_norm_survives_a_large_mean():
     # E[x^2] - E[x]^2 in float32 would lose the variance here.
     x = jnp.asarray(np.random.default_rng(1).normal(1000.0, 0.1, (2, 16, 16, 1)).astype(np.float32))

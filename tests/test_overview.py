@@ -62,3 +62,20 @@ def test_the_table_reads_from_the_whole_inwards():
 def test_shapes_that_are_no_images_are_named(shape):
     with pytest.raises(ValueError, match="image_shape is"):
         dz.summary(dz.create_model("unet", "plain"), shape)
+
+
+@pytest.mark.parametrize("kernel_size", [2, 4])
+def test_a_transposed_convolution_counts_what_each_number_of_its_input_is_multiplied_with(kernel_size):
+    layer = dz.TransposedConv(kernel_size)
+    for impl in ("auto", "reference"):
+        with dz.ops.implementation(impl):
+            table = dz.summary(Doubled(layer), (4, 4, 8))
+        assert table.rooms[0].flops == 2 * (4 * 4 * 8) * kernel_size**2 * 8
+
+
+class Doubled(nn.Module):
+    layer: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        return self.layer(x, (2 * x.shape[1], 2 * x.shape[2]))

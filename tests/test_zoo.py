@@ -1,7 +1,9 @@
 """The registry: names, arguments, and messages that help."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import densezoo as dz
@@ -64,7 +66,22 @@ def test_fields_reach_the_decoder():
 
 def test_segnet_says_which_encoders_it_takes():
     with pytest.raises(ValueError, match="vgg11"):
-        jax.eval_shape(dz.create_model("segnet", "resnet18").init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        dz.create_model("segnet", "resnet18")
+
+
+def test_an_encoder_that_lacks_what_the_family_asks_for_is_warned_of():
+    with pytest.warns(UserWarning, match="deeplabv3 is meant for an encoder with output_stride=8, and this one has 32"):
+        dz.create_model("deeplabv3", dz.create_encoder("resnet18"))
+    # No warning, which would fail here: another stride was chosen, or the encoder has no such field.
+    dz.create_model("deeplabv3", dz.create_encoder("resnet18", output_stride=16))
+    dz.create_model("pspnet", dz.PlainEncoder((4, 8, 16)))
+
+
+def test_remat_reaches_what_can_have_it_and_says_so_if_nothing_can():
+    assert dz.create_model("unet", "vgg11", remat=True).decoder.remat
+    assert dz.create_model("deeplabv3", "resnet18", remat=True).encoder.remat
+    with pytest.raises(ValueError, match="neither this encoder nor segnet's decoder"):
+        dz.create_model("segnet", remat=True)
 
 
 def test_unet_says_how_many_blocks_it_needs():
@@ -77,3 +94,41 @@ def test_unet_says_how_many_blocks_it_needs():
 def test_every_field_of_a_named_encoder_can_be_changed():
     for name in dz.list_encoders("res*") + dz.list_encoders("wide*"):
         assert dz.create_encoder(name, stage_sizes=(1, 1, 1, 1), width=16).reductions == (2, 4, 8, 16, 32)
+
+
+def test_segnet_mirrors_what_is_left_of_a_shortened_vgg():
+    model = dz.create_model("segnet", dz.create_encoder("vgg16_bn", coarsest=8), 2)
+    assert model.decoder.stage_sizes == (3, 2, 1)
+    logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 33, 40, 3)))
+    assert logits.shape == (1, 33, 40, 2)
+
+
+def test_numpys_whole_numbers_are_whole_numbers():
+    assert dz.create_model("unet", "resnet18", np.int64(3)).head.num_classes == 3
+    with pytest.raises(ValueError, match=r"got 2\.5"):
+        dz.create_model("unet", "resnet18", 2.5)
+    with pytest.raises(ValueError, match="auxiliary is how many"):
+        dz.create_model("unet", "resnet18", auxiliary=-1)
+
+
+class Halves(nn.Module):
+    """An encoder of one's own, which tells its reductions in the pyramid alone."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = dz.Conv(4, strides=2)(images)
+        return dz.Pyramid((x, dz.Conv(8, strides=2)(x)), reductions=(2, 4))
+
+
+def test_the_reductions_of_a_pyramid_count_where_the_encoder_publishes_none():
+    model = dz.SegmentationModel(encoder=Halves(), decoder=dz.UNetDecoder(), head=dz.SegmentationHead(2))
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    assert set(variables["params"]["decoder"]) == {"block0", "block1"}
+    with pytest.raises(ValueError, match="Halves does not publish its reductions"):
+        dz.create_model("fpn", Halves())
+
+
+def test_decoders_without_norms_have_biases():
+    model = dz.create_model("fpn", "resnet18", norm=None)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    assert "bias" in variables["params"]["decoder"]["level0_conv0"]["conv"]

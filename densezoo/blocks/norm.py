@@ -15,8 +15,9 @@ from densezoo.types import Dtype, Initializer, ModuleDef, accumulator_dtype
 class BatchNorm(nn.Module):
     """Batch normalisation as torch does it: momentum 0.9 here is 0.1 there, and the running variance is unbiased.
 
-    Statistics are taken in float32 over all axes but the last. Under `jit` over a mesh they are those of the global
-    batch, without an axis name. Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167.
+    Statistics are taken in float32 over all axes but the last; in training they need more than one value per channel.
+    Under `jit` over a mesh they are those of the global batch, without an axis name. Ioffe and Szegedy, 2015,
+    https://arxiv.org/abs/1502.03167.
     """
 
     momentum: float = 0.9
@@ -36,6 +37,13 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
         dtype = x.dtype if self.dtype is None else self.dtype
 
+        count = x.size // features
+        if train and count == 1 and not self.is_initializing():
+            raise ValueError(
+                f"a batch norm has no statistics of one value per channel to learn from, got shape {x.shape} in"
+                " training: train with two or more images at once (a mean over the image is one value each), or with"
+                " norm=partial(dz.GroupNorm, ...)"
+            )
         if train:
             # In the wider of the two types, so that the result is rounded once.
             wide = x.astype(jnp.promote_types(x.dtype, dtype))
@@ -43,8 +51,7 @@ class BatchNorm(nn.Module):
                 jnp.asarray(wide), jnp.asarray(scale), jnp.asarray(bias), epsilon=self.epsilon, relu=relu
             )
             if not self.is_initializing():
-                count = x.size // features
-                unbiased = var * (count / max(count - 1, 1))
+                unbiased = var * (count / (count - 1))
                 for running, now in ((running_mean, mean), (running_var, unbiased)):
                     now = now.astype(running.value.dtype)
                     running.value = self.momentum * running.value + (1 - self.momentum) * now

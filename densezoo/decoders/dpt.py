@@ -170,6 +170,8 @@ class DPTDecoder(nn.Module):
             )
         if self.readout not in ("cat", "add", "ignore"):
             raise ValueError(f'readout is "cat", "add" or "ignore", got {self.readout!r}')
+        if bad := [r for r in pyramid.reductions or () if r < 4 or r.bit_count() != 1]:
+            raise ValueError(f"DPT resizes by powers of 2, so the patches are 4, 8, 16 or 32 pixels wide; got {bad[0]}")
         tokens = pyramid.tokens or (None,) * count
         reductions = pyramid.reductions or (16,) * count
         maps = []

@@ -141,7 +141,7 @@ class FPNDecoder(nn.Module):
         maps = TopDown(self.features, upsample=self.upsample, name="top_down", **dtypes)(
             _coarsest(pyramid, self.levels)
         )
-        conv = partial(ConvNormAct, self.segmentation_features, use_bias=False, norm=self.norm, act=self.act, **dtypes)
+        conv = partial(ConvNormAct, self.segmentation_features, norm=self.norm, act=self.act, **dtypes)
         levels = []
         for level, x in enumerate(maps):
             # One convolution for the finest map, else one before each step up to it.

@@ -120,7 +120,7 @@ class HRNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
-        if self.coarsest < 4:
+        if self.coarsest < 4 or self.coarsest.bit_count() != 1:
             raise ValueError(f"coarsest is 4, 8, 16 or 32, since HRNet's finest scale is 1/4; got {self.coarsest}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(ConvNormAct, norm=self.norm, act=self.act, kernel_init=he_normal_fan_out, **dtypes)  # timm's

@@ -201,9 +201,9 @@ class InvertedResidualEncoder(nn.Module):
         return (before, after), (before, after)
 
     def _check(self, images: jax.Array) -> None:
-        if self.output_stride not in (8, 16, 32) or self.coarsest < 2:
+        if self.output_stride not in (8, 16, 32) or self.coarsest < 2 or self.coarsest.bit_count() != 1:
             raise ValueError(
-                f"output_stride is 8, 16 or 32 and coarsest at least 2 (2, 4, 8, 16, 32);"
+                f"output_stride is 8, 16 or 32 and coarsest 2, 4, 8, 16 or 32;"
                 f" got output_stride={self.output_stride}, coarsest={self.coarsest}"
             )
         if self.padding not in (None, "SAME") or (self.padded_for is not None and self.padding is None):

@@ -63,6 +63,8 @@ class VGG(nn.Module):
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
         if self.coarsest < 2 or self.coarsest.bit_count() != 1:
             raise ValueError(f"coarsest is 2, 4, 8, 16 or 32, got {self.coarsest}")
+        if len(self.stage_sizes) != len(self.widths):
+            raise ValueError(f"a stage has a size and a width; got {self.stage_sizes} and {self.widths}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x, features, pool_indices = images, [], []
         position = 0  # in torchvision's flat list of layers, from which the names come

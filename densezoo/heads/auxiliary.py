@@ -18,7 +18,8 @@ class AuxiliaryHeads(nn.Module):
         num_classes: channels of the results.
         count: how many maps get a head, from the finest on; a decoder with fewer maps is an error.
         kernel_size: of each head's convolution.
-        upsample: factory of the upsampler that brings the logits to the image's size.
+        upsample: factory of the upsampler that brings the logits to the image's size; with half-pixel centres, where
+          the reference's head for the result has align-corners.
 
     References:
         Lee et al., Deeply-supervised nets, 2014. https://arxiv.org/abs/1409.5185

@@ -120,4 +120,4 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
         images = jnp.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
     pyramid = encoder(images, train=train)  # pyright: ignore[reportCallIssue]
     # So that an encoder of one's own need give no more than features.
-    return pyramid.replace(reductions=getattr(encoder, "reductions", None), image_size=size_of(images))
+    return pyramid.replace(reductions=getattr(encoder, "reductions", pyramid.reductions), image_size=size_of(images))

@@ -39,3 +39,16 @@ def test_names_that_are_not_there_stop_it_before_any_work(arguments):
     with pytest.raises(ValueError, match="resnet81"):
         compilation.main(dataclasses.replace(arguments, models=("unet:resnet81",)))
     assert not arguments.out.exists()
+
+
+def test_a_model_that_cannot_be_made_so_does_not_stop_the_others(arguments, monkeypatch, capsys):
+    measured = []
+
+    def measure(name, encoder, remat):
+        dz.create_model(name, encoder, remat=remat)
+        measured.append(name)
+        return {"eval_shape": 1.0, "inference": [1.0, 1.0], "train_step": [1.0, 1.0], "train_bytes": 1}
+
+    monkeypatch.setattr(compilation, "measure", measure)
+    assert compilation.main(dataclasses.replace(arguments, models=("segnet", "unet"), remat=True)) == 0
+    assert measured == ["unet"] and "segnet, vgg16_bn: neither" in capsys.readouterr().out

@@ -42,6 +42,8 @@ def test_a_pair_that_is_there_is_not_compared_again(arguments, monkeypatch):
     assert parity.main(arguments) == 0
     assert compared == [("unet", "resnet18"), ("pan", "resnet18"), ("pan", "resnet18")]
     assert [json.loads(line)["model"] for line in arguments.out.read_text().splitlines()] == ["unet", "pan"]
+    assert parity.main(with_fields(arguments, height=128)) == 0  # another size is another comparison
+    assert len(compared) == 5
 
 
 @pytest.mark.parametrize(("error", "code"), [(9e-5, 0), (1.1e-4, 1), (float("nan"), 1)])
@@ -55,7 +57,7 @@ def test_the_report_has_every_pair_in_both_tables(arguments):
     assert parity.main(with_fields(arguments, report=True)) == 0
     text = arguments.docs.read_text()
     errors, parameters = text.split("<!-- errors:end -->")
-    assert "old" not in text and "2 pairs; the largest error is 2.0e-06." in errors
+    assert "old" not in text and "2 pairs, the largest error 2.0e-06; 1 refused, 1 not there." in errors
     assert "| encoder | unet | pan |" in errors
     assert "| resnet18 | 2e-06 | 2e-06 |" in errors and "| resnet18 | 14.3 | 11.4 |" in parameters
     assert "| swin | no reference | - |" in errors and "| swin | no reference | - |" in parameters

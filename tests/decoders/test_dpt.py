@@ -120,3 +120,9 @@ def test_misfits_are_named():
     encoder = dz.ViT(width=8, depth=2, heads=2, levels=2)
     model = dz.create_model("dpt", encoder, 3, intermediate_features=(4, 4), features=8)
     assert jax.eval_shape(model.init_with_output, KEY, jnp.zeros((1, 35, 18, 3)))[0].shape == (1, 35, 18, 3)
+
+
+def test_patches_that_are_no_power_of_two_wide_are_refused():
+    model = dz.create_model("dpt", dz.ViT(width=8, depth=4, heads=2, grid=4, patch_size=14))
+    with pytest.raises(ValueError, match=r"powers of 2.*got 14"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 3)))
