@@ -29,7 +29,11 @@ class Unknown(ValueError):
 
 
 def describe(value: Any, where: str) -> Any:
-    """A field's value as JSON can write it; modules by the names of their classes, with the fields that are not usual.
+    """A field's value as JSON can write it; modules by the names of their classes, with all of their fields.
+
+    A default is written too, since another version may have another, which an old file would then silently get. Only
+    one that has no name is left to the class: those are initialisers, which a model with its variables does not need. A
+    factory has the keywords that it was given, for what makes a module of it gives it others.
 
     Args:
         value: a module, a factory of modules, a function or type of the lists here, or plain data.
@@ -49,9 +53,12 @@ def describe(value: Any, where: str) -> Any:
     if isinstance(value, nn.Module):
         fields = {}
         for name, field in _fields(type(value)).items():
-            mine, usual = getattr(value, name), _default(field)
-            if mine is not usual and not _same(mine, usual):
+            mine = getattr(value, name)
+            try:
                 fields[name] = describe(mine, f"{where}.{name}")
+            except ValueError:
+                if mine is not field.default:
+                    raise
         return {"class": _name(type(value), _class_names(), where), "fields": fields}
     if isinstance(value, type) and issubclass(value, nn.Module):
         return {"type": _name(value, _class_names(), where)}
@@ -110,18 +117,6 @@ def _check_fields(function: Any, fields: dict[str, Any]) -> None:
 
 def _fields(cls: Any) -> dict[str, dataclasses.Field]:
     return {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in ("parent", "name")}
-
-
-def _default(field: dataclasses.Field) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def _same(value: Any, other: Any) -> bool:
-    try:
-        # As JSON, in which 1 and True differ.
-        return json.dumps(describe(value, "")) == json.dumps(describe(other, ""))
-    except ValueError:
-        return False
 
 
 def _dtype(value: Any) -> str | None:

@@ -1,5 +1,6 @@
 """densezoo's own files: a model and its variables come back as they were, and nothing in a file is executed."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -67,22 +68,27 @@ def repr_of(value):
 
 def test_what_a_description_says():
     model = dz.create_model("unet", dz.PlainEncoder((2, 4)), 2, norm=None, upsample=partial(dz.Bilinear, True))
-    # Defaults are left out, what `create_model` chose is not.
-    assert describe(model, "model") == {
-        "class": "SegmentationModel",
-        "fields": {
-            "encoder": {"class": "PlainEncoder", "fields": {"features": [2, 4]}},
-            "decoder": {
-                "class": "UNetDecoder",
-                "fields": {
-                    "features": [2],
-                    "upsample": {"partial": "Bilinear", "keywords": {"align_corners": True}},
-                    "norm": None,
-                },
-            },
-            "head": {"class": "SegmentationHead", "fields": {"num_classes": 2}},
-        },
-    }
+    said = describe(model, "model")
+    assert said["class"] == "SegmentationModel"
+    dtypes = {"dtype": None, "param_dtype": {"dtype": "float32"}}
+    fields = {"features": [2, 4], "norm": {"type": "BatchNorm"}, "act": {"function": "relu"}}
+    assert said["fields"]["encoder"] == {"class": "PlainEncoder", "fields": fields | dtypes}
+    bilinear = {"partial": "Bilinear", "keywords": {"align_corners": True}}
+    decoder = said["fields"]["decoder"]["fields"]
+    assert decoder.items() >= {"features": [2], "upsample": bilinear, "norm": None, "dropout": 0.0}.items()
+    # Its initialiser is a function without a name, and the class's own.
+    fields = {"num_classes": 2, "kernel_size": 3, "upsample": bilinear}
+    assert said["fields"]["head"] == {"class": "SegmentationHead", "fields": fields | dtypes}
+
+
+@pytest.mark.parametrize("module", [dz.UNetDecoder(), dz.create_encoder("resnet18"), dz.create_encoder("hrnet_w18")])
+def test_defaults_are_written_too(module):
+    ours = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
+    assert describe(module, "")["fields"].keys() == ours
+
+
+def test_a_file_with_fewer_fields_is_read():
+    assert repr_of(build({"class": "UNetDecoder", "fields": {"dropout": 0.5}})) == repr_of(dz.UNetDecoder(dropout=0.5))
 
 
 @pytest.mark.parametrize(
