@@ -84,8 +84,12 @@ class Arguments(Options):
         default = ("4x64x64x64",) if self.quick else ("4x64x64x64", "4x128x128x32", "1x256x256x16", "8x32x32x128")
         shapes = [parse_shape(text, "BxHxWxC") for text in self.shapes or default]
         for shape in shapes:
-            if min(shape[1:3]) < 2 or shape[1] % 2 or shape[2] % 2:
-                raise Refused(f"--shapes {shape_text(shape)}: the pooling kernels need an even height and width")
+            pooling = [name for name in self.names() if "pool" in name]
+            if pooling and (min(shape[1:3]) < 2 or shape[1] % 2 or shape[2] % 2):
+                raise Refused(
+                    f"--shapes {shape_text(shape)}: {', '.join(pooling)} need an even height and width; choose other"
+                    " --kernels or shapes"
+                )
         return [("", shape) for shape in shapes]  # pyright: ignore[reportReturnType]
 
 

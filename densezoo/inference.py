@@ -11,6 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from densezoo.blocks import BatchNorm, Conv
 from densezoo.types import accumulator_dtype
+from densezoo.weights._report import shortened
+from densezoo.weights._slots import differences
 
 Path = tuple[str, ...]
 
@@ -33,7 +35,8 @@ def fold_batch_norm(model: nn.Module, variables: Any, images: Any = None) -> Any
         Variables of the same structure.
 
     Raises:
-        ValueError: variables without `params`.
+        TypeError: the model and the variables in each other's place.
+        ValueError: variables without `params`, or of another model.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -45,8 +48,12 @@ def fold_batch_norm(model: nn.Module, variables: Any, images: Any = None) -> Any
         >>> bool(jnp.allclose(model.apply(folded, images), model.apply(variables, images), atol=1e-5))
         True
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model comes first, then its variables; got a {type(model).__name__} as the model")
     if "params" not in variables:
         raise ValueError(f"expected variables with params and batch_stats, got {sorted(variables)}")
+    if lines := differences(model, flatten_dict(dict(variables))):
+        raise ValueError(f"these are not the variables of the model: {shortened(lines)}")
     if "batch_stats" not in variables:
         return variables  # no batch norm
     params: dict[Path, Any] = flatten_dict(variables["params"])

@@ -1,3 +1,4 @@
+import inspect
 from functools import partial
 
 import jax
@@ -62,3 +63,10 @@ def test_a_decoder_of_one_scale_is_named():
         dz.create_model("segnet", dz.PlainEncoder(features=(4, 8)), auxiliary=1)
     with pytest.raises(ValueError, match="9 auxiliary heads were asked for; the decoder has 1"):
         jax.eval_shape(dz.create_model("unet", dz.PlainEncoder(features=(4, 8, 16)), auxiliary=9).init, KEY, IMAGES)
+
+
+def test_a_loss_of_one_array_says_how_to_take_a_tuple():
+    logits, labels = (jnp.zeros((1, 2, 2, 3)),) * 2, jnp.zeros((1, 2, 2), jnp.int32)
+    prepare = inspect.unwrap(losses._pixels.prepare)  # without the tests' own check of types
+    with pytest.raises(TypeError, match=r"wrap the loss in densezoo\.losses\.deep_supervision"):
+        prepare(logits, labels, None)

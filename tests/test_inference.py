@@ -102,3 +102,14 @@ def test_what_has_no_batch_norm_stays_as_it_is():
 def test_compiler_options_are_options_that_compile():
     options = dz.compiler_options()
     assert float(jax.jit(lambda x: 2 * x, compiler_options=options)(1.0)) == 2.0
+
+
+def test_what_is_not_the_models_is_named():
+    model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2)
+    variables = with_statistics(model, jnp.zeros((1, 16, 16, 3)))
+    with pytest.raises(TypeError, match="the model comes first"):
+        dz.fold_batch_norm(variables, model)
+    with pytest.raises(ValueError, match=r"not the variables of the model: batch_stats/.* is missing"):
+        dz.fold_batch_norm(model, {"params": variables["params"]})
+    with pytest.raises(ValueError, match="params/decoder/block0/convs/conv1/conv/bias is missing"):
+        dz.fold_batch_norm(dz.create_model("unet", dz.PlainEncoder((4, 8), norm=None), 2, norm=None), variables)

@@ -39,6 +39,11 @@ class Pixels(NamedTuple):
 
 def prepare(logits: Float[Array, "b h w c"], labels: Integer[Array, "b h w"], ignore_index: int | None) -> Pixels:
     """Checks what is static, and separates the pixels that count from those that do not."""
+    if isinstance(logits, tuple):
+        raise TypeError(
+            "logits are a tuple, as a model with auxiliary heads gives in training: wrap the loss in"
+            " densezoo.losses.deep_supervision"
+        )
     if logits.ndim != 4 or labels.shape != logits.shape[:3]:
         raise ValueError(
             f"logits {logits.shape} and labels {labels.shape} do not match: expected (b, h, w, c) and (b, h, w); "

@@ -85,6 +85,8 @@ class Misfit:
             hints.append(f"It fits the {' and the '.join(whole)}, and nothing of the {' and the '.join(absent)}.")
             if not self.left_over and len(whole) == 1:
                 hints.append(f"To initialise the others: part={whole[0]!r}.")
+            elif not self.left_over:
+                hints.append(f"To initialise the {' and the '.join(absent)} anew: strict=False.")
         if 0 < len(self.missing) <= _SHOWN:
             expected = {slot.name: slot.shape_there for slot in self.slots}
             for name in self.missing:

@@ -81,6 +81,11 @@ def test_a_wrong_kernel_is_not_timed(tmp_path, monkeypatch, capsys, wrong):
     upsampling.truth_of.cache_clear()
 
 
+def test_odd_shapes_are_for_kernels_that_do_not_pool():
+    arguments = upsampling.Arguments(kernels=("bilinear_x2",), shapes=("1x3x5x2",))
+    assert arguments.comparisons() == [("", (1, 3, 5, 2))]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -161,3 +161,10 @@ def check(name):
     tree = {path: array.shape for path, array in shapes_of(encoder, 3).items()}
     assert same_weights(name) == list(fingerprint(tree.values(), tree[stem_path(encoder)]))
     assert same_weights(name_of(tree, stem_path(encoder))) == same_weights(name)
+
+
+def test_another_number_of_classes():
+    model = dz.create_model("unet", "resnet34", num_classes=5)
+    said = message(model, zeros(shapes("smp_unet_resnet34")))
+    assert "It fits the encoder and the decoder, and nothing of the head.\n" in said
+    assert "To initialise the head anew: strict=False." in said
