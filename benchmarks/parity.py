@@ -102,6 +102,9 @@ def compare(model: str, encoder: str, arguments: Arguments) -> dict[str, Any]:
         ours = dz.create_model(model, encoder, num_classes=2)
     except ValueError as error:
         return {"refused": str(error)}
+    if isinstance(ours.encoder, dz.Swin):
+        # As timm's model that is built for images of this size, whose tables have their shapes from it.
+        ours = ours.clone(encoder=ours.encoder.clone(image_size=size))
     torch.manual_seed(0)
     try:
         reference = make(model, encoder, 2, size).eval()
