@@ -251,6 +251,12 @@ def compare(
     return rows
 
 
+LEGEND = """\
+auto: what densezoo chooses; reference: its plain form; jax: what JAX or Flax has for it. Medians in milliseconds; auto's
+time over each other form's, with the quartiles over the rounds; how near auto comes to what this machine's memory
+bandwidth and matrix products allow (the roofline)."""
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table, a line for each comparison."""
     forms = [f for f in ("auto", "reference", "jax", "torch", "torch compiled") if any(r["form"] == f for r in rows)]
@@ -303,7 +309,7 @@ def main(arguments: Arguments, platform: str) -> None:
         "rows": rows,
     }
     path = write(arguments.out, result)
-    print(table(rows), fits_text(result["fits"]), sep="\n\n")
+    print(table(rows), LEGEND, fits_text(result["fits"]), sep="\n\n")
     console.print(f"written: {path} and .csv beside it")
 
 
