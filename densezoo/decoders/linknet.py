@@ -104,4 +104,4 @@ class LinknetDecoder(nn.Module):
         for index, size in enumerate(sizes, len(skips)):
             last = index + 1 == len(skips) + len(sizes)
             x = take(block(self.features if last else x.shape[-1], name=f"block{index}"), x, None, size=size)
-        return SpatialDropout(self.dropout)(x, train=train)
+        return SpatialDropout(self.dropout)(x, train=train) if self.dropout else x

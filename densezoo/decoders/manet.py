@@ -141,4 +141,4 @@ class MAnetDecoder(nn.Module):
             block = UNetBlock if skip is None else partial(FusionBlock, reduction=self.reduction, skip=self.skip)
             module = block(features, name=f"block{index}", **fields)
             x = run_block(module, x, skip, size=size, train=train, remat=self.remat)
-        return SpatialDropout(self.dropout)(x, train=train)
+        return SpatialDropout(self.dropout)(x, train=train) if self.dropout else x

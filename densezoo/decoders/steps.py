@@ -25,8 +25,9 @@ def dropped(
 ) -> jax.Array | tuple[jax.Array, ...]:
     """What a decoder gives, after dropout: the first of its maps, or all of them."""
     kept = tuple(maps) if all_scales else (maps[0],)
-    dropout = SpatialDropout(rate)
-    kept = tuple(dropout(x, train=train) for x in kept)
+    if rate:  # else the last block is what gives the result, in pictures of the model too
+        dropout = SpatialDropout(rate)
+        kept = tuple(dropout(x, train=train) for x in kept)
     return kept if all_scales else kept[0]
 
 

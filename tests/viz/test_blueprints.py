@@ -30,7 +30,7 @@ def test_it_prints_and_draws(monkeypatch, capsys, tmp_path):
     [
         (("--models", "unett"), "error: unknown model 'unett'; did you mean 'unet'"),
         (("--encoder", "resnet35"), "error: unknown encoder 'resnet35'"),
-        (("--models", "segnet", "--encoder", "resnet18"), "error: SegNetDecoder unpools by saved indices"),
+        (("--models", "segnet", "--encoder", "resnet18"), "error: segnet does not go with this encoder"),
         (("--models",), "error: expected at least one model"),
     ],
 )
