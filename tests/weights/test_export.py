@@ -235,5 +235,5 @@ def test_files_and_types(tmp_path):
     ],
 )
 def test_an_encoder_is_found_where_segmentation_models_pytorch_has_it(encoder, name):
-    model = dz.create_model("unet", encoder, 2)
+    model = dz.create_model("unet", dz.create_encoder(encoder, coarsest=4), 2)
     assert name in to_torch(model, filled(model))
