@@ -83,8 +83,8 @@ class Arguments(Options):
             return [(series, (b, h // 2, w // 2, self.channels)) for series, (b, h, w) in sizes]
         default = ("4x64x64x64",) if self.quick else ("4x64x64x64", "4x128x128x32", "1x256x256x16", "8x32x32x128")
         shapes = [parse_shape(text, "BxHxWxC") for text in self.shapes or default]
+        pooling = [name for name in self.names() if "pool" in name]
         for shape in shapes:
-            pooling = [name for name in self.names() if "pool" in name]
             if pooling and (min(shape[1:3]) < 2 or shape[1] % 2 or shape[2] % 2):
                 raise Refused(
                     f"--shapes {shape_text(shape)}: {', '.join(pooling)} need an even height and width; choose other"

@@ -157,6 +157,7 @@ def create_model(
     look_up(impl, ops.IMPLEMENTATIONS, "impl")
     if isinstance(num_classes, bool) or not isinstance(num_classes, SupportsIndex) or operator.index(num_classes) < 1:
         raise ValueError(f"num_classes is a whole number of at least 1 (1 for a binary mask), got {num_classes!r}")
+    num_classes = operator.index(num_classes)
     _check_fields(blueprint.decoder, fields, f"model {name!r}")
     if isinstance(frozen, str) or not set(frozen) <= {"encoder", "decoder", "head"}:
         raise ValueError(f"frozen is a tuple of names among encoder, decoder and head; got {frozen!r}")
@@ -183,8 +184,8 @@ def create_model(
     return SegmentationModel(
         encoder=encoder,
         decoder=blueprint.decoder(**(blueprint.decoder_fields(encoder) | fields), **dtypes),
-        head=blueprint.head(operator.index(num_classes), **dtypes),
-        auxiliary=AuxiliaryHeads(operator.index(num_classes), auxiliary, **dtypes) if auxiliary else None,
+        head=blueprint.head(num_classes, **dtypes),
+        auxiliary=AuxiliaryHeads(num_classes, auxiliary, **dtypes) if auxiliary else None,
         frozen=tuple(frozen),
         impl=impl,
     )
