@@ -1,4 +1,4 @@
-"""Options for XLA under which densezoo's models were measured to run fastest."""
+"""Options for XLA under which densezoo's models were measured to run best."""
 
 import functools
 from collections.abc import Callable
@@ -6,15 +6,23 @@ from typing import Any
 
 import jax
 
-# XLA:CPU hands convolutions to YNNPACK by default; Eigen's were up to 1.6 times faster in a U-Net.
-_OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
+_OPTIONS = {
+    # XLA:CPU hands convolutions to YNNPACK by default; Eigen's were up to 1.6 times faster in a U-Net.
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
+}
+_TRAINING = {
+    # This pass takes the barriers of `jax.checkpoint` out before XLA:CPU looks for what is computed twice, so that all
+    # would be kept. The barriers cost an inference with Winograd convolutions some percent, and training nothing.
+    "cpu": {"xla_disable_hlo_passes": "cse_barrier_expander"},
+}
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
+def compiler_options(*, training: bool = False) -> dict[str, str]:
     """Options for `jax.jit(..., compiler_options=...)` on the default platform; results change by rounding.
 
-    `densezoo.train` passes them itself. An option that the installed jaxlib does not know is left out, so that the
+    With `training` there are also those that a train step needs, without which rematerialisation saves no memory on a
+    CPU. `densezoo.train` passes them itself. An option that the installed jaxlib does not know is left out, so that the
     result may be empty. JAX takes such options at the outermost `jit` only.
 
     Example:
@@ -27,7 +35,8 @@ def compiler_options() -> dict[str, str]:
         (1, 16, 16, 2)
     """
     known = {}
-    for name, value in _OPTIONS.get(jax.default_backend(), {}).items():
+    platform = jax.default_backend()
+    for name, value in (_OPTIONS.get(platform, {}) | (_TRAINING.get(platform, {}) if training else {})).items():
         try:
             jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
         except Exception:  # what an unknown option raises differs between versions
@@ -39,16 +48,16 @@ def compiler_options() -> dict[str, str]:
 class Jitted:
     """`jax.jit` with `compiler_options()`, which also works inside another `jit` or a `scan`, where JAX takes none.
 
-    It has the attributes of the jitted function (`lower`, `trace`, ...).
+    `training` goes to `compiler_options`. It has the attributes of the jitted function (`lower`, `trace`, ...).
     """
 
-    def __init__(self, function: Callable[..., Any], **options: Any):
-        self._function, self._options = function, options
+    def __init__(self, function: Callable[..., Any], *, training: bool = False, **options: Any):
+        self._function, self._training, self._options = function, training, options
         functools.update_wrapper(self, function)
 
     @functools.cached_property
     def _outermost(self) -> Any:  # made on the first call, since it starts the backend
-        return jax.jit(self._function, compiler_options=compiler_options(), **self._options)
+        return jax.jit(self._function, compiler_options=compiler_options(training=self._training), **self._options)
 
     @functools.cached_property
     def _inside(self) -> Any:

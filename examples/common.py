@@ -2,11 +2,14 @@
 
 import contextlib
 import math
+import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -84,6 +87,13 @@ def summarise(runs: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
         for key in runs[0]
         for values in [[run[key] for run in runs]]
     }
+
+
+def keep_compiled() -> None:
+    """Keeps what is compiled in the user's cache folder, or in JAX_COMPILATION_CACHE_DIR: later runs start sooner."""
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(caches / "densezoo" / "compiled"))
 
 
 @contextlib.contextmanager

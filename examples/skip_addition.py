@@ -14,7 +14,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import tyro
-from common import MEAN, NUM_CLASSES, STD, digit_recipe, digit_scenes, score, summarise, tiny_unet, user_errors
+from common import (
+    MEAN,
+    NUM_CLASSES,
+    STD,
+    digit_recipe,
+    digit_scenes,
+    keep_compiled,
+    score,
+    summarise,
+    tiny_unet,
+    user_errors,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -85,4 +96,5 @@ def show(summary: dict) -> None:
 
 if __name__ == "__main__":
     with user_errors():
+        keep_compiled()
         main(tyro.cli(Arguments))

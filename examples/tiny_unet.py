@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import tyro
-from common import CLASSES, MEAN, STD, digit_recipe, digit_scenes, tiny_unet, user_errors
+from common import CLASSES, MEAN, STD, digit_recipe, digit_scenes, keep_compiled, tiny_unet, user_errors
 
 from densezoo import viz
 from densezoo.data import to_float
@@ -79,4 +79,5 @@ def main(arguments: Arguments) -> None:
 
 if __name__ == "__main__":
     with user_errors():
+        keep_compiled()
         main(tyro.cli(Arguments))

@@ -18,7 +18,6 @@ import functools
 import json
 import math
 import statistics
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from common import MEAN, NUM_CLASSES, STD, digit_recipe, digit_scenes, score, summarise, tiny_unet, user_errors
+from common import (
+    MEAN,
+    NUM_CLASSES,
+    STD,
+    digit_recipe,
+    digit_scenes,
+    keep_compiled,
+    score,
+    summarise,
+    tiny_unet,
+    user_errors,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -96,14 +106,6 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     check(arguments)
     console = Console()
-    # The same network is trained with several seeds and compiled once.
-    with tempfile.TemporaryDirectory() as folder:
-        own = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", own or folder)
-        compare(arguments, console)
-
-
-def compare(arguments: Arguments, console: Console) -> None:
     start = {name: at_initialisation(name) for name in arguments.upsamplers}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.upsamplers}
     pictures = {f"{row} at initialisation": {name: start[name][1][row] for name in runs} for row in STACKS}
@@ -333,4 +335,5 @@ def write(path: Path, contents: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     with user_errors():
+        keep_compiled()
         main(tyro.cli(Arguments))

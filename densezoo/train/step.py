@@ -117,7 +117,7 @@ def make_train_step(
         )
         return state, metrics
 
-    return Jitted(train_step, donate_argnums=0)
+    return Jitted(train_step, training=True, donate_argnums=0)
 
 
 def make_eval_step(
