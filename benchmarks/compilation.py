@@ -3,8 +3,8 @@
 Usage: python -m benchmarks.compilation [--models unet fpn] [--remat] [--report]
 
 Each model has its usual encoder and images of 2x256x256. The memory is what XLA reserves for the train step besides its
-arguments; `--remat` is for its last column. Each finished model is a line of --out, and one that is there already is not
-repeated. `--report` writes the table of --docs from --out alone.
+arguments; `--remat` is for its last column. Each finished model is a line of --out and not measured again. `--report`
+writes the table of --docs from --out alone.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """The feature pyramid network: laterals added on the way down from coarse to fine; as a neck, and for segmentation."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -20,6 +20,7 @@ from densezoo.blocks import (
     build,
     he_uniform,
 )
+from densezoo.decoders.steps import upsampler_to
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, size_of
 
 lecun_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -29,7 +30,8 @@ lecun_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "un
 class TopDown(nn.Module):
     """The pathway that all FPNs share: the coarsest feature through a 1x1 convolution, then upsample and add laterals.
 
-    Gives as many maps as it takes features, fine to coarse, all with `features` channels.
+    Gives as many maps as it takes features, fine to coarse, all with `features` channels. Called with their reductions
+    it learns no upsampling between features of one scale.
     """
 
     features: int = 256
@@ -40,13 +42,16 @@ class TopDown(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, features: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def __call__(
+        self, features: tuple[jax.Array, ...], reductions: Sequence[int] | None = None
+    ) -> tuple[jax.Array, ...]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         *finer, x = features
         x = Conv(self.features, 1, kernel_init=self.kernel_init, name="top", **dtypes)(x)
         maps = [x]
         for level, feature in reversed(list(enumerate(finer))):
-            x = build(self.upsample, name=f"upsample{level}", **dtypes)(x, size_of(feature))
+            upsample = upsampler_to(level, reductions, self.upsample)
+            x = build(upsample, name=f"upsample{level}", **dtypes)(x, size_of(feature))
             x = build(self.skip, name=f"skip{level}", **dtypes)(x, feature)
             maps.append(x)
         return tuple(reversed(maps))
@@ -88,7 +93,7 @@ class FPNNeck(nn.Module):
             self.dtype,
             self.param_dtype,
             name="top_down",
-        )(_coarsest(pyramid, self.levels))
+        )(*_coarsest(pyramid, self.levels))
         conv = partial(Conv, kernel_init=lecun_uniform, dtype=self.dtype, param_dtype=self.param_dtype)
         return tuple(conv(self.features, name=f"output{level}")(x) for level, x in enumerate(maps))
 
@@ -138,9 +143,8 @@ class FPNDecoder(nn.Module):
         self, pyramid: Pyramid, *, train: bool = False, all_scales: bool = False
     ) -> Float[Array, "b h w c"] | tuple[Float[Array, "b h w c"], ...]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        maps = TopDown(self.features, upsample=self.upsample, name="top_down", **dtypes)(
-            _coarsest(pyramid, self.levels)
-        )
+        features, reductions = _coarsest(pyramid, self.levels)
+        maps = TopDown(self.features, upsample=self.upsample, name="top_down", **dtypes)(features, reductions)
         conv = partial(ConvNormAct, self.segmentation_features, norm=self.norm, act=self.act, **dtypes)
         levels = []
         for level, x in enumerate(maps):
@@ -148,14 +152,16 @@ class FPNDecoder(nn.Module):
             for step in range(max(level, 1)):
                 x = conv(name=f"level{level}_conv{step}")(x, train=train)
                 if level > 0:
-                    size = size_of(maps[level - 1 - step])
-                    x = build(self.segmentation_upsample, name=f"level{level}_upsample{step}", **dtypes)(x, size)
+                    finer = level - 1 - step
+                    upsample = upsampler_to(finer, reductions, self.segmentation_upsample)
+                    x = build(upsample, name=f"level{level}_upsample{step}", **dtypes)(x, size_of(maps[finer]))
             levels.append(x)
         total = SpatialDropout(self.dropout)(functools.reduce(jnp.add, levels), train=train)
         return (total, *levels) if all_scales else total
 
 
-def _coarsest(pyramid: Pyramid, levels: int) -> tuple[jax.Array, ...]:
+def _coarsest(pyramid: Pyramid, levels: int) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
+    """Features and, where the pyramid tells them, their reductions."""
     if not 1 <= levels <= len(pyramid.features):
         raise ValueError(f"levels={levels} of the encoder's {len(pyramid.features)} features cannot take part")
-    return pyramid.features[-levels:]
+    return pyramid.features[-levels:], pyramid.reductions and tuple(pyramid.reductions[-levels:])

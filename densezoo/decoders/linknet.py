@@ -18,7 +18,7 @@ from densezoo.blocks import (
     run_block,
     torch_uniform,
 )
-from densezoo.decoders.steps import sizes_beyond
+from densezoo.decoders.steps import sizes_beyond, upsampler_to
 from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
 
 # The initialiser is torch's own: segmentation_models_pytorch chooses one for its other convolutions only.
@@ -90,7 +90,6 @@ class LinknetDecoder(nn.Module):
     def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
         block = partial(
             LinknetBlock,
-            upsample=self.upsample,
             norm=self.norm,
             act=self.act,
             dtype=self.dtype,
@@ -99,9 +98,12 @@ class LinknetDecoder(nn.Module):
         take = partial(run_block, train=train, remat=self.remat)
         *skips, x = pyramid.features
         for index, skip in enumerate(reversed(skips)):
-            x = take(block(skip.shape[-1], name=f"block{index}"), x, skip, size=size_of(skip))
+            upsample = upsampler_to(len(skips) - 1 - index, pyramid.reductions, self.upsample)
+            module = block(skip.shape[-1], upsample=upsample, name=f"block{index}")
+            x = take(module, x, skip, size=size_of(skip))
         sizes = sizes_beyond(pyramid, None)
         for index, size in enumerate(sizes, len(skips)):
             last = index + 1 == len(skips) + len(sizes)
-            x = take(block(self.features if last else x.shape[-1], name=f"block{index}"), x, None, size=size)
+            module = block(self.features if last else x.shape[-1], upsample=self.upsample, name=f"block{index}")
+            x = take(module, x, None, size=size)
         return SpatialDropout(self.dropout)(x, train=train) if self.dropout else x

@@ -135,10 +135,11 @@ class MAnetDecoder(nn.Module):
     @nn.compact
     def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        fields = {"upsample": self.upsample, "norm": self.norm, "act": self.act, **dtypes}
+        fields = {"norm": self.norm, "act": self.act, **dtypes}
         x = PositionAttention(self.attention_features, name="center", **dtypes)(pyramid.features[-1])
-        for index, (features, skip, size) in enumerate(steps_up(pyramid, self.features, "MAnetDecoder")):
+        steps = steps_up(pyramid, self.features, self.upsample, "MAnetDecoder")
+        for index, (features, skip, size, upsample) in enumerate(steps):
             block = UNetBlock if skip is None else partial(FusionBlock, reduction=self.reduction, skip=self.skip)
-            module = block(features, name=f"block{index}", **fields)
+            module = block(features, upsample=upsample, name=f"block{index}", **fields)
             x = run_block(module, x, skip, size=size, train=train, remat=self.remat)
         return SpatialDropout(self.dropout)(x, train=train) if self.dropout else x

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import jax
 
-from densezoo.blocks import SpatialDropout
-from densezoo.types import Pyramid, Size, size_of
+from densezoo.blocks import Nearest, SpatialDropout
+from densezoo.types import ModuleDef, Pyramid, Size, size_of
 
 
 def from_reduction(pyramid: Pyramid, finest: int) -> list[tuple[jax.Array, int]]:
@@ -32,19 +32,32 @@ def dropped(
 
 
 class Step(NamedTuple):
-    """A step up of a decoder: its channels, the encoder's feature that joins (None beyond the finest), its size."""
+    """A step up of a decoder: its channels, the encoder's feature that joins (None beyond the finest), its size.
+
+    `upsample` makes what brings the map below to that size.
+    """
 
     features: int
     skip: jax.Array | None
     size: Size
+    upsample: ModuleDef
 
 
-def steps_up(pyramid: Pyramid, features: Sequence[int] | None, decoder: str) -> list[Step]:
+def upsampler_to(level: int, reductions: Sequence[int] | None, upsample: ModuleDef) -> ModuleDef:
+    """What brings feature `level + 1` to the size of feature `level`: no weights where dilation left them at one scale.
+
+    That is for the reductions to say, not for the sizes: an image of one pixel has but one size.
+    """
+    return Nearest if reductions is not None and reductions[level] == reductions[level + 1] else upsample
+
+
+def steps_up(pyramid: Pyramid, features: Sequence[int] | None, upsample: ModuleDef, decoder: str) -> list[Step]:
     """The steps of a decoder from the coarsest feature to the image: one for every skip, then doublings without.
 
     Args:
         pyramid: what the decoder takes.
         features: channels of each step; None gives the last one 16, the one before 32, ...
+        upsample: makes the upsampler of each step that changes the scale.
         decoder: its name, for messages.
     """
     *skips, _ = pyramid.features
@@ -56,8 +69,10 @@ def steps_up(pyramid: Pyramid, features: Sequence[int] | None, decoder: str) -> 
         )
     sizes = [size_of(skip) for skip in reversed(skips)] + sizes_beyond(pyramid, beyond)
     joined = [*reversed(skips), *[None] * (len(sizes) - len(skips))]
+    upsamplers = [upsampler_to(level, pyramid.reductions, upsample) for level in reversed(range(len(skips)))]
+    upsamplers += [upsample] * (len(sizes) - len(skips))
     channels = features or [16 * 2**step for step in reversed(range(len(sizes)))]
-    return [Step(*step) for step in zip(channels, joined, sizes, strict=True)]
+    return [Step(*step) for step in zip(channels, joined, sizes, upsamplers, strict=True)]
 
 
 def sizes_beyond(pyramid: Pyramid, count: int | None) -> list[Size]:

@@ -98,7 +98,7 @@ class UNetDecoder(nn.Module):
         self, pyramid: Pyramid, *, train: bool = False, all_scales: bool = False
     ) -> Float[Array, "b h w c"] | tuple[Float[Array, "b _ _ _"], ...]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        steps = steps_up(pyramid, self.features, "UNetDecoder")
+        steps = steps_up(pyramid, self.features, self.upsample, "UNetDecoder")
         hidden = self.hidden or [None] * len(steps)
         if len(hidden) != len(steps):
             raise ValueError(f"hidden has an entry for each of the {len(steps)} blocks, or is None; got {self.hidden}")
@@ -108,7 +108,6 @@ class UNetDecoder(nn.Module):
         block = partial(
             UNetBlock,
             skip=self.skip,
-            upsample=self.upsample,
             norm=self.norm,
             act=self.act,
             attention=self.attention,
@@ -117,7 +116,7 @@ class UNetDecoder(nn.Module):
         maps = []
         for index, (step, inner) in enumerate(zip(steps, hidden, strict=True)):
             last = index + 1 == len(steps)
-            module = block(step.features, inner, last=last, name=f"block{index}")
+            module = block(step.features, inner, upsample=step.upsample, last=last, name=f"block{index}")
             x = run_block(module, x, step.skip, size=step.size, train=train, remat=self.remat)
             maps.append(x)
         return dropped([*reversed(maps)] or [x], self.dropout, train=train, all_scales=all_scales)

@@ -66,10 +66,9 @@ class UNetPlusPlusDecoder(nn.Module):
     def __call__(
         self, pyramid: Pyramid, *, train: bool = False, all_scales: bool = False
     ) -> Float[Array, "b h w c"] | tuple[Float[Array, "b _ _ _"], ...]:
-        block = partial(
+        node = partial(
             UNetBlock,
             skip=self.skip,
-            upsample=self.upsample,
             norm=self.norm,
             act=self.act,
             attention=self.attention,
@@ -80,8 +79,9 @@ class UNetPlusPlusDecoder(nn.Module):
         # At the scale below: x_0, x_1, ... and last the encoder's feature, each of which a block here takes up.
         below = [pyramid.features[-1]]
         finest = []
-        steps = steps_up(pyramid, self.features, "UNetPlusPlusDecoder")
-        for layer, (features, skip, size) in enumerate(steps):
+        steps = steps_up(pyramid, self.features, self.upsample, "UNetPlusPlusDecoder")
+        for layer, (features, skip, size, upsample) in enumerate(steps):
+            block = partial(node, upsample=upsample)
             if skip is None:
                 last = layer + 1 == len(steps)
                 below = [take(block(features, last=last, name=f"x_0_{layer}"), below[0], None, size=size)]
