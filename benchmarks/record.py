@@ -4,14 +4,13 @@ import csv
 import io
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import Spread, Timing, fit_exponent
+from densezoo.files import replace
 
 SCHEMA = 1
 TORCH_FORMS = ("torch", "torch compiled", "torch compiled, frozen")
@@ -73,17 +72,8 @@ def write(folder: Path, result: Mapping[str, Any]) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes a file under a temporary name, then renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path
+    """Writes a file, whole or not at all."""
+    return replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
+from densezoo.files import replace
 from densezoo.models import SegmentationModel
 from densezoo.zoo import MODELS, SKIPS, UPSAMPLERS, create_model, look_up
 
@@ -78,14 +78,8 @@ class ModelConfig:
 
     def save(self, path: str | Path) -> None:
         """Writes the configuration as JSON, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        replace(path, lambda temporary: temporary.write_text(text))
 
     @classmethod
     def load(cls, path: str | Path) -> "ModelConfig":

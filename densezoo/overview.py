@@ -76,7 +76,7 @@ def summary(
 
     Args:
         model: a model, an encoder, or any other module that takes images.
-        image_shape: (batch, height, width, channels), or without the batch.
+        image_shape: (batch, height, width, channels), or without the batch; or images of that shape.
         depth: how many modules deep to go.
         dtype: of the images.
 
@@ -89,7 +89,8 @@ def summary(
         >>> table.rooms[0].parameters, table.rooms[0].shapes
         (14328209, ((1, 224, 224, 1),))
     """
-    shape = (1, *image_shape) if len(image_shape) == 3 else tuple(image_shape)
+    image_shape = tuple(getattr(image_shape, "shape", image_shape))  # images tell theirs
+    shape = (1, *image_shape) if len(image_shape) == 3 else image_shape
     if len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"image_shape is (batch, height, width, channels) or without the batch; got {image_shape}")
     images = jax.ShapeDtypeStruct(shape, dtype)

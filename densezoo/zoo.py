@@ -227,11 +227,26 @@ def look_up(name: str, table: dict[str, T], kind: str) -> T:
     return table[name]
 
 
+# What segmentation_models_pytorch's users would write.
+_ELSEWHERE = {
+    "encoder_name": "it is encoder here, the second argument",
+    "classes": "it is num_classes here",
+    "in_channels": "a model takes the channels of the first images that it sees",
+    "encoder_weights": 'dz.weights.from_torch(model, checkpoint, part="encoder") loads them',
+    "encoder_depth": "dz.create_encoder(name, coarsest=...) leaves coarser features out",
+    "decoder_channels": "it is features here",
+    "decoder_attention_type": "it is attention here, such as attention=dz.SCSE",
+    "decoder_use_norm": "it is norm here, such as norm=dz.BatchNorm or norm=None",
+    "activation": "a model gives logits: apply jax.nn.softmax or jax.nn.sigmoid to them",
+    "aux_params": "it is auxiliary here, for deep supervision",
+}
+
+
 def _check_fields(constructor: Callable[..., Any], fields: dict[str, Any], what: str) -> None:
     known = _fields(constructor)
     for field in fields:
         if field not in known:
-            raise TypeError(f"{what} has no argument {field!r}; {_nearest(field, known)}")
+            raise TypeError(f"{what} has no argument {field!r}; {_ELSEWHERE.get(field) or _nearest(field, known)}")
 
 
 def _fields(constructor: Callable[..., Any]) -> list[str]:
@@ -241,5 +256,9 @@ def _fields(constructor: Callable[..., Any]) -> list[str]:
 
 def _nearest(name: object, choices: Iterable[str]) -> str:
     choices = sorted(choices)
+    # "UnetPlusPlus" and "DeepLabV3+" are how others write them.
+    plain = str(name).lower().removeprefix("tu-").replace("++", "plusplus").replace("+", "plus")
+    if plain in choices:
+        return f"did you mean {plain!r}?"
     near = difflib.get_close_matches(str(name), choices, n=5, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(choices)}"

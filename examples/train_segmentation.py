@@ -22,8 +22,8 @@ from common import keep_compiled, user_errors
 from densezoo import viz, weights
 from densezoo.config import ModelConfig
 from densezoo.data import ImageMaskFolder, Subset
+from densezoo.files import replace
 from densezoo.train import SegmentationRecipe, predictor, train_segmentation
-from densezoo.viz.pictures import replace
 
 
 @dataclasses.dataclass(frozen=True)

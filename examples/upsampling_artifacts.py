@@ -47,8 +47,8 @@ import densezoo as dz
 from densezoo import ops, viz
 from densezoo.blocks import he_uniform
 from densezoo.data import to_float
+from densezoo.files import replace
 from densezoo.train import predictor, train_segmentation
-from densezoo.viz.pictures import replace
 
 
 class TransposedConv3x3(nn.Module):

@@ -402,3 +402,15 @@ def test_pyramid_model_gives_maps_of_equal_channels():
 def test_bad_images_are_named(bad, message):
     with pytest.raises((ValueError, TypeError), match=message):
         small_model("unet", "plain").init(KEY, bad)
+
+
+def test_images_of_other_channels_than_the_weights_are_named():
+    model, variables = variables_of("unet", "plain")
+    with pytest.raises(ValueError, match=r"images of 1 channels .* \(2, 32, 32, 1\)"):
+        model.apply(variables, images((32, 32), channels=1))
+
+
+def test_images_that_look_like_nchw_are_told_of():
+    model = small_model("unet", "plain")
+    with pytest.warns(UserWarning, match="look like NCHW"):
+        jax.eval_shape(model.init, KEY, jnp.zeros((1, 3, 32, 32)))

@@ -17,6 +17,7 @@ def test_counts_are_those_of_the_arithmetic():
     assert rooms["block0",].shapes == ((2, 16, 12, 4),)
     assert rooms["block0",].bytes == 4 * 2 * 16 * 12 * 4
     assert rooms[()].shapes == ((2, 16, 12, 4), (2, 8, 6, 8))
+    assert dz.summary(encoder, jnp.zeros((2, 16, 12, 3)), depth=3) == table
 
 
 @pytest.mark.parametrize("impl", ["auto", "winograd"])

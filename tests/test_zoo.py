@@ -35,6 +35,11 @@ def test_blueprints_describe_every_model():
             ValueError,
             "unknown encoder 'resnet43'; did you mean 'resnet34'",
         ),
+        (lambda: dz.create_model("UnetPlusPlus"), ValueError, r"did you mean 'unetplusplus'\?"),
+        (lambda: dz.create_model("deeplabv3+"), ValueError, r"did you mean 'deeplabv3plus'\?"),
+        (lambda: dz.create_model("unet", "tu-resnet34"), ValueError, r"did you mean 'resnet34'\?"),
+        (lambda: dz.create_model("unet", encoder_name="resnet18"), TypeError, "it is encoder here"),
+        (lambda: dz.create_model("unet", classes=3), TypeError, "it is num_classes here"),
         (lambda: dz.create_model("xyz"), ValueError, "there are: deeplabv3, deeplabv3plus, dpt, fpn,"),
         (
             lambda: dz.create_model("unet", upsampel=dz.Bilinear),

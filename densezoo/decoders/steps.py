@@ -61,6 +61,8 @@ def steps_up(pyramid: Pyramid, features: Sequence[int] | None, upsample: ModuleD
         decoder: its name, for messages.
     """
     *skips, _ = pyramid.features
+    if isinstance(features, int):
+        raise TypeError(f"features has an entry for each block of {decoder}, such as (256, 128, 64); got {features}")
     beyond = None if features is None else len(features) - len(skips)
     if beyond is not None and beyond < 0:
         raise ValueError(

@@ -1,11 +1,13 @@
 """Compositions: encoder, decoder, head; encoder, neck."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 from jaxtyping import Array, Float
 
 from densezoo import ops
@@ -114,10 +116,22 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
         raise TypeError(
             f"expected float images, got {images.dtype}: densezoo.data.to_float scales integer pixels to 0..1"
         )
+    if images.shape[1] <= 4 and min(images.shape[2:]) >= 16:
+        warnings.warn(
+            f"images of shape {images.shape} look like NCHW and are taken as NHWC, with {images.shape[-1]} channels:"
+            " images.transpose(0, 2, 3, 1) brings them in order",
+            stacklevel=2,
+        )
     smallest = getattr(encoder, "min_size", 1)
     missing = [max(0, smallest - side) for side in size_of(images)]
     if any(missing):
         images = jnp.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
-    pyramid = encoder(images, train=train)  # pyright: ignore[reportCallIssue]
+    try:
+        pyramid = encoder(images, train=train)  # pyright: ignore[reportCallIssue]
+    except ScopeParamShapeError as error:
+        raise ValueError(
+            f"the variables do not fit this encoder and images of {images.shape[-1]} channels (they come as NHWC, the"
+            f" shape is {images.shape}): {error}"
+        ) from error
     # So that an encoder of one's own need give no more than features.
     return pyramid.replace(reductions=getattr(encoder, "reductions", pyramid.reductions), image_size=size_of(images))

@@ -1,11 +1,11 @@
 """Figures to files."""
 
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from densezoo.files import replace
 
 _NO_DATES = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
@@ -40,22 +40,8 @@ def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
         raise ValueError(
             f"the ending of {path.name!r} says no format that can be drawn; there are: {', '.join(formats)}"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(suffix=ending, prefix=f".{path.stem}-", dir=path.parent)
-    os.close(descriptor)
-    try:
-        figure.savefig(temporary, dpi=dpi, metadata=_NO_DATES.get(ending))
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone.
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    replace(path, lambda temporary: figure.savefig(temporary, dpi=dpi, metadata=_NO_DATES.get(ending)))
     if "matplotlib.pyplot" in sys.modules:  # Where pyplot made the figure, pyplot holds on to it.
         sys.modules["matplotlib.pyplot"].close(figure)
     figure.clear()
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,12 +1,12 @@
 """Arrays to picture files."""
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
+
+from densezoo.files import replace
 
 
 def save_image(image: UInt8[np.ndarray, "h w 3"], path: str | Path) -> Path:
@@ -57,17 +57,4 @@ def save_mask(
 
 
 def _write(picture: Image.Image, path: str | Path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return replace(path, lambda temporary: picture.save(temporary))
-
-
-def replace(path: Path, write: Callable[[Path], object]) -> Path:
-    """Lets `write` write a temporary file beside `path`, and puts it in its place only when it is whole."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return replace(path, picture.save)

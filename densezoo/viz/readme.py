@@ -5,7 +5,6 @@ exits with 1 if they are out of date.
 """
 
 import dataclasses
-import os
 import re
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from densezoo.blueprints import reductions
+from densezoo.files import replace
 from densezoo.zoo import blueprints, create_encoder, list_encoders
 
 BEGIN, END = "<!-- zoo:begin -->", "<!-- zoo:end -->"
@@ -83,9 +83,7 @@ def main(arguments: Arguments) -> int:
             print(message, file=sys.stderr)
             return 1
         if text != wanted:
-            temporary = file.with_name(f".{file.name}.tmp")
-            temporary.write_text(wanted, encoding="utf-8")
-            os.replace(temporary, file)
+            replace(file, lambda temporary: temporary.write_text(wanted, encoding="utf-8"))
     except (OSError, ValueError) as error:
         print(f"{file}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from densezoo.weights._files import open_containers, read_checkpoint
+from densezoo.weights._files import NATIVE, open_containers, read_checkpoint, read_metadata
 from densezoo.weights._report import Misfit
 from densezoo.weights._slots import (
     Path,
@@ -146,6 +146,8 @@ def read_names(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> Names:
     if isinstance(checkpoint, (str, os.PathLike)):
         source = os.fspath(checkpoint)
         arrays: dict[str, Any] = dict(read_checkpoint(checkpoint))
+        if NATIVE in read_metadata(checkpoint):
+            raise ValueError(f"{source} is a file of dz.save: model, variables = dz.load(path) reads it")
     elif isinstance(checkpoint, Mapping):
         source = getattr(checkpoint, "source", source)
         arrays = {str(name): array for name, array in open_containers(checkpoint).items() if hasattr(array, "shape")}

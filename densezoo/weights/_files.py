@@ -38,6 +38,9 @@ _SAFETENSORS_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+NATIVE = "densezoo"
+"""What the metadata of a file of `dz.save` has under this name describes its model."""
+
 _LONGEST_HEADER = 100_000_000  # as safetensors has it
 # Of an archive's first entry, or of one that has none. "PK" alone may begin the length of a safetensors header.
 _ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")

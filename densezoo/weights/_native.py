@@ -2,7 +2,6 @@
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path as File
 from typing import Any
@@ -14,12 +13,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
+from densezoo.files import replace
 from densezoo.weights._describe import Unknown, build, describe
-from densezoo.weights._files import is_storable, read_checkpoint, read_metadata
+from densezoo.weights._files import NATIVE, is_storable, read_checkpoint, read_metadata
 from densezoo.weights._report import shortened
 from densezoo.weights._slots import Path, differences
 
-_KEY = "densezoo"
 _FORMAT = 1
 
 
@@ -35,6 +34,7 @@ def save(path: str | os.PathLike[str], model: nn.Module | None, variables: Mappi
         variables: what `model.apply` takes; every collection, in its types.
 
     Raises:
+        TypeError: the path is none.
         ValueError: the model has something that cannot be described, such as a module of one's own, or the variables
           are not its.
 
@@ -50,6 +50,8 @@ def save(path: str | os.PathLike[str], model: nn.Module | None, variables: Mappi
         >>> same.head.num_classes, bool((loaded["params"]["head"]["conv"]["bias"] == 0).all())
         (2, True)
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"dz.save(path, model, variables) takes the path first; got a {type(path).__name__}")
     tree: dict[Path, Any] = flatten_dict(dict(variables))
     if not tree or any("/" in name for path in tree for name in path):
         raise ValueError(f"expected the variables of a model, nested dictionaries of arrays, got {sorted(variables)}")
@@ -63,17 +65,7 @@ def save(path: str | os.PathLike[str], model: nn.Module | None, variables: Mappi
     if wrong := [f"{name} is {array.dtype}" for name, array in arrays.items() if not is_storable(array.dtype)]:
         raise ValueError(f"these types of arrays cannot be written: {shortened(wrong)}")
     facts = {"format": _FORMAT, "version": _version(), "model": description}
-    path = File(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as any new file's here; safetensors lets nobody else read its own
-        save_file(arrays, temporary, metadata={_KEY: json.dumps(facts)})
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace(File(path), lambda temporary: save_file(arrays, temporary, metadata={NATIVE: json.dumps(facts)}))
 
 
 def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
@@ -109,7 +101,7 @@ def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> tup
 
 def _facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
-        facts = json.loads(read_metadata(path)[_KEY])
+        facts = json.loads(read_metadata(path)[NATIVE])
         if isinstance(facts["format"], int) and isinstance(facts["version"], str) and "model" in facts:
             return facts
     except (KeyError, TypeError, ValueError, RecursionError):

@@ -122,3 +122,8 @@ def test_all_scales_of_a_decoder_without_blocks():
     maps = pyramid((1,))
     (only,) = dz.UNetDecoder().apply({}, maps, all_scales=True)
     np.testing.assert_array_equal(only, maps.features[0])
+
+
+def test_one_number_for_all_blocks_is_no_list_of_features():
+    with pytest.raises(TypeError, match=r"features has an entry for each block of UNetDecoder.*got 64"):
+        jax.eval_shape(dz.UNetDecoder(features=64).init, KEY, pyramid())

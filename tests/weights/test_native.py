@@ -301,6 +301,15 @@ def test_damaged_and_foreign_files(tmp_path):
         dz.load(tmp_path / "nothing.safetensors")
 
 
+def test_the_other_readers_and_orders_are_named(tmp_path):
+    model, variables = small()
+    with pytest.raises(TypeError, match=r"dz\.save\(path, model, variables\) takes the path first"):
+        dz.save(model, variables, tmp_path / "model.safetensors")
+    dz.save(tmp_path / "model.safetensors", model, variables)
+    with pytest.raises(ValueError, match=r"is a file of dz\.save: .*dz\.load"):
+        dz.weights.from_torch(model, tmp_path / "model.safetensors")
+
+
 def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
     model, variables = small()
     path = tmp_path / "model.safetensors"
