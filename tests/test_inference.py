@@ -27,7 +27,7 @@ def with_statistics(model, images):
 @pytest.mark.parametrize(
     ("name", "encoder", "channels", "norms"),
     [
-        ("unet", dz.ResNet((1, 1, 1, 1), dz.BasicBlock, width=8), 3, 12 + 10),
+        ("unet", dz.ResNet((1, 1), dz.BasicBlock, width=8), 3, 6 + 6),
         ("fpn", dz.ResNet((1, 1, 1, 1), dz.Bottleneck, width=8), 1, 17),
         ("segnet", dz.VGG((1, 2, 1), (4, 8, 8), norm=dz.BatchNorm), 4, 4 + 4),
         ("unet", dz.PlainEncoder((4, 8)), 3, 4 + 2),
