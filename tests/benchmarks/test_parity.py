@@ -30,8 +30,9 @@ def with_fields(arguments, **fields):
 def test_a_pair_that_is_there_is_not_compared_again(arguments, monkeypatch):
     compared = []
 
-    def compare(model, encoder, arguments):
+    def compare(model, encoder, size):
         compared.append((model, encoder))
+        assert size == ((128, 160) if model == "pan" else (64, 96))
         if model == "pan" and len(compared) == 2:
             raise KeyboardInterrupt
         return {"parameters": 1, "error": 1e-6}
@@ -42,8 +43,6 @@ def test_a_pair_that_is_there_is_not_compared_again(arguments, monkeypatch):
     assert parity.main(arguments) == 0
     assert compared == [("unet", "resnet18"), ("pan", "resnet18"), ("pan", "resnet18")]
     assert [json.loads(line)["model"] for line in arguments.out.read_text().splitlines()] == ["unet", "pan"]
-    assert parity.main(with_fields(arguments, height=128)) == 0  # another size is another comparison
-    assert len(compared) == 5
 
 
 @pytest.mark.parametrize(("error", "code"), [(9e-5, 0), (1.1e-4, 1), (float("nan"), 1)])
