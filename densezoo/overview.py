@@ -24,7 +24,7 @@ class Room:
 
     Attributes:
         path: names of modules, from the model inwards; empty for the model itself.
-        shapes: of the arrays that it gives.
+        shapes: of the arrays that it gives; none for a part that runs in training only, such as auxiliary heads.
         parameters: how many numbers it learns.
         flops: of its convolutions and matrix products, two for each multiplication and addition.
         bytes: of the arrays that it gives.
@@ -56,7 +56,7 @@ class Summary:
         for room in self.rooms:
             name = "  " * len(room.path) + (room.path[-1] if room.path else f"images {_text([self.image_shape])}")
             mebibytes = f"{room.bytes / 2**20:.2f}"
-            rows.append((name, _text(room.shapes), f"{room.parameters:,}", f"{room.flops / 1e9:.3f}", mebibytes))
+            rows.append((name, _text(room.shapes) or "-", f"{room.parameters:,}", f"{room.flops / 1e9:.3f}", mebibytes))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = [
             "  ".join(f"{x:<{w}}" if i < 2 else f"{x:>{w}}" for i, (x, w) in enumerate(zip(row, widths, strict=True)))
@@ -100,7 +100,7 @@ def summary(
 
     def note(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
         result = run(*args, **kwargs)
-        if context.method_name == "__call__":
+        if context.method_name == "__call__" and (args or kwargs):  # what takes nothing only holds weights
             results[context.module.path] = result.features if isinstance(result, Pyramid) else result
         return result
 
@@ -120,6 +120,8 @@ def summary(
     arrays: Any = flatten_dict(variables.get("params", {}))
     for path, array in arrays.items():
         parameters.update({path[:end]: array.size for end in range(len(path))})
+    # A part that has weights and does not run is one for training, such as the auxiliary heads.
+    results |= {path: () for path in parameters if len(path) == 1 and path not in results}
     rooms = []
     for path in _ordered(path for path in results if len(path) <= depth):
         given = [leaf for leaf in jax.tree.leaves(results[path]) if hasattr(leaf, "shape")]

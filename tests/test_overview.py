@@ -32,6 +32,17 @@ def test_all_parameters_are_counted_and_no_fast_form_changes_the_count(impl):
     assert sum(room.flops for room in inner) == table.rooms[0].flops
 
 
+def test_what_runs_in_training_only_is_there_too_and_holders_of_weights_are_not():
+    rooms = dz.summary(dz.create_model("unet", dz.PlainEncoder((4, 8, 8)), 3, auxiliary=1), (16, 16, 3)).rooms
+    parts = {room.path: room for room in rooms if len(room.path) == 1}
+    assert list(parts) == [("encoder",), ("decoder",), ("head",), ("auxiliary",)]
+    assert parts["auxiliary",].parameters == 8 * 3 + 3 and parts["auxiliary",].shapes == ()
+    assert rooms[0].parameters == sum(room.parameters for room in parts.values())
+    table = dz.summary(dz.create_model("segformer", dz.PlainEncoder((4, 8)), 3), (16, 16, 3))
+    (decoder,) = (room for room in table.rooms if room.path == ("decoder",))
+    assert decoder.flops > 0 and not any("mlp" in name for room in table.rooms for name in room.path)
+
+
 def test_loops_and_groups_are_counted_whole():
     class Looped(nn.Module):
         @nn.compact
