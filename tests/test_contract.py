@@ -12,7 +12,6 @@ import densezoo as dz
 from densezoo.zoo import MODELS
 
 KEY = jax.random.key(0)
-SIZES = [(1, 1), (33, 50), (2, 97)]
 
 # Small stand-ins of each encoder family, which compile quickly and take every path of their code.
 SMALL = {
@@ -142,7 +141,10 @@ def test_logits_have_the_image_size_and_weights_do_not_depend_on_it(encoder_name
             continue
         model = dz.create_model(name, encoder_name, num_classes=5)
         expected = None
-        for size, channels in [*((size, 3) for size in SIZES), ((33, 50), 1), ((33, 50), 5)]:
+        shapes = [((1, 1), 3), ((33, 50), 3)]
+        if encoder_name in FAMILIES:
+            shapes += [((2, 97), 3), ((33, 50), 1), ((33, 50), 5)]
+        for size, channels in shapes:
             pyramid, variables = pyramid_of(model.encoder, size, channels)
             logits, others = answer_to(model.decoder, model.head, pyramid)
             assert logits.shape == (2, *pyramid.image_size, 5), name
@@ -155,7 +157,7 @@ def test_logits_have_the_image_size_and_weights_do_not_depend_on_it(encoder_name
 @pytest.mark.parametrize("name", dz.list_models())
 def test_any_image_gives_logits_of_its_size(name):
     model = dz.create_model(name, num_classes=5)
-    for size in SIZES[:2]:
+    for size in ((1, 1), (33, 50)):
         shape = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
         assert jax.eval_shape(model.init_with_output, KEY, shape)[0].shape == (2, *size, 5)
 
