@@ -55,6 +55,7 @@ def main(arguments: Arguments) -> int:
         write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"compilation": table(rows)}))
         return 0
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_enable_compilation_cache", False)  # it would be reading that is timed
     pairs = [text.partition(":")[::2] for text in arguments.models]
     for name, encoder in pairs:  # before the first of them takes its time
         look_up(name, MODELS, "model")

@@ -1,6 +1,8 @@
 """Options for XLA under which densezoo's models were measured to run best."""
 
 import functools
+import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +19,6 @@ _TRAINING = {
 }
 
 
-@functools.cache
 def compiler_options(*, training: bool = False) -> dict[str, str]:
     """Options for `jax.jit(..., compiler_options=...)` on the default platform; results change by rounding.
 
@@ -34,6 +35,11 @@ def compiler_options(*, training: bool = False) -> dict[str, str]:
         >>> jax.jit(model.apply, compiler_options=dz.compiler_options())(variables, images).shape
         (1, 16, 16, 2)
     """
+    return dict(_known(training))
+
+
+@functools.cache
+def _known(training: bool) -> dict[str, str]:
     known = {}
     platform = jax.default_backend()
     for name, value in (_OPTIONS.get(platform, {}) | (_TRAINING.get(platform, {}) if training else {})).items():
@@ -42,6 +48,10 @@ def compiler_options(*, training: bool = False) -> dict[str, str]:
         except Exception:  # what an unknown option raises differs between versions
             continue
         known[name] = value
+    if name := next(iter(_TRAINING.get(platform, {}).keys() & known), None):
+        # The option takes the place of the flag, so the user's own passes are named again.
+        passes = re.findall(rf"--{name}=(\S+)", os.environ.get("XLA_FLAGS", ""))
+        known[name] = ",".join([*passes[-1:], known[name]])
     return known
 
 

@@ -8,17 +8,22 @@ from pathlib import Path
 def replace(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Lets `write` write a temporary file beside `path`, and puts it in its place only when it is whole.
 
-    The temporary file has the same ending, by which many a writer knows the format. Folders are made.
+    The temporary file begins with a dot and has the same ending, by which many a writer knows the format. A file that
+    is replaced keeps its permissions, and a link to it stays one. Folders are made.
+
+    Returns:
+        The path as it was given.
     """
-    path = Path(path)
+    given = Path(path)
+    path = given.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode
+        mode = (path if path.exists() else temporary).stat().st_mode
         write(temporary)
-        temporary.chmod(mode)  # that of any new file here: some writers let nobody but the owner read
+        temporary.chmod(mode)  # a writer may have its own: safetensors lets nobody but the owner read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
+    return given

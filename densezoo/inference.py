@@ -86,7 +86,7 @@ def _pairs(model: nn.Module, variables: Any, images: Any) -> dict[Path, tuple[Pa
         if context.method_name != "__call__" or type(module) not in (Conv, BatchNorm):
             return call(*args, **kwargs)
         if type(module) is Conv:
-            if not made and images is None:
+            if not made and images is None and isinstance(args[0], jax.Array):  # the stem, unless it is of another kind
                 kernel = variables["params"]
                 for name in module.path:
                     kernel = kernel[name]

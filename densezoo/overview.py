@@ -24,7 +24,7 @@ class Room:
 
     Attributes:
         path: names of modules, from the model inwards; empty for the model itself.
-        shapes: of the arrays that it gives; none for a part that runs in training only, such as auxiliary heads.
+        shapes: of the arrays that it gives; none for a part that did not run, such as heads for training.
         parameters: how many numbers it learns.
         flops: of its convolutions and matrix products, two for each multiplication and addition.
         bytes: of the arrays that it gives.
@@ -76,7 +76,7 @@ def summary(
 
     Args:
         model: a model, an encoder, or any other module that takes images.
-        image_shape: (batch, height, width, channels), or without the batch; or images of that shape.
+        image_shape: (batch, height, width, channels), or without the batch; or images, whose `dtype` then counts.
         depth: how many modules deep to go.
         dtype: of the images.
 
@@ -89,8 +89,9 @@ def summary(
         >>> table.rooms[0].parameters, table.rooms[0].shapes
         (14328209, ((1, 224, 224, 1),))
     """
-    image_shape = tuple(getattr(image_shape, "shape", image_shape))  # images tell theirs
-    shape = (1, *image_shape) if len(image_shape) == 3 else image_shape
+    if hasattr(image_shape, "shape"):  # images, which tell both
+        image_shape, dtype = tuple(image_shape.shape), image_shape.dtype  # pyright: ignore[reportAttributeAccessIssue]
+    shape = (1, *image_shape) if len(image_shape) == 3 else tuple(image_shape)
     if len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"image_shape is (batch, height, width, channels) or without the batch; got {image_shape}")
     images = jax.ShapeDtypeStruct(shape, dtype)

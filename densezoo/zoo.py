@@ -132,7 +132,8 @@ def create_model(
           `SegmentationModel`.
         frozen: parts that do not train, such as `("encoder",)`.
         remat: works the maps within each block out anew in the backward pass instead of keeping them: less memory, more
-          time. It reaches an encoder given by name and the decoders that have it.
+          time. It reaches an encoder given by name and the decoders that have it. A train step of one's own takes
+          `dz.compiler_options(training=True)`: without it XLA keeps the maps on a CPU all the same.
         impl: which implementation of the operations computes, one of `densezoo.ops.IMPLEMENTATIONS`.
         dtype: of the computation, such as `jnp.bfloat16`; None computes in the type of images and parameters.
         param_dtype: of the parameters. Both are passed to the encoder too, if it is given by name.
@@ -158,7 +159,8 @@ def create_model(
     if isinstance(num_classes, bool) or not isinstance(num_classes, SupportsIndex) or operator.index(num_classes) < 1:
         raise ValueError(f"num_classes is a whole number of at least 1 (1 for a binary mask), got {num_classes!r}")
     num_classes = operator.index(num_classes)
-    _check_fields(blueprint.decoder, fields, f"model {name!r}")
+    arguments = inspect.signature(create_model).parameters.keys() - {"fields"}
+    _check_fields(blueprint.decoder, fields, f"model {name!r}", arguments)
     if isinstance(frozen, str) or not set(frozen) <= {"encoder", "decoder", "head"}:
         raise ValueError(f"frozen is a tuple of names among encoder, decoder and head; got {frozen!r}")
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
@@ -166,10 +168,9 @@ def create_model(
         encoder = _encoder_for(blueprint, encoder or blueprint.encoder, dtypes, remat)
     if not isinstance(encoder, nn.Module):
         raise TypeError(f"encoder is a name or an encoder, such as dz.PlainEncoder(); got {encoder!r}")
-    if dtype is not None and getattr(encoder, "dtype", dtype) != dtype:
-        raise ValueError(
-            f"the encoder given computes in dtype={getattr(encoder, 'dtype', None)}: make it with {dtype=}"
-        )
+    computes = getattr(encoder, "dtype", dtype)
+    if dtype is not None and (computes is None or jnp.dtype(computes) != jnp.dtype(dtype)):
+        raise ValueError(f"the encoder given computes in dtype={computes}: make it with {dtype=}")
     if misfit := blueprint.misfit(encoder):
         raise ValueError(f"{name} does not go with this encoder: {misfit}")
     if auxiliary < 0:
@@ -227,26 +228,28 @@ def look_up(name: str, table: dict[str, T], kind: str) -> T:
     return table[name]
 
 
-# What segmentation_models_pytorch's users would write.
+# What segmentation_models_pytorch's users would write, and the arguments here.
 _ELSEWHERE = {
-    "encoder_name": "it is encoder here, the second argument",
-    "classes": "it is num_classes here",
-    "in_channels": "a model takes the channels of the first images that it sees",
-    "encoder_weights": 'dz.weights.from_torch(model, checkpoint, part="encoder") loads them',
-    "encoder_depth": "dz.create_encoder(name, coarsest=...) leaves coarser features out",
-    "decoder_channels": "it is features here",
-    "decoder_attention_type": "it is attention here, such as attention=dz.SCSE",
-    "decoder_use_norm": "it is norm here, such as norm=dz.BatchNorm or norm=None",
-    "activation": "a model gives logits: apply jax.nn.softmax or jax.nn.sigmoid to them",
-    "aux_params": "it is auxiliary here, for deep supervision",
+    "encoder_name": ("encoder", "it is encoder here, the second argument"),
+    "classes": ("num_classes", "it is num_classes here"),
+    "in_channels": ("encoder", "a model takes the channels of the first images that it sees"),
+    "encoder_weights": ("encoder", 'dz.weights.from_torch(model, checkpoint, part="encoder") loads them'),
+    "decoder_channels": ("features", "it is features here"),
+    "decoder_attention_type": ("attention", "it is attention here, such as attention=dz.SCSE"),
+    "decoder_use_norm": ("norm", "it is norm here, such as norm=dz.BatchNorm or norm=None"),
+    "activation": ("num_classes", "a model gives logits: apply jax.nn.softmax or jax.nn.sigmoid to them"),
+    "aux_params": ("auxiliary", "it is auxiliary here, for deep supervision"),
 }
 
 
-def _check_fields(constructor: Callable[..., Any], fields: dict[str, Any], what: str) -> None:
+def _check_fields(constructor: Callable[..., Any], fields: dict[str, Any], what: str, more: Iterable[str] = ()) -> None:
+    """Whether there are such fields; `more` are arguments that the caller has beside them."""
     known = _fields(constructor)
     for field in fields:
         if field not in known:
-            raise TypeError(f"{what} has no argument {field!r}; {_ELSEWHERE.get(field) or _nearest(field, known)}")
+            here, hint = _ELSEWHERE.get(field, ("", ""))
+            hint = hint if here in (*known, *more) else _nearest(field, (*known, *more))
+            raise TypeError(f"{what} has no argument {field!r}; {hint}")
 
 
 def _fields(constructor: Callable[..., Any]) -> list[str]:
@@ -260,5 +263,5 @@ def _nearest(name: object, choices: Iterable[str]) -> str:
     plain = str(name).lower().removeprefix("tu-").replace("++", "plusplus").replace("+", "plus")
     if plain in choices:
         return f"did you mean {plain!r}?"
-    near = difflib.get_close_matches(str(name), choices, n=5, cutoff=0.5)
+    near = difflib.get_close_matches(plain, choices, n=5, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(choices)}"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import densezoo as dz
+from densezoo import compiling
 
 KEY = jax.random.key(0)
 
@@ -102,6 +103,20 @@ def test_what_has_no_batch_norm_stays_as_it_is():
 def test_compiler_options_are_options_that_compile():
     options = dz.compiler_options()
     assert float(jax.jit(lambda x: 2 * x, compiler_options=options)(1.0)) == 2.0
+    options["of"] = "the caller"
+    assert "of" not in dz.compiler_options()
+
+
+def test_training_keeps_the_passes_that_the_user_left_out(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x --xla_disable_hlo_passes=fusion,cse")
+    compiling._known.cache_clear()
+    try:
+        options = dz.compiler_options(training=True)
+        assert "xla_disable_hlo_passes" not in dz.compiler_options()
+    finally:
+        compiling._known.cache_clear()
+    if jax.default_backend() == "cpu":
+        assert options["xla_disable_hlo_passes"] == "fusion,cse,cse_barrier_expander"
 
 
 def test_what_is_not_the_models_is_named():

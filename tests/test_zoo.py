@@ -40,6 +40,9 @@ def test_blueprints_describe_every_model():
         (lambda: dz.create_model("unet", "tu-resnet34"), ValueError, r"did you mean 'resnet34'\?"),
         (lambda: dz.create_model("unet", encoder_name="resnet18"), TypeError, "it is encoder here"),
         (lambda: dz.create_model("unet", classes=3), TypeError, "it is num_classes here"),
+        (lambda: dz.create_encoder("resnet18", classes=3), TypeError, "'classes'; did you mean 'coarsest'"),
+        (lambda: dz.create_model("fpn", decoder_attention_type="scse"), TypeError, "'decoder_attention_type'; there"),
+        (lambda: dz.create_model("unet", "ResNet43"), ValueError, "did you mean 'resnet34'"),
         (lambda: dz.create_model("xyz"), ValueError, "there are: deeplabv3, deeplabv3plus, dpt, fpn,"),
         (
             lambda: dz.create_model("unet", upsampel=dz.Bilinear),

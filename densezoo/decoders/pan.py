@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, GroupNorm, SpatialDropout, build
+from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, GroupNorm, LayerNorm, SpatialDropout, build
 from densezoo.decoders.steps import from_reduction
 from densezoo.ops import max_pool
 from densezoo.types import Dtype, ModuleDef, Pyramid, accumulator_dtype, size_of
@@ -82,7 +82,8 @@ class PANDecoder(nn.Module):
         dropout: share of the result's channels that are dropped in training (needs a `dropout` random key).
         upsample: factory of the upsampler of each step up; align-corners as the reference has it.
         attention_upsample: factory of the upsampler within the attention, of maps with one channel.
-        norm: factory of the normalisation, None for none; a group norm gets one group where there is one channel.
+        norm: factory of the normalisation, None for none; a group norm gets one group where there is one channel, where
+          a layer norm would leave nothing.
         act: activation.
 
     Example:
@@ -132,4 +133,8 @@ def _halve(x: jax.Array) -> jax.Array:
 
 def _for_one_channel(norm: ModuleDef | None) -> ModuleDef | None:
     kind = norm.func if isinstance(norm, partial) else norm
+    if kind in (LayerNorm, nn.LayerNorm, nn.RMSNorm):
+        raise ValueError(
+            f"PAN normalises maps of one channel, of which {kind.__name__} leaves nothing: take BatchNorm or GroupNorm"
+        )
     return partial(norm, num_groups=1) if kind in (GroupNorm, nn.GroupNorm) else norm  # pyright: ignore

@@ -77,11 +77,20 @@ class SegFormerDecoder(nn.Module):
         ]
         shape = (1, 1, len(features) * width, width)
         fuse, bias = Weights(shape, he_uniform, self.norm is None, self.param_dtype, name="fuse_conv")()
-        upsamplers = [build(self.upsample, name=f"upsample_{stage}", **dtypes) for stage in range(len(features))]
+        # That is for the reductions to say, where they are known: the features of a small image have all one size.
+        if pyramid.reductions is None:
+            coarser = [size_of(x) != size and not _is_finer(x, size) for x in features]
+        else:
+            coarser = [reduction > 4 for reduction in pyramid.reductions[::-1]]
+        upsamplers = [
+            build(self.upsample, name=f"upsample_{stage}", **dtypes) if below else None
+            for stage, below in enumerate(coarser)
+        ]
         dtype = jnp.result_type(*features, fuse) if self.dtype is None else self.dtype
         features = [x.astype(dtype) for x in features]
 
-        if chosen() == "reference" or type(upsamplers[0]) not in (Nearest, Bilinear, Bicubic):
+        linear = {type(upsampler) for upsampler in upsamplers} <= {Nearest, Bilinear, Bicubic, type(None)}
+        if chosen() == "reference" or not linear:
             maps = [_linear(x, *weights) for x, weights in zip(features, stages, strict=True)]
             maps = [_resize(x, size, upsampler) for x, upsampler in zip(maps, upsamplers, strict=True)]
             x = _linear(jnp.concatenate(maps, axis=-1), fuse[0, 0], bias)
@@ -117,11 +126,10 @@ def _is_finer(x: jax.Array, size: Size) -> bool:
     return x.shape[1] > size[0] or x.shape[2] > size[1]
 
 
-def _resize(x: jax.Array, size: Size, upsampler: Callable[[jax.Array, Size], jax.Array]) -> jax.Array:
-    if size_of(x) == size:
-        return x
-    # A learned upsampler only enlarges.
-    return ops.resize_bilinear(x, size) if _is_finer(x, size) else upsampler(x, size)
+def _resize(x: jax.Array, size: Size, upsampler: Callable[[jax.Array, Size], jax.Array] | None) -> jax.Array:
+    if upsampler is not None:
+        return upsampler(x, size)
+    return x if size_of(x) == size else ops.resize_bilinear(x, size)
 
 
 def _quarter(pyramid: Pyramid) -> Size:

@@ -100,7 +100,7 @@ class UNetDecoder(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         steps = steps_up(pyramid, self.features, self.upsample, "UNetDecoder")
         hidden = self.hidden or [None] * len(steps)
-        if len(hidden) != len(steps):
+        if isinstance(hidden, int) or len(hidden) != len(steps):
             raise ValueError(f"hidden has an entry for each of the {len(steps)} blocks, or is None; got {self.hidden}")
         x = pyramid.features[-1]
         if self.center:

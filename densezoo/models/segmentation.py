@@ -120,7 +120,7 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
         warnings.warn(
             f"images of shape {images.shape} look like NCHW and are taken as NHWC, with {images.shape[-1]} channels:"
             " images.transpose(0, 2, 3, 1) brings them in order",
-            stacklevel=2,
+            stacklevel=3,
         )
     smallest = getattr(encoder, "min_size", 1)
     missing = [max(0, smallest - side) for side in size_of(images)]
@@ -134,4 +134,7 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
             f" shape is {images.shape}): {error}"
         ) from error
     # So that an encoder of one's own need give no more than features.
-    return pyramid.replace(reductions=getattr(encoder, "reductions", pyramid.reductions), image_size=size_of(images))
+    reductions = getattr(encoder, "reductions", pyramid.reductions)
+    if reductions is not None and len(reductions) != len(pyramid.features):
+        raise ValueError(f"each feature has a reduction; this encoder has {len(pyramid.features)} and {reductions=}")
+    return pyramid.replace(reductions=reductions, image_size=size_of(images))

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import sys
 import threading
 import time
@@ -14,6 +13,8 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from densezoo.files import replace
 
 Record = dict[str, Any]
 
@@ -37,10 +38,8 @@ class Log:
             self.history = [record for record in records if record and record["step"] <= done]
         if jax.process_index() == 0:
             self._path = path
-            directory.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_suffix(".tmp")
-            fresh.write_text("".join(json.dumps(record) + "\n" for record in self.history))
-            os.replace(fresh, path)
+            text = "".join(json.dumps(record) + "\n" for record in self.history)
+            replace(path, lambda temporary: temporary.write_text(text))
 
     def write(self, record: Record) -> Record:
         """Adds a record; returns it as written."""

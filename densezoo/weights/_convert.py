@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from densezoo.weights._files import NATIVE, open_containers, read_checkpoint, read_metadata
+from densezoo.weights._files import open_containers, read_with_facts
 from densezoo.weights._report import Misfit
 from densezoo.weights._slots import (
     Path,
@@ -145,9 +145,10 @@ def read_names(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> Names:
     source = "the checkpoint"
     if isinstance(checkpoint, (str, os.PathLike)):
         source = os.fspath(checkpoint)
-        arrays: dict[str, Any] = dict(read_checkpoint(checkpoint))
-        if NATIVE in read_metadata(checkpoint):
-            raise ValueError(f"{source} is a file of dz.save: model, variables = dz.load(path) reads it")
+        read, facts = read_with_facts(checkpoint)
+        arrays: dict[str, Any] = dict(read)
+        if facts is not None:
+            raise ValueError(f"{source} is a file of dz.save: dz.load(path, model=model) gives the model and variables")
     elif isinstance(checkpoint, Mapping):
         source = getattr(checkpoint, "source", source)
         arrays = {str(name): array for name, array in open_containers(checkpoint).items() if hasattr(array, "shape")}

@@ -76,6 +76,13 @@ def read_checkpoint(path: str | os.PathLike[str], *, entry: str | None = None) -
         >>> {name: array.shape for name, array in read_checkpoint(path).items()}
         {'conv1.weight': (8, 3, 3, 3)}
     """
+    return read_with_facts(path, entry)[0]
+
+
+def read_with_facts(
+    path: str | os.PathLike[str], entry: str | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+    """As `read_checkpoint`, and what `dz.save` wrote beside the arrays, from one reading; None for any other file."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected a checkpoint file in it")
@@ -85,11 +92,12 @@ def read_checkpoint(path: str | os.PathLike[str], *, entry: str | None = None) -
         start = file.read(512)
     try:
         if start.startswith(_ZIP_STARTS):
-            return _read_zip(path, entry)
+            return _read_zip(path, entry), None
         if start.startswith(_LEGACY_START):
-            return _read_legacy(path.read_bytes(), entry)
+            return _read_legacy(path.read_bytes(), entry), None
         if start[8:9] == b"{" or (path.suffix == ".safetensors" and _explain(start) is None):
-            return _read_safetensors(path.read_bytes(), entry)
+            data = path.read_bytes()
+            return _read_safetensors(data, entry), _facts(data)
     except UnpickleError as error:
         raise ValueError(f"{path}: {error}. {_CONVERT}") from error
     except (*_DAMAGED, safetensors.SafetensorError) as error:
@@ -98,16 +106,16 @@ def read_checkpoint(path: str | os.PathLike[str], *, entry: str | None = None) -
     raise ValueError(f"{path} is not a checkpoint: {reason}")
 
 
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a safetensors file says of itself beside its arrays; nothing if it is a file of another kind."""
-    with Path(path).open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length <= _LONGEST_HEADER else b""
+def _facts(data: bytes) -> dict[str, Any] | None:
+    """What a safetensors file says of itself beside its arrays, if `dz.save` wrote it."""
+    length = int.from_bytes(data[:8], "little")
     try:
-        metadata = json.loads(header).get("__metadata__")
-    except (AttributeError, ValueError, RecursionError):
-        metadata = None
-    return metadata if isinstance(metadata, dict) else {}
+        facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][NATIVE])
+        if isinstance(facts["format"], int) and isinstance(facts["version"], str) and "model" in facts:
+            return facts
+    except (KeyError, TypeError, ValueError, RecursionError):
+        pass
+    return None
 
 
 def is_storable(dtype: Any) -> bool:
@@ -192,8 +200,9 @@ def _read_legacy(data: bytes, entry: str | None) -> dict[str, np.ndarray]:
     """The format of torch before 1.6: pickles one after the other, then the storages one after the other."""
     stream = io.BytesIO(data)
     _, protocol, system = (unpickle(stream) for _ in range(3))
-    if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
-        raise ValueError(f"it has version {protocol!r} of torch's old format, expected {_LEGACY_PROTOCOL}")
+    if type(protocol) is not int or protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
+        # Without what came: nested tuples, each twice in the next, would fill the memory as text.
+        raise ValueError(f"it has another version of torch's old format, expected {_LEGACY_PROTOCOL}")
     mentioned: dict[str, Storage] = {}
     contents, keys = unpickle(stream, mentioned), unpickle(stream)
     if not isinstance(keys, list) or not all(type(key) is str and key in mentioned for key in keys):

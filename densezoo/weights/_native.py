@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from densezoo.files import replace
 from densezoo.weights._describe import Unknown, build, describe
-from densezoo.weights._files import NATIVE, is_storable, read_checkpoint, read_metadata
+from densezoo.weights._files import NATIVE, is_storable, read_with_facts
 from densezoo.weights._report import shortened
 from densezoo.weights._slots import Path, differences
 
@@ -83,8 +83,12 @@ def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> tup
         ValueError: the file is damaged, not one of `save`'s, of a newer densezoo, or describes a model that cannot be
           built; or the model given is another.
     """
-    arrays = read_checkpoint(path)
-    facts = _facts(path)
+    arrays, facts = read_with_facts(path)
+    if facts is None:
+        raise ValueError(
+            f"{path} is not a file of dz.save: it does not say what model it is of. For a PyTorch checkpoint, build the"
+            " model and call dz.weights.from_torch(model, path)"
+        )
     tree = {tuple(name.split("/")): _array(value) for name, value in arrays.items()}
     if model is None:
         model = _build(path, facts)
@@ -97,19 +101,6 @@ def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> tup
     if lines:
         raise ValueError(f"the variables in {path} are not those of the model: {shortened(lines)}")
     return model, unflatten_dict(tree)
-
-
-def _facts(path: str | os.PathLike[str]) -> dict[str, Any]:
-    try:
-        facts = json.loads(read_metadata(path)[NATIVE])
-        if isinstance(facts["format"], int) and isinstance(facts["version"], str) and "model" in facts:
-            return facts
-    except (KeyError, TypeError, ValueError, RecursionError):
-        pass
-    raise ValueError(
-        f"{path} is not a file of dz.save: it does not say what model it is of. For a PyTorch checkpoint, build the"
-        " model and call dz.weights.from_torch(model, path)"
-    )
 
 
 def _build(path: str | os.PathLike[str], facts: dict[str, Any]) -> nn.Module:

@@ -47,7 +47,8 @@ class Slot:
 def images_for(model: nn.Module, channels: int) -> jax.Array:
     """Images to initialise a model with: large enough for it, and the parameters do not depend on the size."""
     encoder: Any = getattr(model, "encoder", model)
-    side = max(2 * max(32, *encoder.reductions), getattr(encoder, "min_size", 1))
+    reductions = getattr(encoder, "reductions", None) or ()  # one's own encoder may not tell them
+    side = max(2 * max((32, *reductions)), getattr(encoder, "min_size", 1))
     return jnp.zeros((1, side, side, channels), jnp.float32)
 
 

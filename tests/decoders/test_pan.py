@@ -61,6 +61,11 @@ def test_any_size_has_the_same_weights(size):
     assert "upsample" in expected["params"]["gau2"]
 
 
+def test_a_norm_that_leaves_nothing_of_one_channel_is_named():
+    with pytest.raises(ValueError, match="of which LayerNorm leaves nothing: take BatchNorm or GroupNorm"):
+        jax.eval_shape(dz.create_model("pan", "resnet18", norm=dz.LayerNorm).init, KEY, jnp.zeros((1, 64, 64, 3)))
+
+
 @pytest.mark.parametrize("norm", [None, partial(dz.GroupNorm, num_groups=2), partial(nn.GroupNorm, num_groups=2)])
 def test_other_norms(norm):
     pyramid = pyramid_of((4, 8, 16))

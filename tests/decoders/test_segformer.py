@@ -101,3 +101,10 @@ def test_dropout_drops_whole_channels_in_training():
 def test_an_encoder_of_one_scale_is_named():
     with pytest.raises(ValueError, match=r"1/16 of the image.*take dpt"):
         dz.create_model("segformer", "vit_tiny_patch16_224")
+
+
+def test_learned_upsamplers_have_the_same_weights_at_every_size():
+    decoder = dz.SegFormerDecoder(8, upsample=dz.TransposedConv)
+    shapes = [jax.eval_shape(decoder.init, KEY, pyramid_of((2, 4, 8, 16), size)) for size in ((1, 1), (4, 4), (33, 50))]
+    assert shapes[0] == shapes[1] == shapes[2]
+    assert {name for name in shapes[0]["params"] if "upsample" in name} == {"upsample_0", "upsample_1"}

@@ -125,6 +125,14 @@ def test_containers_and_entries(tmp_path):
     refused(write_zip(tmp_path / "s.pth", b"\x80\x02}q\x01" + plain("state_dict") + b"h\x01s."), "none of its entries")
 
 
+def test_no_message_shows_what_would_fill_the_memory(tmp_path):
+    # Tuples, each of which has the one before it twice.
+    doubling = b"\x80\x02)" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(40)) + b"."
+    path = tmp_path / "w.pth"
+    path.write_bytes(LEGACY_START[: -len(pickle.dumps(1001, 2))] + doubling + pickle.dumps({}, 2))
+    assert len(refused(path, "version of torch's old format")) < 1000
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_executes_nothing_and_says_how_to_convert(legacy, tmp_path):
     marker = tmp_path / "marker"

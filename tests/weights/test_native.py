@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 import densezoo as dz
 from densezoo.weights._describe import build, describe
-from densezoo.weights._files import read_metadata
+from densezoo.weights._files import read_with_facts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -166,6 +166,8 @@ def test_a_module_of_ones_own(tmp_path):
     assert_same(loaded, filled(model))
     with pytest.raises(ValueError, match=r"holds variables alone: build their model in code"):
         dz.load(path)
+    with pytest.raises(ValueError, match=r"file of dz\.save: dz\.load\(path, model=model\)"):
+        dz.weights.from_torch(model, path)
     for value in (lambda x: x, nn.initializers.normal(0.3), print, os.system, jnp.sin):
         with pytest.raises(ValueError, match=r"UNetDecoder\.act cannot be written into a file: it is <"):
             describe(dz.UNetDecoder(act=value), "UNetDecoder")
@@ -203,7 +205,8 @@ def test_any_number_of_input_channels(tmp_path):
 
 def rewritten(path, change):
     """The file with another description."""
-    facts = json.loads(read_metadata(path)["densezoo"])
+    _, facts = read_with_facts(path)
+    assert facts is not None
     change(facts)
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
@@ -299,6 +302,25 @@ def test_damaged_and_foreign_files(tmp_path):
             dz.load(foreign)
     with pytest.raises(FileNotFoundError):
         dz.load(tmp_path / "nothing.safetensors")
+
+
+class Own(nn.Module):
+    """An encoder that does not publish its reductions."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = nn.relu(dz.BatchNorm()(nn.Conv(4, (3, 3))(images), train=train))
+        return dz.Pyramid((x, nn.max_pool(x, (2, 2), (2, 2))))
+
+
+def test_an_encoder_of_ones_own_need_not_tell_its_reductions(tmp_path):
+    model = dz.SegmentationModel(Own(), dz.UNetDecoder((4,)), dz.SegmentationHead(2))
+    images = jnp.ones((1, 16, 16, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    dz.save(tmp_path / "own.safetensors", None, variables)
+    assert_same(dz.load(tmp_path / "own.safetensors", model=model)[1], variables)
+    folded = dz.fold_batch_norm(model, variables)
+    np.testing.assert_allclose(model.apply(folded, images), model.apply(variables, images), atol=1e-5)
 
 
 def test_the_other_readers_and_orders_are_named(tmp_path):
