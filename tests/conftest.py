@@ -5,8 +5,9 @@ import gc
 import jax
 from jaxtyping import install_import_hook
 
-# Tracing makes many objects that stay; to look through them again and again took a tenth of the time.
-gc.set_threshold(200_000, 50, 50)
+# Tracing makes many objects that stay; to look through them again and again took a tenth of the time. All the same
+# what is compiled is only freed by looking, at times.
+gc.set_threshold(100_000, 10, 10)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
