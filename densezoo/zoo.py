@@ -159,7 +159,7 @@ def create_model(
     if isinstance(num_classes, bool) or not isinstance(num_classes, SupportsIndex) or operator.index(num_classes) < 1:
         raise ValueError(f"num_classes is a whole number of at least 1 (1 for a binary mask), got {num_classes!r}")
     num_classes = operator.index(num_classes)
-    arguments = inspect.signature(create_model).parameters.keys() - {"fields"}
+    arguments = inspect.signature(create_model).parameters.keys() - {"name", "fields"}
     _check_fields(blueprint.decoder, fields, f"model {name!r}", arguments)
     if isinstance(frozen, str) or not set(frozen) <= {"encoder", "decoder", "head"}:
         raise ValueError(f"frozen is a tuple of names among encoder, decoder and head; got {frozen!r}")
@@ -228,16 +228,17 @@ def look_up(name: str, table: dict[str, T], kind: str) -> T:
     return table[name]
 
 
-# What segmentation_models_pytorch's users would write, and the arguments here.
+# What segmentation_models_pytorch's users would write: the argument here, if there must be one, and what to say.
 _ELSEWHERE = {
     "encoder_name": ("encoder", "it is encoder here, the second argument"),
     "classes": ("num_classes", "it is num_classes here"),
-    "in_channels": ("encoder", "a model takes the channels of the first images that it sees"),
-    "encoder_weights": ("encoder", 'dz.weights.from_torch(model, checkpoint, part="encoder") loads them'),
+    "in_channels": ("", "a model takes the channels of the first images that it sees"),
+    "encoder_weights": ("", 'dz.weights.from_torch(model, checkpoint, part="encoder") loads them'),
+    "encoder_depth": ("", "dz.create_encoder(name, coarsest=...) leaves coarser features out"),
     "decoder_channels": ("features", "it is features here"),
     "decoder_attention_type": ("attention", "it is attention here, such as attention=dz.SCSE"),
     "decoder_use_norm": ("norm", "it is norm here, such as norm=dz.BatchNorm or norm=None"),
-    "activation": ("num_classes", "a model gives logits: apply jax.nn.softmax or jax.nn.sigmoid to them"),
+    "activation": ("", "a model gives logits: apply jax.nn.softmax or jax.nn.sigmoid to them"),
     "aux_params": ("auxiliary", "it is auxiliary here, for deep supervision"),
 }
 
@@ -247,8 +248,10 @@ def _check_fields(constructor: Callable[..., Any], fields: dict[str, Any], what:
     known = _fields(constructor)
     for field in fields:
         if field not in known:
+            choices = {*known, *more}
             here, hint = _ELSEWHERE.get(field, ("", ""))
-            hint = hint if here in (*known, *more) else _nearest(field, (*known, *more))
+            if not hint or (here and here not in choices):
+                hint = _nearest(field, choices)
             raise TypeError(f"{what} has no argument {field!r}; {hint}")
 
 
@@ -263,5 +266,5 @@ def _nearest(name: object, choices: Iterable[str]) -> str:
     plain = str(name).lower().removeprefix("tu-").replace("++", "plusplus").replace("+", "plus")
     if plain in choices:
         return f"did you mean {plain!r}?"
-    near = difflib.get_close_matches(plain, choices, n=5, cutoff=0.5)
+    near = difflib.get_close_matches(plain, choices, n=5, cutoff=0.6)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(choices)}"
