@@ -20,7 +20,7 @@ import optax
 import tyro
 
 import densezoo as dz
-from benchmarks.machine import describe
+from benchmarks.machine import choose_platform, describe
 from benchmarks.record import markdown_table, write_text
 from benchmarks.report import with_parts
 from benchmarks.timing import compile_apart
@@ -55,7 +55,7 @@ def main(arguments: Arguments) -> int:
         write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"compilation": table(rows)}))
         return 0
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_enable_compilation_cache", False)  # it would be reading that is timed
+    choose_platform(None)  # that there is; and no compilation cache, whose reading would be timed
     pairs = [text.partition(":")[::2] for text in arguments.models]
     for name, encoder in pairs:  # before the first of them takes its time
         look_up(name, MODELS, "model")

@@ -48,10 +48,10 @@ def _known(training: bool) -> dict[str, str]:
         except Exception:  # what an unknown option raises differs between versions
             continue
         known[name] = value
-    if name := next(iter(_TRAINING.get(platform, {}).keys() & known), None):
+    if (flag := "xla_disable_hlo_passes") in known:
         # The option takes the place of the flag, so the user's own passes are named again.
-        passes = re.findall(rf"--{name}=(\S+)", os.environ.get("XLA_FLAGS", ""))
-        known[name] = ",".join([*passes[-1:], known[name]])
+        own = re.findall(rf"--{flag}=(\S+)", os.environ.get("XLA_FLAGS", ""))
+        known[flag] = ",".join([*own[-1:], known[flag]])
     return known
 
 

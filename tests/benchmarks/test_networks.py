@@ -21,13 +21,10 @@ def tiny_model(pair, arguments, impl, dtype=None):
 
 @pytest.fixture(autouse=True)
 def quick_machine(monkeypatch):
-    cache = jax.config.jax_enable_compilation_cache
     monkeypatch.setattr(models, "measure_limits", lambda quick: LIMITS)
     monkeypatch.setattr(machine, "busy_cores", lambda: 0.0)
     for module in (networks, models, training):
         monkeypatch.setattr(module, "make_model", tiny_model)
-    yield
-    jax.config.update("jax_enable_compilation_cache", cache)
 
 
 def test_inference_as_it_is_and_folded(tmp_path, capsys):

@@ -14,12 +14,9 @@ LIMITS = {"copy_bandwidth": 1e10, "copy_bandwidth_by_mib": {"4": 1e10}, "matmul_
 
 @pytest.fixture(autouse=True)
 def quick_machine(monkeypatch):
-    """The machine's limits take seconds and gigabytes; and the compilation cache's setting is put back."""
-    cache = jax.config.jax_enable_compilation_cache
+    """The machine's limits take seconds and gigabytes."""
     monkeypatch.setattr(upsampling, "measure_limits", lambda quick: LIMITS)
     monkeypatch.setattr(machine, "busy_cores", lambda: 0.0)
-    yield
-    jax.config.update("jax_enable_compilation_cache", cache)
 
 
 def run(*argv):
