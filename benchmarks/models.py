@@ -1,6 +1,6 @@
 """Times inference of whole models, as they are and with folded batch norms, beside segmentation_models_pytorch.
 
-Usage: python -m benchmarks.models --models unet:resnet34 fpn:resnet18 --impl auto winograd --against torch
+Usage: python -m benchmarks.models --models unet:resnet34 fpn:resnet18 --against torch
 
 Both sides have the same weights, and their outputs are compared before anything is timed. The results are a JSON and a
 CSV file in --out and a Markdown table on stdout; `benchmarks.report` makes documents of them.

@@ -92,28 +92,12 @@ TARGETS = (
         1.1,
     ),
     Target(
-        "U-Net-ResNet34 4x256x256 inference, folded, Winograd, over torch.compile",
-        "cpu",
-        "models",
-        {**_UNET, "form": "winograd, folded"},
-        ratio_to(*_COMPILED),
-        0.85,
-    ),
-    Target(
         "U-Net-ResNet34 4x256x256 train step over torch",
         "cpu",
         "training",
         {**_UNET, "form": "auto"},
         ratio_to("torch"),
         1.2,
-    ),
-    Target(
-        "U-Net-ResNet34 4x256x256 train step, Winograd, over torch",
-        "cpu",
-        "training",
-        {**_UNET, "form": "winograd"},
-        ratio_to("torch"),
-        1.0,
     ),
     Target(
         "every decoder, inference, folded, over torch.compile",

@@ -11,7 +11,6 @@ from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.depthwise import depthwise, depthwise_gradients
 from densezoo.ops.implementation import chosen
 from densezoo.ops.sharding import explicitly_sharded, reduced_like
-from densezoo.ops.winograd import tile_size, winograd_conv
 
 
 def conv(
@@ -70,10 +69,6 @@ def conv(
 
     if chosen() == "reference":
         return plain(x, kernel)
-    if chosen() == "winograd" and (strides, pads, dilation, groups) == (1, ((1, 1), (1, 1)), 1, 1):
-        tile = tile_size(x.shape, kernel.shape)
-        if tile is not None:
-            return winograd_conv(x, kernel, tile=tile)
     pointwise = kernel.shape[:2] == (1, 1) and (strides, pads, groups) == (1, ((0, 0), (0, 0)), 1)
     by_channel = groups == x.shape[3] == kernel.shape[3] > 1 and not explicitly_sharded(x, kernel)
 

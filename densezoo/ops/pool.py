@@ -164,11 +164,6 @@ def max_unpool(
         raise ValueError(f"2x2 pooling of size {size} gives {(size[0] // 2, size[1] // 2)}, not {(height, width)}")
     if chosen() == "reference":
         return reference.max_unpool(x, indices, size)
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    if chosen() == "pallas" and size == (2 * height, 2 * width) and floating:
-        from densezoo.ops import pallas  # slow to import
-
-        return pallas.max_unpool_x2(x, indices.astype(jnp.int8))
     zero = jnp.zeros((), x.dtype)
     parts = [jnp.where(indices == position, x, zero) for position in range(4)]
     rows = [jnp.stack(parts[i : i + 2], axis=3).reshape(batch, height, 2 * width, channels) for i in (0, 2)]
