@@ -16,6 +16,9 @@ SCHEMA = 1
 TORCH_FORMS = ("torch", "torch compiled", "torch compiled, frozen")
 """Forms of whole models in torch; the last one takes the weights for constants, which folds its batch norms."""
 
+KERNEL_BASELINES = ("reference", "jax", "pallas", "torch", "torch compiled")
+"""Forms of kernels that "auto" is compared with, in the order of the tables."""
+
 
 def file_stem(mode: str, dtype: str, machine: Mapping[str, Any]) -> str:
     """The name of a result's files: mode, device, dtype, versions, and the malloc where it is not the usual one.

@@ -42,7 +42,16 @@ from benchmarks.options import (
     sweep_sizes,
     tolerance,
 )
-from benchmarks.record import fits_of, fits_text, markdown_table, ratio_text, shape_text, timing_fields, write
+from benchmarks.record import (
+    KERNEL_BASELINES,
+    fits_of,
+    fits_text,
+    markdown_table,
+    ratio_text,
+    shape_text,
+    timing_fields,
+    write,
+)
 from benchmarks.timing import compile_apart, measure
 from densezoo import ops
 
@@ -93,6 +102,12 @@ class Arguments(Options):
         return [("", shape) for shape in shapes]  # pyright: ignore[reportReturnType]
 
 
+def jax_forms(kernel: Kernel, platform: str, *, sweep: bool = False) -> list[str]:
+    """The forms that jax computes on a platform."""
+    forms = ["auto", *([] if sweep else ["reference"]), *(["jax"] if kernel.stock else [])]
+    return [*forms, "pallas"] if kernel.pallas and platform == "tpu" else forms
+
+
 def traced(kernel: Kernel, form: str, *, backward: bool) -> Callable[..., Any]:
     """A form of a kernel as a function of (inputs, cotangent) that gives (outputs, gradients).
 
@@ -106,6 +121,9 @@ def traced(kernel: Kernel, form: str, *, backward: bool) -> Callable[..., Any]:
             if form == "jax":
                 assert kernel.stock is not None
                 result = kernel.stock(*arguments)
+            elif form == "pallas":
+                assert kernel.pallas is not None
+                result = kernel.pallas(*arguments)
             else:
                 with ops.implementation(form):
                     result = kernel.op(*arguments)
@@ -190,8 +208,7 @@ def prepare(
 
     calls: dict[str, Callable[[], Any]] = {}
     facts: dict[str, dict[str, Any]] = {}
-    jax_forms = ["auto", *([] if arguments.sweep else ["reference"]), *(["jax"] if kernel.stock else [])]
-    for form in jax_forms:
+    for form in jax_forms(kernel, platform, sweep=arguments.sweep):
         say(f"{name} {shape_text(shape)} {mode}: {form}")
         function = jax.jit(traced(kernel, form, backward=backward), compiler_options=compiler_options() or None)
         compiled = compile_apart(function, inputs, cotangent)
@@ -245,21 +262,21 @@ def compare(
             row["roofline_share"] = roofline_share(limits, arguments.dtype, forms.bytes, forms.flops, seconds)
             row["bandwidth_share"] = forms.bytes / limits["copy_bandwidth"] / seconds
             row["bytes_per_second"], row["flops_per_second"] = forms.bytes / seconds, forms.flops / seconds
-            rows.append(row | timing_fields(timings, form, ("reference", "jax", "torch", "torch compiled")))
+            rows.append(row | timing_fields(timings, form, KERNEL_BASELINES))
     if peak := memory_stats().get("peak_bytes_in_use"):
         rows[0]["process_peak_bytes"] = peak
     return rows
 
 
 LEGEND = """\
-auto: what densezoo chooses; reference: its plain form; jax: what JAX or Flax has for it. Medians in milliseconds; the
-time of auto over each other form's, with the quartiles over the rounds; how near auto comes to what this machine's
-memory bandwidth and matrix products allow (the roofline)."""
+auto: what densezoo chooses; reference: its plain form; jax: what JAX or Flax has for it; pallas: a
+kernel for TPUs. Medians in milliseconds; the time of auto over each other form's, with the quartiles over the rounds; how
+near auto comes to what this machine's memory bandwidth and matrix products allow (the roofline)."""
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table, a line for each comparison."""
-    forms = [f for f in ("auto", "reference", "jax", "torch", "torch compiled") if any(r["form"] == f for r in rows)]
+    forms = [f for f in ("auto", *KERNEL_BASELINES) if any(r["form"] == f for r in rows)]
     groups: dict[tuple, dict[str, dict]] = {}
     for row in rows:
         if "milliseconds" in row:
