@@ -269,9 +269,9 @@ def compare(
 
 
 LEGEND = """\
-auto: what densezoo chooses; reference: its plain form; jax: what JAX or Flax has for it; pallas: a
-kernel for TPUs. Medians in milliseconds; the time of auto over each other form's, with the quartiles over the rounds; how
-near auto comes to what this machine's memory bandwidth and matrix products allow (the roofline)."""
+auto: what densezoo chooses; reference: its plain form; jax: what JAX or Flax has for it; pallas: a kernel for TPUs.
+Medians in milliseconds; the time of auto over each other form's, with the quartiles over the rounds; how near auto
+comes to what this machine's memory bandwidth and matrix products allow (the roofline)."""
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
