@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.depthwise import depthwise, depthwise_gradients
-from densezoo.ops.implementation import chosen
+from densezoo.ops.implementation import chosen, onednn
 from densezoo.ops.sharding import explicitly_sharded, reduced_like
 from densezoo.ops.winograd import tile_size, winograd_conv
 
@@ -77,13 +77,14 @@ def conv(
             return winograd_conv(x, kernel, tile=tile)
     pointwise = kernel.shape[:2] == (1, 1) and (strides, pads, groups) == (1, ((0, 0), (0, 0)), 1)
     by_channel = groups == x.shape[3] == kernel.shape[3] > 1 and not explicitly_sharded(x, kernel)
+    as_depthwise = {"strides": strides, "padding": pads, "dilation": dilation, "onednn": onednn()}
 
     def gradients(x, kernel, g):
         return jax.vjp(plain, x, kernel)[1](g)
 
     def gradients_on_cpu(x, kernel, g):
         if by_channel:
-            dx, dkernel = depthwise_gradients(x, kernel, g, strides=strides, padding=pads, dilation=dilation)
+            dx, dkernel = depthwise_gradients(x, kernel, g, **as_depthwise)
             return dx, reduced_like(dkernel, kernel)
         if not pointwise or explicitly_sharded(x, kernel):
             return gradients(x, kernel, _fence(g))
@@ -98,7 +99,7 @@ def conv(
     def compute(x, kernel):
         if not by_channel:
             return plain(x, kernel)
-        on_cpu = functools.partial(depthwise, strides=strides, padding=pads, dilation=dilation)
+        on_cpu = functools.partial(depthwise, **as_depthwise)
         return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
     function = jax.custom_vjp(compute)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from densezoo import ops
+from densezoo.ops.implementation import with_onednn
 
 CASES = [
     (3, {"padding": 1}),
@@ -55,6 +56,33 @@ def test_on_cpu_no_convolution_is_left_and_elsewhere_it_is():
     }
     assert "stablehlo.convolution" not in texts["cpu"]
     assert "stablehlo.convolution" in texts["tpu"]
+
+
+@pytest.mark.parametrize(("size", "options"), CASES)
+def test_the_form_for_onednn_has_the_same_values_and_gradients(size, options):
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.standard_normal((2, 9, 8, 5)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((size, size, 1, 5)), jnp.float32)
+    with with_onednn():
+        results = run("auto", x, kernel, None, options)
+    for ours, plain in zip(results, run("reference", x, kernel, None, options), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-4)
+
+
+def test_for_onednn_it_is_a_convolution_where_that_has_one():
+    def convolutions(strides, dtype=jnp.float32):
+        def gradient(x, kernel):
+            y, vjp = jax.vjp(lambda x: ops.conv(x, kernel, padding=1, strides=strides, groups=4), x)
+            return y, vjp(y)
+
+        shapes = jax.ShapeDtypeStruct((1, 8, 8, 4), dtype), jax.ShapeDtypeStruct((3, 3, 1, 4), dtype)
+        lowered = jax.jit(gradient).trace(*shapes).lower(lowering_platforms=("cpu",))
+        return lowered.as_text().count("= stablehlo.convolution")
+
+    with jax.enable_x64(True), with_onednn():
+        # Forward and to the input; oneDNN has no gradient to the input of a strided one, and nothing in float64.
+        assert (convolutions(1), convolutions(2), convolutions(1, jnp.float64)) == (2, 1, 0)
+    assert convolutions(1) == 0
 
 
 def test_second_derivatives():
