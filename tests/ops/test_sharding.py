@@ -29,6 +29,11 @@ OPERATIONS = {
 }
 implicit = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 explicit = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+positions = draw((4, 4, 4, 2)).astype(np.float32)
+gradient = jax.grad(lambda x, p: jnp.square(ops.sample_bilinear(x, p)).sum(), (0, 1))
+shared = jax.shard_map(gradient, mesh=implicit, in_specs=(P("data"), P("data")), out_specs=(P("data"), P("data")))
+for a, b in zip(jax.jit(shared)(x, positions), jax.jit(gradient)(x, positions)):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg="sample_bilinear")
 for name, (operation, weights) in OPERATIONS.items():
     gradient = jax.grad(lambda x, w: jnp.square(operation(x, w)).sum(), (0, 1))
     expected = jax.jit(gradient)(x, weights)
