@@ -51,11 +51,12 @@ def _lowest(dtype: Any) -> np.ndarray:
 
 
 def _maxima(x, window, stride, padding):
+    """The greatest value of each window."""
+
     def along(axes, x):
-        dimensions, strides, pads = ([fill] * 4 for fill in (1, 1, (0, 0)))
-        for axis in axes:
-            dimensions[axis], strides[axis], pads[axis] = window, stride, (padding, padding)
-        return jax.lax.reduce_window(x, _lowest(x.dtype), jax.lax.max, dimensions, strides, pads)
+        windows, strides = ([size if axis in axes else 1 for axis in range(4)] for size in (window, stride))
+        pads = [(padding, padding) if axis in axes else (0, 0) for axis in range(4)]
+        return jax.lax.reduce_window(x, _lowest(x.dtype), jax.lax.max, windows, strides, pads)
 
     def by_axis(x):
         # An axis at a time is four times faster on CPU. Without padding, one pass over all taps is faster still.
