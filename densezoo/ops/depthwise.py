@@ -1,8 +1,8 @@
 """Depthwise convolution on CPU: a sum of shifted maps, each times its tap's row of the kernel.
 
 XLA:CPU has only a general loop for convolutions in groups, which takes some 50 times longer; `ops.conv` takes this
-where every channel is a group of its own. oneDNN convolves two to three times faster still, where the program is
-compiled with it (`ops.implementation.with_onednn`), but for the gradients of kernels and those of strided ones.
+where every channel is a group of its own. oneDNN convolves two to five times faster still, where the program is
+compiled with it (`ops.implementation.with_onednn`), but has no gradient to the input of a strided convolution.
 """
 
 import functools
@@ -33,17 +33,9 @@ def depthwise(
     onednn: bool = False,
 ) -> Float[Array, "b h2 w2 c"]:
     """The convolution; halves are summed in float32."""
-    if onednn and x.dtype != jnp.float64:  # of which oneDNN has none
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (strides, strides),
-            padding,
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=x.shape[3],
-        )
     wide = accumulator_dtype(x.dtype)
+    if onednn and wide == jnp.float32:  # in bfloat16 oneDNN is slower, and float64 it has not
+        return _grouped(x.astype(wide), kernel.astype(wide), strides, padding, dilation).astype(x.dtype)
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     rows, columns = (
         (side - dilation * (size - 1) - 1) // strides + 1
@@ -71,7 +63,8 @@ def depthwise_gradients(
     onednn: bool = False,
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "k k 1 c"]]:
     """Of the input and of the kernel, for the cotangent `g`."""
-    dkernel = _kernel_gradient(x, kernel, g, strides, padding, dilation)
+    by_grouped = onednn and accumulator_dtype(x.dtype) == jnp.float32
+    dkernel = (_grouped_kernel_gradient if by_grouped else _kernel_gradient)(x, kernel, g, strides, padding, dilation)
     reach = [dilation * (size - 1) for size in kernel.shape[:2]]
     rows, columns = ((r - before, r - after) for r, (before, after) in zip(reach, padding, strict=True))
     if strides == 1 and min(*rows, *columns) >= 0:
@@ -83,6 +76,36 @@ def depthwise_gradients(
         return depthwise(g, turned.reshape(kernel.shape), 1, (rows, columns), dilation, onednn), dkernel
     (dx,) = jax.vjp(lambda x: depthwise(x, kernel, strides, padding, dilation), x)[1](g)
     return dx, dkernel
+
+
+def _grouped(x, kernel, strides, padding, dilation):
+    """The convolution as one, for oneDNN."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (strides, strides),
+        padding,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[3],
+    )
+
+
+def _grouped_kernel_gradient(x, kernel, g, strides, padding, dilation):
+    """A convolution of the input by `g`, whose results are few. All maps lie in one, below each other.
+
+    Where `g` reaches from one map into the next it has rows of zeros.
+    """
+    wide = accumulator_dtype(x.dtype)
+    (_, rows, columns, channels), size = g.shape, kernel.shape[:2]
+    padded = jnp.pad(x.astype(wide), ((0, 0), *padding, (0, 0)))
+    padded = jnp.pad(padded, ((0, 0), (0, -padded.shape[1] % strides), (0, 0), (0, 0)))
+    between = padded.shape[1] // strides - rows
+    spread = jnp.pad(g.astype(wide), ((0, 0), (0, between), (0, 0), (0, 0))).reshape(-1, columns, 1, channels)
+    spread = spread[: spread.shape[0] - between]
+    # The strides of the one are the dilation of the other.
+    y = _grouped(padded.reshape(1, -1, *padded.shape[2:]), spread, dilation, ((0, 0), (0, 0)), strides)
+    return y[:, : size[0], : size[1]].reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _kernel_gradient(x, kernel, g, strides, padding, dilation):
