@@ -224,7 +224,8 @@ def phase_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d4"]) -> 
     @jax.custom_vjp
     def pick(y):
         y = y.reshape(batch, height + 1, width + 1, 4, features)
-        return interleave([[y[:, p : p + height, q : q + width, 2 * p + q] for q in (0, 1)] for p in (0, 1)])
+        rows = [_side_by_side([y[:, p : p + height, q : q + width, 2 * p + q] for q in (0, 1)]) for p in (0, 1)]
+        return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, features)
 
     def backward(_, g):
         g, phases = jnp.asarray(g), [(p, q) for p in (0, 1) for q in (0, 1)]
@@ -243,13 +244,6 @@ def _side_by_side(maps: Sequence[jax.Array]) -> jax.Array:
         for i, each in enumerate(maps)
     ]
     return functools.reduce(jnp.add, placed)
-
-
-def interleave(phases: Sequence[Sequence[jax.Array]]) -> jax.Array:
-    """The map of which each phase, a row and a column modulo their number, is given: `phases[row][column]`."""
-    batch, height, width, channels = phases[0][0].shape
-    rows = [jnp.stack(row, axis=3).reshape(batch, height, len(row) * width, channels) for row in phases]
-    return jnp.stack(rows, axis=2).reshape(batch, len(rows) * height, -1, channels)
 
 
 def pixel_shuffle(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 w2 c2"]:

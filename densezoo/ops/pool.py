@@ -1,6 +1,7 @@
 """Max-pooling that remembers where the maximum stood, its inverse, and means of windows and over a grid of bins."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,6 @@ from jaxtyping import Array, Float, Int8
 
 from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_size, check_whole
-from densezoo.ops.convolution import interleave
 from densezoo.ops.implementation import chosen
 from densezoo.types import Size, accumulator_dtype
 
@@ -106,8 +106,15 @@ def _unpool_windows(g, index, shape, window, stride, padding):
                 total = total + jax.lax.pad(part, zero, ((0, 0, 0), *moved, (0, 0, 0)))
         return total
 
-    y = interleave([[gather(row, column) for column in range(stride)] for row in range(stride)])
+    y = _interleave([[gather(row, column) for column in range(stride)] for row in range(stride)])
     return y[:, : shape[1], : shape[2]]
+
+
+def _interleave(phases: Sequence[Sequence[jax.Array]]) -> jax.Array:
+    """The map of which each phase, a row and a column modulo their number, is given: `phases[row][column]`."""
+    batch, height, width, channels = phases[0][0].shape
+    rows = [jnp.stack(row, axis=3).reshape(batch, height, len(row) * width, channels) for row in phases]
+    return jnp.stack(rows, axis=2).reshape(batch, len(rows) * height, len(phases[0]) * width, channels)
 
 
 def max_pool_with_indices(
@@ -224,7 +231,7 @@ def max_unpool(
         return pallas.max_unpool_x2(x, indices.astype(jnp.int8))
     zero = jnp.zeros((), x.dtype)
     parts = [jnp.where(indices == position, x, zero) for position in range(4)]
-    y = interleave([parts[:2], parts[2:]])
+    y = _interleave([parts[:2], parts[2:]])
     return jnp.pad(y, ((0, 0), (0, size[0] - 2 * height), (0, size[1] - 2 * width), (0, 0)))
 
 
