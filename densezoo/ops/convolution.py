@@ -225,6 +225,9 @@ def phase_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d4"]) -> 
     def pick(y):
         y = y.reshape(batch, height + 1, width + 1, 4, features)
         rows = [_side_by_side([y[:, p : p + height, q : q + width, 2 * p + q] for q in (0, 1)]) for p in (0, 1)]
+        # Step by step: a reshape that does all of it is refused where the types say how devices share the batch.
+        rows = [row.reshape(batch, height, width, 2, features) for row in rows]
+        rows = [row.reshape(batch, height, 2 * width, features) for row in rows]
         return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, features)
 
     def backward(_, g):
