@@ -9,6 +9,7 @@ IMPLEMENTATIONS = ("auto", "reference")
 
 # Part of jit's cache key, so that a function compiled under one choice is not taken for another.
 _chosen = jax.make_user_context("auto")
+_onednn = jax.make_user_context(False)
 
 
 def check_implementation(name: str) -> None:
@@ -50,3 +51,18 @@ def chosen() -> str:
     Backward functions are traced after the `with` has ended.
     """
     return _chosen.value
+
+
+@contextlib.contextmanager
+def with_onednn() -> Iterator[None]:
+    """What is traced inside is compiled with the options for which XLA:CPU hands convolutions to oneDNN.
+
+    Some operations then take another form. Without the options, that form is right too, but can be 50 times slower.
+    """
+    with _onednn(True):
+        yield
+
+
+def onednn() -> bool:
+    """Whether this is traced inside `with_onednn`. A custom VJP asks in its forward function, as for `chosen`."""
+    return _onednn.value
