@@ -9,13 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from densezoo.ops.implementation import with_onednn
+
 _OPTIONS = {
     # XLA:CPU hands convolutions to YNNPACK by default; Eigen's were up to 1.6 times faster in a U-Net.
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
 }
 _TRAINING = {
     # This pass takes the barriers of `jax.checkpoint` out before XLA:CPU looks for what is computed twice, so that all
-    # would be kept. The barriers cost an inference with Winograd convolutions some percent, and training nothing.
+    # would be kept.
     "cpu": {"xla_disable_hlo_passes": "cse_barrier_expander"},
 }
 # oneDNN's convolutions, with the bias, the residual and the ReLU that follow: in jaxlib >= 0.11 on x86-64 Linux.
@@ -90,7 +92,11 @@ class Jitted:
 
     @functools.cached_property
     def _outermost(self) -> Any:  # made on the first call, since it starts the backend
-        return jax.jit(self._function, compiler_options=compiler_options(training=self._training), **self._options)
+        options = compiler_options(training=self._training)
+        function = self._function
+        if _ONEDNN.items() <= options.items():
+            function = functools.wraps(function)(with_onednn()(function))
+        return jax.jit(function, compiler_options=options, **self._options)
 
     @functools.cached_property
     def _inside(self) -> Any:

@@ -88,10 +88,10 @@ def load_compiled(path: str | Path) -> "Loaded":
             if header.get("format") != _FORMAT:
                 raise ValueError(f"{path} is not a file of compiled programs: dz.compile(...).save writes them")
             made = json.loads(header["made for"])
-            other = [f"{k}: {v}, here {here.get(k)}" for here in [_here()] for k, v in made.items() if here.get(k) != v]
-            if other:
+            here = _here()
+            if other := [f"{key}: {made[key]}, here {here[key]}" for key in here if made[key] != here[key]]:
                 raise ValueError(
-                    f"{path} was compiled elsewhere ({'; '.join(other)}): call dz.compile with the model, and save again"
+                    f"{path} is for another machine ({'; '.join(other)}): compile the model here with dz.compile"
                 )
             programs = {}
             for index, entry in enumerate(json.loads(header["programs"])):

@@ -70,9 +70,14 @@ def conv(
 
     if chosen() == "reference":
         return plain(x, kernel)
+    sides = zip(x.shape[1:3], kernel.shape[:2], pads, strict=True)
+    (rows, above), (columns, beside) = (_read_taps(*side, strides, dilation) for side in sides)
+    kernel, pads = kernel[rows, columns], (above, beside)
     pointwise = kernel.shape[:2] == (1, 1) and (strides, pads, groups) == (1, ((0, 0), (0, 0)), 1)
     by_channel = groups == x.shape[3] == kernel.shape[3] > 1 and not explicitly_sharded(x, kernel)
-    as_depthwise = {"strides": strides, "padding": pads, "dilation": dilation, "onednn": onednn()}
+    # oneDNN's form is a reference loop where the window reaches further: 12 ms for 2.4 at 4x32x32x512, dilated by 12.
+    near = dilation * (max(kernel.shape[:2]) - 1) <= 12
+    as_depthwise = {"strides": strides, "padding": pads, "dilation": dilation, "onednn": onednn() and near}
 
     def gradients(x, kernel, g):
         return jax.vjp(plain, x, kernel)[1](g)
@@ -106,6 +111,27 @@ def conv(
 
     function.defvjp(forward, backward)
     return function(x, kernel)
+
+
+def _read_taps(
+    side: int, size: int, padding: tuple[int, int], strides: int, dilation: int
+) -> tuple[slice, tuple[int, int]]:
+    """Along one axis, the kernel's taps that ever read a pixel of the map, and the padding that is left for them.
+
+    With a dilation of at least the map's side, as in the ASPP of a small image, a 3x3 convolution is a 1x1 one.
+    """
+    before, after = padding
+    last = (side + before + after - dilation * (size - 1) - 1) // strides  # window
+    taps = [
+        tap
+        for tap in range(size)
+        if any(0 <= window * strides + tap * dilation - before < side for window in range(last + 1))
+    ]
+    if not taps:
+        return slice(0, size), padding
+    # No more than the padding gives: what is cut off the map itself would need a negative one.
+    first, end = min(taps[0], before // dilation), min(size - 1 - taps[-1], after // dilation)
+    return slice(first, size - end), (before - first * dilation, after - end * dilation)
 
 
 def _fence(x: jax.Array) -> jax.Array:
