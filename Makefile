@@ -16,6 +16,7 @@ QUICK := tests/ops tests/data tests/train tests/viz tests/weights/test_native.py
 .PHONY: demo test test-oldest test-quick parity lint types doctest docs clean
 
 $(STAMP): pyproject.toml
+	@$(PYTHON) --version
 	@if [ -e $(VENV) ] && [ "$$($(BIN)/python $(PRINT_VERSION))" != "$(VERSION)" ]; then \
 		echo "$(VENV) is not of Python $(VERSION): it is made again"; rm -rf $(VENV); \
 	fi
