@@ -1,12 +1,25 @@
 # `make demo` trains a small U-Net and draws pictures; `make test` runs the tests. Both set up .venv first.
-PYTHON ?= python3
+ifeq ($(origin PYTHON), undefined)
+PYTHON := $(shell .ci/find-python 3.14 3.13 3.12 3.11 || echo python3)
+endif
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PRINT_VERSION := -c 'import platform; print(platform.python_version())'
+VERSION := $(shell $(PYTHON) $(PRINT_VERSION))
+# Named after the version, because the environment of another Python does not do.
+STAMP := $(VENV)/.installed-$(VERSION)
 
-.PHONY: demo test parity lint types doctest docs clean
+# The tests that depend most on the versions of Python and its packages; they take a few minutes.
+QUICK := tests/ops tests/data tests/train tests/viz tests/weights/test_native.py \
+	$(addprefix tests/test_,blocks.py inference.py overview.py zoo.py)
+
+.PHONY: demo test test-oldest test-quick parity lint types doctest docs clean
 
 $(STAMP): pyproject.toml
+	@$(PYTHON) --version
+	@if [ -e $(VENV) ] && [ "$$($(BIN)/python $(PRINT_VERSION))" != "$(VERSION)" ]; then \
+		echo "$(VENV) is not of Python $(VERSION): it is made again"; rm -rf $(VENV); \
+	fi
 	@if command -v uv >/dev/null 2>&1; then \
 		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && uv pip install --quiet --python $(BIN)/python -e '.[test]'; \
 	else \
@@ -20,6 +33,14 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+
+# The oldest Python, with the newest jax that it can have.
+test-oldest:
+	@python=$$(.ci/find-python 3.11) || { echo "make test-oldest needs Python 3.11" >&2; exit 1; }; \
+	$(MAKE) test-quick PYTHON=$$python VENV=.venv311
+
+test-quick: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(QUICK)
 
 parity: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m parity tests
@@ -38,4 +59,4 @@ docs: $(STAMP)
 	$(BIN)/python -m densezoo.viz.readme README.md
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf .venv .venv311 out

@@ -168,10 +168,10 @@ def _counted(jaxpr: core.Jaxpr, outside: Path = ()) -> Iterator[tuple[Path, int]
 
 def _inner(params: Any) -> Iterator[core.Jaxpr]:
     for value in params:
-        if isinstance(value, core.ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, core.Jaxpr):
-            yield value
+        # Before JAX 0.12 a program with constants was of a class of its own, around the other.
+        program = getattr(value, "jaxpr", value)
+        if isinstance(program, core.Jaxpr):
+            yield program
 
 
 def _room(names: Path, rooms: dict[Path, Any]) -> Path:

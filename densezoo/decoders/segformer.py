@@ -103,7 +103,8 @@ class SegFormerDecoder(nn.Module):
                 features, stages, fuse.reshape(-1, width, width), upsamplers, strict=True
             ):
                 kernel, shift = weights
-                shifts.append(shift @ part)
+                if shift is not None:
+                    shifts.append(shift @ part)
                 x = _resize(x, size, upsampler) if _is_finer(x, size) else x
                 merge = x.size // x.shape[-1] > x.shape[-1]
                 x = _linear(x, kernel @ part) if merge else _linear(_linear(x, kernel), part)
