@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from densezoo.ops.implementation import onednn
+
 _OPTIONS = {
     # XLA:CPU hands convolutions to YNNPACK by default; Eigen's were up to 1.6 times faster in a U-Net.
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
@@ -67,7 +69,9 @@ class Jitted:
 
     @functools.cached_property
     def _outermost(self) -> Any:  # made on the first call, since it starts the backend
-        return jax.jit(self._function, compiler_options=compiler_options(training=self._training), **self._options)
+        options = compiler_options(training=self._training)
+        function = onednn("xla_cpu_experimental_onednn_custom_call" in options)(self._function)
+        return jax.jit(function, compiler_options=options, **self._options)
 
     @functools.cached_property
     def _inside(self) -> Any:

@@ -15,6 +15,7 @@ IMPLEMENTATIONS = {
 
 # Part of jit's cache key, so that a function compiled under one choice is not taken for another.
 _chosen = jax.make_user_context("auto")
+_onednn = jax.make_user_context(False)
 
 
 def check_implementation(name: str) -> str:
@@ -55,3 +56,15 @@ def chosen() -> str:
     Backward functions are traced after the `with` has ended.
     """
     return _chosen.value
+
+
+@contextlib.contextmanager
+def onednn(available: bool) -> Iterator[None]:
+    """Says whether what is traced inside is compiled with oneDNN's convolutions (see `densezoo.compiling`)."""
+    with _onednn(available):
+        yield
+
+
+def has_onednn() -> bool:
+    """Whether convolutions may take forms that are fast in oneDNN and slow in XLA's own."""
+    return _onednn.value
