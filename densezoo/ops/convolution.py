@@ -91,6 +91,7 @@ def conv(
             dx, dkernel = depthwise_gradients(x, kernel, g, strides=strides, padding=pads, dilation=dilation)
             return dx, reduced_like(dkernel, kernel)
         if by_onednn:
+            g = _fence(g)
             (dx,) = jax.vjp(lambda x: plain(x, kernel), x)[1](g)
             return dx, reduced_like(_kernel_gradient(x, g, kernel.shape, strides, pads), kernel)
         if not pointwise or explicitly_sharded(x, kernel):
@@ -112,7 +113,7 @@ def conv(
     function = jax.custom_vjp(compute)
 
     def forward(x, kernel):
-        if not pointwise and not by_channel and not by_onednn:
+        if not pointwise and not by_channel:
             x = jax.lax.platform_dependent(x, cpu=_fence, default=lambda x: x)
         return compute(x, kernel), (x, kernel)
 
