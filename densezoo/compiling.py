@@ -40,8 +40,7 @@ def compiler_options(*, training: bool = False) -> dict[str, str]:
         >>> jax.jit(model.apply, compiler_options=dz.compiler_options())(variables, images).shape
         (1, 16, 16, 2)
     """
-    known = dict(_known(training))
-    return known if training else known | _onednn()
+    return dict(_known(training)) | _onednn()
 
 
 @functools.cache
@@ -93,9 +92,7 @@ class Jitted:
     @functools.cached_property
     def _outermost(self) -> Any:  # made on the first call, since it starts the backend
         options = compiler_options(training=self._training)
-        function = self._function
-        if _ONEDNN.items() <= options.items():
-            function = functools.wraps(function)(with_onednn()(function))
+        function = functools.wraps(self._function)(with_onednn(_ONEDNN.items() <= options.items())(self._function))
         return jax.jit(function, compiler_options=options, **self._options)
 
     @functools.cached_property

@@ -78,6 +78,12 @@ def conv(
     # oneDNN's form is a reference loop where the window reaches further: 12 ms for 2.4 at 4x32x32x512, dilated by 12.
     near = dilation * (max(kernel.shape[:2]) - 1) <= 12
     as_depthwise = {"strides": strides, "padding": pads, "dilation": dilation, "onednn": onednn() and near}
+    by_onednn = (
+        onednn()
+        and not pointwise
+        and (dilation, groups, x.dtype, kernel.dtype) == (1, 1, jnp.float32, jnp.float32)
+        and not explicitly_sharded(x, kernel)
+    )
 
     def gradients(x, kernel, g):
         return jax.vjp(plain, x, kernel)[1](g)
@@ -86,6 +92,10 @@ def conv(
         if by_channel:
             dx, dkernel = depthwise_gradients(x, kernel, g, **as_depthwise)
             return dx, reduced_like(dkernel, kernel)
+        if by_onednn:
+            g = _fence(g)
+            (dx,) = jax.vjp(lambda x: plain(x, kernel), x)[1](g)
+            return dx, reduced_like(_kernel_gradient(x, g, kernel.shape, strides, pads), kernel)
         if not pointwise or explicitly_sharded(x, kernel):
             return gradients(x, kernel, _fence(g))
         pixels, g_pixels = x.reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3])
@@ -132,6 +142,28 @@ def _read_taps(
     # No more than the padding gives: what is cut off the map itself would need a negative one.
     first, end = min(taps[0], before // dilation), min(size - 1 - taps[-1], after // dilation)
     return slice(first, size - end), (before - first * dilation, after - end * dilation)
+
+
+def _kernel_gradient(x, g, shape: tuple[int, ...], strides: int, pads) -> jax.Array:
+    """The gradient of the kernel as a convolution of `x` by `g` in a shape that oneDNN is fast in.
+
+    The sum runs over batch, rows and columns. The batch takes the place of the channels, and a row's pixels and their
+    channels are one axis, along which the window steps a pixel at a time. So the result is the kernel as it is, and
+    has three or more times the columns of the form that autodiff gives, whose output is a map of the kernel's size.
+    """
+    size, channels = shape[:2], x.shape[3]
+    ends = [(n - 1) * strides + k for n, k in zip(g.shape[1:3], size, strict=True)]  # what the windows reach of x
+    x = x[:, : ends[0] - pads[0][0], : ends[1] - pads[1][0]]
+    rows, columns = ((low, end - low - n) for end, (low, _), n in zip(ends, pads, x.shape[1:3], strict=True))
+    y = jax.lax.conv_general_dilated(
+        x.transpose(1, 2, 3, 0).reshape(1, x.shape[1], -1, x.shape[0]),
+        g.transpose(1, 2, 0, 3),
+        window_strides=(1, 1),
+        padding=(rows, (columns[0] * channels, columns[1] * channels)),
+        rhs_dilation=(strides, strides * channels),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y.reshape(shape)
 
 
 def _fence(x: jax.Array) -> jax.Array:

@@ -54,12 +54,12 @@ def chosen() -> str:
 
 
 @contextlib.contextmanager
-def with_onednn() -> Iterator[None]:
+def with_onednn(available: bool = True) -> Iterator[None]:
     """What is traced inside is compiled with the options for which XLA:CPU hands convolutions to oneDNN.
 
     Some operations then take another form. Without the options, that form is right too, but can be 50 times slower.
     """
-    with _onednn(True):
+    with _onednn(available):
         yield
 
 

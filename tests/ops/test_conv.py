@@ -10,6 +10,7 @@ from jax.test_util import check_grads
 
 from densezoo import ops
 from densezoo.ops import conv_transpose, pixel_shuffle
+from densezoo.ops.implementation import with_onednn
 
 
 def conv_transpose_loop(x, kernel, stride, padding):
@@ -95,3 +96,43 @@ def test_conv_equals_the_plain_form(size, options):
         results.append((y, *vjp(jnp.cos(y))))
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "padding"),
+    [
+        (3, 1, 1),
+        (3, 2, 1),  # of 7 rows and 6 columns: the last column is read by no window
+        (2, 1, 0),
+        (1, 2, 0),
+        (7, 2, 3),
+        (3, 2, ((2, 0), (0, 1))),
+    ],
+)
+def test_kernel_gradient_for_onednn(size, strides, padding):
+    rng = np.random.default_rng(6)
+    x = jnp.asarray(rng.standard_normal((2, 7, 6, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((size, size, 3, 5)), jnp.float32)
+
+    def gradients(available):
+        with with_onednn(available):
+            y, pull = jax.vjp(lambda x, kernel: ops.conv(x, kernel, strides=strides, padding=padding), x, kernel)
+            g = jnp.asarray(np.random.default_rng(7).standard_normal(y.shape), jnp.float32)
+            return str(jax.make_jaxpr(pull)(g)), pull(g)
+
+    (plain, expected), (merged, found) = gradients(False), gradients(True)
+    assert plain != merged
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+def test_kernel_gradient_for_onednn_is_for_float32_and_single_groups():
+    for dtype, groups, dilation in ((jnp.bfloat16, 1, 1), (jnp.float32, 2, 1), (jnp.float32, 1, 2)):
+        x, kernel = jnp.ones((1, 6, 6, 4), dtype), jnp.ones((3, 3, 4 // groups, 2), dtype)
+
+        def program(available, x=x, kernel=kernel, groups=groups, dilation=dilation):
+            with with_onednn(available):
+                loss = lambda kernel: ops.conv(x, kernel, groups=groups, dilation=dilation).sum()  # noqa: E731
+                return str(jax.make_jaxpr(jax.grad(loss))(kernel))
+
+        assert program(True) == program(False)

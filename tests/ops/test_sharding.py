@@ -8,6 +8,7 @@ PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from densezoo import ops
+from densezoo.ops.implementation import with_onednn
 from densezoo.ops.winograd import winograd_conv
 
 draw = np.random.default_rng(0).standard_normal
@@ -17,6 +18,7 @@ scale, bias = np.full(4, 1.5, np.float32), jnp.zeros(4)
 OPERATIONS = {
     "conv_1x1": (lambda x, k: ops.conv(x, k), kernels[1]),
     "conv_3x3": (lambda x, k: ops.conv(x, k, padding=1), kernels[3]),
+    "conv_by_onednn": (with_onednn()(lambda x, k: ops.conv(x, k, padding=1)), kernels[3]),
     "conv_transpose": (lambda x, k: ops.conv_transpose(x, k), kernels[2]),
     "conv_transpose_4x4": (lambda x, k: ops.conv_transpose(x, k, padding=1), kernels[4]),
     "upsample_concat_conv": (lambda x, k: ops.upsample_concat_conv(x, None, k), kernels[3]),
@@ -55,4 +57,4 @@ def test_gradients_of_shared_batches():
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "agree: 11" in done.stdout
+    assert "agree: 12" in done.stdout

@@ -7,6 +7,8 @@ import numpy as np
 import optax
 import pytest
 
+from densezoo import compiling
+from densezoo.ops.implementation import onednn
 from densezoo.train import create_state, make_eval_step, make_train_step
 
 
@@ -282,3 +284,18 @@ def test_evaluation_is_inference_with_the_averaged_parameters(new_state, train_s
         np.testing.assert_array_equal(step(state, batch)["sum"], result["sum"])  # Neither donated nor random.
         assert step._cache_size() == 1
     assert not np.allclose(apply(state.variables), apply(state.ema_variables))
+
+
+@pytest.mark.parametrize("available", [False, True])
+def test_a_step_knows_whether_onednn_compiles_it(monkeypatch, batch_of, loss, available):
+    options = {"xla_cpu_experimental_onednn_custom_call": "True"} if available else {}
+    monkeypatch.setattr(compiling, "compiler_options", lambda *, training=False: options if training else {})
+    seen = []
+
+    def looking(prediction, batch):
+        seen.append(onednn())
+        return loss(prediction, batch)
+
+    batch = batch_of()
+    make_train_step(looking).trace(sgd_state(Pointwise(), batch), batch)
+    assert set(seen) == {available}
