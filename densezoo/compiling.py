@@ -3,11 +3,12 @@
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 
 from densezoo.ops.implementation import with_onednn
 
@@ -83,17 +84,26 @@ class Jitted:
     """`jax.jit` with `compiler_options()`, which also works inside another `jit` or a `scan`, where JAX takes none.
 
     `training` goes to `compiler_options`. It has the attributes of the jitted function (`lower`, `trace`, ...).
+    Programs with a convolution that oneDNN computes wrongly are compiled without it.
     """
 
     def __init__(self, function: Callable[..., Any], *, training: bool = False, **options: Any):
         self._function, self._training, self._options = function, training, options
+        self._by_onednn = True
         functools.update_wrapper(self, function)
 
     @functools.cached_property
     def _outermost(self) -> Any:  # made on the first call, since it starts the backend
         options = compiler_options(training=self._training)
-        function = functools.wraps(self._function)(with_onednn(_ONEDNN.items() <= options.items())(self._function))
-        return jax.jit(function, compiler_options=options, **self._options)
+        if not _ONEDNN.items() <= options.items():
+            return jax.jit(self._function, compiler_options=options, **self._options)
+        function = with_onednn()(_checked(self._function))
+        return jax.jit(functools.wraps(self._function)(function), compiler_options=options, **self._options)
+
+    @functools.cached_property
+    def _without_onednn(self) -> Any:
+        options = dict(_known(self._training))
+        return jax.jit(self._function, compiler_options=options, **self._options)
 
     @functools.cached_property
     def _inside(self) -> Any:
@@ -101,13 +111,68 @@ class Jitted:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return self._outermost(*args, **kwargs)
+            return self._chosen(*args, **kwargs)
+        except _Miscomputed:
+            self._by_onednn = False
+            return self._without_onednn(*args, **kwargs)
         except ValueError as error:
             if "compiler_options" not in str(error):
                 raise
             return self._inside(*args, **kwargs)
 
+    @property
+    def _chosen(self) -> Any:
+        return self._outermost if self._by_onednn else self._without_onednn
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """As of the jitted function."""
+        try:
+            return self._chosen.lower(*args, **kwargs)
+        except _Miscomputed:
+            self._by_onednn = False
+            return self._without_onednn.lower(*args, **kwargs)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") and name != "_cache_size":
             raise AttributeError(name)
-        return getattr(self._outermost, name)
+        return getattr(self._chosen, name)
+
+
+class _Miscomputed(Exception):
+    """A program has a convolution that oneDNN would compute wrongly."""
+
+
+def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which raises `_Miscomputed` while it is traced if oneDNN cannot be trusted with it."""
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        program, shapes = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)
+        if any(map(_is_miscomputed, _convolutions(program.jaxpr))):
+            raise _Miscomputed
+        results = jaxpr_as_fun(program)(*jax.tree.leaves((args, kwargs)))
+        return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+    return checked
+
+
+def _is_miscomputed(convolution: Any) -> bool:
+    """Whether a window as large as the map gives a single value: jaxlib 0.12's oneDNN mistakes the kernel's layout.
+
+    The gradient of a 1x1 kernel with one feature is such a convolution, as autodiff makes it.
+    """
+    numbers = convolution.params["dimension_numbers"]
+    kernel, output = convolution.invars[1].aval.shape, convolution.outvars[0].aval.shape
+    _, *window = (kernel[axis] for axis in numbers.rhs_spec[1:])
+    features, *sides = (output[axis] for axis in numbers.out_spec[1:])
+    return features == 1 and set(sides) == {1} and set(window) != {1}
+
+
+def _convolutions(program: Any) -> Iterator[Any]:
+    """The convolutions of a traced program, those of inner programs too."""
+    for equation in program.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _convolutions(inner)

@@ -48,12 +48,7 @@ def fold_batch_norm(model: nn.Module, variables: Any, images: Any = None) -> Any
         >>> bool(jnp.allclose(model.apply(folded, images), model.apply(variables, images), atol=1e-5))
         True
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model comes first, then its variables; got a {type(model).__name__} as the model")
-    if "params" not in variables:
-        raise ValueError(f"expected variables with params and batch_stats, got {sorted(variables)}")
-    if lines := differences(model, flatten_dict(dict(variables))):
-        raise ValueError(f"these are not the variables of the model: {shortened(lines)}")
+    check_variables(model, variables)
     if "batch_stats" not in variables:
         return variables  # no batch norm
     params: dict[Path, Any] = flatten_dict(variables["params"])
@@ -73,6 +68,16 @@ def fold_batch_norm(model: nn.Module, variables: Any, images: Any = None) -> Any
         params[*norm, "scale"], params[*norm, "bias"] = jnp.ones_like(scale), shift.astype(bias.dtype)
         stats[*norm, "mean"], stats[*norm, "var"] = jnp.zeros_like(mean), jnp.full_like(var, 1 - epsilon)
     return {**variables, "params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}
+
+
+def check_variables(model: nn.Module, variables: Any) -> None:
+    """Refuses what is no model, or the variables of another one."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model comes first, then its variables; got a {type(model).__name__} as the model")
+    if "params" not in variables:
+        raise ValueError(f"expected variables with params and batch_stats, got {sorted(variables)}")
+    if lines := differences(model, flatten_dict(dict(variables))):
+        raise ValueError(f"these are not the variables of the model: {shortened(lines)}")
 
 
 def _pairs(model: nn.Module, variables: Any, images: Any) -> dict[Path, tuple[Path, float]]:

@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jax.experimental import serialize_executable
 from jaxtyping import Array, Float
 from safetensors import SafetensorError, safe_open
@@ -20,9 +19,8 @@ from safetensors.numpy import save_file
 from densezoo import files
 from densezoo.blocks import BatchNorm, Conv
 from densezoo.compiling import Jitted, compiler_options
+from densezoo.folding import check_variables
 from densezoo.types import Dtype
-from densezoo.weights._report import shortened
-from densezoo.weights._slots import differences
 
 _FORMAT = "densezoo compiled 1"
 
@@ -57,10 +55,7 @@ def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None) -> 
         >>> bool(jnp.allclose(infer(images), model.apply(variables, images), atol=1e-5))
         True
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model comes first, then its variables; got a {type(model).__name__} as the model")
-    if lines := differences(model, flatten_dict(dict(variables))):
-        raise ValueError(f"these are not the variables of the model: {shortened(lines)}")
+    check_variables(model, variables)
     return Inference(model, variables, dtype)
 
 

@@ -1,130 +1,149 @@
-"""Batch norms folded into the convolutions before them."""
+"""Models compiled with their variables, in memory and in files."""
 
-import zlib
+import json
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import densezoo as dz
-from densezoo import compiling
+from densezoo import compiling, inference
+from tests.test_folding import NormFirst, with_statistics
 
 KEY = jax.random.key(0)
 
 
-def with_statistics(model, images):
-    """Variables whose norms do something: random scales, biases, means and variances."""
-    variables = jax.jit(model.init)(KEY, images)
+def assert_close(actual, expected, relative=1e-5):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=relative * float(jnp.abs(b).max()))
 
-    def disturb(path, x):
-        noise = jax.random.uniform(jax.random.fold_in(KEY, zlib.crc32(jax.tree_util.keystr(path).encode())), x.shape)
-        return {"var": 0.5 + noise, "mean": noise, "scale": 0.5 + noise, "bias": noise}.get(path[-1].key, x)
 
-    return jax.tree_util.tree_map_with_path(disturb, variables)
+class Doubled(nn.Module):
+    """A model of one's own: a convolution with a bias before the norm, and Flax's modules."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = dz.BatchNorm(name="norm")(dz.Conv(4, bias_init=nn.initializers.ones, name="conv")(images), train=train)
+        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(3, (3, 3))(nn.relu(x)))
+        return {"logits": x, "both": (2 * x, nn.Dense(2)(x))}
 
 
 @pytest.mark.parametrize(
-    ("name", "encoder", "channels", "norms"),
+    "model",
     [
-        ("unet", dz.ResNet((1, 1), dz.BasicBlock, width=8), 3, 6 + 6),
-        ("fpn", dz.ResNet((1, 1, 1, 1), dz.Bottleneck, width=8), 1, 17),
-        ("segnet", dz.VGG((1, 2, 1), (4, 8, 8), norm=dz.BatchNorm), 4, 4 + 4),
-        ("unet", dz.PlainEncoder((4, 8)), 3, 4 + 2),
+        dz.create_model("unet", dz.PlainEncoder((4, 8)), 3),
+        dz.create_model(
+            "deeplabv3plus", dz.ResNet((1, 1, 1, 1), dz.Bottleneck, width=4, output_stride=16), 2, features=8
+        ),
+        dz.SegmentationModel(
+            dz.PlainEncoder((4, 8), norm=partial(dz.GroupNorm, num_groups=2)),
+            dz.UNetDecoder((4,), skip=dz.LateralAdd, upsample=dz.TransposedConv),
+            dz.SegmentationHead(1),
+        ),
+        NormFirst(),
+        Doubled(),
     ],
+    ids=["unet", "deeplabv3plus", "composed", "norms that stay", "of one's own"],
 )
-def test_folded_variables_give_the_same_and_have_no_norm_left(name, encoder, channels, norms):
-    fields = {"fpn": {"features": 32, "segmentation_features": 32}}.get(name, {})
-    model = dz.create_model(name, encoder, 3, **fields)
-    images = jax.random.normal(KEY, (2, 40, 37, channels))
+def test_a_compiled_model_equals_the_model(model):
+    images = jax.random.normal(KEY, (2, 37, 41, 3))
     variables = with_statistics(model, images)
-    folded = dz.fold_batch_norm(model, variables)
-    assert jax.tree.structure(folded) == jax.tree.structure(variables)
-    assert jax.tree.map(jnp.shape, folded["params"]) == jax.tree.map(jnp.shape, variables["params"])
-    means = [
-        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(folded["batch_stats"]) if path[-1].key == "mean"
-    ]
-    assert len(means) == norms
-    assert not any(leaf.any() for leaf in means)
     expected = jax.jit(model.apply)(variables, images)
-    y = jax.jit(model.apply)(folded, images)
-    np.testing.assert_allclose(y, expected, atol=1e-5 * float(jnp.abs(expected).max()))
-    # Folding again changes nothing but by rounding.
-    again = dz.fold_batch_norm(model, folded)
-    for a, b in zip(jax.tree.leaves(folded), jax.tree.leaves(again), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    infer = dz.compile(model, variables)
+    assert_close(infer(images), expected)
+    assert_close(jax.jit(lambda x: infer(x))(images), expected)  # as a part of the caller's program
 
 
-class Standardised(dz.Conv):
-    """A convolution of one's own."""
-
-    @nn.compact
-    def __call__(self, x):
-        return 2 * super().__call__(x)
-
-
-class NormFirst(nn.Module):
-    """Norms that must stay, and one, of a convolution that is used twice, that can go."""
-
-    @nn.compact
-    def __call__(self, x, *, train=False):
-        x = dz.Conv(4, name="first")(x)
-        x = dz.BatchNorm(name="left")(x) + dz.BatchNorm(name="right")(x)
-        x = dz.BatchNorm(name="alone")(nn.relu(x))
-        x = dz.BatchNorm(name="of_own")(Standardised(4, name="own")(x))
-        beside = dz.Conv(4, name="beside")(x)
-        x = beside + dz.BatchNorm(name="residual")(beside)
-        once = dz.Conv(4, name="once")
-        x = dz.BatchNorm(name="of_once")(once(x)) + nn.relu(once(nn.relu(x)))
-        shared = dz.Conv(4, name="shared")
-        norm = dz.BatchNorm(name="of_both")
-        return norm(shared(x)) + norm(shared(nn.relu(x)))
+def test_norms_leave_nothing_but_a_bias():
+    model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 3)
+    images = jnp.ones((1, 16, 16, 3))
+    infer = dz.compile(model, with_statistics(model, images))
+    program = str(jax.make_jaxpr(infer)(images))
+    assert "rsqrt" not in program and " mul " not in program
 
 
-def test_only_a_norm_that_alone_reads_a_convolution_is_folded():
-    model, images = NormFirst(), jax.random.normal(KEY, (2, 9, 9, 2))
+def test_a_shape_is_compiled_once(monkeypatch):
+    model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 3)
+    infer = dz.compile(model, model.init(KEY, jnp.ones((1, 8, 8, 3))))
+    traced = []
+    run = infer._run
+    infer._jitted = inference.Jitted(lambda images: traced.append(images.shape) or run(images))
+    for side in (8, 9, 8, 9):
+        infer(jnp.ones((1, side, 8, 3)))
+    assert len(set(traced)) == 2 and len(traced) <= 4
+
+
+def test_bfloat16_computes_in_it_and_folds_before_rounding():
+    model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 3)
+    images = jax.random.normal(KEY, (1, 24, 24, 3))
     variables = with_statistics(model, images)
-    folded = dz.fold_batch_norm(model, variables)
-    gone = {name for name, stats in folded["batch_stats"].items() if not stats["mean"].any()}
-    assert gone == {"of_both"}
-    apply = jax.jit(model.apply)
-    np.testing.assert_allclose(apply(folded, images), apply(variables, images), rtol=1e-4, atol=1e-4)
+    infer = dz.compile(model, variables, dtype=jnp.bfloat16)
+    result = infer(images)
+    assert result.dtype == jnp.bfloat16
+    expected = model.apply(variables, images)
+    assert float(jnp.abs(result.astype(jnp.float32) - expected).max() / jnp.abs(expected).max()) < 0.03
+    convolutions = list(compiling._convolutions(jax.make_jaxpr(infer)(images).jaxpr))
+    assert {equation.outvars[0].aval.dtype for equation in convolutions} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_what_has_no_batch_norm_stays_as_it_is():
-    model = dz.create_model("unet", dz.PlainEncoder((4, 8), norm=None), 3, norm=None)
-    variables = model.init(KEY, jnp.ones((1, 16, 16, 3)))
-    assert dz.fold_batch_norm(model, variables) is variables
-    with pytest.raises(ValueError, match="params"):
-        dz.fold_batch_norm(model, {"batch_stats": {}})
+def test_programs_go_to_a_file_and_back(tmp_path, recwarn):
+    model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 3)
+    images = jax.random.normal(KEY, (1, 16, 16, 3))
+    infer = dz.compile(model, with_statistics(model, images))
+    path = tmp_path / "unet.compiled"
+    with pytest.raises(ValueError, match="nothing to save yet"):
+        infer.save(path)
+    expected = infer(images)
+    infer.save(path, (2, 8, 8, 3))
+    assert all("oneDNN" in str(warning.message) for warning in recwarn.list)
+    recwarn.clear()
+    loaded = dz.load_compiled(path)
+    assert_close(loaded(images), expected)
+    assert loaded(np.ones((2, 8, 8, 3), np.float32)).shape == (2, 8, 8, 3)
+    with pytest.raises(ValueError, match=r"no program for images of \(1, 9, 9, 3\) float32, only for \(1, 16, 16, 3\)"):
+        loaded(jnp.ones((1, 9, 9, 3)))
 
 
-def test_compiler_options_are_options_that_compile():
-    options = dz.compiler_options()
-    assert float(jax.jit(lambda x: 2 * x, compiler_options=options)(1.0)) == 2.0
-    options["of"] = "the caller"
-    assert "of" not in dz.compiler_options()
+def test_outputs_of_any_structure_come_back(tmp_path, recwarn):
+    images = jnp.ones((1, 8, 8, 3))
+    infer = dz.compile(Doubled(), Doubled().init(KEY, images))
+    expected = infer(images)
+    infer.save(tmp_path / "own.compiled")
+    recwarn.clear()
+    loaded = dz.load_compiled(tmp_path / "own.compiled")(images)
+    assert jax.tree.structure(loaded) == jax.tree.structure(expected)
+    assert_close(loaded, expected)
 
 
-def test_training_keeps_the_passes_that_the_user_left_out(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x --xla_disable_hlo_passes=fusion,cse")
-    compiling._known.cache_clear()
-    try:
-        options = dz.compiler_options(training=True)
-        assert "xla_disable_hlo_passes" not in dz.compiler_options()
-    finally:
-        compiling._known.cache_clear()
-    if jax.default_backend() == "cpu":
-        assert options["xla_disable_hlo_passes"] == "fusion,cse,cse_barrier_expander"
+def test_a_file_for_another_machine_is_refused(tmp_path):
+    path = tmp_path / "other.compiled"
+    here = inference._here()
+    header = {"format": inference._FORMAT, "made for": json.dumps(here | {"jax": "0.1.0"}), "programs": "[]"}
+    save_file({"0": np.zeros(1, np.uint8)}, path, header)
+    with pytest.raises(ValueError, match=r"another machine \(jax: 0.1.0, here .*\): compile the model here"):
+        dz.load_compiled(path)
+    save_file({"0": np.zeros(1, np.uint8)}, path)
+    with pytest.raises(ValueError, match="not a file of compiled programs"):
+        dz.load_compiled(path)
+    path.write_bytes(b"no such file")
+    with pytest.raises(ValueError, match="not a file of compiled programs"):
+        dz.load_compiled(path)
+    with pytest.raises(FileNotFoundError):
+        dz.load_compiled(tmp_path / "missing")
 
 
-def test_what_is_not_the_models_is_named():
+def test_what_does_not_fit_is_named():
     model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2)
-    variables = with_statistics(model, jnp.zeros((1, 16, 16, 3)))
+    variables = model.init(KEY, jnp.ones((1, 16, 16, 3)))
     with pytest.raises(TypeError, match="the model comes first"):
-        dz.fold_batch_norm(variables, model)
+        dz.compile(variables, model)
     with pytest.raises(ValueError, match=r"not the variables of the model: batch_stats/.* is missing"):
-        dz.fold_batch_norm(model, {"params": variables["params"]})
-    with pytest.raises(ValueError, match="params/decoder/block0/convs/conv1/conv/bias is missing"):
-        dz.fold_batch_norm(dz.create_model("unet", dz.PlainEncoder((4, 8), norm=None), 2, norm=None), variables)
+        dz.compile(model, {"params": variables["params"]})
+    with pytest.raises(ValueError, match="images of 4 channels"):
+        dz.compile(model, variables)(jnp.ones((1, 16, 16, 4)))
+    with pytest.raises(TypeError, match="float images"):
+        dz.compile(model, variables)(jnp.ones((1, 16, 16, 3), jnp.uint8))

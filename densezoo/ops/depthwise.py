@@ -26,7 +26,7 @@ _compiled = functools.partial(jax.jit, static_argnames=("strides", "padding", "d
 @_compiled
 def depthwise(
     x: Float[Array, "b h w c"],
-    kernel: Float[Array, "k k 1 c"],
+    kernel: Float[Array, "k l 1 c"],
     strides: int,
     padding: Padding,
     dilation: int,
@@ -55,13 +55,13 @@ def depthwise(
 @_compiled
 def depthwise_gradients(
     x: Float[Array, "b h w c"],
-    kernel: Float[Array, "k k 1 c"],
+    kernel: Float[Array, "k l 1 c"],
     g: Float[Array, "b h2 w2 c"],
     strides: int,
     padding: Padding,
     dilation: int,
     onednn: bool = False,
-) -> tuple[Float[Array, "b h w c"], Float[Array, "k k 1 c"]]:
+) -> tuple[Float[Array, "b h w c"], Float[Array, "k l 1 c"]]:
     """Of the input and of the kernel, for the cotangent `g`."""
     by_grouped = onednn and accumulator_dtype(x.dtype) == jnp.float32
     dkernel = (_grouped_kernel_gradient if by_grouped else _kernel_gradient)(x, kernel, g, strides, padding, dilation)

@@ -1,0 +1,88 @@
+"""Options of the compiler, and programs that oneDNN must not compile."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import densezoo as dz
+from densezoo import compiling
+
+
+def test_compiler_options_are_options_that_compile():
+    options = dz.compiler_options()
+    assert float(jax.jit(lambda x: 2 * x, compiler_options=options)(1.0)) == 2.0
+    options["of"] = "the caller"
+    assert "of" not in dz.compiler_options()
+
+
+def test_training_keeps_the_passes_that_the_user_left_out(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x --xla_disable_hlo_passes=fusion,cse")
+    compiling._known.cache_clear()
+    try:
+        options = dz.compiler_options(training=True)
+        assert "xla_disable_hlo_passes" not in dz.compiler_options()
+    finally:
+        compiling._known.cache_clear()
+    if jax.default_backend() == "cpu":
+        assert options["xla_disable_hlo_passes"] == "fusion,cse,cse_barrier_expander"
+
+
+@pytest.fixture
+def onednn():
+    """Skips where this jaxlib has no oneDNN, or follows the option on no such processor."""
+    if not compiling._onednn():
+        pytest.skip("no oneDNN here")
+
+
+def test_a_probe_finds_onednn(monkeypatch):
+    compiling._onednn.cache_clear()
+    try:
+        monkeypatch.setattr(compiling, "_compiled", lambda *_: 'custom_call_target="__onednn$convolution"')
+        assert compiling._onednn() == ({} if jax.default_backend() != "cpu" else compiling._ONEDNN)
+        compiling._onednn.cache_clear()
+        monkeypatch.setattr(compiling, "_compiled", lambda *_: "convolution(")
+        assert compiling._onednn() == {}
+        compiling._onednn.cache_clear()
+        monkeypatch.setattr(compiling, "_compiled", lambda *_: None)  # the option is unknown
+        assert compiling._onednn() == {}
+    finally:
+        compiling._onednn.cache_clear()
+
+
+@pytest.mark.parametrize("features", [1, 2])
+def test_the_gradient_of_a_1x1_kernel_is_right(features):
+    """With one feature oneDNN would take the kernel's gradient from other values."""
+    head, x = nn.Conv(features, (1, 1)), jax.random.normal(jax.random.key(0), (3, 6, 7, 4))
+    variables = head.init(jax.random.key(1), x)
+
+    def gradient(variables):
+        return jax.grad(lambda v: jnp.square(head.apply(v, x)).sum())(variables)["params"]["kernel"]  # pyright: ignore
+
+    np.testing.assert_allclose(compiling.Jitted(gradient, training=True)(variables), gradient(variables), rtol=1e-4)
+
+
+def test_what_onednn_miscomputes_is_compiled_without_it(onednn):
+    def gradient(kernel, x):
+        def loss(kernel):
+            y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return y.sum()
+
+        return jax.grad(loss)(kernel)
+
+    x = jnp.ones((2, 8, 8, 16))
+    for features, taken in ((2, True), (1, False)):
+        text = compiling.Jitted(gradient).lower(jnp.ones((1, 1, 16, features)), x).compile().as_text()
+        assert ("__onednn$convolution" in text) == taken
+
+
+def test_a_jitted_function_keeps_its_structure_and_its_name():
+    @compiling.Jitted
+    def function(x, *, scale):
+        return {"y": (x * scale, [x])}
+
+    result = function(jnp.ones(2), scale=jnp.full(2, 3.0))
+    assert jax.tree.structure(result) == jax.tree.structure({"y": (0, [0])})
+    assert result["y"][0].tolist() == [3.0, 3.0]
+    assert function.__name__ == "function"
