@@ -15,7 +15,6 @@ import numpy as np
 from benchmarks import pallas_kernels
 from benchmarks import stock_kernels as stock
 from densezoo import ops
-from densezoo.ops.winograd import winograd_conv
 
 Shape = tuple[int, int, int, int]
 """Batch, height, width, channels of the kernel's input."""
@@ -273,16 +272,6 @@ KERNELS: dict[str, Kernel] = {
         stock=stock.conv,
         rereads=_reads_inputs,
     ),
-    **{
-        f"conv_3x3_winograd_{tile}": Kernel(
-            op=lambda x, kernel, tile=tile: winograd_conv(x, kernel, tile=tile),
-            inputs=_with_kernel(3, out=1),
-            flops=_products(lambda b, h, w, c, tile=tile: b * h * w * c * c * (tile + 2) ** 2 / tile**2),
-            stock=stock.conv,
-            rereads=_reads_inputs,
-        )
-        for tile in (2, 4)
-    },
     **{
         f"depthwise_{size}x{size}": Kernel(
             op=lambda x, kernel, size=size: ops.conv(x, kernel, padding=size // 2, groups=x.shape[3]),

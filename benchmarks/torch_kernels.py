@@ -187,10 +187,6 @@ TORCH_FORMS: dict[str, TorchForm] = {
     ),
     "conv_1x1": TorchForm(lambda x, kernel: F.conv2d(x, kernel), ("map", "conv")),
     **{
-        f"conv_3x3_winograd_{tile}": TorchForm(lambda x, kernel: F.conv2d(x, kernel, padding=1), ("map", "conv"))
-        for tile in (2, 4)
-    },
-    **{
         f"depthwise_{size}x{size}": TorchForm(
             lambda x, kernel, size=size: F.conv2d(x, kernel, padding=size // 2, groups=x.shape[1]), ("map", "conv")
         )

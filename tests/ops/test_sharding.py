@@ -9,7 +9,6 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from densezoo import ops
 from densezoo.ops.implementation import with_onednn
-from densezoo.ops.winograd import winograd_conv
 
 draw = np.random.default_rng(0).standard_normal
 x = draw((4, 4, 4, 4)).astype(np.float32)
@@ -22,7 +21,6 @@ OPERATIONS = {
     "conv_transpose": (lambda x, k: ops.conv_transpose(x, k), kernels[2]),
     "conv_transpose_4x4": (lambda x, k: ops.conv_transpose(x, k, padding=1), kernels[4]),
     "upsample_concat_conv": (lambda x, k: ops.upsample_concat_conv(x, None, k), kernels[3]),
-    "winograd": (winograd_conv, kernels[3]),
     "group_norm": (lambda x, s: ops.group_norm(x, s, bias, groups=2, epsilon=1e-5, relu=True), scale),
     "bilinear": (lambda x, s: ops.resize_bilinear(x, (8, 8)) * s.reshape(1, 1, 1, 4), scale),
     "nearest": (lambda x, s: ops.resize_nearest(x, (8, 8)) * s.reshape(1, 1, 1, 4), scale),
@@ -41,7 +39,6 @@ for name, (operation, weights) in OPERATIONS.items():
     expected = jax.jit(gradient)(x, weights)
     specs = (P("data"), P())
     results = [jax.jit(jax.shard_map(gradient, mesh=implicit, in_specs=specs, out_specs=specs))(x, weights)]
-    if name != "winograd":
         with jax.set_mesh(explicit):
             shared = [jax.device_put(a, NamedSharding(explicit, spec)) for a, spec in zip((x, weights), specs)]
             results.append(jax.jit(gradient)(*shared))
@@ -57,4 +54,4 @@ def test_gradients_of_shared_batches():
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "agree: 12" in done.stdout
+    assert "agree: 11" in done.stdout
