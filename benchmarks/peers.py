@@ -55,6 +55,8 @@ class Peers:
         """Makes a model with seeded weights and writes these to a file."""
         torch_models: Any = importlib.import_module("benchmarks.torch_models")
         self.clear()
+        for file in self._folder.glob("*.onnx"):  # of another model
+            file.unlink()
         height, width = image_size
         self._model = torch_models.make_model(model, encoder, classes, (height, width), seed)
         path = self._folder / "weights.npz"

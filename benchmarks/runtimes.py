@@ -111,7 +111,12 @@ def _onnx(model: Any, images: np.ndarray, folder: Path) -> Path:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             given = (torch.from_numpy(_nchw(images)),)
-            torch.onnx.export(_contiguous(model), given, str(path), opset_version=17, dynamo=False)
+            try:
+                torch.onnx.export(_contiguous(model), given, str(path), opset_version=17, dynamo=False)
+            except Exception:
+                path.unlink(missing_ok=True)
+                importlib.import_module("onnxscript")  # which the newer exporter needs
+                torch.onnx.export(_contiguous(model), given, str(path), opset_version=18, dynamo=True)
     return path
 
 

@@ -2,6 +2,10 @@
 
 import numpy as np
 
+STEPS = 1_000_000  # of the learning rate's cycle: all samples are near its start, and the weights stay where they are
+PEAK = 1e-3
+WEIGHT_DECAY = 1e-4
+
 
 def random_images(shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Standardised images, (b, h, w, 3), float32."""

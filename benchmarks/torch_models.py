@@ -9,11 +9,7 @@ import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
 
 from benchmarks import smp_models
-from benchmarks.seeded import perturbed
-
-STEPS = 1_000_000  # of the learning rate's cycle: all samples are near its start, and the weights stay where they are
-PEAK = 1e-3
-WEIGHT_DECAY = 1e-4
+from benchmarks.seeded import PEAK, STEPS, WEIGHT_DECAY, perturbed
 
 
 class SegNet(nn.Module):
