@@ -51,6 +51,16 @@ class Peers:
         facts = {"python": platform.python_version(), "versions": versions, "threads": torch.get_num_threads()}
         return facts | {"cuda": torch.cuda.is_available()}
 
+    def prepare(self, form: str) -> dict[str, Any]:
+        """Imports what a form needs, so that a model's memory can be counted without it."""
+        importlib.import_module("benchmarks.torch_models")
+        importlib.import_module("benchmarks.runtimes")
+        torch: Any = importlib.import_module("torch")
+        if form in ("onnxruntime", "openvino"):
+            importlib.import_module(form)
+        torch.ones(1) + 1
+        return {}
+
     def model(self, model: str, encoder: str, classes: int, image_size: list[int], seed: int) -> dict[str, Any]:
         """Makes a model with seeded weights and writes these to a file."""
         torch_models: Any = importlib.import_module("benchmarks.torch_models")
