@@ -60,7 +60,7 @@ class Arguments(NetworkOptions):
 
 
 def forms_of(arguments: NetworkOptions) -> list[str]:
-    """densezoo's forms."""
+    """Our forms."""
     return [OWN, *([FLOAT32] if arguments.dtype == "bfloat16" else []), *dict.fromkeys(arguments.impl)]
 
 

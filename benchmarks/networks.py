@@ -76,7 +76,7 @@ def make_model(pair: tuple[str, str], options: NetworkOptions, shape: Shape, imp
 
 
 def compile_model(model: Any, variables: Any, dtype: str) -> Callable[[Any], Any]:
-    """images -> logits: what `dz.compile` makes of a model and its float32 variables."""
+    """Images -> logits: what `dz.compile` makes of a model and its float32 variables."""
     if hasattr(dz, "compile"):
         return dz.compile(model, variables, dtype=jnp.bfloat16 if dtype == "bfloat16" else None)
     # Until then: batch norms folded, the parameters constants of the program.

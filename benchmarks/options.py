@@ -162,7 +162,8 @@ def machine_of(platform: str, peer_facts: Mapping[str, Any]) -> dict[str, Any]:
         machine |= {"peers": dict(peer_facts), "versions": machine["versions"] | peer_facts["versions"]}
     if (busy := machine["busy_cores"] or 0) > 0.3:
         console.print(
-            f"other programs keep {busy:.1f} of {machine['cores']} cores busy: times will be too long; repeat this on an idle machine before you believe it"
+            f"other programs keep {busy:.1f} of {machine['cores']} cores busy: times will be too long;"
+            " repeat this on an idle machine before you believe it"
         )
     return machine
 

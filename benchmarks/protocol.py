@@ -4,6 +4,7 @@
 Neither jax nor densezoo is imported here, so that an interpreter without them can serve.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -111,10 +112,8 @@ class Worker:
     def close(self) -> None:
         """Ends the process and deletes its folder."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:

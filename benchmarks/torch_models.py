@@ -62,7 +62,7 @@ def unpool(x: Any, indices: Any, size: Any) -> Any:
 
 
 def make_hrnet(name: str, classes: int) -> Any:
-    """timm's HRNet with the head of Wang et al. 2019 (figure 4b), with the names of their code for it."""
+    """The HRNet of timm with the head of Wang et al. 2019 (figure 4b), with the names of their code for it."""
     from timm.models.hrnet import HighResolutionNetFeatures, cfg_cls  # pyright: ignore[reportMissingImports]
 
     class Segmenter(HighResolutionNetFeatures):

@@ -43,7 +43,7 @@ class Arguments(NetworkOptions):
 
 
 def forms_of(arguments: NetworkOptions) -> list[str]:
-    """densezoo's forms; the first that computes is what the others are compared with, so the plain one comes first."""
+    """Our forms; the first that computes is what the others are compared with, so the plain one comes first."""
     return sorted([*dict.fromkeys(arguments.impl), OWN], key=lambda form: form != "reference")
 
 
