@@ -113,9 +113,9 @@ def measure_limits(*, quick: bool = False) -> dict[str, Any]:
 
     The copy reads a float32 array and writes it scaled, both counted. It is done into new memory and in place, and the
     better of the two counts: the former also pays for the memory's allocation. Small arrays are measured too, since
-    caches hold them; the limit is the largest array's. The matrix product is compiled with densezoo's options and
-    without, of random numbers, and in bfloat16 too where the hardware has it. A limit is what cannot be exceeded, so the
-    fastest sample counts, not the median.
+    caches hold them; the limit is the largest array's. The matrix product is of random numbers, compiled with
+    densezoo's options and without, and in bfloat16 too where the hardware has it. A limit is what cannot be exceeded,
+    so the fastest sample counts, not the median.
 
     Returns:
         copy_bandwidth, copy_bandwidth_by_mib, and matmul_peak by dtype; bytes and FLOPs a second.

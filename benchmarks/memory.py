@@ -2,10 +2,10 @@
 
 Usage: python -m benchmarks.memory --against all --peer-python /path/of/a/python/with/torch
 
-The process imports its libraries and counts its resident memory: that is 0. It builds the model, compiles it and calls
-it twice; the peak until then is `build_bytes`. Then it gives free memory back to the system, lets the peak start again
-and makes three more calls; the peak of these is `peak_bytes`: weights, the program, the batch and what a call needs. All
-sides count so, by Linux's VmHWM and VmRSS; what a compiler holds in processes of its own is not counted.
+The process imports its libraries; its resident memory then counts as 0. It builds the model, compiles it and calls it;
+the peak until then is `build_bytes`. Then it gives free memory back to the system, lets the peak start again and makes
+three more calls; the peak of these is `peak_bytes`: weights, the program, the batch and what a call needs. All sides are
+measured so, by Linux's VmHWM and VmRSS. What a compiler holds in processes of its own is not counted.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ import densezoo as dz
 from benchmarks import models, training
 from benchmarks.machine import Refused, console
 from benchmarks.networks import NetworkOptions, Shape, compile_model, make_model
-from benchmarks.options import machine_of, peers, run_command
+from benchmarks.options import machine_of, open_results, peers, run_command
 from benchmarks.protocol import PeerError, Worker, serve_process
-from benchmarks.record import OWN, PEERS, ResultFile, markdown_table, shape_text
+from benchmarks.record import OWN, PEERS, markdown_table, shape_text
 from benchmarks.resident import forget_peak, resident_bytes
 from benchmarks.seeded import PEAK, STEPS, WEIGHT_DECAY, random_images
 from benchmarks.timing import wait_for
@@ -146,7 +146,7 @@ def main(arguments: Arguments, platform: str) -> int:
     with peers(arguments, platform) as (_, facts):
         machine = machine_of(platform, facts)
     head = {"mode": "memory" + "-quick" * arguments.quick, "dtype": arguments.dtype, "machine": machine}
-    results = ResultFile(arguments.out, head | {"limits": {}, "method": {"num_classes": arguments.num_classes}})
+    results = open_results(arguments, head | {"limits": {}, "method": {"num_classes": arguments.num_classes}})
     for mode in arguments.modes:
         known, possible = MODES[mode]
         for pair in arguments.pairs():

@@ -2,9 +2,10 @@
 
 Usage: python -m benchmarks.models --against all --peer-python /path/of/a/python/with/torch
 
-"densezoo" is `dz.compile`; `--impl auto reference` adds plain `jax.jit`. All have the same weights, and their outputs are
-compared before anything is timed. The others run in a second process, in turn with this one. Each model is in the result
-files of --out as soon as it is measured; a Markdown table goes to stdout, and `benchmarks.report` makes documents.
+"densezoo" is `dz.compile`; `--impl auto reference` adds plain `jax.jit`. All have the same weights, and their outputs
+are compared before anything is timed. The others run in a second process, in turn with this one. Each model is in the
+result files of --out as soon as it is measured; a Markdown table goes to stdout, and `benchmarks.report` makes
+documents.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.machine import Refused, busy_cores, compiler_options, console, measure_limits
+from benchmarks.machine import busy_cores, compiler_options, console, measure_limits
 from benchmarks.networks import (
     NetworkOptions,
     Shape,
@@ -28,9 +29,9 @@ from benchmarks.networks import (
     peer_variables,
     random_variables,
 )
-from benchmarks.options import Mismatch, PeerForm, machine_of, peers, progress_bar, run_command
+from benchmarks.options import Mismatch, PeerForm, machine_of, open_results, peers, progress_bar, run_command
 from benchmarks.protocol import PeerError, Worker
-from benchmarks.record import OWN, PEERS, ResultFile, forms_table, shape_text, timing_fields
+from benchmarks.record import OWN, PEERS, forms_table, shape_text, timing_fields
 from benchmarks.seeded import random_images
 from benchmarks.timing import compile_apart, measure, wait_for
 
@@ -193,7 +194,9 @@ def run(
 ) -> int:
     """Runs a comparison for every model and shape, writes each at once and prints the table; gives the exit code."""
     failed = False
-    with progress_bar() as progress, peers(arguments, platform) as (_, peer_facts):
+    with peers(arguments, platform) as (_, peer_facts):
+        machine = machine_of(platform, peer_facts)
+    with progress_bar() as progress:
         task = progress.add_task("the machine's limits", total=len(plan))
 
         def say(text: str) -> None:
@@ -202,16 +205,11 @@ def run(
         head = {
             "mode": mode + "-quick" * arguments.quick,
             "dtype": arguments.dtype,
-            "machine": machine_of(platform, peer_facts),
+            "machine": machine,
             "limits": measure_limits(quick=arguments.quick),
             "method": arguments.times() | {"num_classes": arguments.num_classes},
         }
-        try:
-            results = ResultFile(arguments.out, head)
-        except ValueError as error:
-            raise Refused(f"--out: {error}") from error
-    with progress_bar() as progress:
-        task = progress.add_task("", total=len(plan))
+        results = open_results(arguments, head)
         for pair, shape in plan:
             if arguments.again or not results.has((":".join(pair), row_mode, shape), forms):
                 # A fresh worker each, with nothing that earlier models left behind.

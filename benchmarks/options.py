@@ -15,6 +15,7 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 
 from benchmarks.machine import Refused, choose_platform, console, describe, reexec_with_hugetlb
 from benchmarks.protocol import PeerError, Worker
+from benchmarks.record import ResultFile
 
 PAUSE = 0.1  # seconds; onnxruntime's threads spin for up to 50 ms after their work, torch's for 10
 
@@ -166,6 +167,18 @@ def machine_of(platform: str, peer_facts: Mapping[str, Any]) -> dict[str, Any]:
             " repeat this on an idle machine before you believe it"
         )
     return machine
+
+
+def open_results(arguments: Options, head: Mapping[str, Any]) -> ResultFile:
+    """The file in --out that a run adds its rows to; `head` is all but these.
+
+    Raises:
+        Refused: there is a file of this name that is no result.
+    """
+    try:
+        return ResultFile(arguments.out, head)
+    except ValueError as error:
+        raise Refused(f"--out: {error}") from error
 
 
 def run_command(main: Callable[[Any, str], int], arguments: type[Options], argv: Sequence[str] | None = None) -> int:

@@ -62,6 +62,9 @@ class Worker:
         command: the program; the folder for arrays is appended to it, then `setup`.
         setup: a module that the worker imports before anything else.
 
+    Raises:
+        OSError: there is no such program.
+
     Attributes:
         folder: for arrays, deleted with the worker.
     """
@@ -71,14 +74,19 @@ class Worker:
         self.folder = Path(self._temporary.name)
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._log = (self.folder / "stderr").open("w+")
-        self._process = subprocess.Popen(
-            [*command, str(self.folder), *([setup] if setup else [])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        )
+        try:
+            self._process = subprocess.Popen(
+                [*command, str(self.folder), *([setup] if setup else [])],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                text=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            )
+        except OSError:
+            self._log.close()
+            self._temporary.cleanup()
+            raise
 
     def ask(self, do: str, **fields: Any) -> Any:
         """The answer to a request.

@@ -32,6 +32,7 @@ from benchmarks.options import (
     Options,
     PeerForm,
     machine_of,
+    open_results,
     parse_shape,
     peers,
     progress_bar,
@@ -40,7 +41,7 @@ from benchmarks.options import (
     tolerance,
 )
 from benchmarks.protocol import PeerError, Worker
-from benchmarks.record import ResultFile, markdown_table, ratio_text, shape_text, timing_fields
+from benchmarks.record import markdown_table, ratio_text, shape_text, timing_fields
 from benchmarks.timing import compile_apart, measure
 from densezoo import ops
 
@@ -277,7 +278,7 @@ def main(arguments: Arguments, platform: str) -> int:
     """Runs the benchmark, writes its files and prints its table; gives the exit code."""
     plan = [(name, shape) for name in arguments.names() for shape in arguments.inputs()]
     forms, failed = ["auto", *arguments.forms(PEERS)], False
-    with progress_bar() as progress, peers(arguments, platform) as (worker, peer_facts):
+    with peers(arguments, platform) as (worker, peer_facts), progress_bar() as progress:
         task = progress.add_task("the machine's limits", total=len(plan))
         machine, limits = machine_of(platform, peer_facts), measure_limits(quick=arguments.quick)
 
@@ -286,10 +287,7 @@ def main(arguments: Arguments, platform: str) -> int:
 
         mode = "upsampling" + "-quick" * arguments.quick
         head = {"mode": mode, "dtype": arguments.dtype, "machine": machine, "limits": limits}
-        try:
-            results = ResultFile(arguments.out, head | {"method": arguments.times()})
-        except ValueError as error:
-            raise Refused(f"--out: {error}") from error
+        results = open_results(arguments, head | {"method": arguments.times()})
         for name, shape in plan:
             if arguments.again or not all(results.has((name, mode, shape), forms) for mode in arguments.modes):
                 try:

@@ -112,9 +112,7 @@ def test_kernels_beside_peers(beside_a_fake):
     assert code == 0
     rows = [row for row in result["rows"] if row["form"] == "torch"]
     assert [row["mode"] for row in rows] == ["forward", "forward+backward"]
-    assert all(
-        row["errors"] == {"values": 0.0, "gradients": 0.0} and row["milliseconds"]["median"] == 500 for row in rows
-    )
+    assert all(max(row["errors"].values()) < 1e-6 and row["milliseconds"]["median"] == 500 for row in rows)
 
 
 def test_torch_compile_stands_for_all_its_forms():
