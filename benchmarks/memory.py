@@ -2,10 +2,10 @@
 
 Usage: python -m benchmarks.memory --against all --peer-python /path/of/a/python/with/torch
 
-The process imports its libraries; its resident memory then counts as 0. It builds the model, compiles it and calls it;
-the peak until then is `build_bytes`. Then it gives free memory back to the system, lets the peak start again and makes
-three more calls; the peak of these is `peak_bytes`: weights, the program, the batch and what a call needs. All sides are
-measured so, by Linux's VmHWM and VmRSS. What a compiler holds in processes of its own is not counted.
+The process imports its libraries; its resident memory then counts as 0. It builds the model, compiles it and calls
+it; the peak until then is `build_bytes`. Then it gives free memory back to the system, lets the peak start again and
+makes three more calls; the peak of these is `peak_bytes`: weights, the program, the batch and what a call needs. All
+sides are measured so, by Linux's VmHWM and VmRSS. What a compiler holds in processes of its own is not counted.
 """
 
 import dataclasses

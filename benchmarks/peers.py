@@ -58,7 +58,7 @@ class Peers:
         torch: Any = importlib.import_module("torch")
         if form in ("onnxruntime", "openvino"):
             importlib.import_module(form)
-        torch.ones(1) + 1
+        torch.ones(1).add_(1)  # starts its threads
         return {}
 
     def model(self, model: str, encoder: str, classes: int, image_size: list[int], seed: int) -> dict[str, Any]:
