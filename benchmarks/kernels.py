@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import pallas_kernels
 from benchmarks import stock_kernels as stock
 from densezoo import ops
 from densezoo.ops.winograd import winograd_conv
@@ -30,6 +31,7 @@ class Kernel:
             stay float32 in every dtype (positions, which bfloat16 is too coarse for).
         flops: of the forward and of the backward pass, the least that we know a way to do.
         stock: what a user of JAX and Flax alone would call, None if they have no such function.
+        pallas: the kernel for TPUs; its last argument chooses interpret mode.
         stock_differs: where stock's numbers are meant to be others, why; it is then timed and not checked.
         rereads: bytes that the backward pass needs besides the cotangent: a function of input and output bytes.
     """
@@ -38,6 +40,7 @@ class Kernel:
     inputs: Callable[[np.random.Generator, Shape], tuple[np.ndarray, ...]]
     flops: Callable[[Shape], tuple[float, float]]
     stock: Callable[..., Any] | None = None
+    pallas: Callable[..., Any] | None = None
     stock_differs: str = ""
     rereads: Callable[[Sequence[jax.Array], Sequence[jax.Array]], int] = lambda inputs, outputs: 0
 
@@ -170,6 +173,7 @@ KERNELS: dict[str, Kernel] = {
             inputs=_maps,
             flops=_separable_flops(2, lambda h, w, factor=factor: (factor * h, factor * w)),
             stock=lambda x, factor=factor: stock.image_resize(x, stock.larger(x, factor), "bilinear"),
+            pallas=pallas_kernels.bilinear_x2 if factor == 2 else None,
         )
         for factor in (2, 4)
     },
@@ -235,6 +239,7 @@ KERNELS: dict[str, Kernel] = {
         inputs=_unpool_inputs,
         flops=lambda shape: (0.0, 0.0),
         stock=stock.unpool,
+        pallas=pallas_kernels.max_unpool_x2,
         rereads=lambda inputs, outputs: _bytes(inputs[1]),
     ),
     "upsample_concat_conv_nearest": Kernel(

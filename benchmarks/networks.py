@@ -1,7 +1,6 @@
 """Whole models of the zoo, and their weights from the same models of a peer."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -77,30 +76,7 @@ def make_model(pair: tuple[str, str], options: NetworkOptions, shape: Shape, imp
 
 def compile_model(model: Any, variables: Any, dtype: str) -> Callable[[Any], Any]:
     """Images -> logits: what `dz.compile` makes of a model and its float32 variables."""
-    if hasattr(dz, "compile"):
-        return dz.compile(model, variables, dtype=jnp.bfloat16 if dtype == "bfloat16" else None)
-    # Until then: batch norms folded, the parameters constants of the program.
-    folded = dz.fold_batch_norm(model, variables)
-    if dtype == "bfloat16":
-        folded = folded | {"params": jax.tree.map(lambda x: x.astype(dtype), folded["params"])}
-        model = model.clone(
-            **{part: getattr(model, part).clone(dtype=jnp.bfloat16) for part in ("encoder", "decoder", "head")}
-        )
-
-    def infer(images: Any) -> Any:
-        return model.apply(folded, images.astype(dtype))
-
-    return jax.jit(infer, compiler_options=_standin_options())
-
-
-@functools.cache
-def _standin_options() -> dict[str, Any]:
-    options = {"xla_cpu_experimental_onednn_custom_call": "True", **dz.compiler_options()}
-    try:
-        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
-    except Exception:  # what an unknown option raises differs between versions
-        return dz.compiler_options()
-    return options
+    return dz.compile(model, variables, dtype=jnp.bfloat16 if dtype == "bfloat16" else None)
 
 
 def random_variables(pair: tuple[str, str], options: NetworkOptions, shape: Shape) -> dict[str, Any]:

@@ -20,6 +20,9 @@ COMPILED = ("torch.compile", "torch.compile, frozen")
 DEPLOYED = (*COMPILED, "onnxruntime", "openvino")
 PEERS = ("torch", *DEPLOYED)
 
+KERNEL_BASELINES = ("reference", "jax", "pallas", "torch", "torch.compile")
+"""Forms of kernels that "auto" is compared with, in the order of the tables."""
+
 
 def file_stem(mode: str, dtype: str, machine: Mapping[str, Any]) -> str:
     """The name of a result's files: mode, device, dtype, versions, and the malloc where it is not the usual one.

@@ -16,7 +16,17 @@ from typing import Any
 import tyro
 
 from benchmarks.plots import roofline_figure, title_of
-from benchmarks.record import COMPILED, DEPLOYED, OWN, markdown_table, ratio_to, read, shape_text, write_text
+from benchmarks.record import (
+    COMPILED,
+    DEPLOYED,
+    KERNEL_BASELINES,
+    OWN,
+    markdown_table,
+    ratio_to,
+    read,
+    shape_text,
+    write_text,
+)
 from benchmarks.targets import goals_table
 from benchmarks.timing import geometric_mean
 from densezoo.viz.figures import save
@@ -176,7 +186,7 @@ def _each(results: Results, mode: str, make: Callable[[str, Mapping[str, Any]], 
 
 def _kernel_table(name: str, result: Mapping[str, Any]) -> str:
     rows = [row for row in result["rows"] if row["form"] == "auto" and "milliseconds" in row]
-    baselines = [b for b in ("reference", "jax", "torch", "torch.compile") if any(b in row["ratios"] for row in rows)]
+    baselines = [b for b in KERNEL_BASELINES if any(b in row["ratios"] for row in rows)]
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["kernel"], row["mode"]), []).append(row)

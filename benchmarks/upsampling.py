@@ -41,7 +41,7 @@ from benchmarks.options import (
     tolerance,
 )
 from benchmarks.protocol import PeerError, Worker
-from benchmarks.record import markdown_table, ratio_text, shape_text, timing_fields
+from benchmarks.record import KERNEL_BASELINES, markdown_table, ratio_text, shape_text, timing_fields
 from benchmarks.timing import compile_apart, measure
 from densezoo import ops
 
@@ -83,6 +83,12 @@ class Arguments(Options):
         return shapes  # pyright: ignore[reportReturnType]
 
 
+def jax_forms(kernel: Kernel, platform: str) -> list[str]:
+    """The forms that jax computes on a platform."""
+    forms = ["auto", "reference", *(["jax"] if kernel.stock else [])]
+    return [*forms, "pallas"] if kernel.pallas and platform == "tpu" else forms
+
+
 def traced(kernel: Kernel, form: str, *, backward: bool) -> Callable[..., Any]:
     """A form of a kernel as a function of (inputs, cotangent) that gives (outputs, gradients).
 
@@ -96,6 +102,9 @@ def traced(kernel: Kernel, form: str, *, backward: bool) -> Callable[..., Any]:
             if form == "jax":
                 assert kernel.stock is not None
                 result = kernel.stock(*arguments)
+            elif form == "pallas":
+                assert kernel.pallas is not None
+                result = kernel.pallas(*arguments)
             else:
                 with ops.implementation(form):
                     result = kernel.op(*arguments)
@@ -181,7 +190,7 @@ def prepare(
 
     calls: dict[str, Any] = {}
     facts: dict[str, dict[str, Any]] = {}
-    for form in ("auto", "reference", *(["jax"] if kernel.stock else [])):
+    for form in jax_forms(kernel, platform):
         say(f"{name} {shape_text(shape)} {mode}: {form}")
         function = jax.jit(traced(kernel, form, backward=backward), compiler_options=compiler_options() or None)
         compiled = compile_apart(function, inputs, cotangent)
@@ -252,14 +261,14 @@ def _send(worker: Worker, name: str, x: jax.Array) -> tuple[str, str]:
 
 
 LEGEND = """\
-auto: what densezoo chooses; reference: its plain form; jax: what JAX or Flax has for it. Medians in milliseconds; the
-time of auto over each other form's, with the quartiles over the rounds; how near auto comes to what this machine's
-memory bandwidth and matrix products allow (the roofline)."""
+auto: what densezoo chooses; reference: its plain form; jax: what JAX or Flax has for it; pallas: a kernel for TPUs.
+Medians in milliseconds; the time of auto over each other form's, with the quartiles over the rounds; how near auto
+comes to what this machine's memory bandwidth and matrix products allow (the roofline)."""
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table, a line for each comparison."""
-    forms = [f for f in ("auto", "reference", "jax", *PEERS) if any(r["form"] == f for r in rows)]
+    forms = [f for f in ("auto", *KERNEL_BASELINES) if any(r["form"] == f for r in rows)]
     groups: dict[tuple, dict[str, dict]] = {}
     for row in rows:
         if "milliseconds" in row:

@@ -64,8 +64,9 @@ from densezoo.encoders import (
     Swin,
     ViT,
 )
+from densezoo.folding import fold_batch_norm
 from densezoo.heads import DPTHead, SegmentationHead
-from densezoo.inference import fold_batch_norm
+from densezoo.inference import Inference, Loaded, compile, load_compiled
 from densezoo.models import PyramidModel, SegmentationModel
 from densezoo.overview import Room, Summary, summary
 from densezoo.types import Pyramid

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 _OPTIONS = {
     # XLA:CPU hands convolutions to YNNPACK by default; Eigen's were up to 1.6 times faster in a U-Net.
@@ -17,6 +18,8 @@ _TRAINING = {
     # would be kept. The barriers cost an inference with Winograd convolutions some percent, and training nothing.
     "cpu": {"xla_disable_hlo_passes": "cse_barrier_expander"},
 }
+# oneDNN's convolutions, with the bias, the residual and the ReLU that follow: in jaxlib >= 0.11 on x86-64 Linux.
+_ONEDNN = {"xla_cpu_experimental_onednn_custom_call": "True"}
 
 
 def compiler_options(*, training: bool = False) -> dict[str, str]:
@@ -35,7 +38,8 @@ def compiler_options(*, training: bool = False) -> dict[str, str]:
         >>> jax.jit(model.apply, compiler_options=dz.compiler_options())(variables, images).shape
         (1, 16, 16, 2)
     """
-    return dict(_known(training))
+    known = dict(_known(training))
+    return known if training else known | _onednn()
 
 
 @functools.cache
@@ -43,16 +47,35 @@ def _known(training: bool) -> dict[str, str]:
     known = {}
     platform = jax.default_backend()
     for name, value in (_OPTIONS.get(platform, {}) | (_TRAINING.get(platform, {}) if training else {})).items():
-        try:
-            jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
-        except Exception:  # what an unknown option raises differs between versions
-            continue
-        known[name] = value
+        if _compiled(lambda x: x, {name: value}, 0.0) is not None:
+            known[name] = value
     if (flag := "xla_disable_hlo_passes") in known:
         # The option takes the place of the flag, so the user's own passes are named again.
         own = re.findall(rf"--{flag}=(\S+)", os.environ.get("XLA_FLAGS", ""))
         known[flag] = ",".join([*own[-1:], known[flag]])
     return known
+
+
+@functools.cache
+def _onednn() -> dict[str, str]:
+    """The option for oneDNN, if a small convolution shows that this jaxlib follows it on this processor."""
+    if jax.default_backend() != "cpu":
+        return {}
+
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    # Some versions know the flag and do nothing with it.
+    text = _compiled(convolve, _known(False) | _ONEDNN, jnp.ones((1, 8, 8, 16)), jnp.ones((3, 3, 16, 16)))
+    return dict(_ONEDNN) if text is not None and "__onednn$convolution" in text else {}
+
+
+def _compiled(function: Callable[..., Any], options: dict[str, str], *arguments: Any) -> str | None:
+    """The compiled program as text; None if the options are unknown."""
+    try:
+        return jax.jit(function, compiler_options=options).lower(*arguments).compile().as_text()
+    except Exception:  # what an unknown option raises differs between versions
+        return None
 
 
 class Jitted:

@@ -1,42 +1,51 @@
-"""Variables made ready for inference."""
+"""A model and its variables as one compiled function of images, which can be kept in a file."""
 
-from collections import Counter
+import json
+import platform
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.ad_checkpoint import checkpoint_name
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.experimental import serialize_executable
+from jaxtyping import Array, Float
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
+from densezoo import files
 from densezoo.blocks import BatchNorm, Conv
-from densezoo.types import accumulator_dtype
+from densezoo.compiling import Jitted, compiler_options
+from densezoo.types import Dtype
 from densezoo.weights._report import shortened
 from densezoo.weights._slots import differences
 
-Path = tuple[str, ...]
+_FORMAT = "densezoo compiled 1"
 
 
-def fold_batch_norm(model: nn.Module, variables: Any, images: Any = None) -> Any:
-    """Folds every batch norm that follows a convolution into that convolution's weights, for inference.
+def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None) -> "Inference":
+    """Compiles a model with its variables for inference: `infer(images)` equals `model.apply(variables, images)`.
 
-    The tree stays the same, and the same model takes it: `model.apply(folded, images)` equals
-    `model.apply(variables, images)` up to rounding. The kernels carry the norms' scales, the norms are left with their
-    biases and statistics that do nothing. A norm stays as it is where its convolution is read by anything else too,
-    or where either is a class of one's own made from `Conv` or `BatchNorm`.
+    Batch norms are folded into the convolutions before them, the variables are constants of the program, and it is
+    compiled with `compiler_options()`, on the first call with each shape. Called inside another `jit`, it becomes part
+    of that program, which has the options of the outer `jit`.
 
     Args:
-        model: a model of `densezoo.Conv` and `densezoo.BatchNorm`.
-        variables: of the model, with `params` and `batch_stats`.
-        images: what the model is called with; only the shape counts. None takes a small square image with as many
-            channels as the first convolution reads.
+        model: any model that is called with images; modules of one's own included.
+        variables: of the model.
+        dtype: computes in this type, such as `jnp.bfloat16`: parameters and images are cast to it, statistics are not.
+            None leaves the types as they are.
 
     Returns:
-        Variables of the same structure.
+        A function of images, which can be saved.
 
     Raises:
         TypeError: the model and the variables in each other's place.
-        ValueError: variables without `params`, or of another model.
+        ValueError: variables of another model, or without one of its collections.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -44,91 +53,208 @@ def fold_batch_norm(model: nn.Module, variables: Any, images: Any = None) -> Any
         >>> model = dz.create_model("unet", dz.PlainEncoder((4, 8)), num_classes=2)
         >>> images = jnp.ones((1, 16, 16, 3))
         >>> variables = model.init(jax.random.key(0), images)
-        >>> folded = dz.fold_batch_norm(model, variables)
-        >>> bool(jnp.allclose(model.apply(folded, images), model.apply(variables, images), atol=1e-5))
+        >>> infer = dz.compile(model, variables)
+        >>> bool(jnp.allclose(infer(images), model.apply(variables, images), atol=1e-5))
         True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model comes first, then its variables; got a {type(model).__name__} as the model")
-    if "params" not in variables:
-        raise ValueError(f"expected variables with params and batch_stats, got {sorted(variables)}")
     if lines := differences(model, flatten_dict(dict(variables))):
         raise ValueError(f"these are not the variables of the model: {shortened(lines)}")
-    if "batch_stats" not in variables:
-        return variables  # no batch norm
-    params: dict[Path, Any] = flatten_dict(variables["params"])
-    stats: dict[Path, Any] = flatten_dict(variables["batch_stats"])
-    for conv, (norm, epsilon) in _pairs(model, variables, images).items():
-        kernel, scale, bias = params[*conv, "kernel"], params[*norm, "scale"], params[*norm, "bias"]
-        mean, var = stats[*norm, "mean"], stats[*norm, "var"]
-        if kernel.ndim != 4:
-            continue  # stacked by a scan
-        wide = accumulator_dtype(kernel.dtype)
-        factor = scale.astype(wide) * jax.lax.rsqrt(var.astype(wide) + epsilon)
-        shift = bias.astype(wide) - mean.astype(wide) * factor
-        if (*conv, "bias") in params:
-            shift = shift + params[*conv, "bias"].astype(wide) * factor
-            params[*conv, "bias"] = jnp.zeros_like(params[*conv, "bias"])
-        params[*conv, "kernel"] = (kernel.astype(wide) * jnp.expand_dims(factor, (0, 1, 2))).astype(kernel.dtype)
-        params[*norm, "scale"], params[*norm, "bias"] = jnp.ones_like(scale), shift.astype(bias.dtype)
-        stats[*norm, "mean"], stats[*norm, "var"] = jnp.zeros_like(mean), jnp.full_like(var, 1 - epsilon)
-    return {**variables, "params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}
+    return Inference(model, variables, dtype)
 
 
-def _pairs(model: nn.Module, variables: Any, images: Any) -> dict[Path, tuple[Path, float]]:
-    """Path of each convolution -> path and epsilon of the batch norm that alone reads its result."""
-    made: list[tuple[Any, Path]] = []  # results of convolutions; kept, so that no identity is used twice
-    norms: dict[Path, Counter] = {}  # of each convolution: which norms read it, how often
-    sources: dict[Path, set[Path | None]] = {}  # of each norm: what it reads
+def load_compiled(path: str | Path) -> "Loaded":
+    """Reads programs that `Inference.save` wrote; nothing is traced or compiled.
 
-    def watch(call, args, kwargs, context):
+    The file holds machine code, so load only files that you trust.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        A function of images of the shapes that the file has programs for.
+
+    Raises:
+        ValueError: not such a file, or one of another version of JAX, another platform or another processor.
+
+    Example:
+        >>> infer = load_compiled("unet.compiled")  # doctest: +SKIP
+        >>> logits = infer(images)  # doctest: +SKIP
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            header = file.metadata() or {}
+            if header.get("format") != _FORMAT:
+                raise ValueError(f"{path} is not a file of compiled programs: dz.compile(...).save writes them")
+            made = json.loads(header["made for"])
+            other = [f"{k}: {v}, here {here.get(k)}" for here in [_here()] for k, v in made.items() if here.get(k) != v]
+            if other:
+                raise ValueError(
+                    f"{path} was compiled elsewhere ({'; '.join(other)}): call dz.compile with the model, and save again"
+                )
+            programs = {}
+            for index, entry in enumerate(json.loads(header["programs"])):
+                trees = (jax.tree.structure(((0,), {})), jax.tree.structure(_skeleton(entry["output"])))
+                program = serialize_executable.deserialize_and_load(file.get_tensor(f"{index}").tobytes(), *trees)
+                programs[tuple(entry["shape"]), entry["dtype"]] = program
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a file of compiled programs: {error}") from error
+    return Loaded(programs)
+
+
+class Inference:
+    """What `compile` returns: called with images, (b, h, w, c), it gives what the model gives."""
+
+    def __init__(self, model: nn.Module, variables: Any, dtype: Dtype | None):
+        self._model, self._dtype = model, dtype
+        # NumPy's arrays, so that folding is done once, while tracing, and not by the program.
+        self._exact: dict[str, Any] = jax.tree.map(np.asarray, dict(variables))
+        self._variables = self._exact | {"params": jax.tree.map(self._cast, self._exact["params"])}
+        self._jitted = Jitted(self._run)
+        self._shapes: dict[tuple[tuple[int, ...], str], None] = {}
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Any:
+        if not isinstance(images, jax.core.Tracer):
+            self._shapes[tuple(images.shape), jnp.dtype(images.dtype).name] = None
+        return self._jitted(images)
+
+    def save(self, path: str | Path, *shapes: tuple[int, int, int, int]) -> None:
+        """Writes the compiled programs to a file for `load_compiled`, on the same processor with the same JAX.
+
+        oneDNN's convolutions cannot be written by today's jaxlib; the file then has XLA's own, which are slower, and a
+        warning says so.
+
+        Args:
+            path: of the file.
+            *shapes: of float32 images; those that it was called with are always written.
+
+        Raises:
+            ValueError: it was never called, and no shape is given.
+        """
+        wanted = self._shapes | {(tuple(shape), "float32"): None for shape in shapes}
+        if not wanted:
+            raise ValueError("there is nothing to save yet: call it with images first, or give the shapes of images")
+        options = compiler_options()
+        entries, payloads = [], {}
+        for index, (shape, dtype) in enumerate(wanted):
+            lowered = jax.jit(self._run).lower(jax.ShapeDtypeStruct(shape, dtype))
+            payload, output = _serialized(lowered, options)
+            entries.append({"shape": shape, "dtype": dtype, "output": output})
+            payloads[f"{index}"] = np.frombuffer(payload, np.uint8)
+        header = {"format": _FORMAT, "made for": json.dumps(_here()), "programs": json.dumps(entries)}
+        files.replace(path, lambda temporary: save_file(payloads, temporary, header))
+
+    def _cast(self, x: Any) -> Any:
+        return x if self._dtype is None or not jnp.issubdtype(x.dtype, jnp.floating) else x.astype(self._dtype)
+
+    def _run(self, images: Float[Array, "b h w c"]) -> Any:
+        with nn.intercept_methods(_Folding(self._exact, self._dtype)):
+            return self._model.apply(self._variables, self._cast(images))
+
+
+class Loaded:
+    """What `load_compiled` returns: called with images of a shape that it has a program for."""
+
+    def __init__(self, programs: Mapping[tuple[tuple[int, ...], str], Any]):
+        self._programs = programs
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Any:
+        key = tuple(images.shape), jnp.dtype(images.dtype).name
+        if key not in self._programs:
+            known = ", ".join(f"{shape} {dtype}" for shape, dtype in self._programs)
+            raise ValueError(f"the file has no program for images of {key[0]} {key[1]}, only for {known}")
+        return self._programs[key](images)
+
+
+class _Folding:
+    """Computes a batch norm after a convolution as one convolution with a bias, while a model is traced.
+
+    The convolution by itself is traced too; XLA removes it where nothing else reads it.
+    """
+
+    def __init__(self, variables: Mapping[str, Any], dtype: Dtype | None):
+        self._variables, self._dtype = variables, dtype
+        self._made: list[tuple[Any, Conv, Any]] = []  # result, module and input of each convolution
+
+    def __call__(self, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
+        # Not of classes made from these, which may compute anything.
         if context.method_name != "__call__" or type(module) not in (Conv, BatchNorm):
             return call(*args, **kwargs)
         if type(module) is Conv:
-            if not made and images is None and isinstance(args[0], jax.Array):  # the stem, unless it is of another kind
-                kernel = variables["params"]
-                for name in module.path:
-                    kernel = kernel[name]
-                channels = kernel["kernel"].shape[2] * module.groups
-                args = (jnp.zeros((*args[0].shape[:-1], channels), args[0].dtype), *args[1:])
-            y = checkpoint_name(call(*args, **kwargs), "/".join(module.path))
-            made.append((y, module.path))
+            y = call(*args, **kwargs)
+            self._made.append((y, module, args[0]))
             return y
-        conv = next((path for y, path in reversed(made) if y is args[0]), None)
-        sources.setdefault(module.path, set()).add(conv)
-        if conv is not None:
-            norms.setdefault(conv, Counter())[module.path, module.epsilon] += 1
-        return call(*args, **kwargs)
+        source = next((made for made in reversed(self._made) if made[0] is args[0]), None)
+        if source is None or kwargs.get("train"):
+            return call(*args, **kwargs)
+        _, conv, x = source
+        params, norm, stats = self._of("params", conv), self._of("params", module), self._of("batch_stats", module)
+        if params["kernel"].ndim != 4:
+            return call(*args, **kwargs)  # stacked by a scan
+        factor = norm["scale"] / np.sqrt(stats["var"] + module.epsilon)
+        shift = norm["bias"] + (params.get("bias", 0.0) - stats["mean"]) * factor
+        folded = {"kernel": params["kernel"] * factor, "bias": shift}
+        alone = conv.clone(parent=None, name=None, use_bias=True, dtype=self._dtype or conv.dtype)
+        y = alone.apply(
+            {"params": jax.tree.map(lambda new, x: new.astype(x.dtype), folded, params | {"bias": shift})}, x
+        )
+        return nn.relu(y) if kwargs.get("relu") else y
 
-    def run(variables, x):
-        with nn.intercept_methods(watch):
-            return model.apply(variables, x, train=False)
-
-    side = max(64, getattr(getattr(model, "encoder", model), "min_size", 1))
-    shape = (1, side, side, 3) if images is None else images.shape
-    program = jax.make_jaxpr(run)(variables, jax.ShapeDtypeStruct(shape, jnp.float32))
-    calls = Counter(path for _, path in made)
-    elsewhere = {name for name, readers in _readers(program.jaxpr) if readers > 1}
-    pairs = {}
-    for conv, found in norms.items():
-        ((norm, epsilon), times), *others = found.items()
-        alone = not others and times == calls[conv] and sources[norm] == {conv} and "/".join(conv) not in elsewhere
-        if alone:
-            pairs[conv] = (norm, epsilon)
-    return pairs
+    def _of(self, collection: str, module: nn.Module) -> Any:
+        tree = self._variables[collection]
+        for name in module.path:
+            tree = tree[name]
+        return tree
 
 
-def _readers(program: Any) -> list[tuple[str, int]]:
-    """For every named array of a traced program, how many steps read it."""
-    found = []
-    for equation in program.eqns:
-        if equation.primitive.name == "name":
-            (variable,) = equation.outvars
-            uses = [v for other in program.eqns for v in other.invars if v is variable]
-            found.append((equation.params["name"], len(uses) + sum(v is variable for v in program.outvars)))
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                found += _readers(inner)
-    return found
+def _serialized(lowered: Any, options: Mapping[str, str]) -> tuple[bytes, Any]:
+    """A program's bytes and the structure of its output."""
+    compiled = lowered.compile(compiler_options=dict(options) or None)
+    try:
+        payload, _, output = serialize_executable.serialize(compiled)
+    except (MemoryError, RuntimeError, ValueError):
+        own = {name: value for name, value in options.items() if "onednn" not in name}
+        if own == options:
+            raise
+        warnings.warn(
+            "this jaxlib cannot write oneDNN's convolutions to a file: the file has XLA's own, which are slower",
+            stacklevel=4,
+        )
+        return _serialized(lowered, own)
+    return payload, _outline(jax.tree.unflatten(output, [0] * output.num_leaves))
+
+
+def _outline(output: Any) -> Any:
+    """The structure of an output as JSON: 0 for an array, lists for tuples, objects for dictionaries."""
+    if isinstance(output, tuple | list):
+        return [_outline(each) for each in output]
+    if isinstance(output, Mapping):
+        return {name: _outline(each) for name, each in output.items()}
+    return 0
+
+
+def _skeleton(outline: Any) -> Any:
+    if isinstance(outline, list):
+        return tuple(_skeleton(each) for each in outline)
+    if isinstance(outline, dict):
+        return {name: _skeleton(each) for name, each in outline.items()}
+    return outline
+
+
+def _here() -> dict[str, str]:
+    """What a compiled program depends on."""
+    device = jax.local_devices()[0]
+    kind = device.device_kind if device.platform != "cpu" else _processor()
+    return {"jax": jax.__version__, "platform": device.platform, "device": kind}
+
+
+def _processor() -> str:
+    """The processor's model and features on Linux, elsewhere what Python knows of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    kept = {line.split(":")[0].strip(): line.split(":", 1)[1].strip() for line in lines if ":" in line}
+    return f"{kept.get('model name', platform.machine())} {kept.get('flags', kept.get('Features', ''))}".strip()

@@ -13,7 +13,6 @@ from typing import Any, SupportsIndex, TypeVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from densezoo import ops
 from densezoo.blocks import (
     CARAFE,
     AttentionGate,
@@ -31,6 +30,7 @@ from densezoo.blueprints import BLUEPRINTS, Blueprint
 from densezoo.encoders import ENCODERS
 from densezoo.heads import AuxiliaryHeads
 from densezoo.models import SegmentationModel
+from densezoo.ops.implementation import check_implementation
 from densezoo.types import Dtype, ModuleDef
 
 T = TypeVar("T")
@@ -134,7 +134,7 @@ def create_model(
         remat: works the maps within each block out anew in the backward pass instead of keeping them: less memory, more
           time. It reaches an encoder given by name and the decoders that have it. A train step of one's own takes
           `dz.compiler_options(training=True)`: without it XLA keeps the maps on a CPU all the same.
-        impl: which implementation of the operations computes, one of `densezoo.ops.IMPLEMENTATIONS`.
+        impl: "auto" computes with the fastest form of each operation that was measured, "reference" with the plain one.
         dtype: of the computation, such as `jnp.bfloat16`; None computes in the type of images and parameters.
         param_dtype: of the parameters. Both are passed to the encoder too, if it is given by name.
         **fields: fields of the decoder's class, such as `upsample`, `skip`, `norm`, `features`. They do not reach the
@@ -155,7 +155,7 @@ def create_model(
         (1, 50, 50, 3)
     """
     blueprint = look_up(name, MODELS, "model")
-    look_up(impl, ops.IMPLEMENTATIONS, "impl")
+    check_implementation(impl)
     if isinstance(num_classes, bool) or not isinstance(num_classes, SupportsIndex) or operator.index(num_classes) < 1:
         raise ValueError(f"num_classes is a whole number of at least 1 (1 for a binary mask), got {num_classes!r}")
     num_classes = operator.index(num_classes)

@@ -13,6 +13,7 @@ from densezoo.blocks import (
     Conv,
     DropPath,
     LayerNorm,
+    attend,
     drop_path_rates,
     run_block,
     torch_bias,
@@ -50,20 +51,16 @@ class WindowAttention(nn.Module):
             (offsets[0] * offsets[1], self.heads),
             self.param_dtype,
         )
-        qkv = dense(3 * channels, name="qkv")(windows.reshape(batch, count, tokens, channels))
-        qkv = qkv.reshape(batch, count, tokens, 3, self.heads, channels // self.heads)
-        q, k, v = (qkv[:, :, :, i] for i in range(3))
-        wide = accumulator_dtype(q.dtype)
-        q = q * (channels // self.heads) ** -0.5
-        logits = jnp.einsum("bnqhd,bnkhd->bnhqk", q, k, preferred_element_type=wide)
-        table = table.astype(wide).reshape(*offsets, self.heads)
-        logits = logits + jnp.expand_dims(_by_pair(table, (height, width)), (0, 1))
+        qkv = dense(3 * channels, name="qkv")(windows.reshape(batch * count, tokens, channels))
+        qkv = qkv.reshape(batch * count, tokens, 3, self.heads, channels // self.heads)
+        table = table.astype(accumulator_dtype(qkv.dtype)).reshape(*offsets, self.heads)
+        bias = _by_pair(table, (height, width))[None]
         if regions is not None:
-            numbers = jnp.asarray(regions.reshape(1, count, 1, tokens))
-            apart = jnp.expand_dims(numbers, 4) != jnp.expand_dims(numbers, 3)
-            logits = jnp.where(apart, logits - 100.0, logits)
-        weights = jax.nn.softmax(logits).astype(v.dtype)
-        y = jnp.einsum("bnhqk,bnkhd->bnqhd", weights, v).reshape(batch, count, tokens, channels)
+            numbers = regions.reshape(count, tokens)
+            apart = numbers[:, :, None] != numbers[:, None, :]
+            masks = jnp.asarray(np.where(apart, -100.0, 0.0), bias.dtype)
+            bias = jnp.tile(bias + masks[:, None], (batch, 1, 1, 1))
+        y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias).reshape(batch * count, tokens, channels)
         return dense(channels, name="proj")(y).reshape(windows.shape)
 
 

@@ -26,9 +26,9 @@ class SegmentationModel(nn.Module):
           `all_scales`, as `UNetDecoder` has.
         frozen: parts that do not train, such as `("encoder",)`: they run with their running batch statistics, and
           `densezoo.train` leaves their parameters and statistics as they are.
-        impl: which implementation of the operations computes: "auto", the fastest measured; "reference", plain JAX, to
-          compare with or to differentiate in forward mode; "winograd"; "pallas" (`ops.implementation`). Parameters and
-          results are the same, up to rounding.
+        impl: which form of the operations computes: "auto", the fastest measured, or "reference", plain JAX, to compare
+          with or to differentiate in forward mode (`ops.implementation`). Parameters are the same, and results up to
+          rounding.
 
     Example:
         >>> import jax, jax.numpy as jnp

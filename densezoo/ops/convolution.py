@@ -1,6 +1,7 @@
 """Convolution, and those that give larger maps: transposed, by phases, and the pixel shuffle after one."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,8 @@ from jaxtyping import Array, Float
 from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.depthwise import depthwise, depthwise_gradients
-from densezoo.ops.implementation import chosen
+from densezoo.ops.implementation import chosen, onednn
 from densezoo.ops.sharding import explicitly_sharded, reduced_like
-from densezoo.ops.winograd import tile_size, winograd_conv
 
 
 def conv(
@@ -70,19 +70,16 @@ def conv(
 
     if chosen() == "reference":
         return plain(x, kernel)
-    if chosen() == "winograd" and (strides, pads, dilation, groups) == (1, ((1, 1), (1, 1)), 1, 1):
-        tile = tile_size(x.shape, kernel.shape)
-        if tile is not None:
-            return winograd_conv(x, kernel, tile=tile)
     pointwise = kernel.shape[:2] == (1, 1) and (strides, pads, groups) == (1, ((0, 0), (0, 0)), 1)
     by_channel = groups == x.shape[3] == kernel.shape[3] > 1 and not explicitly_sharded(x, kernel)
+    as_depthwise = {"strides": strides, "padding": pads, "dilation": dilation, "onednn": onednn()}
 
     def gradients(x, kernel, g):
         return jax.vjp(plain, x, kernel)[1](g)
 
     def gradients_on_cpu(x, kernel, g):
         if by_channel:
-            dx, dkernel = depthwise_gradients(x, kernel, g, strides=strides, padding=pads, dilation=dilation)
+            dx, dkernel = depthwise_gradients(x, kernel, g, **as_depthwise)
             return dx, reduced_like(dkernel, kernel)
         if not pointwise or explicitly_sharded(x, kernel):
             return gradients(x, kernel, _fence(g))
@@ -97,7 +94,7 @@ def conv(
     def compute(x, kernel):
         if not by_channel:
             return plain(x, kernel)
-        on_cpu = functools.partial(depthwise, strides=strides, padding=pads, dilation=dilation)
+        on_cpu = functools.partial(depthwise, **as_depthwise)
         return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
     function = jax.custom_vjp(compute)
@@ -196,8 +193,8 @@ def _tiles(x, kernel):
     def backward(saved, g):
         x, kernel = saved
         wide = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
-        rows = jnp.asarray(g).reshape(batch, height, size, width, size * features).swapaxes(2, 3)
-        rows = rows.reshape(-1, size * size * features)
+        rows = jnp.asarray(g).reshape(batch, height, size, width, size * features)
+        rows = _side_by_side([rows[:, :, i] for i in range(size)]).reshape(-1, size * size * features)
         dkernel = (x.reshape(-1, channels).T @ rows).reshape(channels, size, size, features)
         return (rows @ wide.T).reshape(x.shape), reduced_like(dkernel.transpose(1, 2, 0, 3), kernel)
 
@@ -218,14 +215,33 @@ def phase_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d4"]) -> 
     features = kernel.shape[-1] // 4
     # With the zeros as padding of the convolution, XLA:CPU takes 15 times longer for the gradient of the kernel.
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    y = conv(padded, kernel).reshape(batch, height + 1, width + 1, 4, features)
-    rows = [
-        jnp.stack([y[:, p : p + height, q : q + width, 2 * p + q] for q in (0, 1)], axis=3).reshape(
-            batch, height, 2 * width, features
-        )
-        for p in (0, 1)
+
+    @jax.custom_vjp
+    def pick(y):
+        y = y.reshape(batch, height + 1, width + 1, 4, features)
+        rows = [_side_by_side([y[:, p : p + height, q : q + width, 2 * p + q] for q in (0, 1)]) for p in (0, 1)]
+        # Step by step: a reshape that does all of it is refused where the types say how devices share the batch.
+        rows = [row.reshape(batch, height, width, 2, features) for row in rows]
+        rows = [row.reshape(batch, height, 2 * width, features) for row in rows]
+        return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, features)
+
+    def backward(_, g):
+        g, phases = jnp.asarray(g), [(p, q) for p in (0, 1) for q in (0, 1)]
+        maps = [jnp.pad(g[:, p::2, q::2], ((0, 0), (p, 1 - p), (q, 1 - q), (0, 0))) for p, q in phases]
+        return (_side_by_side(maps),)
+
+    pick.defvjp(lambda y: (pick(y), None), backward)
+    return pick(conv(padded, kernel))
+
+
+def _side_by_side(maps: Sequence[jax.Array]) -> jax.Array:
+    """The channels of all maps, by adding them up with zeros around: XLA:CPU takes four times longer to concatenate."""
+    channels = maps[0].shape[-1]
+    placed = [
+        jnp.pad(each, (*((0, 0),) * (each.ndim - 1), (i * channels, (len(maps) - 1 - i) * channels)))
+        for i, each in enumerate(maps)
     ]
-    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, features)
+    return functools.reduce(jnp.add, placed)
 
 
 def pixel_shuffle(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 w2 c2"]:

@@ -1,37 +1,32 @@
-"""Which implementation of the operations is traced."""
+"""Which form of the operations is traced: the fastest measured, or the plain one."""
 
 import contextlib
 from collections.abc import Iterator
 
 import jax
 
-IMPLEMENTATIONS = {
-    "auto": "the fastest that was measured: exact rewrites and lean backward passes",
-    "reference": "plain JAX, as one would write it down (densezoo.ops.reference); differentiates in forward mode too",
-    "winograd": "as auto, and 3x3 convolutions of few pixels and many channels by Winograd's algorithm: faster on CPU,"
-    " slower to compile, rounding errors some ten times larger",
-    "pallas": "as auto, with the Pallas kernels of densezoo.ops.pallas on TPU and NVIDIA GPUs",
-}
+IMPLEMENTATIONS = ("auto", "reference")
 
 # Part of jit's cache key, so that a function compiled under one choice is not taken for another.
 _chosen = jax.make_user_context("auto")
+_onednn = jax.make_user_context(False)
 
 
-def check_implementation(name: str) -> str:
-    """Returns `name`, or says what there is."""
+def check_implementation(name: str) -> None:
+    """Raises a ValueError that lists the names if `name` is not one of them."""
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"impl is one of {', '.join(IMPLEMENTATIONS)}; got {name!r}")
-    return name
 
 
 @contextlib.contextmanager
 def implementation(name: str) -> Iterator[None]:
     """Chooses how the operations traced inside compute; a model's `impl` field does the same for that model.
 
-    All give the same values and gradients up to rounding, from the same parameters.
+    Both forms give the same values and gradients up to rounding, from the same parameters.
 
     Args:
-        name: "auto", "reference", "winograd" or "pallas", see `IMPLEMENTATIONS`.
+        name: "auto", the fastest form that was measured: exact rewrites and lean backward passes; or "reference", the
+          plain form (`densezoo.ops.reference`), which differentiates in forward mode too.
 
     Raises:
         ValueError: an unknown name.
@@ -45,7 +40,8 @@ def implementation(name: str) -> Iterator[None]:
         >>> bool(jnp.allclose(y, ops.resize_bilinear(x, (4, 4))))
         True
     """
-    with _chosen(check_implementation(name)):
+    check_implementation(name)
+    with _chosen(name):
         yield
 
 
@@ -55,3 +51,18 @@ def chosen() -> str:
     Backward functions are traced after the `with` has ended.
     """
     return _chosen.value
+
+
+@contextlib.contextmanager
+def with_onednn() -> Iterator[None]:
+    """What is traced inside is compiled with the options for which XLA:CPU hands convolutions to oneDNN.
+
+    Some operations then take another form. Without the options, that form is right too, but can be 50 times slower.
+    """
+    with _onednn(True):
+        yield
+
+
+def onednn() -> bool:
+    """Whether this is traced inside `with_onednn`. A custom VJP asks in its forward function, as for `chosen`."""
+    return _onednn.value

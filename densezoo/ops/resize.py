@@ -225,10 +225,6 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bo
     size = check_size(size)
     if chosen() == "reference":
         return reference.resize_bilinear(x, size, align_corners=align_corners)
-    if chosen() == "pallas" and not align_corners and size == (2 * x.shape[1], 2 * x.shape[2]):
-        from densezoo.ops import pallas  # slow to import
-
-        return pallas.bilinear_x2(x)
     return _by_axis(x, size, functools.partial(bilinear_taps, align_corners=align_corners))
 
 

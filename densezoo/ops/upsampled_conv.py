@@ -53,16 +53,8 @@ def upsample_concat_conv(
         return reference.upsample_concat_conv(x, skip, kernel, method=method, skip_first=skip_first)
     if skip is not None and skip_first:
         kernel = jnp.roll(kernel, x.shape[-1], axis=2)  # x's channels come first from here on
-
-    def rewritten(x, skip, kernel):
-        y = _upsample_conv(x, kernel[:, :, : x.shape[-1]], method)
-        return y if skip is None else y + conv(skip, kernel[:, :, x.shape[-1] :], padding=1)
-
-    if chosen() == "pallas" and method == "nearest":
-        from densezoo.ops import pallas  # slow to import
-
-        return pallas.upsample_concat_conv(x, skip, kernel, plain=rewritten)
-    return rewritten(x, skip, kernel)
+    y = _upsample_conv(x, kernel[:, :, : x.shape[-1]], method)
+    return y if skip is None else y + conv(skip, kernel[:, :, x.shape[-1] :], padding=1)
 
 
 def _upsample_conv(x, kernel, method):

@@ -50,6 +50,25 @@ def test_two_kernels_end_to_end(tmp_path, capsys):
     )
 
 
+def test_pallas_is_a_form_on_tpus_and_has_the_numbers_of_the_others(tmp_path, monkeypatch):
+    names = [name for name, kernel in kernels.KERNELS.items() if "pallas" in upsampling.jax_forms(kernel, "tpu")]
+    assert names == ["bilinear_x2", "max_unpool"]
+    assert not any("pallas" in upsampling.jax_forms(kernels.KERNELS[name], "cpu") for name in names)
+    # As on a TPU, but interpreted: its values and gradients are checked before anything is timed.
+    forms = upsampling.jax_forms
+    monkeypatch.setattr(upsampling, "jax_forms", lambda kernel, platform, **options: forms(kernel, "tpu", **options))
+    for name in names:
+        kernel = kernels.KERNELS[name]
+        interpreted = dataclasses.replace(kernel, pallas=lambda *inputs, kernel=kernel: kernel.pallas(*inputs, True))
+        monkeypatch.setitem(kernels.KERNELS, name, interpreted)
+    argv = ("--quick", "--rounds", "1", "--shapes", "1x4x4x2", "--kernels", *names, "--out", str(tmp_path))
+    assert run(*argv) == 0
+    (path,) = tmp_path.glob("*.json")
+    rows = [row for row in json.loads(path.read_text())["rows"] if row["form"] == "pallas"]
+    assert [(row["kernel"], row["mode"]) for row in rows] == [(n, m) for n in names for m in upsampling.MODES]
+    assert all(row["errors"]["gradients"] < 1e-5 for row in rows)
+
+
 @pytest.mark.parametrize("wrong", ["values", "gradients"])
 def test_a_wrong_kernel_is_not_timed(tmp_path, monkeypatch, capsys, wrong):
     good = kernels.KERNELS["bilinear_x2"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from densezoo import ops
+from densezoo.ops.implementation import with_onednn
 
 CASES = [
     (3, {"padding": 1}),
@@ -55,6 +56,46 @@ def test_on_cpu_no_convolution_is_left_and_elsewhere_it_is():
     }
     assert "stablehlo.convolution" not in texts["cpu"]
     assert "stablehlo.convolution" in texts["tpu"]
+
+
+@pytest.mark.parametrize(("size", "options"), [*CASES, (3, {"padding": 2, "strides": 3, "dilation": 2})])
+@pytest.mark.parametrize("shape", [(2, 9, 8, 5), (3, 7, 10, 2)])
+def test_the_form_for_onednn_has_the_same_values_and_gradients(size, options, shape):
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((size, size, 1, shape[3])), jnp.float32)
+    g = jnp.asarray(rng.standard_normal(run("reference", x, kernel, None, options)[0].shape), jnp.float32)
+    with with_onednn():
+        results = run("auto", x, kernel, g, options)
+    for ours, plain in zip(results, run("reference", x, kernel, g, options), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-4)
+
+
+def test_the_form_for_onednn_sums_halves_in_float32():
+    rng = np.random.default_rng(3)
+    x, kernel = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in ((1, 16, 16, 4), (5, 5, 1, 4)))
+    with with_onednn():
+        halves = run("auto", x, kernel, None, {"padding": 2})
+    exact = run("reference", x.astype(jnp.float32), kernel.astype(jnp.float32), None, {"padding": 2})
+    for half, full in zip(halves, exact, strict=True):
+        assert half.dtype == jnp.bfloat16
+        np.testing.assert_allclose(half.astype(jnp.float32), full, atol=5e-3 * float(jnp.abs(full).max()))
+
+
+def test_for_onednn_it_is_a_convolution_where_that_has_one():
+    def convolutions(strides, dtype=jnp.float32):
+        def gradient(x, kernel):
+            y, vjp = jax.vjp(lambda *args: ops.conv(*args, padding=1, strides=strides, groups=4), x, kernel)
+            return y, *vjp(y)
+
+        shapes = jax.ShapeDtypeStruct((1, 8, 8, 4), dtype), jax.ShapeDtypeStruct((3, 3, 1, 4), dtype)
+        lowered = jax.jit(gradient).trace(*shapes).lower(lowering_platforms=("cpu",))
+        return lowered.as_text().count("= stablehlo.convolution")
+
+    with jax.enable_x64(True), with_onednn():
+        # oneDNN has no gradient to the input of a strided one, and nothing in float64.
+        assert (convolutions(1), convolutions(2), convolutions(1, jnp.float64)) == (3, 2, 0)
+    assert convolutions(1) == 0
 
 
 def test_second_derivatives():

@@ -1,5 +1,6 @@
 """Pooling and max-unpooling against NumPy loops, and their gradients."""
 
+import inspect
 import math
 
 import jax
@@ -33,7 +34,9 @@ def test_pool_equals_loop(size, window, stride, padding):
     np.testing.assert_array_equal(index, expected_index)
 
 
-@pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1)])
+@pytest.mark.parametrize(
+    ("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1), (3, 2, 0), (2, 3, 1), (5, 3, 2)]
+)
 def test_pool_gradient(window, stride, padding):
     # Distinct whole numbers, so that a finite difference of 0.1 does not change the winner.
     x = jnp.asarray(np.random.default_rng(1).permutation(1 * 7 * 6 * 2).reshape(1, 7, 6, 2).astype(np.float32))
@@ -48,6 +51,31 @@ def test_pool_gradient_goes_to_the_first_of_equals():
 def test_pool_lets_nan_through():
     x = jnp.array([[1.0, jnp.nan], [2.0, 3.0]]).reshape(1, 2, 2, 1)
     assert jnp.isnan(max_pool(x)).all()
+
+
+@pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1)])
+def test_pool_finds_nan_in_its_window(window, stride, padding):
+    x = jnp.full((1, 4, 4, 1), -jnp.inf).at[0, 2, 3, 0].set(jnp.nan)
+    y, index = max_pool_with_indices(x, window, stride, padding)
+    i, j = divmod(int(index[0, 1, 1, 0]), window)
+    assert jnp.isnan(y[0, 1, 1, 0])
+    assert (stride + i - padding, stride + j - padding) == (2, 3)
+
+
+def test_pool_of_whole_numbers():
+    x = jnp.asarray([[-128, -7], [3, 3]], jnp.int8).reshape(1, 2, 2, 1)
+    y, index = inspect.unwrap(max_pool_with_indices)(x, 3, 2, 1)  # annotated for float maps
+    assert (y.item(), y.dtype, index.item()) == (3, jnp.int8, 7)
+
+
+def test_pool_gradient_in_one_program_takes_the_stored_positions():
+    def both(x, g):
+        y, vjp = jax.vjp(lambda x: max_pool(x, 3, 2, 1), x)
+        return y, vjp(g)
+
+    shapes = jax.ShapeDtypeStruct((1, 16, 16, 8), jnp.float32), jax.ShapeDtypeStruct((1, 8, 8, 8), jnp.float32)
+    text = jax.jit(both).trace(*shapes).lower(lowering_platforms=("cpu",)).as_text()
+    assert "dynamic_update_slice" in text
 
 
 def test_unpool_equals_loop():

@@ -12,21 +12,28 @@ from densezoo.ops.winograd import winograd_conv
 
 draw = np.random.default_rng(0).standard_normal
 x = draw((4, 4, 4, 4)).astype(np.float32)
-kernels = {size: draw((size, size, 4, 4)).astype(np.float32) for size in (1, 2, 3)}
+kernels = {size: draw((size, size, 4, 4)).astype(np.float32) for size in (1, 2, 3, 4)}
 scale, bias = np.full(4, 1.5, np.float32), jnp.zeros(4)
 OPERATIONS = {
     "conv_1x1": (lambda x, k: ops.conv(x, k), kernels[1]),
     "conv_3x3": (lambda x, k: ops.conv(x, k, padding=1), kernels[3]),
     "conv_transpose": (lambda x, k: ops.conv_transpose(x, k), kernels[2]),
+    "conv_transpose_4x4": (lambda x, k: ops.conv_transpose(x, k, padding=1), kernels[4]),
     "upsample_concat_conv": (lambda x, k: ops.upsample_concat_conv(x, None, k), kernels[3]),
     "winograd": (winograd_conv, kernels[3]),
     "group_norm": (lambda x, s: ops.group_norm(x, s, bias, groups=2, epsilon=1e-5, relu=True), scale),
     "bilinear": (lambda x, s: ops.resize_bilinear(x, (8, 8)) * s.reshape(1, 1, 1, 4), scale),
     "nearest": (lambda x, s: ops.resize_nearest(x, (8, 8)) * s.reshape(1, 1, 1, 4), scale),
     "max_pool": (lambda x, s: ops.max_pool(x) * s.reshape(1, 1, 1, 4), scale),
+    "max_pool_3x3": (lambda x, s: ops.max_pool(x, 3, 2, 1) * s.reshape(1, 1, 1, 4), scale),
 }
 implicit = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 explicit = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+positions = draw((4, 4, 4, 2)).astype(np.float32)
+gradient = jax.grad(lambda x, p: jnp.square(ops.sample_bilinear(x, p)).sum(), (0, 1))
+shared = jax.shard_map(gradient, mesh=implicit, in_specs=(P("data"), P("data")), out_specs=(P("data"), P("data")))
+for a, b in zip(jax.jit(shared)(x, positions), jax.jit(gradient)(x, positions)):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg="sample_bilinear")
 for name, (operation, weights) in OPERATIONS.items():
     gradient = jax.grad(lambda x, w: jnp.square(operation(x, w)).sum(), (0, 1))
     expected = jax.jit(gradient)(x, weights)
@@ -48,4 +55,4 @@ def test_gradients_of_shared_batches():
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "agree: 9" in done.stdout
+    assert "agree: 11" in done.stdout

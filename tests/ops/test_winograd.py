@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import densezoo as dz
-from densezoo import ops
 from densezoo.ops.winograd import tile_size, winograd_conv
 
 
@@ -54,22 +52,6 @@ def test_bad_input_is_named():
         run(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), tile=3)
     with pytest.raises(ValueError, match=r"\(3, 3, in, out\)"):
         run(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 2, 1)))
-
-
-@pytest.mark.parametrize(
-    "run",
-    [
-        lambda x: dz.Conv(64).apply({"params": {"kernel": jnp.ones((3, 3, 64, 64)), "bias": jnp.zeros(64)}}, x),
-        lambda x: ops.upsample_concat_conv(x[:, ::2, ::2], x, jnp.ones((3, 3, 128, 64))),
-    ],
-)
-def test_the_opt_in_reaches_convolutions(run):
-    x = jax.ShapeDtypeStruct((8, 16, 16, 64), jnp.float32)
-    products = {}
-    for impl in ("auto", "winograd"):
-        with ops.implementation(impl):
-            products[impl] = "stablehlo.dot_general" in jax.jit(run).lower(x).as_text()
-    assert products == {"auto": False, "winograd": True}
 
 
 def test_halves_lose_no_more_than_in_the_direct_convolution():

@@ -1,0 +1,134 @@
+"""Variables made ready for inference."""
+
+from collections import Counter
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.ad_checkpoint import checkpoint_name
+
+from densezoo.blocks import BatchNorm, Conv
+from densezoo.types import accumulator_dtype
+from densezoo.weights._report import shortened
+from densezoo.weights._slots import differences
+
+Path = tuple[str, ...]
+
+
+def fold_batch_norm(model: nn.Module, variables: Any, images: Any = None) -> Any:
+    """Folds every batch norm that follows a convolution into that convolution's weights, for inference.
+
+    The tree stays the same, and the same model takes it: `model.apply(folded, images)` equals
+    `model.apply(variables, images)` up to rounding. The kernels carry the norms' scales, the norms are left with their
+    biases and statistics that do nothing. A norm stays as it is where its convolution is read by anything else too,
+    or where either is a class of one's own made from `Conv` or `BatchNorm`.
+
+    Args:
+        model: a model of `densezoo.Conv` and `densezoo.BatchNorm`.
+        variables: of the model, with `params` and `batch_stats`.
+        images: what the model is called with; only the shape counts. None takes a small square image with as many
+            channels as the first convolution reads.
+
+    Returns:
+        Variables of the same structure.
+
+    Raises:
+        TypeError: the model and the variables in each other's place.
+        ValueError: variables without `params`, or of another model.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> model = dz.create_model("unet", dz.PlainEncoder((4, 8)), num_classes=2)
+        >>> images = jnp.ones((1, 16, 16, 3))
+        >>> variables = model.init(jax.random.key(0), images)
+        >>> folded = dz.fold_batch_norm(model, variables)
+        >>> bool(jnp.allclose(model.apply(folded, images), model.apply(variables, images), atol=1e-5))
+        True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model comes first, then its variables; got a {type(model).__name__} as the model")
+    if "params" not in variables:
+        raise ValueError(f"expected variables with params and batch_stats, got {sorted(variables)}")
+    if lines := differences(model, flatten_dict(dict(variables))):
+        raise ValueError(f"these are not the variables of the model: {shortened(lines)}")
+    if "batch_stats" not in variables:
+        return variables  # no batch norm
+    params: dict[Path, Any] = flatten_dict(variables["params"])
+    stats: dict[Path, Any] = flatten_dict(variables["batch_stats"])
+    for conv, (norm, epsilon) in _pairs(model, variables, images).items():
+        kernel, scale, bias = params[*conv, "kernel"], params[*norm, "scale"], params[*norm, "bias"]
+        mean, var = stats[*norm, "mean"], stats[*norm, "var"]
+        if kernel.ndim != 4:
+            continue  # stacked by a scan
+        wide = accumulator_dtype(kernel.dtype)
+        factor = scale.astype(wide) * jax.lax.rsqrt(var.astype(wide) + epsilon)
+        shift = bias.astype(wide) - mean.astype(wide) * factor
+        if (*conv, "bias") in params:
+            shift = shift + params[*conv, "bias"].astype(wide) * factor
+            params[*conv, "bias"] = jnp.zeros_like(params[*conv, "bias"])
+        params[*conv, "kernel"] = (kernel.astype(wide) * jnp.expand_dims(factor, (0, 1, 2))).astype(kernel.dtype)
+        params[*norm, "scale"], params[*norm, "bias"] = jnp.ones_like(scale), shift.astype(bias.dtype)
+        stats[*norm, "mean"], stats[*norm, "var"] = jnp.zeros_like(mean), jnp.full_like(var, 1 - epsilon)
+    return {**variables, "params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}
+
+
+def _pairs(model: nn.Module, variables: Any, images: Any) -> dict[Path, tuple[Path, float]]:
+    """Path of each convolution -> path and epsilon of the batch norm that alone reads its result."""
+    made: list[tuple[Any, Path]] = []  # results of convolutions; kept, so that no identity is used twice
+    norms: dict[Path, Counter] = {}  # of each convolution: which norms read it, how often
+    sources: dict[Path, set[Path | None]] = {}  # of each norm: what it reads
+
+    def watch(call, args, kwargs, context):
+        module = context.module
+        if context.method_name != "__call__" or type(module) not in (Conv, BatchNorm):
+            return call(*args, **kwargs)
+        if type(module) is Conv:
+            if not made and images is None and isinstance(args[0], jax.Array):  # the stem, unless it is of another kind
+                kernel = variables["params"]
+                for name in module.path:
+                    kernel = kernel[name]
+                channels = kernel["kernel"].shape[2] * module.groups
+                args = (jnp.zeros((*args[0].shape[:-1], channels), args[0].dtype), *args[1:])
+            y = checkpoint_name(call(*args, **kwargs), "/".join(module.path))
+            made.append((y, module.path))
+            return y
+        conv = next((path for y, path in reversed(made) if y is args[0]), None)
+        sources.setdefault(module.path, set()).add(conv)
+        if conv is not None:
+            norms.setdefault(conv, Counter())[module.path, module.epsilon] += 1
+        return call(*args, **kwargs)
+
+    def run(variables, x):
+        with nn.intercept_methods(watch):
+            return model.apply(variables, x, train=False)
+
+    side = max(64, getattr(getattr(model, "encoder", model), "min_size", 1))
+    shape = (1, side, side, 3) if images is None else images.shape
+    program = jax.make_jaxpr(run)(variables, jax.ShapeDtypeStruct(shape, jnp.float32))
+    calls = Counter(path for _, path in made)
+    elsewhere = {name for name, readers in _readers(program.jaxpr) if readers > 1}
+    pairs = {}
+    for conv, found in norms.items():
+        ((norm, epsilon), times), *others = found.items()
+        alone = not others and times == calls[conv] and sources[norm] == {conv} and "/".join(conv) not in elsewhere
+        if alone:
+            pairs[conv] = (norm, epsilon)
+    return pairs
+
+
+def _readers(program: Any) -> list[tuple[str, int]]:
+    """For every named array of a traced program, how many steps read it."""
+    found = []
+    for equation in program.eqns:
+        if equation.primitive.name == "name":
+            (variable,) = equation.outvars
+            uses = [v for other in program.eqns for v in other.invars if v is variable]
+            found.append((equation.params["name"], len(uses) + sum(v is variable for v in program.outvars)))
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                found += _readers(inner)
+    return found
