@@ -81,7 +81,8 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._log,
                 text=True,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                # Not the working directory, where another package of the same name may be.
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"},
             )
         except OSError:
             self._log.close()

@@ -66,6 +66,17 @@ def test_a_worker_keeps_its_stdout_for_answers_and_its_end_is_said():
     assert not worker.folder.exists()
 
 
+def test_another_package_in_the_working_directory_is_not_taken(tmp_path, monkeypatch):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    code = (
+        "import sys; from benchmarks.protocol import serve_process; serve_process(lambda f: {'a': int}, sys.argv[1:])"
+    )
+    with Worker([sys.executable, "-c", code]) as worker:
+        assert worker.ask("a") == 0
+
+
 def test_the_worker_needs_no_jax():
     code = "import sys; import benchmarks.peers; sys.exit(any(name in sys.modules for name in ('jax', 'densezoo')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=protocol.ROOT, check=False).returncode == 0
