@@ -27,13 +27,13 @@ class Refused(Exception):
     """Options that cannot be followed; the message says why. Command lines end with exit code 2."""
 
 
-def choose_platform(name: str | None, *, beside_torch: bool = False) -> str:
+def choose_platform(name: str | None, *, beside_others: bool = False) -> str:
     """Makes jax compute on cpu, gpu or tpu; None leaves the choice to jax. Gives the platform's name.
 
     Raises:
         Refused: jax does not see such a device.
     """
-    if beside_torch:
+    if beside_others:
         # Or jax takes three quarters of a GPU's memory for itself when it starts.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # A cache would hide what compiling takes.
@@ -77,7 +77,6 @@ def describe() -> dict[str, Any]:
     """Device, processor, versions and settings of this process, as a JSON object."""
     device = jax.local_devices()[0]
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch = sys.modules.get("torch")
     return {
         "platform": device.platform,
         "device_kind": _cpu_model() if device.platform == "cpu" else device.device_kind,
@@ -85,14 +84,12 @@ def describe() -> dict[str, Any]:
         "cores": usable,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("jax", "jaxlib", "flax")}
-        | {"densezoo": dz.__version__, "torch": torch.__version__ if torch is not None else None},
+        "versions": {name: _version(name) for name in ("jax", "jaxlib", "flax")} | {"densezoo": dz.__version__},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "compiler_options": dict(compiler_options()),
         "malloc": malloc_setting(),
         "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "huge_pages": _huge_pages(),
-        "threads": {"torch": torch.get_num_threads() if torch is not None else None, "jax": usable},
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "busy_cores": busy_cores(),
     }
@@ -116,8 +113,9 @@ def measure_limits(*, quick: bool = False) -> dict[str, Any]:
 
     The copy reads a float32 array and writes it scaled, both counted. It is done into new memory and in place, and the
     better of the two counts: the former also pays for the memory's allocation. Small arrays are measured too, since
-    caches hold them; the limit is the largest array's. The matrix product is compiled with densezoo's options and
-    without. A limit is what cannot be exceeded, so the fastest sample counts, not the median.
+    caches hold them; the limit is the largest array's. The matrix product is of random numbers, compiled with
+    densezoo's options and without, and in bfloat16 too where the hardware has it. A limit is what cannot be exceeded,
+    so the fastest sample counts, not the median.
 
     Returns:
         copy_bandwidth, copy_bandwidth_by_mib, and matmul_peak by dtype; bytes and FLOPs a second.
@@ -127,7 +125,7 @@ def measure_limits(*, quick: bool = False) -> dict[str, Any]:
     sizes = (4, 256, 2048) if accelerator else (4, 32, 256)
     by_size = {mib: _bandwidth(mib, times) for mib in sizes}
     side = 8192 if accelerator else 1024 if quick else 2048
-    dtypes = ("float32", "bfloat16") if accelerator else ("float32",)
+    dtypes = ("float32", "bfloat16") if accelerator or has_bfloat16() else ("float32",)
     return {
         "copy_bandwidth": by_size[sizes[-1]],
         "copy_bandwidth_by_mib": {str(mib): value for mib, value in by_size.items()},
@@ -151,17 +149,13 @@ def roofline_share(limits: dict[str, Any], dtype: str, bytes_moved: float, flops
     return max(bytes_moved / limits["copy_bandwidth"], flops / peak_flops(limits, dtype)) / seconds
 
 
-def memory_budget(fraction: float = 0.4) -> int:
-    """Bytes that a sweep may use: a fraction of what the device, or on CPU the machine, has free."""
-    stats = memory_stats()
-    if "bytes_limit" in stats:
-        return int(fraction * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself (AVX512-BF16 or AMX); elsewhere it is emulated."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     except (OSError, StopIteration):
-        return int(fraction * 8 * 2**30)
-    return int(fraction * kib * 1024)
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
 
 
 def memory_stats() -> dict[str, int]:
@@ -191,11 +185,11 @@ def _bandwidth(mib: int, times: dict[str, Any]) -> float:
 
 
 def _matmul_peak(side: int, dtype: str, times: dict[str, Any]) -> float:
-    a = jnp.full((side, side), 1 / side, dtype)
+    a, b = (jax.random.normal(key, (side, side), dtype) for key in jax.random.split(jax.random.key(0)))
     calls = {}
     for name, options in (("default", None), ("densezoo's options", compiler_options() or None)):
-        multiply = compile_apart(jax.jit(jnp.matmul, compiler_options=options), a, a).call
-        calls[name] = functools.partial(multiply, a, a)
+        multiply = compile_apart(jax.jit(jnp.matmul, compiler_options=options), a, b).call
+        calls[name] = functools.partial(multiply, a, b)
     timings = measure(calls, **times)
     return 2 * side**3 / min(timing.seconds.minimum for timing in timings.values())
 

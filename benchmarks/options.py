@@ -1,10 +1,10 @@
 """What the benchmarks' command lines share."""
 
+import contextlib
 import dataclasses
-import importlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,10 @@ import tyro
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks.machine import Refused, choose_platform, console, describe, reexec_with_hugetlb
+from benchmarks.protocol import PeerError, Worker
+from benchmarks.record import ResultFile
+
+PAUSE = 0.1  # seconds; onnxruntime's threads spin for up to 50 ms after their work, torch's for 10
 
 
 class Mismatch(Exception):
@@ -27,23 +31,25 @@ class Options:
     platform: Literal["cpu", "gpu", "tpu"] | None = None
     """Where to run; the default is jax's own choice."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of maps and weights. On CPU bfloat16 is emulated."""
+    """Of maps and weights. CPUs without AVX512-BF16 or AMX emulate bfloat16."""
     quick: bool = False
-    """Few rounds, one shape, no torch.compile on CPU: minutes, for a look."""
-    sweep: bool = False
-    """Cost against size instead: 128 to 2048 pixels a side and batches of 1 to 64, as far as the memory goes."""
-    against: Literal["torch"] | None = None
-    """Time PyTorch too, in the same process, in turn."""
+    """Few rounds and one small shape, for a look."""
+    against: tuple[Literal["torch", "torch.compile", "onnxruntime", "openvino", "all"], ...] = ()
+    """Time these too, in another process, in turn."""
+    peer_python: str = sys.executable
+    """The interpreter that has them."""
+    peer_setup: str | None = None
+    """A module that it imports first."""
     out: Path = Path("out/benchmarks")
-    """Folder of the results."""
+    """Folder of the results. What a file there already has is not measured again."""
+    again: bool = False
+    """Measure that again too."""
     malloc: Literal["hugetlb", "default"] = "hugetlb"
     """On Linux CPUs: start again with glibc's huge pages for large arrays, or leave malloc as it is."""
     rounds: int | None = None
     """Samples of each candidate; 30, with --quick 7."""
     max_seconds: float = 60.0
     """Longest time for the samples of one comparison; fewer rounds are done where they would take longer."""
-    memory_gib: float | None = None
-    """What a sweep may use; the default is 40% of what is free."""
     seed: int = 0
     """Of the data and of the order in each round."""
 
@@ -51,30 +57,60 @@ class Options:
         """Refuses what cannot be followed, chooses the platform and gives its name."""
         if self.rounds is not None and self.rounds < 1:
             raise Refused(f"--rounds is at least 1, got {self.rounds}")
-        if self.max_seconds <= 0 or (self.memory_gib is not None and self.memory_gib <= 0):
-            raise Refused("--max-seconds and --memory-gib are positive numbers")
+        if self.max_seconds <= 0:
+            raise Refused("--max-seconds is a positive number")
         if self.out.exists() and not self.out.is_dir():
             raise Refused(f"--out {self.out} is a file: name a folder")
-        return choose_platform(self.platform, beside_torch=self.against is not None)
+        return choose_platform(self.platform, beside_others=bool(self.against))
 
     def times(self) -> dict[str, Any]:
         """Arguments of `measure`."""
         rounds = self.rounds or (7 if self.quick else 30)
         seconds = 0.005 if self.quick else 0.02
         limit = min(self.max_seconds, 4.0) if self.quick else self.max_seconds
-        return {"rounds": rounds, "min_seconds": seconds, "max_seconds": limit, "seed": self.seed}
+        pause = PAUSE if self.against else 0.0
+        return {"rounds": rounds, "min_seconds": seconds, "max_seconds": limit, "pause": pause, "seed": self.seed}
+
+    def forms(self, possible: Sequence[str]) -> list[str]:
+        """Those forms of peers that are asked for; torch.compile stands for all its forms."""
+        return [form for form in possible if {form.split(",")[0], "all"} & set(self.against)]
 
 
-def check_torch(platform: str) -> None:
-    """Refuses --against torch where torch is not there, or not for this platform."""
-    try:
-        torch = importlib.import_module("torch")
-    except Exception as error:
-        raise Refused(f"--against torch: torch cannot be imported here ({_first_line(error)})") from error
+class PeerForm:
+    """A form in the worker, to be timed in turn with those of this process."""
+
+    def __init__(self, worker: Worker, form: str):
+        self._worker, self._form = worker, form
+
+    def sample(self, calls: int) -> float:
+        """Seconds a call."""
+        return self._worker.ask("sample", form=self._form, calls=calls)["seconds"]
+
+
+@contextlib.contextmanager
+def peers(arguments: Options, platform: str) -> Iterator[tuple[Worker | None, dict[str, Any]]]:
+    """The worker of the other libraries and its description, or None and nothing if none is asked for.
+
+    Raises:
+        Refused: it does not start, or its torch cannot compute on the platform.
+    """
+    if not arguments.against:
+        yield None, {}
+        return
     if platform == "tpu":
-        raise Refused("--against torch: there is no torch for TPUs here; leave it out")
-    if platform == "gpu" and not torch.cuda.is_available():
-        raise Refused("--against torch: this torch sees no GPU, and jax computes on one; use --platform cpu")
+        raise Refused("--against: there is no torch for TPUs here; leave it out")
+    try:
+        worker = Worker([arguments.peer_python, "-m", "benchmarks.peers"], arguments.peer_setup)
+    except OSError as error:
+        raise Refused(f"--peer-python {arguments.peer_python}: {error.strerror}") from error
+    with worker:
+        try:
+            facts = worker.ask("describe")
+        except PeerError as error:
+            raise Refused(f"--against: {arguments.peer_python} cannot run it ({error}); see --peer-python") from error
+        if platform == "gpu" and not facts["cuda"]:
+            raise Refused("--against: that torch sees no GPU, and jax computes on one; use --platform cpu")
+        yield worker, facts
 
 
 def parse_shape(text: str, names: str) -> tuple[int, ...]:
@@ -120,30 +156,32 @@ def progress_bar() -> Progress:
     return Progress(*columns, console=console, transient=True)
 
 
-def machine_of(platform: str) -> dict[str, Any]:
+def machine_of(platform: str, peer_facts: Mapping[str, Any]) -> dict[str, Any]:
     """The description of the machine; a word on stderr if others compute on it too."""
     machine = describe() | {"jax_backend": platform, "matmul_precision": _matmul_precision()}
+    if peer_facts:
+        machine |= {"peers": dict(peer_facts), "versions": machine["versions"] | peer_facts["versions"]}
     if (busy := machine["busy_cores"] or 0) > 0.3:
         console.print(
-            f"other programs keep {busy:.1f} of {machine['cores']} cores busy: times will be too long, torch's most,"
-            " whose threads wait for each other; repeat this on an idle machine before you believe it"
+            f"other programs keep {busy:.1f} of {machine['cores']} cores busy: times will be too long;"
+            " repeat this on an idle machine before you believe it"
         )
     return machine
 
 
-def sweep_sizes(smallest: int = 128, largest: int = 2048, batches: int = 64) -> list[tuple[str, tuple[int, int, int]]]:
-    """(series, (batch, height, width)): sizes doubled at batch 1, then batches doubled at the smallest size."""
-    sizes = [("pixels", (1, side, side)) for side in _doublings(smallest, largest)]
-    return sizes + [("batch", (batch, smallest, smallest)) for batch in _doublings(1, batches)]
+def open_results(arguments: Options, head: Mapping[str, Any]) -> ResultFile:
+    """The file in --out that a run adds its rows to; `head` is all but these.
+
+    Raises:
+        Refused: there is a file of this name that is no result.
+    """
+    try:
+        return ResultFile(arguments.out, head)
+    except ValueError as error:
+        raise Refused(f"--out: {error}") from error
 
 
-def sweep_fields(series: str, batch: int, height: int, width: int) -> dict[str, Any]:
-    """What a sweep's row has besides: its series, the pixels in all, and the number that grows; nothing outside one."""
-    size = height if series == "pixels" else batch
-    return {"series": series, "pixels": batch * height * width, "size": size} if series else {}
-
-
-def run_command(main: Callable[[Any, str], None], arguments: type[Options], argv: Sequence[str] | None = None) -> int:
+def run_command(main: Callable[[Any, str], int], arguments: type[Options], argv: Sequence[str] | None = None) -> int:
     """Parses a command line and runs a benchmark; gives the exit code. Mistakes are one line on stderr.
 
     Args:
@@ -156,31 +194,14 @@ def run_command(main: Callable[[Any, str], None], arguments: type[Options], argv
         platform = chosen.check()
         if argv is None:
             reexec_with_hugetlb(chosen.malloc)
-        if chosen.against == "torch":
-            check_torch(platform)
-        main(chosen, platform)
+        return main(chosen, platform)
     except Refused as error:
         print(error, file=sys.stderr)
         return 2
-    except Mismatch as error:
-        print(error, file=sys.stderr)
-        return 1
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 1
-    return 0
-
-
-def _doublings(first: int, last: int) -> list[int]:
-    sizes = [first]
-    while sizes[-1] * 2 <= last:
-        sizes.append(sizes[-1] * 2)
-    return sizes
 
 
 def _matmul_precision() -> str | None:
     return getattr(jax.config, "jax_default_matmul_precision", None)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -5,18 +5,22 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import Spread, Timing, fit_exponent
+from benchmarks.timing import Spread, Timing
 from densezoo.files import replace
 
-SCHEMA = 1
-TORCH_FORMS = ("torch", "torch compiled", "torch compiled, frozen")
-"""Forms of whole models in torch; the last one takes the weights for constants, which folds its batch norms."""
+SCHEMA = 2
+OWN = "densezoo"
+"""The form that a user gets: `dz.compile` of a model, the step of `dz.train`."""
+COMPILED = ("torch.compile", "torch.compile, frozen")
+"""Both count as torch.compile; the second takes the weights for constants, which folds batch norms."""
+DEPLOYED = (*COMPILED, "onnxruntime", "openvino")
+PEERS = ("torch", *DEPLOYED)
 
-KERNEL_BASELINES = ("reference", "jax", "pallas", "torch", "torch compiled")
+KERNEL_BASELINES = ("reference", "jax", "pallas", "torch", "torch.compile")
 """Forms of kernels that "auto" is compared with, in the order of the tables."""
 
 
@@ -56,22 +60,56 @@ def timing_fields(timings: Mapping[str, Timing], name: str, baselines: Sequence[
     }
 
 
-def write(folder: Path, result: Mapping[str, Any]) -> Path:
-    """Writes a result as JSON and its rows as CSV; gives the JSON file's path.
+Comparison = tuple[str, str, tuple[int, ...]]
+"""Model or kernel, mode, shape: its forms were measured in turn and belong together."""
+
+
+def comparison_of(row: Mapping[str, Any]) -> Comparison:
+    """What a row belongs to."""
+    return row.get("kernel") or row["model"], row["mode"], tuple(row["shape"])
+
+
+class ResultFile:
+    """A result as a file that grows: each comparison is written as soon as it is there, and replaces its older self.
 
     Args:
-        folder: is made if it is not there.
-        result: has mode, dtype, machine and rows.
+        folder: of the files.
+        head: all that a result has but its rows.
+
+    Raises:
+        ValueError: there is a file of this name that is no result.
+
+    Attributes:
+        path: of the JSON file; the rows are beside it as CSV.
+        rows: those of earlier runs too.
     """
-    stem = file_stem(result["mode"], result["dtype"], result["machine"])
+
+    def __init__(self, folder: Path, head: Mapping[str, Any]):
+        self._head = head
+        self.path = folder / f"{file_stem(head['mode'], head['dtype'], head['machine'])}.json"
+        self.rows: list[dict[str, Any]] = read(self.path)["rows"] if self.path.exists() else []
+
+    def has(self, comparison: Comparison, forms: Iterable[str]) -> bool:
+        """Whether a comparison of at least these forms is there, measured or left out for a reason."""
+        return set(forms) <= {row["form"] for row in self.rows if comparison_of(row) == comparison}
+
+    def put(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Adds the rows of some comparisons in the place of those that were there, and writes the files."""
+        new = {comparison_of(row) for row in rows}
+        self.rows = [row for row in self.rows if comparison_of(row) not in new] + list(rows)
+        write(self.path, {**self._head, "rows": self.rows})
+
+
+def write(path: Path, result: Mapping[str, Any]) -> Path:
+    """Writes a result as JSON and its rows as CSV beside it; gives the JSON file's path."""
     result = {"schema": SCHEMA, **result}
     rows = result["rows"]
     head = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1, allow_nan=False)
     lines = ",\n".join("  " + json.dumps(row, allow_nan=False) for row in rows)
     text = head.removesuffix("\n}") + ',\n "rows": [\n' + lines + "\n ]\n}\n"
     json.loads(text)  # it was put together by hand
-    write_text(folder / f"{stem}.csv", to_csv(rows))
-    return write_text(folder / f"{stem}.json", text)
+    write_text(path.with_suffix(".csv"), to_csv(rows))
+    return write_text(path, text)
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -106,43 +144,6 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def fits_of(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Exponents of time and of peak memory in the pixels, for each series of a sweep.
-
-    Args:
-        rows: those of a sweep have series, pixels, and milliseconds if they were measured.
-        keys: the fields by which the series of one file differ, such as kernel, mode and form.
-    """
-    groups: dict[tuple, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row.get("series") and "milliseconds" in row:
-            groups.setdefault(tuple(row[key] for key in (*keys, "series")), []).append(row)
-    fits = []
-    for group, members in groups.items():
-        pixels = [row["pixels"] for row in members]
-        fit: dict[str, Any] = dict(zip((*keys, "series"), group, strict=True)) | {"sizes": len(members)}
-        measured = {
-            "time": [row["milliseconds"]["median"] for row in members],
-            "memory": [row.get("peak_bytes") or 0 for row in members],
-        }
-        for what, values in measured.items():
-            if len(set(pixels)) > 1 and min(values) > 0:
-                fit[f"{what}_exponent"], fit[f"{what}_factor_off"] = fit_exponent(pixels, values)
-        fits.append(fit)
-    return fits
-
-
-def fits_text(fits: Sequence[Mapping[str, Any]]) -> str:
-    """The fits as a Markdown table; empty if there are none."""
-    lines = []
-    for fit in fits:
-        values = [f"{fit[key]:.2f}" if key in fit else "-" for key in ("time_exponent", "memory_exponent")]
-        what = [str(value) for key, value in fit.items() if isinstance(value, str)]
-        lines.append((", ".join(what[:-1]), what[-1], str(fit["sizes"]), *values))
-    head = ("what", "over", "sizes", "time's exponent", "memory's exponent")
-    return markdown_table(head, lines) if lines else ""
-
-
 def ratio_text(ratio: Mapping[str, float] | None) -> str:
     """A ratio with its quartiles, such as 0.52 (0.50 to 0.55)."""
     if ratio is None:
@@ -163,27 +164,29 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def models_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of whole models, or of their decoders, as a Markdown table: a line for each form."""
-    baselines = [form for form in ("reference", *TORCH_FORMS) if any(form in row.get("ratios", {}) for row in rows)]
+def ratio_to(row: Mapping[str, Any], *forms: str) -> float | None:
+    """A row's time over that of the fastest of some forms; None if none of them was measured.
+
+    Example:
+        >>> ratio_to({"ratios": {"torch": {"median": 0.8}, "openvino": {"median": 1.1}}}, "torch", "openvino")
+        1.1
+    """
+    return max((row["ratios"][form]["median"] for form in forms if form in row.get("ratios", {})), default=None)
+
+
+def forms_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of whole models as a Markdown table: a line for each form."""
     lines = []
     for row in rows:
-        if "milliseconds" not in row:
+        head = (row["model"], shape_text(row["shape"]), row["form"])
+        if "left_out" in row:
+            lines.append((*head, "-", "-", "-", row["left_out"]))
             continue
-        times, peak = row["milliseconds"], row.get("peak_bytes")
-        lines.append(
-            (
-                row["model"] + (f", {row['part']}" if row.get("part", "model") != "model" else ""),
-                shape_text(row["shape"]),
-                row["form"],
-                f"{times['median']:.4g} ({times['q1']:.4g} to {times['q3']:.4g})",
-                *(ratio_text(row["ratios"].get(form)) for form in baselines),
-                "-" if row.get("compile_seconds") is None else f"{row['compile_seconds']:.1f}",
-                "-" if peak is None else f"{peak / 2**20:.0f}",
-            )
-        )
-    head = ("model", "images", "form", "ms", *(f"/ {form}" for form in baselines), "compile, s", "peak, MiB")
-    return markdown_table(head, lines)
+        times = row["milliseconds"]
+        time = f"{times['median']:.4g} ({times['q1']:.4g} to {times['q3']:.4g})"
+        seconds = "-" if row.get("compile_seconds") is None else f"{row['compile_seconds']:.1f}"
+        lines.append((*head, time, ratio_text(row["ratios"].get(OWN)), seconds, ""))
+    return markdown_table(("model", "images", "form", "ms", f"/ {OWN}", "compile, s", "left out"), lines)
 
 
 def shape_text(shape: Sequence[int]) -> str:

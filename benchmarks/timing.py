@@ -1,14 +1,13 @@
-"""Times candidates beside each other in one process, compilation apart, and says how far the numbers spread."""
+"""Times candidates in turn, compilation apart, and says how far the numbers spread."""
 
 import dataclasses
 import gc
 import math
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -72,34 +71,41 @@ class Timing:
 
 
 def wait_for(result: Any) -> None:
-    """Returns when the device has computed a result, of jax or of torch."""
+    """Returns when the device has computed a result."""
     jax.block_until_ready(result)
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+
+
+class Sampler(Protocol):
+    """A candidate that times itself, such as one in another process."""
+
+    def sample(self, calls: int) -> float:
+        """Seconds a call, the mean over some calls, after one that is not counted."""
+        ...
 
 
 def measure(
-    candidates: Mapping[str, Callable[[], Any]],
+    candidates: Mapping[str, Callable[[], Any] | Sampler],
     *,
     rounds: int = 30,
     min_seconds: float = 0.02,
     max_seconds: float = math.inf,
+    pause: float = 0.0,
     seed: int = 0,
     wait_each_call: bool | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Times candidates in turn, in another order in every round, so that a drifting clock rate or a neighbour hits all.
 
-    A sample is the mean over as many calls as fill `min_seconds`. Where a sample has several calls, one call before
-    them is not counted: it fills the caches again and outlasts the other library's spinning threads. Garbage is
-    collected before, not during, the measurement.
+    A sample is the mean over as many calls as fill `min_seconds`, after one call that is not counted: it fills the
+    caches and wakes the threads. Garbage is collected before, not during, the measurement.
 
     Args:
-        candidates: functions without arguments by their names; what they return is waited for.
+        candidates: functions without arguments by their names, whose results are waited for, or objects that time
+            themselves.
         rounds: samples for each.
         min_seconds: least duration of a sample.
         max_seconds: duration of the whole; fewer rounds are done where they would take longer, but at least 3.
+        pause: seconds of sleep before each sample, until the threads of the candidate before have stopped spinning.
         seed: of the orders.
         wait_each_call: wait after every call (True) or once a sample (False: an accelerator's queue stays filled).
             None waits after each on CPU, where calls that do not wait for each other would run side by side.
@@ -121,12 +127,15 @@ def measure(
     if wait_each_call is None:
         wait_each_call = jax.default_backend() == "cpu"
 
-    def sample(function: Callable[[], Any], calls: int) -> float:
-        if calls > 1:
-            wait_for(function())
+    def sample(candidate: Callable[[], Any] | Sampler, calls: int) -> float:
+        if pause:
+            time.sleep(pause)
+        if not callable(candidate):
+            return candidate.sample(calls)
+        wait_for(candidate())
         start = clock()
         for _ in range(calls):
-            result = function()
+            result = candidate()
             if wait_each_call:
                 wait_for(result)
         if not wait_each_call:
@@ -135,11 +144,10 @@ def measure(
 
     calls = {}
     cost = 0.0
-    for name, function in candidates.items():
-        wait_for(function())  # the first call may still compile or load
-        once = max(min(sample(function, 1) for _ in range(2)), 1e-7)
+    for name, candidate in candidates.items():
+        once = max(min(sample(candidate, 1) for _ in range(2)), 1e-7)
         calls[name] = max(1, math.ceil(min_seconds / once))
-        cost += once * (calls[name] + (calls[name] > 1))
+        cost += once * (calls[name] + 1) + pause
     rounds = min(rounds, max(3, int(max_seconds / cost))) if math.isfinite(max_seconds) else rounds
 
     samples: dict[str, list[float]] = {name: [] for name in candidates}
@@ -220,24 +228,6 @@ def compile_apart(function: Any, *arguments: Any) -> Compiled:
     traced = time.perf_counter()
     executable = lowered.compile()
     return Compiled(executable, traced - start, time.perf_counter() - traced)
-
-
-def fit_exponent(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """The p of values = a * sizes**p, by least squares of the logarithms, and the largest factor that a value is off.
-
-    Raises:
-        ValueError: fewer than two different sizes, or numbers that are not positive.
-
-    Example:
-        >>> exponent, factor = fit_exponent([1, 10, 100], [3.0, 30.0, 300.0])
-        >>> round(exponent, 6), round(factor, 6)
-        (1.0, 1.0)
-    """
-    if len(set(sizes)) < 2 or min(*sizes, *values) <= 0:
-        raise ValueError(f"an exponent needs two different sizes and positive numbers, got {sizes} and {values}")
-    x, y = np.log(sizes), np.log(values)
-    slope, constant = np.polyfit(x, y, 1)
-    return float(slope), float(np.exp(np.abs(y - slope * x - constant).max()))
 
 
 def geometric_mean(values: Sequence[float]) -> float:

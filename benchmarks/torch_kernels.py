@@ -32,12 +32,10 @@ def to_device(platform: str) -> Any:
     return torch.device("cpu")
 
 
-def to_tensor(x: Any, device: Any, axes: Sequence[int] | None = AXES["map"]) -> Any:
+def to_tensor(x: np.ndarray, device: Any, axes: Sequence[int] | None = AXES["map"], dtype: str | None = None) -> Any:
     """A tensor of an array's values, of its own memory; axes are permuted, so that NHWC arrays become channels_last."""
-    array = np.asarray(x)
-    bfloat16 = array.dtype.name == "bfloat16"
-    tensor = torch.from_numpy(np.array(array, np.float32 if bfloat16 else array.dtype)).to(device)
-    tensor = tensor.bfloat16() if bfloat16 else tensor
+    tensor = torch.from_numpy(np.array(x)).to(device)
+    tensor = tensor if dtype is None else tensor.to(getattr(torch, dtype))
     return tensor if axes is None else tensor.permute(*axes)
 
 
@@ -47,28 +45,29 @@ def to_array(tensor: Any, axes: Sequence[int] | None = AXES["map"]) -> np.ndarra
     return (tensor if axes is None else tensor.permute(*(axes.index(axis) for axis in range(len(axes))))).numpy()
 
 
-def forget_compiled() -> None:
-    """Drops what torch.compile has made: after some shapes it would compile no further ones."""
-    torch._dynamo.reset()
-
-
 def make_calls(
-    name: str, inputs: Sequence[Any], cotangents: Sequence[Any], device: Any, *, backward: bool, compiled: bool
+    name: str,
+    inputs: Sequence[tuple[np.ndarray, str]],
+    cotangent: tuple[np.ndarray, str],
+    device: Any,
+    *,
+    backward: bool,
+    compiled: bool,
 ) -> Callable[[], Any]:
     """A call without arguments that gives (outputs, gradients): lists of tensors, the latter empty without `backward`.
 
     Args:
         name: of the kernel.
-        inputs: NHWC arrays of jax.
-        cotangents: of the float outputs.
+        inputs: NHWC arrays, and the dtypes that they are to have.
+        cotangent: of the first output, likewise.
         device: torch's.
         backward: also the gradients with respect to all float inputs.
         compiled: through torch.compile, on a GPU in its mode max-autotune.
     """
     form = TORCH_FORMS[name]
     tensors = []
-    for x, layout in zip(inputs, form.layouts, strict=True):
-        tensor = to_tensor(x, device, AXES[layout])
+    for (x, dtype), layout in zip(inputs, form.layouts, strict=True):
+        tensor = to_tensor(x, device, AXES[layout], dtype)
         if layout == "indices":
             tensor = _flat_indices(tensor)
         elif layout in ("conv", "transposed"):
@@ -95,11 +94,11 @@ def make_calls(
         return forward
 
     floats = [tensor.requires_grad_() for tensor in tensors if tensor.is_floating_point()]
-    cotangent = to_tensor(cotangents[0], device)
+    given = to_tensor(cotangent[0], device, dtype=cotangent[1])
 
     def forward_and_backward() -> tuple[list[Any], list[Any]]:
         outputs = outputs_of()
-        return outputs, list(torch.autograd.grad(outputs[0], floats, cotangent))
+        return outputs, list(torch.autograd.grad(outputs[0], floats, given))
 
     return forward_and_backward
 

@@ -1,6 +1,6 @@
-"""Times the train step of whole models beside segmentation_models_pytorch.
+"""Times the train step of whole models beside torch, eager and compiled.
 
-Usage: python -m benchmarks.training --models unet:resnet34 --impl auto reference --against torch
+Usage: python -m benchmarks.training --against all --peer-python /path/of/a/python/with/torch
 
 Forward and backward pass, batch statistics, cross-entropy, and AdamW with a one-cycle learning rate, on one batch that
 stays. Both sides start with the same weights; the losses of two steps and the gradient's norm are compared before
@@ -9,10 +9,8 @@ anything is timed. Compilation is timed once without and once with jax's persist
 
 import contextlib
 import dataclasses
-import importlib
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,33 +20,31 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 import densezoo as dz
-from benchmarks.machine import console, memory_stats
-from benchmarks.models import facts_of, run
-from benchmarks.networks import (
-    NetworkOptions,
-    compile_torch,
-    make_model,
-    make_smp_model,
-    place_smp_model,
-    random_images,
-    random_variables,
-    smp_variables,
-)
-from benchmarks.options import Mismatch, run_command
-from benchmarks.record import shape_text, timing_fields
-from benchmarks.timing import Compiled, compile_apart, measure, wait_for
+from benchmarks.machine import console
+from benchmarks.models import run, timed_rows, variables_of
+from benchmarks.networks import NetworkOptions, Shape, make_model
+from benchmarks.options import Mismatch, PeerForm, run_command
+from benchmarks.protocol import PeerError, Worker
+from benchmarks.record import OWN, shape_text
+from benchmarks.seeded import PEAK, STEPS, WEIGHT_DECAY, random_images
+from benchmarks.timing import Compiled, compile_apart, wait_for
 
-Shape = tuple[int, int, int]
-STEPS = (
-    1_000_000  # of the learning rate's cycle: in all samples it stays near its start, and the weights where they are
-)
-PEAK = 1e-3
-WEIGHT_DECAY = 1e-4
+MODELS = ("unet:resnet34", "fpn:resnet18", "deeplabv3plus:resnet50", "unet:convnext_tiny", "segformer:mit_b0")
+PEERS = ("torch", "torch.compile")
+SHAPES = ("4x256x256",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(NetworkOptions):
     """Options of the benchmark of training."""
+
+    models: tuple[str, ...] = MODELS
+    """model:encoder of the zoo."""
+
+
+def forms_of(arguments: NetworkOptions) -> list[str]:
+    """Our forms; the first that computes is what the others are compared with, so the plain one comes first."""
+    return sorted([*dict.fromkeys(arguments.impl), OWN], key=lambda form: form != "reference")
 
 
 @contextlib.contextmanager
@@ -78,10 +74,12 @@ def make_step() -> Any:
     return dz.train.make_train_step(lambda logits, batch: dz.losses.cross_entropy(logits, batch["mask"]))
 
 
-def make_state(pair: tuple[str, str], arguments: Arguments, impl: str, variables: Any, images: jax.Array) -> Any:
+def make_state(
+    pair: tuple[str, str], arguments: NetworkOptions, shape: Shape, impl: str, variables: Any, images: jax.Array
+) -> Any:
     """A training at its start."""
     optimizer = dz.train.make_optimizer(PEAK, STEPS, weight_decay=WEIGHT_DECAY)
-    model = make_model(pair, arguments, impl)
+    model = make_model(pair, arguments, shape, impl, arguments.dtype)
     return dz.train.create_state(model, optimizer, jax.random.key(0), images, variables=variables)
 
 
@@ -106,35 +104,6 @@ def densezoo_call(compiled: Compiled, state: Any, batch: Any) -> Callable[[], An
     return call
 
 
-def torch_call(smp_model: Any, batch: Any, arguments: Arguments, platform: str, *, compiled: bool) -> Callable[[], Any]:
-    """A call that does one step of torch's model and gives its loss; the gradients stay in the model."""
-    torch: Any = importlib.import_module("torch")
-    kernels: Any = importlib.import_module("benchmarks.torch_kernels")
-    device = kernels.to_device(platform)
-    model = place_smp_model(smp_model, device, arguments.dtype).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, total_steps=STEPS, cycle_momentum=False)
-    images = kernels.to_tensor(batch["image"].astype(arguments.dtype), device)
-    masks = torch.from_numpy(np.array(batch["mask"])).long().to(device)
-    function = compile_torch(model, device) if compiled else model
-
-    def call() -> Any:
-        optimizer.zero_grad(set_to_none=True)
-        loss = torch.nn.functional.cross_entropy(function(images), masks)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        return loss.detach()
-
-    return call
-
-
-def torch_grad_norm(smp_model: Any) -> float:
-    """The norm of the gradient that the last step of torch's model left."""
-    squares = [float(p.grad.float().square().sum()) for p in smp_model.parameters() if p.grad is not None]
-    return float(np.sqrt(sum(squares)))
-
-
 def check(label: str, found: dict[str, float], truth: dict[str, float], dtype: str, platform: str) -> None:
     """Compares the losses of two steps and the gradient's norm.
 
@@ -151,66 +120,57 @@ def check(label: str, found: dict[str, float], truth: dict[str, float], dtype: s
 
 
 def compare(
-    pair: tuple[str, str], shape: Shape, arguments: Arguments, platform: str, smp: Any, say: Callable[[str], None]
+    pair: tuple[str, str],
+    shape: Shape,
+    arguments: NetworkOptions,
+    platform: str,
+    worker: Worker | None,
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Checks, then times the train step in all forms; a row for each. A sweep's shape that is too large gives none."""
+    """Checks, then times the train step in all forms; a row for each, also for those that are left out."""
     name, label = ":".join(pair), f"{':'.join(pair)} {shape_text(shape)}"
     head = {"model": name, "mode": "training", "shape": list(shape), "dtype": arguments.dtype}
-    smp_model = None if smp is None else make_smp_model(pair, arguments)
-    variables = smp_variables(smp_model, pair, arguments) if smp_model else random_variables(pair, arguments)
+    variables, missing = variables_of(worker, pair, arguments, shape)
     generator = np.random.default_rng(arguments.seed)
-    images = jnp.asarray(random_images(shape, arguments.seed))
+    images = random_images(shape, arguments.seed)
     # For one class a mask of 0 and 1; torch's cross-entropy then has no counterpart.
     masks = generator.integers(0, max(2, arguments.num_classes), shape, np.int32)
-    batch = {"image": images, "mask": jnp.asarray(masks)}
+    if arguments.num_classes == 1:
+        missing = "its cross-entropy has no counterpart for one class"
+    batch = {"image": jnp.asarray(images), "mask": jnp.asarray(masks)}
 
-    calls: dict[str, Callable[[], Any]] = {}
+    calls: dict[str, Any] = {}
     facts: dict[str, dict[str, Any]] = {}
+    left_out = []
     truth: dict[str, float] | None = None
-    # The plain form is what the others are compared with, so it comes first.
-    for form in sorted(dict.fromkeys(arguments.impl), key=lambda impl: impl != "reference"):
+    for form in forms_of(arguments):
         say(f"{label}: {form}")
-        state = make_state(pair, arguments, form, variables, images)
+        state = make_state(pair, arguments, shape, "auto" if form == OWN else form, variables, batch["image"])
         compiled, cached = compile_step(state, batch)
-        facts[form] = facts_of(compiled) | cached
-        if arguments.sweep and (facts[form]["peak_bytes"] or 0) > arguments.budget():
-            return [head | {"form": form, "skipped": f"needs {facts[form]['peak_bytes'] / 2**30:.1f} GiB"}]
+        times = {"trace_seconds": compiled.trace_seconds, "compile_seconds": compiled.compile_seconds}
         calls[form] = densezoo_call(compiled, state, batch)
         found = first_steps(lambda call=calls[form]: call()[1])
-        facts[form]["checked"] = found
+        facts[form] = times | compiled.costs() | cached | {"checked": found}
         truth = truth or found
         check(f"{label}, {form}", found, truth, arguments.dtype, platform)
-    if smp_model is not None and arguments.num_classes > 1:
-        importlib.import_module("benchmarks.torch_kernels").forget_compiled()
-        start = {key: value.clone() for key, value in smp_model.state_dict().items()}
-        for form in ("torch", "torch compiled")[: 1 if platform == "cpu" or arguments.sweep else None]:
-            say(f"{label}: {form}")
-            torch_model = make_smp_model(pair, arguments)
-            assert torch_model is not None
-            torch_model.load_state_dict(start)
-            call = torch_call(torch_model, batch, arguments, platform, compiled=form != "torch")
-            began = time.perf_counter()
-            losses = [float(call())]
-            seconds = time.perf_counter() - began
-            norm = torch_grad_norm(torch_model)
-            losses.append(float(call()))
-            found = {"first loss": losses[0], "gradient norm": norm, "second loss": losses[1]}
-            facts[form] = {"compile_seconds": seconds if form != "torch" else None, "checked": found}
-            check(f"{label}, {form}", found, truth or found, arguments.dtype, platform)
-            calls[form] = call
+    sent = {"images": worker.send("images", images), "masks": worker.send("masks", masks)} if worker else {}
+    for form in arguments.forms(PEERS):
+        say(f"{label}: {form}")
+        try:
+            if worker is None or missing:
+                raise PeerError(missing)
+            answer = worker.ask("train", form=form, **sent, dtype=arguments.dtype, platform=platform)
+        except PeerError as error:
+            console.print(f"{label}: {form} is left out: {error}")
+            left_out.append(head | {"form": form, "left_out": str(error)[:200]})
+            continue
+        found = answer["checked"]
+        facts[form] = {"compile_seconds": answer["seconds"] if form != "torch" else None, "checked": found}
+        check(f"{label}, {form}", found, truth or found, arguments.dtype, platform)
+        calls[form] = PeerForm(worker, form)
 
     say(f"{label}: timing")
-    timings = measure(calls, **arguments.times())
-    rows = [
-        head
-        | {"form": form, "images_per_second": shape[0] / timings[form].seconds.median}
-        | facts[form]
-        | timing_fields(timings, form, ("reference", "torch", "torch compiled"))
-        for form in calls
-    ]
-    if peak := memory_stats().get("peak_bytes_in_use"):
-        rows[0]["process_peak_bytes"] = peak
-    return rows
+    return timed_rows(head, calls, facts, arguments) + left_out
 
 
 def first_steps(step: Callable[[], Any]) -> dict[str, float]:
@@ -225,11 +185,11 @@ def first_steps(step: Callable[[], Any]) -> dict[str, float]:
     }
 
 
-def main(arguments: Arguments, platform: str) -> None:
+def main(arguments: Arguments, platform: str) -> int:
     """Runs the benchmark."""
-    run("training", arguments, platform, compare, ("model", "form"))
-    if arguments.against == "torch" and platform == "cpu":
-        console.print("torch's train step is eager: compiling its backward pass on CPU takes minutes")
+    plan = [(pair, shape) for pair in arguments.pairs() for shape in arguments.shapes_of(pair, SHAPES)]
+    forms = forms_of(arguments) + arguments.forms(PEERS)
+    return run("training", arguments, platform, compare, plan, "training", forms)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
 """Compares upsampling kernels: densezoo's fast and plain forms, stock JAX, and PyTorch.
 
-Usage: python -m benchmarks.upsampling [--quick] [--against torch] [--platform gpu] [--dtype bfloat16] [--sweep]
+Usage: python -m benchmarks.upsampling [--quick] [--against all] [--platform gpu] [--dtype bfloat16]
 
 Every form's values and gradients are checked against the plain form, computed in float32 at the highest precision,
-before anything is timed. All forms of a kernel run in one process, in turn, in another order each round; compilation is
-timed apart. The results are a JSON and a CSV file in --out and a Markdown table on stdout; `benchmarks.report` makes
-documents of them.
+before anything is timed. All forms of a kernel run in turn, in another order each round, torch's in a process of their
+own; compilation is timed apart. Each kernel is in the result files of --out as soon as it is measured; a Markdown table
+goes to stdout, and `benchmarks.report` makes documents of the files.
 """
 
 import dataclasses
 import difflib
 import functools
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -26,38 +25,28 @@ from benchmarks.machine import (
     compiler_options,
     console,
     measure_limits,
-    memory_budget,
-    memory_stats,
     roofline_share,
 )
 from benchmarks.options import (
     Mismatch,
     Options,
+    PeerForm,
     machine_of,
+    open_results,
     parse_shape,
+    peers,
     progress_bar,
     relative_error,
     run_command,
-    sweep_fields,
-    sweep_sizes,
     tolerance,
 )
-from benchmarks.record import (
-    KERNEL_BASELINES,
-    fits_of,
-    fits_text,
-    markdown_table,
-    ratio_text,
-    shape_text,
-    timing_fields,
-    write,
-)
+from benchmarks.protocol import PeerError, Worker
+from benchmarks.record import KERNEL_BASELINES, markdown_table, ratio_text, shape_text, timing_fields
 from benchmarks.timing import compile_apart, measure
 from densezoo import ops
 
 MODES = ("forward", "forward+backward")
-SWEPT = ("nearest_x2", "bilinear_x2", "transposed_2x2", "max_unpool", "upsample_concat_conv_nearest", "carafe")
-CHECKED_BYTES = 2**28
+PEERS = ("torch", "torch.compile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +54,11 @@ class Arguments(Options):
     """Options of the benchmark of upsampling kernels."""
 
     kernels: tuple[str, ...] = ()
-    """Which; the default is all, with --sweep some."""
+    """Which; the default is all."""
     shapes: tuple[str, ...] = ()
     """BxHxWxC of the kernels' inputs."""
     modes: tuple[Literal["forward", "forward+backward"], ...] = MODES
     """What is timed: the values, or values and gradients for a random cotangent."""
-    channels: int = 32
-    """Of --sweep."""
 
     def names(self) -> tuple[str, ...]:
         """The kernels to run."""
@@ -80,16 +67,10 @@ class Arguments(Options):
                 near = difflib.get_close_matches(name, KERNELS, n=3, cutoff=0.4)
                 hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {' '.join(KERNELS)}"
                 raise Refused(f"--kernels: there is no kernel {name!r}; {hint}")
-        return tuple(dict.fromkeys(self.kernels)) or (SWEPT if self.sweep else tuple(KERNELS))
+        return tuple(dict.fromkeys(self.kernels)) or tuple(KERNELS)
 
-    def comparisons(self) -> list[tuple[str, Shape]]:
-        """(series, shape) of each comparison; the series is empty but in a sweep."""
-        if self.channels < 1 or (self.sweep and self.shapes):
-            raise Refused("--sweep chooses its shapes: give --channels of at least 1, and no --shapes")
-        if self.sweep:
-            # The side of the output, twice the input's, is what the sizes are of.
-            sizes = sweep_sizes(128, 512) if self.quick else sweep_sizes()
-            return [(series, (b, h // 2, w // 2, self.channels)) for series, (b, h, w) in sizes]
+    def inputs(self) -> list[Shape]:
+        """The shapes of the inputs."""
         default = ("4x64x64x64",) if self.quick else ("4x64x64x64", "4x128x128x32", "1x256x256x16", "8x32x32x128")
         shapes = [parse_shape(text, "BxHxWxC") for text in self.shapes or default]
         pooling = [name for name in self.names() if "pool" in name]
@@ -99,12 +80,12 @@ class Arguments(Options):
                     f"--shapes {shape_text(shape)}: {', '.join(pooling)} need an even height and width; choose other"
                     " --kernels or shapes"
                 )
-        return [("", shape) for shape in shapes]  # pyright: ignore[reportReturnType]
+        return shapes  # pyright: ignore[reportReturnType]
 
 
-def jax_forms(kernel: Kernel, platform: str, *, sweep: bool = False) -> list[str]:
+def jax_forms(kernel: Kernel, platform: str) -> list[str]:
     """The forms that jax computes on a platform."""
-    forms = ["auto", *([] if sweep else ["reference"]), *(["jax"] if kernel.stock else [])]
+    forms = ["auto", "reference", *(["jax"] if kernel.stock else [])]
     return [*forms, "pallas"] if kernel.pallas and platform == "tpu" else forms
 
 
@@ -180,14 +161,20 @@ def truth_of(name: str, shape: Shape, dtype: str, seed: int) -> Any:
 class Prepared:
     """All forms of a kernel in a mode, checked: what to call, and what their rows have besides the times."""
 
-    calls: dict[str, Callable[[], Any]]
+    calls: dict[str, Any]
     facts: dict[str, dict[str, Any]]
     bytes: int
     flops: float
 
 
 def prepare(
-    name: str, shape: Shape, mode: str, arguments: Arguments, platform: str, say: Callable[[str], None]
+    name: str,
+    shape: Shape,
+    mode: str,
+    arguments: Arguments,
+    platform: str,
+    worker: Worker | None,
+    say: Callable[[str], None],
 ) -> Prepared:
     """Compiles all forms of a kernel in a mode and checks them."""
     kernel, backward, dtype = KERNELS[name], mode == "forward+backward", arguments.dtype
@@ -195,20 +182,15 @@ def prepare(
     shapes = jax.eval_shape(traced(kernel, "reference", backward=False), inputs, None)[0]
     bytes_moved = least_bytes(kernel, inputs, shapes, backward=backward)
     flops = sum(kernel.flops(shape)[: 1 + backward])
-    checked = bytes_moved <= CHECKED_BYTES or not arguments.sweep
-    truth: Any
-    if checked:
-        (outputs, gradients), cotangent = truth_of(name, shape, dtype, arguments.seed)
-        truth = (outputs, gradients if backward else [])
-    else:
-        truth, cotangent = None, jnp.ones(shapes[0].shape, shapes[0].dtype)
+    (outputs, gradients), cotangent = truth_of(name, shape, dtype, arguments.seed)
+    truth = (outputs, gradients if backward else [])
 
     def label(form: str) -> str:
         return f"{name} ({shape_text(shape)}, {dtype}, {mode}), form {form!r}"
 
-    calls: dict[str, Callable[[], Any]] = {}
+    calls: dict[str, Any] = {}
     facts: dict[str, dict[str, Any]] = {}
-    for form in jax_forms(kernel, platform, sweep=arguments.sweep):
+    for form in jax_forms(kernel, platform):
         say(f"{name} {shape_text(shape)} {mode}: {form}")
         function = jax.jit(traced(kernel, form, backward=backward), compiler_options=compiler_options() or None)
         compiled = compile_apart(function, inputs, cotangent)
@@ -217,55 +199,65 @@ def prepare(
         facts[form] |= compiled.costs()
         if form == "jax" and kernel.stock_differs:
             facts[form]["not_checked"] = kernel.stock_differs
-        elif checked:
+        else:
             facts[form]["errors"] = check(label(form), calls[form](), truth, dtype, platform, ours=form != "jax")
-    if arguments.against == "torch":
-        torch_kernels: Any = importlib.import_module("benchmarks.torch_kernels")
-        device = torch_kernels.to_device(platform)
-        for compiled in (False, True):
-            form = "torch compiled" if compiled else "torch"
-            if compiled and (arguments.sweep or (arguments.quick and platform == "cpu")):
-                continue
+    if worker is not None:
+        sent = [_send(worker, f"input{number}", x) for number, x in enumerate(inputs)]
+        asked = {"kernel": name, "inputs": sent, "cotangent": _send(worker, "cotangent", cotangent)}
+        for form in arguments.forms(PEERS):
             say(f"{name} {shape_text(shape)} {mode}: {form}")
+            # The worker has several modes of a kernel at once.
+            its_name = f"{form}, {mode}"
             try:
-                call = torch_kernels.make_calls(name, inputs, [cotangent], device, backward=backward, compiled=compiled)
-                result = torch_kernels.arrays_of(name, call())
-            except Exception as error:  # what it raises depends on the backend that it compiles with
-                if not compiled:
-                    raise
-                console.print(f"{label(form)}: torch cannot compile it ({type(error).__name__})")
+                answer = worker.ask("kernel", form=its_name, **asked, backward=backward, platform=platform)
+                written = worker.ask("output", form=its_name)
+            except PeerError as error:
+                console.print(f"{label(form)} is left out: {error}")
+                facts[form] = {"left_out": str(error)[:200]}
                 continue
-            calls[form], facts[form] = call, {}
-            if checked:
-                facts[form]["errors"] = check(label(form), result, truth, dtype, platform, ours=False)
-
-    for each in facts.values():
-        each["checked"] = checked
+            result = [[np.load(path) for path in written[part]] for part in ("outputs", "gradients")]
+            facts[form] = {"compile_seconds": answer["seconds"] if form != "torch" else None}
+            facts[form]["errors"] = check(label(form), result, truth, dtype, platform, ours=False)
+            calls[form] = PeerForm(worker, its_name)
     return Prepared(calls, facts, bytes_moved, flops)
 
 
 def compare(
-    name: str, shape: Shape, arguments: Arguments, platform: str, limits: dict[str, Any], say: Callable[[str], None]
+    name: str,
+    shape: Shape,
+    arguments: Arguments,
+    platform: str,
+    limits: dict[str, Any],
+    worker: Worker | None,
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Checks all forms of a kernel in all modes, then times them; a row for each."""
-    if arguments.against == "torch":
-        importlib.import_module("benchmarks.torch_kernels").forget_compiled()
-    prepared = {mode: prepare(name, shape, mode, arguments, platform, say) for mode in arguments.modes}
+    if worker is not None:
+        worker.ask("clear")
+    prepared = {
+        mode: prepare(name, shape, mode, arguments, platform, worker, say) for mode in dict.fromkeys(arguments.modes)
+    }
     rows = []
     for mode, forms in prepared.items():
         say(f"{name} {shape_text(shape)} {mode}: timing")
         timings = measure(forms.calls, **arguments.times())
-        for form, timing in timings.items():
-            seconds = timing.seconds.median
+        for form, facts in forms.facts.items():
             row = {"kernel": name, "mode": mode, "shape": list(shape), "dtype": arguments.dtype, "form": form}
-            row |= {"bytes": forms.bytes, "flops": forms.flops} | forms.facts[form]
-            row["roofline_share"] = roofline_share(limits, arguments.dtype, forms.bytes, forms.flops, seconds)
-            row["bandwidth_share"] = forms.bytes / limits["copy_bandwidth"] / seconds
-            row["bytes_per_second"], row["flops_per_second"] = forms.bytes / seconds, forms.flops / seconds
-            rows.append(row | timing_fields(timings, form, KERNEL_BASELINES))
-    if peak := memory_stats().get("peak_bytes_in_use"):
-        rows[0]["process_peak_bytes"] = peak
+            row |= {"bytes": forms.bytes, "flops": forms.flops} | facts
+            if form in timings:
+                seconds = timings[form].seconds.median
+                row["roofline_share"] = roofline_share(limits, arguments.dtype, forms.bytes, forms.flops, seconds)
+                row["bandwidth_share"] = forms.bytes / limits["copy_bandwidth"] / seconds
+                row["bytes_per_second"], row["flops_per_second"] = forms.bytes / seconds, forms.flops / seconds
+                row |= timing_fields(timings, form, list(timings))
+            rows.append(row)
     return rows
+
+
+def _send(worker: Worker, name: str, x: jax.Array) -> tuple[str, str]:
+    """The file of an array, which NumPy writes in float32 instead of bfloat16, and its dtype."""
+    exact = x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+    return worker.send(name, exact), x.dtype.name
 
 
 LEGEND = """\
@@ -291,43 +283,34 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return markdown_table((*head, *(f"auto / {form}" for form in forms[1:]), "auto, of the roofline"), lines)
 
 
-def main(arguments: Arguments, platform: str) -> None:
-    """Runs the benchmark, writes its files and prints its table."""
-    names, comparisons = arguments.names(), arguments.comparisons()
-    budget = int(arguments.memory_gib * 2**30) if arguments.memory_gib else memory_budget()
-    rows: list[dict[str, Any]] = []
-    machine = machine_of(platform)
-    with progress_bar() as progress:
-        task = progress.add_task("the machine's limits", total=len(names) * len(comparisons))
-        limits = measure_limits(quick=arguments.quick)
+def main(arguments: Arguments, platform: str) -> int:
+    """Runs the benchmark, writes its files and prints its table; gives the exit code."""
+    plan = [(name, shape) for name in arguments.names() for shape in arguments.inputs()]
+    forms, failed = ["auto", *arguments.forms(PEERS)], False
+    with peers(arguments, platform) as (worker, peer_facts), progress_bar() as progress:
+        task = progress.add_task("the machine's limits", total=len(plan))
+        machine, limits = machine_of(platform, peer_facts), measure_limits(quick=arguments.quick)
 
         def say(text: str) -> None:
             progress.update(task, description=text)
 
-        for name in names:
-            for series, shape in comparisons:
-                fields = sweep_fields(series, shape[0], 2 * shape[1], 2 * shape[2])
-                # The output is four times the input, and some six arrays of its size are alive at most.
-                need = 6 * 4 * 4 * shape[0] * shape[1] * shape[2] * shape[3]
-                if series and need > budget:
-                    skipped = f"needs about {need / 2**30:.1f} GiB, more than the {budget / 2**30:.1f} allowed"
-                    rows.append(fields | {"kernel": name, "shape": list(shape), "form": "auto", "skipped": skipped})
-                else:
-                    rows += [fields | row for row in compare(name, shape, arguments, platform, limits, say)]
-                progress.advance(task)
+        mode = "upsampling" + "-quick" * arguments.quick
+        head = {"mode": mode, "dtype": arguments.dtype, "machine": machine, "limits": limits}
+        results = open_results(arguments, head | {"method": arguments.times()})
+        for name, shape in plan:
+            if arguments.again or not all(results.has((name, mode, shape), forms) for mode in arguments.modes):
+                try:
+                    results.put(compare(name, shape, arguments, platform, limits, worker, say))
+                except Mismatch as error:
+                    console.print(error)
+                    failed = True
                 jax.clear_caches()
-    result = {
-        "mode": "upsampling" + "-sweep" * arguments.sweep + "-quick" * arguments.quick,
-        "dtype": arguments.dtype,
-        "machine": machine,
-        "limits": limits,
-        "method": arguments.times() | {"memory_budget": budget},
-        "fits": fits_of(rows, ("kernel", "mode", "form")),
-        "rows": rows,
-    }
-    path = write(arguments.out, result)
-    print(table(rows), LEGEND, fits_text(result["fits"]), sep="\n\n")
-    console.print(f"written: {path} and .csv beside it")
+            progress.advance(task)
+    rows = [row for row in results.rows if (row["kernel"], tuple(row["shape"])) in plan]
+    if rows:
+        print(table(rows), LEGEND, sep="\n\n")
+        console.print(f"written: {results.path} and .csv beside it")
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import densezoo as dz
-from benchmarks import machine, models, networks, options, training
+from benchmarks import machine, models, networks, options, seeded, training
 
 LIMITS = {"copy_bandwidth": 1e10, "copy_bandwidth_by_mib": {"4": 1e10}, "matmul_peak": {"float32": 1e11}}
-TINY = ("--quick", "--rounds", "1", "--models", "unet:resnet18", "--shapes", "1x32x32", "--impl", "auto")
+TINY = ("--quick", "--rounds", "1", "--models", "unet:resnet18", "--shapes", "1x32x32")
 
 
-def tiny_model(pair, arguments, impl, dtype=None):
+def tiny_model(pair, arguments, shape, impl, dtype):
     """What stands for every name: the real ones take too long to compile."""
     return dz.create_model("unet", dz.PlainEncoder((4, 8)), arguments.num_classes, impl=impl)
 
@@ -27,29 +27,35 @@ def quick_machine(monkeypatch):
         monkeypatch.setattr(module, "make_model", tiny_model)
 
 
-def test_inference_as_it_is_and_folded(tmp_path, capsys):
-    assert options.run_command(models.main, models.Arguments, (*TINY, "--out", str(tmp_path))) == 0
+def test_inference(tmp_path, capsys):
+    argv = (*TINY, "--impl", "auto", "--out", str(tmp_path))
+    assert options.run_command(models.main, models.Arguments, argv) == 0
     result = json.loads(next(tmp_path.glob("models-quick-*.json")).read_text())
-    plain, folded = result["rows"]
-    assert (plain["form"], folded["form"]) == ("auto", "auto, folded")
-    for row in (plain, folded):
-        assert 0 <= row["error"] < 1e-3 and row["part"] == "model" and row["shape"] == [1, 32, 32]
-        assert row["peak_bytes"] > row["temp_bytes"] > 0 and row["compile_seconds"] > 0
+    own, auto = result["rows"]
+    assert (own["form"], auto["form"]) == ("densezoo", "auto")
+    for row in (own, auto):
+        assert 0 <= row["error"] < 1e-3 and row["shape"] == [1, 32, 32] and row["compile_seconds"] > 0
         assert row["images_per_second"] == pytest.approx(1e3 / row["milliseconds"]["median"], rel=1e-3)
-    # The norms' statistics are gone.
-    assert "| unet:resnet18 | 1x32x32 | auto, folded |" in capsys.readouterr().out
+    assert auto["peak_bytes"] > auto["temp_bytes"] > 0
+    assert "| unet:resnet18 | 1x32x32 | densezoo |" in capsys.readouterr().out
 
 
-def test_a_model_that_folds_wrongly_is_not_timed(tmp_path, monkeypatch, capsys):
-    def wrong(model, variables):
-        return jax.tree.map(lambda x: 1.05 * x, variables)
-
-    monkeypatch.setattr(models.dz, "fold_batch_norm", wrong)
-    argv = (*TINY, "--part", "decoder", "--folded", "yes", "--out", str(tmp_path))
-    assert options.run_command(models.main, models.Arguments, argv) == 1
+def test_a_model_that_is_compiled_wrongly_is_not_timed(tmp_path, monkeypatch, capsys):
+    compiled = models.compile_model
+    monkeypatch.setattr(models, "compile_model", lambda *args: lambda x: 1.05 * compiled(*args)(x))
+    assert options.run_command(models.main, models.Arguments, (*TINY, "--out", str(tmp_path))) == 1
     message = capsys.readouterr().err
-    assert "unet:resnet18 1x32x32, auto, folded: the output differs from the reference by" in message
+    assert "unet:resnet18 1x32x32, densezoo: the output differs from the reference by" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_shapes_suit_the_model():
+    arguments = models.Arguments()
+    assert arguments.shapes_of(("unet", "resnet18"), models.SHAPES) == [(4, 256, 256), (1, 512, 512)]
+    assert arguments.shapes_of(("upernet", "swin_tiny_patch4_window7_224"), models.SHAPES) == [
+        (4, 224, 224),
+        (1, 448, 448),
+    ]
 
 
 def test_training_compiles_again_from_the_cache(tmp_path, monkeypatch):
@@ -86,19 +92,9 @@ def test_bad_options(argv, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
-def test_without_smp_it_goes_on(monkeypatch, capsys):
-    def broken(name):
-        raise RuntimeError("operator torchvision::nms does not exist\nlong story")
-
-    monkeypatch.setattr(networks.importlib, "import_module", broken)
-    assert networks.load_smp() is None
-    error = capsys.readouterr().err
-    assert "cannot be imported here (operator torchvision::nms does not exist): going on" in error
-
-
 def test_statistics_are_moved_off_their_start():
     generator = np.random.default_rng(0)
-    mean, var = networks.perturbed("mean", np.zeros(9), generator), networks.perturbed("var", np.ones(9), generator)
+    mean, var = seeded.perturbed("mean", np.zeros(9), generator), seeded.perturbed("var", np.ones(9), generator)
     assert np.abs(mean).min() > 0 and var.min() > 0.6 and np.ptp(var) > 0.1
 
 

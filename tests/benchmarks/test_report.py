@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import report, targets
-from benchmarks.record import write
+from benchmarks.record import ResultFile
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 MACHINE = {
@@ -30,29 +30,50 @@ def kernel_row(kernel, shape, **ratios):
     return row | {"roofline_share": 0.5, "bandwidth_share": 0.5, "flops_per_second": 1e9, "peak_bytes": 4000}
 
 
-def result(mode, rows, fits=()):
-    head = {"mode": mode, "dtype": "float32", "machine": MACHINE, "limits": LIMITS}
-    return head | {"fits": list(fits), "rows": rows}
+def result(mode, rows, dtype="float32"):
+    return {"mode": mode, "dtype": dtype, "machine": MACHINE, "limits": LIMITS, "rows": rows}
+
+
+def write(folder, result):
+    ResultFile(folder, {key: value for key, value in result.items() if key != "rows"}).put(result["rows"])
+
+
+def model_row(model, form, ms, mode="inference", **ratios):
+    row = {"model": model, "mode": mode, "shape": [4, 256, 256], "form": form, "milliseconds": spread(ms)}
+    return row | {"ratios": {name.replace("_", "."): spread(value) for name, value in ratios.items()}}
 
 
 @pytest.fixture
 def folders(tmp_path):
-    """Results of kernels and of a sweep, and a document whose prose is to stay."""
+    """Results of kernels, models and memory, and a document whose prose is to stay."""
     results, docs = tmp_path / "results", tmp_path / "docs"
     rows = [
-        kernel_row("nearest_x2", [4, 64, 64, 64], jax=0.125, torch=1.05),
-        kernel_row("nearest_x2", [1, 8, 8, 8], jax=0.5, torch=4.2),
-        kernel_row("bilinear_x2", [4, 64, 64, 64], jax=0.25, torch=1.7),
-        kernel_row("max_unpool", [4, 64, 64, 64], torch=0.4),
+        kernel_row("conv_1x1", [4, 64, 64, 64], jax=0.125, torch=1.05),
+        kernel_row("conv_1x1", [1, 8, 8, 8], jax=0.5, torch=4.2),
+        kernel_row("dysample", [4, 64, 64, 64], torch=0.4),
     ]
     write(results, result("upsampling", rows))
-    swept = [
-        kernel_row("carafe", [1, n, n, 8]) | {"series": "pixels", "pixels": 4 * n * n, "size": 2 * n}
-        for n in (64, 128, 256)
+    rows = [
+        model_row("unet:a", "densezoo", 50.0, torch=0.5, torch_compile=0.8, openvino=1.2),
+        model_row("unet:a", "torch.compile", 62.5),
+        model_row("unet:a", "torch.compile, frozen", 60.0),
+        model_row("unet:a", "openvino", 41.7),
+        model_row("fpn:b", "densezoo", 20.0, torch_compile=0.2),
+        model_row("fpn:b", "torch.compile", 100.0),
+        {"model": "fpn:b", "mode": "inference", "shape": [4, 256, 256], "form": "openvino", "left_out": "no such op"},
     ]
-    swept.append({"kernel": "carafe", "form": "auto", "series": "pixels", "skipped": "needs 99 GiB"})
-    fit = {"kernel": "carafe", "mode": "forward+backward", "form": "auto", "series": "pixels", "sizes": 3}
-    write(results, result("upsampling-sweep", swept, [fit | {"time_exponent": 1.02}]))
+    write(results, result("models", rows))
+    rows = [
+        {"model": "unet:a", "mode": mode, "shape": [4, 256, 256], "form": form, "peak_bytes": mib * 2**20}
+        for mode, form, mib in (
+            ("inference", "densezoo", 80),
+            ("inference", "torch", 100),
+            ("training", "densezoo", 300),
+            ("training", "torch", 200),
+            ("training", "torch.compile", 240),
+        )
+    ]
+    write(results, result("memory", rows))
     (results / "accuracy.jsonl").write_text("{}\n")
     docs.mkdir()
     (docs / "benchmarks.md").write_text(DOCUMENT.read_text() + "\nThe last word.\n")
@@ -68,53 +89,66 @@ def test_tables_and_pictures_come_from_the_files(folders, capsys):
     text = (folders[1] / "benchmarks.md").read_text()
     assert text.endswith("\nThe last word.\n") and "## How it is measured" in text
     # ratios 0.125 and 0.5: geometric mean 0.25
-    assert "| nearest_x2 | forward+backward | 2 | 0.25 (0.12 to 0.50) | 2.10 (1.05 to 4.20) | 0.50" in text
-    assert "| carafe, forward+backward, auto | pixels | 3 | 1.02 | - |" in text
-    assert "were allowed" not in text and "more memory than was allowed: 1 sizes" in text
+    assert "| conv_1x1 | forward+backward | 2 | 0.25 (0.12 to 0.50) | 2.10 (1.05 to 4.20) | 0.50" in text
     assert "| Some CPU, 2 cores | jax 0.10.2, torch 2.13.0+cpu | hugetlb | 20.0 | 150 (float32) | 0.1 |" in text
     assert "Not measured yet: training." in text
-    pictures = sorted((folders[1] / "images").iterdir())
-    stem = "cpu_some-cpu_2c-float32-jax0.10.2-torch2.13.0.png"
-    assert [p.name for p in pictures] == [f"roofline-upsampling-{stem}", f"size-upsampling-sweep-{stem}"]
-    for picture in pictures:
-        assert f"](images/{picture.name})" in text
-        assert len(np.unique(np.asarray(Image.open(picture)))) > 20
-    assert "2 result files, 2 pictures" in capsys.readouterr().out
+    (picture,) = (folders[1] / "images").iterdir()
+    assert picture.name == "roofline-upsampling-cpu_some-cpu_2c-float32-jax0.10.2-torch2.13.0.png"
+    assert f"](images/{picture.name})" in text and len(np.unique(np.asarray(Image.open(picture)))) > 20
+    assert "3 result files, 1 pictures" in capsys.readouterr().out
+
+
+def test_one_table_has_all_peers_with_the_mean_and_the_worst(folders):
+    run(folders)
+    text = (folders[1] / "benchmarks.md").read_text()
+    head = "| model | images | densezoo, ms | torch.compile, ms | openvino, ms | densezoo / torch.compile |"
+    assert f"{head} densezoo / the fastest |" in text
+    assert "| unet:a | 4x256x256 | 50 | 60 | 41.7 | 0.80 | 1.20 |" in text  # the faster of torch.compile's two
+    assert "| fpn:b | 4x256x256 | 20 | 100 | - | 0.20 | 0.20 |" in text
+    assert "| geometric mean |  |  |  |  | 0.40 | 0.49 |" in text and "| worst |  |  |  |  | 0.80 | 1.20 |" in text
+    assert "- fpn:b 4x256x256, openvino: no such op" in text
+    assert "| training | unet:a | 4x256x256 | 300 | 200 | 240 | 1.50 |" in text
 
 
 def test_goals_say_what_was_reached_and_where(folders):
     run(folders)
     lines = (folders[1] / "benchmarks.md").read_text().splitlines()
-    file = "`upsampling-cpu_some-cpu_2c-float32-jax0.10.2-torch2.13.0.json`"
 
     def line_of(what):
-        return next(line.removeprefix(f"| {what} | ") for line in lines if line.startswith(f"| {what} |"))
+        line = next(line for line in lines if line.startswith(f"| {what} |"))
+        return line.removeprefix(f"| {what} | CPU, float32 | ").rpartition(" | ")[0]
 
-    # Only at 4x64x64x64, and the slower of the two counts.
-    stock = "nearest and bilinear x2, forward and backward: faster than jax.image.resize"
-    assert line_of(stock) == f"CPU | at least 5.00 | 4.00 (worst of 2; best 8.00) | no | {file} |"
-    assert line_of("nearest x2, forward and backward, over torch") == f"CPU | at most 1.10 | 1.05 | yes | {file} |"
-    assert line_of("bilinear x2, forward and backward, over torch") == f"CPU | at most 1.50 | 1.70 | no | {file} |"
-    unpool = line_of("max-unpool, forward and backward: faster than torch")
-    assert unpool == f"CPU | at least 2.00 | 2.50 | yes | {file} |"
-    assert line_of("compiling a train step of U-Net-ResNet34") == "CPU | at most 6.0 s | not measured | - | - |"
+    each = "inference, each model over the fastest of torch.compile, onnxruntime, OpenVINO"
+    assert line_of(each) == "at most 1.00 | 1.20 (worst of 2; best 0.20) | no"
+    assert line_of("the same, geometric mean") == "at most 0.85 | 0.49 (of 2; worst 1.20; best 0.20) | yes"
+    mean = "inference over torch.compile, geometric mean"
+    assert line_of(mean) == "at most 0.65 | 0.40 (of 2; worst 0.80; best 0.20) | yes"
+    assert line_of("peak memory of training, each model over the least of torch's") == "at most 1.00 | 1.50 | no"
+    # Only at 4x64x64x64.
+    end = "4x64x64x64, forward and backward, over the better of torch eager and compiled"
+    assert line_of(f"conv_1x1, {end}") == "at most 1.00 | 1.05 | no"
+    assert line_of("compiling the train step of U-Net-ResNet34") == "at most 6.0 s | not measured | -"
 
 
-def test_goals_of_models_training_and_gpus():
-    row = {"model": "unet:resnet34", "shape": [4, 256, 256], "form": "auto", "ratios": {"torch": {"median": 1.3}}}
+def test_goals_of_training_compilation_and_gpus():
+    row = model_row("unet:resnet34", "densezoo", 1.0, "training", torch=1.3, torch_compile=1.1)
     row |= {"trace_seconds": 1.5, "compile_seconds": 3.0}
-    training = {"mode": "training", "dtype": "float32", "machine": MACHINE, "rows": [row]}
-    found = {target.what: targets.reached(target, training) for target in targets.TARGETS}
+    found = {target.what: targets.reached(target, result("training", [row])) for target in targets.TARGETS}
     assert {what: values for what, values in found.items() if values} == {
-        "U-Net-ResNet34 4x256x256 train step over torch": [1.3],
-        "compiling a train step of U-Net-ResNet34": [4.5],
+        "train step, each model over the better of torch eager and compiled": [1.3],
+        "the same for training, geometric mean": [1.3],
+        "compiling the train step of U-Net-ResNet34": [4.5],
     }
+    hrnet = {"model": "hrnet", "encoder": "hrnet_w18", "remat": False, "train_step": [10.0, 15.0]}
+    found = [
+        values for target in targets.TARGETS if (values := targets.reached(target, result("compilation", [hrnet])))
+    ]
+    assert found == [[25.0]]
     rows = [
-        {"model": f"unet:resnet{n}", "shape": [8, side, side], "form": "auto, folded"}
-        | {"ratios": {"torch compiled": {"median": ratio}}}
+        model_row(f"unet:resnet{n}", "densezoo", 1.0, torch_compile=ratio) | {"shape": [16, side, side]}
         for n, side, ratio in ((34, 512, 0.8), (50, 512, 0.5), (34, 256, 2.0))
     ]
-    gpu = {"mode": "models", "dtype": "bfloat16", "machine": MACHINE | {"platform": "gpu"}, "rows": rows}
+    gpu = result("models", rows, "bfloat16") | {"machine": MACHINE | {"platform": "gpu"}}
     found = [values for target in targets.TARGETS if (values := targets.reached(target, gpu))]
     assert found == [[1.25, 2.0]]
     assert not any(targets.reached(target, gpu | {"dtype": "float32"}) for target in targets.TARGETS)

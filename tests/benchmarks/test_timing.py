@@ -32,8 +32,8 @@ def test_samples_are_means_over_as_many_calls_as_fill_the_least_time():
     assert (result["slow"].calls, result["fast"].calls) == (1, 10)
     assert result["slow"].samples == pytest.approx([0.5] * 4)
     assert result["fast"].samples == pytest.approx([0.01] * 4)
-    # three calls to find out how long one takes; then a call that is not counted before each sample of several
-    assert (clock.calls.count("slow"), clock.calls.count("fast")) == (3 + 4, 3 + 4 * 11)
+    # Two samples of one call to find out how long one takes; before every sample a call that is not counted.
+    assert (clock.calls.count("slow"), clock.calls.count("fast")) == (4 + 4 * 2, 4 + 4 * 11)
 
 
 def test_candidates_alternate_in_an_order_that_the_seed_gives():
@@ -41,7 +41,7 @@ def test_candidates_alternate_in_an_order_that_the_seed_gives():
         clock = Clock()
         names = ("a", "b", "c", "d")
         timing.measure({n: clock.function(n, 1.0) for n in names}, rounds=6, min_seconds=0.1, seed=seed, clock=clock)
-        calls = clock.calls[3 * 4 :]
+        calls = clock.calls[4 * 4 :: 2]  # each is called twice, once to warm up
         return [tuple(calls[i : i + 4]) for i in range(0, 24, 4)]
 
     rounds = rounds_of(0)
@@ -58,7 +58,7 @@ def test_a_limit_on_the_whole_takes_rounds_away_down_to_three():
         )
         return len(result["a"].samples)
 
-    assert [rounds(limit) for limit in (100.0, 7.5, 0.1)] == [20, 7, 3]
+    assert [rounds(limit) for limit in (100.0, 15.0, 0.1)] == [20, 7, 3]
 
 
 def test_ratios_are_taken_round_by_round():
@@ -90,8 +90,22 @@ def test_every_call_is_waited_for_or_only_the_last(monkeypatch):
         timing.measure({"a": call}, rounds=1, min_seconds=4.0, wait_each_call=each, clock=clock)
         return len(waited)
 
-    # one to warm up, two to find out how long a call takes, one before the sample; then the sample's four, or its last
-    assert (waits(True), waits(False)) == (8, 5)
+    # Two samples of one call and the one that counts, each with a call before it; that has four calls, or their last.
+    assert (waits(True), waits(False)) == (2 + 2 + 1 + 4, 2 + 2 + 1 + 1)
+
+
+def test_what_times_itself_is_asked_and_pauses_come_before_every_sample(monkeypatch):
+    pauses, asked = [], []
+    monkeypatch.setattr(timing.time, "sleep", pauses.append)
+
+    class Peer:
+        def sample(self, calls):
+            asked.append(calls)
+            return 0.25
+
+    result = timing.measure({"peer": Peer(), "own": lambda: None}, rounds=3, min_seconds=1.0, pause=0.5)
+    assert result["peer"].samples == (0.25,) * 3 and asked == [1, 1, 4, 4, 4]
+    assert pauses == [0.5] * (2 * 2 + 2 * 3)
 
 
 def test_nothing_to_measure():
@@ -113,14 +127,3 @@ def test_what_is_updated_in_place_counts_once():
     in_place = timing.compile_apart(jax.jit(lambda x: x + 1, donate_argnums=0), x).costs()
     apart = timing.compile_apart(jax.jit(lambda x: x + 1), x).costs()
     assert apart["peak_bytes"] - in_place["peak_bytes"] == 4000
-
-
-def test_exponent():
-    exponent, off = timing.fit_exponent([1, 2, 4, 8], [3.0, 3 * 2**1.5, 3 * 4**1.5, 3 * 8**1.5])
-    assert (exponent, off) == pytest.approx((1.5, 1.0))
-    # By hand: log2 of the values is 0, 2, 2, so the slope is (1*1 + ... ) 1, and the lines' distances 1/3, 2/3, 1/3.
-    exponent, off = timing.fit_exponent([1, 2, 4], [1, 4, 4])
-    assert (exponent, off) == pytest.approx((1.0, 2 ** (2 / 3)))
-    for sizes, values in (([4, 4], [1, 2]), ([1, 2], [0, 1])):
-        with pytest.raises(ValueError, match="two different sizes"):
-            timing.fit_exponent(sizes, values)

@@ -34,7 +34,7 @@ def test_two_kernels_end_to_end(tmp_path, capsys):
     forms = ("auto", "reference", "jax")
     assert cases == {(k, m, f) for k in ("nearest_x2", "max_unpool") for m in upsampling.MODES for f in forms}
     for row in rows:
-        assert row["checked"] and row["errors"]["values"] == 0 and len(row["samples_milliseconds"]) == 2
+        assert row["errors"]["values"] == 0 and len(row["samples_milliseconds"]) == 2
         seconds = row["milliseconds"]["median"] / 1e3
         # 32 floats in, 128 out; backward 128 and 32 more; unpooling also reads 32 bytes of indices, twice.
         wanted = 4 * 160 * (1 if row["mode"] == "forward" else 2)
@@ -42,7 +42,7 @@ def test_two_kernels_end_to_end(tmp_path, capsys):
         assert row["bytes"] == wanted
         share = max(wanted / 1e10, row["flops"] / 1e11) / seconds
         assert row["roofline_share"] == pytest.approx(share, rel=1e-3)
-        assert row["peak_bytes"] > 0 and row["compile_seconds"] > 0 and set(row["ratios"]) <= {"reference", "jax"}
+        assert row["peak_bytes"] > 0 and row["compile_seconds"] > 0 and set(row["ratios"]) == set(forms) - {row["form"]}
     assert [row["flops"] for row in rows if row["kernel"] == "nearest_x2"] == [0] * 3 + [32 * 3] * 3
     out = capsys.readouterr().out
     assert (
@@ -99,7 +99,7 @@ def test_a_wrong_kernel_is_not_timed(tmp_path, monkeypatch, capsys, wrong):
 
 def test_odd_shapes_are_for_kernels_that_do_not_pool():
     arguments = upsampling.Arguments(kernels=("bilinear_x2",), shapes=("1x3x5x2",))
-    assert arguments.comparisons() == [("", (1, 3, 5, 2))]
+    assert arguments.inputs() == [(1, 3, 5, 2)]
 
 
 @pytest.mark.parametrize(
@@ -111,22 +111,13 @@ def test_odd_shapes_are_for_kernels_that_do_not_pool():
         (("--shapes", "4x5x4x4"), "even height and width"),
         (("--platform", "tpu"), "sees no such device"),
         (("--rounds", "0"), "at least 1"),
-        (("--sweep", "--shapes", "1x4x4x4"), "--sweep chooses its shapes"),
+        (("--against", "torch", "--peer-python", "/no/python"), "--peer-python /no/python: No such file"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(argv, message, capsys, tmp_path):
     assert run(*argv, "--out", str(tmp_path)) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
-
-
-def test_missing_torch_is_said(monkeypatch, capsys):
-    def no_torch(name):
-        raise ModuleNotFoundError(f"No module named {name!r}")
-
-    monkeypatch.setattr(options.importlib, "import_module", no_torch)
-    assert run("--against", "torch") == 2
-    assert "--against torch: torch cannot be imported here (No module named 'torch')" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", kernels.KERNELS)
@@ -169,22 +160,3 @@ def test_errors_are_relative_to_the_largest_value():
     assert options.relative_error([0.0], [0.0]) == 0
     assert options.relative_error([1.0, np.nan], [1.0, 2.0]) == float("inf")
     assert options.relative_error(jnp.ones(3), jnp.ones(2)) == float("inf")
-
-
-def test_sweeps_double_sizes_and_batches():
-    sizes = options.sweep_sizes()
-    assert [s[1] for s in sizes if s[0] == "pixels"] == [(1, n, n) for n in (128, 256, 512, 1024, 2048)]
-    assert [s[1] for s in sizes if s[0] == "batch"] == [(n, 128, 128) for n in (1, 2, 4, 8, 16, 32, 64)]
-
-
-def test_a_sweep_leaves_out_what_does_not_fit(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(upsampling, "sweep_sizes", lambda *args: options.sweep_sizes(8, 32, 2))
-    argv = ("--sweep", "--quick", "--rounds", "1", "--channels", "2", "--memory-gib", "0.00001")
-    assert run(*argv, "--kernels", "nearest_x2", "--modes", "forward", "--out", str(tmp_path)) == 0
-    result = json.loads(next(tmp_path.glob("*.json")).read_text())
-    measured = [(r["series"], r["size"], r["pixels"]) for r in result["rows"] if r["form"] == "auto" and "bytes" in r]
-    assert measured == [("pixels", 8, 64), ("batch", 1, 64), ("batch", 2, 128)]
-    skipped = [r for r in result["rows"] if "skipped" in r]
-    assert [r["size"] for r in skipped] == [16, 32] and "needs about" in skipped[0]["skipped"]
-    fit = next(f for f in result["fits"] if f["series"] == "batch" and f["form"] == "auto")
-    assert fit["memory_exponent"] == pytest.approx(1.0, abs=0.2)

@@ -1,0 +1,187 @@
+"""A worker program that runs models and kernels in torch, onnxruntime and OpenVINO; it needs no jax.
+
+The benchmarks start it as `PYTHON -m benchmarks.peers FOLDER [MODULE]`, with the interpreter of `--peer-python`, and
+talk to it as benchmarks/protocol.py says. MODULE (`--peer-setup`) is imported first.
+"""
+
+import gc
+import importlib
+import importlib.metadata
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import protocol, resident
+
+PACKAGES = ("torch", "onnxruntime", "openvino", "timm", "segmentation-models-pytorch")
+
+
+class Peers:
+    """The worker's commands: its public methods.
+
+    Args:
+        folder: where arrays are exchanged.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._model: Any = None
+        self._calls: dict[str, Callable[[], Any]] = {}
+        self._arrays: dict[str, Callable[[Any], Any]] = {}
+        self._baseline = 0
+
+    def commands(self) -> dict[str, Callable[..., Any]]:
+        """The commands by their names."""
+        return {name: getattr(self, name) for name in dir(type(self)) if name[0] != "_" and name != "commands"}
+
+    def describe(self) -> dict[str, Any]:
+        """Python, the libraries' versions, and torch's threads."""
+        versions = {}
+        for package in PACKAGES:
+            try:
+                versions[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                versions[package] = None
+        torch: Any = importlib.import_module("torch")
+        facts = {"python": platform.python_version(), "versions": versions, "threads": torch.get_num_threads()}
+        return facts | {"cuda": torch.cuda.is_available()}
+
+    def prepare(self, form: str) -> dict[str, Any]:
+        """Imports what a form needs, so that a model's memory can be counted without it."""
+        importlib.import_module("benchmarks.torch_models")
+        importlib.import_module("benchmarks.runtimes")
+        torch: Any = importlib.import_module("torch")
+        if form in ("onnxruntime", "openvino"):
+            importlib.import_module(form)
+        torch.ones(1).add_(1)  # starts its threads
+        return {}
+
+    def model(self, model: str, encoder: str, classes: int, image_size: list[int], seed: int) -> dict[str, Any]:
+        """Makes a model with seeded weights and writes these to a file."""
+        torch_models: Any = importlib.import_module("benchmarks.torch_models")
+        self.clear()
+        for file in self._folder.glob("*.onnx"):  # of another model
+            file.unlink()
+        height, width = image_size
+        self._model = torch_models.make_model(model, encoder, classes, (height, width), seed)
+        path = self._folder / "weights.npz"
+        np.savez(path, **{name: x.numpy() for name, x in self._model.state_dict().items()})
+        return {"weights": str(path)}
+
+    def infer(self, form: str, images: str, dtype: str, platform: str) -> dict[str, Any]:
+        """Makes the model ready in a form, with the first call; the seconds of that."""
+        runtimes: Any = importlib.import_module("benchmarks.runtimes")
+        device = importlib.import_module("benchmarks.torch_kernels").to_device(platform)
+        x = np.load(images)
+        start = time.perf_counter()
+        call, to_array = runtimes.make_form(form, self._model, x, dtype, device, self._folder)
+        self._run(call)
+        self._calls[form], self._arrays[form] = call, to_array
+        return {"seconds": time.perf_counter() - start}
+
+    def train(self, form: str, images: str, masks: str, dtype: str, platform: str) -> dict[str, Any]:
+        """Makes the model's train step ready in a form and does two steps: their losses and the gradient's norm."""
+        torch: Any = importlib.import_module("torch")
+        runtimes: Any = importlib.import_module("benchmarks.runtimes")
+        torch_models: Any = importlib.import_module("benchmarks.torch_models")
+        kernels: Any = importlib.import_module("benchmarks.torch_kernels")
+        device = kernels.to_device(platform)
+        start = time.perf_counter()
+        model = runtimes.place(self._model, device, dtype).train()
+        function = model if form == "torch" else runtimes.compile_model(model, device, training=True)
+        x = kernels.to_tensor(np.load(images), device).to(getattr(torch, dtype))
+        y = torch.from_numpy(np.load(masks)).long().to(device)
+        call = torch_models.make_step(model, function, x, y)
+        first = float(call())
+        seconds = time.perf_counter() - start
+        norm = torch_models.gradient_norm(model)
+        checked = {"first loss": first, "gradient norm": norm, "second loss": float(call())}
+        self._calls[form] = call
+        return {"seconds": seconds, "checked": checked}
+
+    def kernel(
+        self,
+        form: str,
+        kernel: str,
+        inputs: list[tuple[str, str]],
+        cotangent: tuple[str, str],
+        backward: bool,
+        platform: str,
+    ) -> dict[str, Any]:
+        """Makes a kernel ready: arrays are (path, dtype)."""
+        kernels: Any = importlib.import_module("benchmarks.torch_kernels")
+        device = kernels.to_device(platform)
+        arrays = [(np.load(path), dtype) for path, dtype in (*inputs, cotangent)]
+        compiled = form.startswith("torch.compile")
+        start = time.perf_counter()
+        call = kernels.make_calls(kernel, arrays[:-1], arrays[-1], device, backward=backward, compiled=compiled)
+        self._run(call)
+        self._calls[form], self._arrays[form] = call, lambda result: kernels.arrays_of(kernel, result)
+        return {"seconds": time.perf_counter() - start}
+
+    def output(self, form: str) -> dict[str, Any]:
+        """Calls a form and writes what it gives: a model's map, or a kernel's outputs and gradients."""
+        arrays = self._arrays[form](self._run(self._calls[form]))
+        parts = ([arrays], []) if isinstance(arrays, np.ndarray) else arrays
+        paths: list[list[str]] = []
+        for part, values in zip(("output", "gradient"), parts, strict=True):
+            paths.append([])
+            for number, value in enumerate(values):
+                paths[-1].append(str(self._folder / f"{part}{number}.npy"))
+                np.save(paths[-1][-1], value)
+        return {"outputs": paths[0], "gradients": paths[1]}
+
+    def sample(self, form: str, calls: int) -> dict[str, Any]:
+        """Seconds a call, after one that is not counted: it fills the caches and wakes the threads."""
+        call = self._calls[form]
+        gc.disable()
+        self._run(call)
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        self._wait()
+        seconds = (time.perf_counter() - start) / calls
+        gc.enable()
+        return {"seconds": seconds}
+
+    def used(self) -> dict[str, Any]:
+        """Seconds that this process has computed so far, all threads together."""
+        return {"seconds": time.process_time()}
+
+    def forget_peak(self, baseline: bool = False) -> dict[str, Any]:
+        """Lets the peak of the resident memory start again; with `baseline`, what is resident now counts as 0."""
+        now = resident.forget_peak()
+        self._baseline = now if baseline else self._baseline
+        return {"bytes": now}
+
+    def peak(self) -> dict[str, Any]:
+        """The peak of the resident memory above the baseline."""
+        return {"bytes": resident.resident_bytes("VmHWM") - self._baseline}
+
+    def clear(self) -> dict[str, Any]:
+        """Drops all forms, and what torch.compile has made: after some shapes it would compile no further ones."""
+        self._calls.clear()
+        self._arrays.clear()
+        torch: Any = importlib.import_module("torch")
+        torch._dynamo.reset()
+        gc.collect()
+        return {}
+
+    def _run(self, call: Callable[[], Any]) -> Any:
+        result = call()
+        self._wait()
+        return result
+
+    def _wait(self) -> None:
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    protocol.serve_process(lambda folder: Peers(folder).commands(), sys.argv[1:])
