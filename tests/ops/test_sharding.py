@@ -39,9 +39,9 @@ for name, (operation, weights) in OPERATIONS.items():
     expected = jax.jit(gradient)(x, weights)
     specs = (P("data"), P())
     results = [jax.jit(jax.shard_map(gradient, mesh=implicit, in_specs=specs, out_specs=specs))(x, weights)]
-        with jax.set_mesh(explicit):
-            shared = [jax.device_put(a, NamedSharding(explicit, spec)) for a, spec in zip((x, weights), specs)]
-            results.append(jax.jit(gradient)(*shared))
+    with jax.set_mesh(explicit):
+        shared = [jax.device_put(a, NamedSharding(explicit, spec)) for a, spec in zip((x, weights), specs)]
+        results.append(jax.jit(gradient)(*shared))
     for result in results:
         for a, b in zip(result, expected):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(np.abs(b).max()), err_msg=name)
