@@ -114,6 +114,10 @@ class Inference:
             self._shapes[tuple(images.shape), jnp.dtype(images.dtype).name] = None
         return self._jitted(images)
 
+    def lower(self, images: Any) -> Any:
+        """As of a jitted function: the program for images of a shape, to look at or to compile by oneself."""
+        return self._jitted.lower(images)
+
     def save(self, path: str | Path, *shapes: tuple[int, int, int, int]) -> None:
         """Writes the compiled programs to a file for `load_compiled`, on the same processor with the same JAX.
 

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from densezoo import losses, metrics
+from densezoo.compiling import Jitted
 from densezoo.data import Source, eval_batches, to_float, train_batches, transforms
+from densezoo.inference import compile
 from densezoo.train.loop import fit
 from densezoo.train.optimizer import make_optimizer
 from densezoo.train.state import TrainState, create_state
@@ -239,11 +241,12 @@ def predictor(
     """
     normalize = transforms.normalize(mean, std)
 
-    @jax.jit
-    def apply(variables, images):
+    infer = compile(model, variables)
+
+    @Jitted
+    def apply(images):
         batch = normalize(jax.random.key(0), {"image": images})
-        logits: Any = model.apply(variables, batch["image"])
-        return metrics.predict(logits)
+        return metrics.predict(infer(batch["image"]))
 
     def predict(image: np.ndarray) -> np.ndarray:
         if image.ndim != 3:
@@ -251,6 +254,6 @@ def predictor(
         height, width, _ = image.shape
         padding = [(0, -side % multiple) for side in (height, width)]
         padded = np.pad(to_float(image), (*padding, (0, 0)), mode="edge")
-        return np.asarray(apply(variables, padded[None]))[0, :height, :width]
+        return np.asarray(apply(padded[None]))[0, :height, :width]
 
     return predict
