@@ -1,6 +1,6 @@
 # `make demo` trains a small U-Net and draws pictures; `make test` runs the tests. Both set up .venv first.
 ifeq ($(origin PYTHON), undefined)
-PYTHON := $(shell .ci/find-python 3.14 3.13 3.12 3.11 || echo python3)
+PYTHON := $(shell .ci/find-python 3.13 3.12 3.11 || echo python3)
 endif
 VENV := .venv
 BIN := $(VENV)/bin

@@ -22,7 +22,6 @@ import numpy as np
 from benchmarks.kernels import KERNELS, Kernel, Shape, is_float, least_bytes, make_inputs
 from benchmarks.machine import (
     Refused,
-    compiler_options,
     console,
     measure_limits,
     roofline_share,
@@ -44,6 +43,7 @@ from benchmarks.protocol import PeerError, Worker
 from benchmarks.record import KERNEL_BASELINES, markdown_table, ratio_text, shape_text, timing_fields
 from benchmarks.timing import compile_apart, measure
 from densezoo import ops
+from densezoo.compiling import Jitted
 
 MODES = ("forward", "forward+backward")
 PEERS = ("torch", "torch.compile")
@@ -192,8 +192,8 @@ def prepare(
     facts: dict[str, dict[str, Any]] = {}
     for form in jax_forms(kernel, platform):
         say(f"{name} {shape_text(shape)} {mode}: {form}")
-        function = jax.jit(traced(kernel, form, backward=backward), compiler_options=compiler_options() or None)
-        compiled = compile_apart(function, inputs, cotangent)
+        # As `dz.compile` and `densezoo.train` compile: with oneDNN where it is.
+        compiled = compile_apart(Jitted(traced(kernel, form, backward=backward)), inputs, cotangent)
         calls[form] = functools.partial(compiled.call, inputs, cotangent)
         facts[form] = {"trace_seconds": compiled.trace_seconds, "compile_seconds": compiled.compile_seconds}
         facts[form] |= compiled.costs()

@@ -1,6 +1,7 @@
-"""Options for XLA under which densezoo's models were measured to run best."""
+"""XLA's options under which densezoo's models were measured to run best, and `jax.jit` with them."""
 
 import functools
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from densezoo.ops.implementation import with_onednn
+
+_log = logging.getLogger(__name__)
 
 _OPTIONS = {
     # XLA:CPU hands convolutions to YNNPACK by default; Eigen's were up to 1.6 times faster in a U-Net.
@@ -30,7 +33,8 @@ def compiler_options(*, training: bool = False) -> dict[str, str]:
 
     With `training` there are also those that a train step needs, without which rematerialisation saves no memory on a
     CPU. `densezoo.train` passes them itself. An option that the installed jaxlib does not know is left out, so that the
-    result may be empty. JAX takes such options at the outermost `jit` only.
+    result may be empty. JAX takes such options at the outermost `jit` only. oneDNN's convolutions are not among them,
+    because not every program may be compiled with them: `compile` and `densezoo.train` check that.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -41,7 +45,7 @@ def compiler_options(*, training: bool = False) -> dict[str, str]:
         >>> jax.jit(model.apply, compiler_options=dz.compiler_options())(variables, images).shape
         (1, 16, 16, 2)
     """
-    return dict(_known(training)) | _onednn()
+    return dict(_known(training))
 
 
 @functools.cache
@@ -68,7 +72,8 @@ def _onednn() -> dict[str, str]:
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     # Some versions know the flag and do nothing with it.
-    text = _compiled(convolve, _known(False) | _ONEDNN, jnp.ones((1, 8, 8, 16)), jnp.ones((3, 3, 16, 16)))
+    maps, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 8, 8, 16), (3, 3, 16, 16)))
+    text = _compiled(convolve, _known(False) | _ONEDNN, maps, kernel)
     return dict(_ONEDNN) if text is not None and "__onednn$convolution" in text else {}
 
 
@@ -76,66 +81,73 @@ def _compiled(function: Callable[..., Any], options: dict[str, str], *arguments:
     """The compiled program as text; None if the options are unknown."""
     try:
         return jax.jit(function, compiler_options=options).lower(*arguments).compile().as_text()
-    except Exception:  # what an unknown option raises differs between versions
+    except (jax.errors.JaxRuntimeError, ValueError, TypeError):  # which of them, differs between versions
         return None
 
 
 class Jitted:
-    """`jax.jit` with `compiler_options()`, which also works inside another `jit` or a `scan`, where JAX takes none.
+    """`jax.jit` with `compiler_options()`, and with oneDNN where it is there and computes the program rightly.
 
+    Inside another `jit` or a `scan`, where JAX takes no options, it is a part of the outer program, which has its own.
     `training` goes to `compiler_options`. It has the attributes of the jitted function (`lower`, `trace`, ...).
-    Programs with a convolution that oneDNN computes wrongly are compiled without it.
     """
 
-    def __init__(self, function: Callable[..., Any], *, training: bool = False, **options: Any):
-        self._function, self._training, self._options = function, training, options
-        self._by_onednn = True
+    def __init__(self, function: Callable[..., Any], *, training: bool = False, donate_argnums: int | tuple = ()):
+        self._function, self._training, self._donated = function, training, donate_argnums
+        self._trusted = True
         functools.update_wrapper(self, function)
 
     @functools.cached_property
-    def _outermost(self) -> Any:  # made on the first call, since it starts the backend
-        options = compiler_options(training=self._training)
-        if not _ONEDNN.items() <= options.items():
-            return jax.jit(self._function, compiler_options=options, **self._options)
-        function = with_onednn()(_checked(self._function))
-        return jax.jit(functools.wraps(self._function)(function), compiler_options=options, **self._options)
+    def _by_onednn(self) -> Any:  # made on the first call, since it starts the backend
+        function = functools.wraps(self._function)(with_onednn()(_checked(self._function)))
+        return self._jit(function, compiler_options(training=self._training) | _onednn())
 
     @functools.cached_property
-    def _without_onednn(self) -> Any:
-        options = dict(_known(self._training))
-        return jax.jit(self._function, compiler_options=options, **self._options)
+    def _by_xla(self) -> Any:
+        return self._jit(self._function, compiler_options(training=self._training))
 
     @functools.cached_property
     def _inside(self) -> Any:
-        return jax.jit(self._function, **self._options)
+        return self._jit(self._function, None)
+
+    def _jit(self, function: Callable[..., Any], options: dict[str, str] | None) -> Any:
+        return jax.jit(function, compiler_options=options, donate_argnums=self._donated)
+
+    def _first(self, call: Callable[[Any], Any]) -> Any:
+        """`call` of the jitted function, with oneDNN if it can be."""
+        if self._trusted and _onednn():
+            try:
+                return call(self._by_onednn)
+            except _Miscomputed:
+                self._trusted = False
+                name = getattr(self._function, "__name__", "a function")
+                _log.warning("%s is compiled without oneDNN, which would compute one of its convolutions wrongly", name)
+        return call(self._by_xla)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return self._chosen(*args, **kwargs)
-        except _Miscomputed:
-            self._by_onednn = False
-            return self._without_onednn(*args, **kwargs)
+            return self._first(lambda jitted: jitted(*args, **kwargs))
         except ValueError as error:
-            if "compiler_options" not in str(error):
+            if "`compiler_options` can only be passed to top-level" not in str(error):
                 raise
             return self._inside(*args, **kwargs)
 
-    @property
-    def _chosen(self) -> Any:
-        return self._outermost if self._by_onednn else self._without_onednn
-
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         """As of the jitted function."""
-        try:
-            return self._chosen.lower(*args, **kwargs)
-        except _Miscomputed:
-            self._by_onednn = False
-            return self._without_onednn.lower(*args, **kwargs)
+        return self._first(lambda jitted: jitted.lower(*args, **kwargs))
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        """As of the jitted function."""
+        return self._first(lambda jitted: jitted.trace(*args, **kwargs))
+
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """As of the jitted function."""
+        return jax.eval_shape(self._function, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") and name != "_cache_size":
             raise AttributeError(name)
-        return getattr(self._chosen, name)
+        return getattr(self._by_onednn if self._trusted and _onednn() else self._by_xla, name)
 
 
 class _Miscomputed(Exception):
@@ -172,7 +184,11 @@ def _convolutions(program: Any) -> Iterator[Any]:
     for equation in program.eqns:
         if equation.primitive.name == "conv_general_dilated":
             yield equation
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns")):
+        parameters = list(equation.params.values())
+        if platforms := equation.params.get("branches_platforms"):  # one of `jax.lax.platform_dependent` is compiled
+            ours = [i for i, names in enumerate(platforms) if names is None or jax.default_backend() in names]
+            parameters = [equation.params["branches"][ours[0]]]
+        for value in jax.tree.leaves(parameters, is_leaf=lambda value: hasattr(value, "eqns")):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from _convolutions(inner)

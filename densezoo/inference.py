@@ -10,7 +10,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
+from flax.core import unfreeze
 from jax.experimental import serialize_executable
 from jaxtyping import Array, Float
 from safetensors import SafetensorError, safe_open
@@ -18,7 +20,7 @@ from safetensors.numpy import save_file
 
 from densezoo import files
 from densezoo.blocks import BatchNorm, Conv
-from densezoo.compiling import Jitted, compiler_options
+from densezoo.compiling import Jitted, _onednn, compiler_options
 from densezoo.folding import check_variables
 from densezoo.types import Dtype
 
@@ -84,7 +86,7 @@ def load_compiled(path: str | Path) -> "Loaded":
                 raise ValueError(f"{path} is not a file of compiled programs: dz.compile(...).save writes them")
             made = json.loads(header["made for"])
             here = _here()
-            if other := [f"{key}: {made[key]}, here {here[key]}" for key in here if made[key] != here[key]]:
+            if other := [f"{key}: {made.get(key)}, here {here[key]}" for key in here if made.get(key) != here[key]]:
                 raise ValueError(
                     f"{path} is for another machine ({'; '.join(other)}): compile the model here with dz.compile"
                 )
@@ -104,15 +106,16 @@ class Inference:
     def __init__(self, model: nn.Module, variables: Any, dtype: Dtype | None):
         self._model, self._dtype = model, dtype
         # NumPy's arrays, so that folding is done once, while tracing, and not by the program.
-        self._exact: dict[str, Any] = jax.tree.map(np.asarray, dict(variables))
+        self._exact: dict[str, Any] = jax.tree.map(np.asarray, unfreeze(dict(variables)))
         self._variables = self._exact | {"params": jax.tree.map(self._cast, self._exact["params"])}
         self._jitted = Jitted(self._run)
         self._shapes: dict[tuple[tuple[int, ...], str], None] = {}
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Any:
+        result = self._jitted(images)
         if not isinstance(images, jax.core.Tracer):
             self._shapes[tuple(images.shape), jnp.dtype(images.dtype).name] = None
-        return self._jitted(images)
+        return result
 
     def lower(self, images: Any) -> Any:
         """As of a jitted function: the program for images of a shape, to look at or to compile by oneself."""
@@ -121,25 +124,35 @@ class Inference:
     def save(self, path: str | Path, *shapes: tuple[int, int, int, int]) -> None:
         """Writes the compiled programs to a file for `load_compiled`, on the same processor with the same JAX.
 
-        oneDNN's convolutions cannot be written by today's jaxlib; the file then has XLA's own, which are slower, and a
-        warning says so.
+        oneDNN's convolutions cannot be written: the file has XLA's own, which are slower, and a warning says so.
 
         Args:
             path: of the file.
             *shapes: of float32 images; those that it was called with are always written.
 
         Raises:
-            ValueError: it was never called, and no shape is given.
+            ValueError: it was never called, and no shape is given; or the model's output has other parts than arrays in
+              tuples and dictionaries.
         """
         wanted = self._shapes | {(tuple(shape), "float32"): None for shape in shapes}
         if not wanted:
             raise ValueError("there is nothing to save yet: call it with images first, or give the shapes of images")
-        options = compiler_options()
+        if _onednn():
+            warnings.warn(
+                "programs with oneDNN's convolutions cannot be written to a file: it has XLA's own, which are slower",
+                stacklevel=2,
+            )
         entries, payloads = [], {}
+        jitted = jax.jit(self._run, compiler_options=compiler_options())
         for index, (shape, dtype) in enumerate(wanted):
-            lowered = jax.jit(self._run).lower(jax.ShapeDtypeStruct(shape, dtype))
-            payload, output = _serialized(lowered, options)
-            entries.append({"shape": shape, "dtype": dtype, "output": output})
+            compiled = jitted.lower(jax.ShapeDtypeStruct(shape, dtype)).compile()
+            payload, _, output = serialize_executable.serialize(compiled)
+            outline = _outline(jax.tree.unflatten(output, [0] * output.num_leaves))
+            if jax.tree.structure(_skeleton(outline)) != output:
+                raise ValueError(
+                    f"only outputs of arrays, tuples and dictionaries can be saved; this model has {output}"
+                )
+            entries.append({"shape": shape, "dtype": dtype, "output": outline})
             payloads[f"{index}"] = np.frombuffer(payload, np.uint8)
         header = {"format": _FORMAT, "made for": json.dumps(_here()), "programs": json.dumps(entries)}
         files.replace(path, lambda temporary: save_file(payloads, temporary, header))
@@ -148,7 +161,7 @@ class Inference:
         return x if self._dtype is None or not jnp.issubdtype(x.dtype, jnp.floating) else x.astype(self._dtype)
 
     def _run(self, images: Float[Array, "b h w c"]) -> Any:
-        with nn.intercept_methods(_Folding(self._exact, self._dtype)):
+        with nn.intercept_methods(_Folding(self._exact, self._variables, self._dtype)):
             return self._model.apply(self._variables, self._cast(images))
 
 
@@ -172,8 +185,8 @@ class _Folding:
     The convolution by itself is traced too; XLA removes it where nothing else reads it.
     """
 
-    def __init__(self, variables: Mapping[str, Any], dtype: Dtype | None):
-        self._variables, self._dtype = variables, dtype
+    def __init__(self, exact: Mapping[str, Any], variables: Mapping[str, Any], dtype: Dtype | None):
+        self._exact, self._variables, self._dtype = exact, variables, dtype
         self._made: list[tuple[Any, Conv, Any]] = []  # result, module and input of each convolution
 
     def __call__(self, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -181,48 +194,42 @@ class _Folding:
         # Not of classes made from these, which may compute anything.
         if context.method_name != "__call__" or type(module) not in (Conv, BatchNorm):
             return call(*args, **kwargs)
+        x = args[0] if args else kwargs["x"]
         if type(module) is Conv:
             y = call(*args, **kwargs)
-            self._made.append((y, module, args[0]))
+            if (
+                module.path
+                and module.get_variable("params", "kernel") is _at(self._variables, "params", module)["kernel"]
+            ):
+                self._made.append((y, module, x))  # else a transformation computes the kernel, or a scan stacks it
             return y
-        source = next((made for made in reversed(self._made) if made[0] is args[0]), None)
+        source = next((made for made in reversed(self._made) if made[0] is x), None)
         if source is None or kwargs.get("train"):
             return call(*args, **kwargs)
         _, conv, x = source
-        params, norm, stats = self._of("params", conv), self._of("params", module), self._of("batch_stats", module)
-        if params["kernel"].ndim != 4:
-            return call(*args, **kwargs)  # stacked by a scan
+        params, norm, stats = (
+            _at(self._exact, *where) for where in (("params", conv), ("params", module), ("batch_stats", module))
+        )
+        if stats["var"].ndim != 1:
+            return call(*args, **kwargs)
         factor = norm["scale"] / np.sqrt(stats["var"] + module.epsilon)
         shift = norm["bias"] + (params.get("bias", 0.0) - stats["mean"]) * factor
-        folded = {"kernel": params["kernel"] * factor, "bias": shift}
+        folded = {
+            "kernel": (params["kernel"] * factor).astype(params["kernel"].dtype),
+            "bias": shift.astype(factor.dtype),
+        }
         alone = conv.clone(parent=None, name=None, use_bias=True, dtype=self._dtype or conv.dtype)
-        y = alone.apply(
-            {"params": jax.tree.map(lambda new, x: new.astype(x.dtype), folded, params | {"bias": shift})}, x
-        )
+        y = alone.apply({"params": folded}, x)
+        y = y if module.dtype is None or self._dtype is not None else y.astype(module.dtype)
         return nn.relu(y) if kwargs.get("relu") else y
 
-    def _of(self, collection: str, module: nn.Module) -> Any:
-        tree = self._variables[collection]
-        for name in module.path:
-            tree = tree[name]
-        return tree
 
-
-def _serialized(lowered: Any, options: Mapping[str, str]) -> tuple[bytes, Any]:
-    """A program's bytes and the structure of its output."""
-    compiled = lowered.compile(compiler_options=dict(options) or None)
-    try:
-        payload, _, output = serialize_executable.serialize(compiled)
-    except (MemoryError, RuntimeError, ValueError):
-        own = {name: value for name, value in options.items() if "onednn" not in name}
-        if own == options:
-            raise
-        warnings.warn(
-            "this jaxlib cannot write oneDNN's convolutions to a file: the file has XLA's own, which are slower",
-            stacklevel=4,
-        )
-        return _serialized(lowered, own)
-    return payload, _outline(jax.tree.unflatten(output, [0] * output.num_leaves))
+def _at(variables: Mapping[str, Any], collection: str, module: nn.Module) -> Any:
+    """A module's own variables."""
+    tree = variables[collection]
+    for name in module.path:
+        tree = tree[name]
+    return tree
 
 
 def _outline(output: Any) -> Any:
@@ -246,7 +253,7 @@ def _here() -> dict[str, str]:
     """What a compiled program depends on."""
     device = jax.local_devices()[0]
     kind = device.device_kind if device.platform != "cpu" else _processor()
-    return {"jax": jax.__version__, "platform": device.platform, "device": kind}
+    return {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "platform": device.platform, "device": kind}
 
 
 def _processor() -> str:

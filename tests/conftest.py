@@ -1,8 +1,10 @@
 """Every test runs with strict dtype and rank promotion, and with the shapes of the pure functions checked."""
 
 import gc
+import zlib
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 # Tracing makes many objects that stay; to look through them again and again took a tenth of the time. All the same
@@ -16,3 +18,22 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 # The hook must be there before the modules are first imported.
 install_import_hook(["densezoo.ops", "densezoo.losses", "densezoo.metrics"], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def with_statistics():
+    """Variables of a model whose norms do something: random scales, biases, means and variances."""
+    key = jax.random.key(0)
+
+    def initialise(model, images):
+        variables = jax.jit(model.init)(key, images)
+
+        def disturb(path, x):
+            noise = jax.random.uniform(
+                jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode())), x.shape
+            )
+            return {"var": 0.5 + noise, "mean": noise, "scale": 0.5 + noise, "bias": noise}.get(path[-1].key, x)
+
+        return jax.tree_util.tree_map_with_path(disturb, variables)
+
+    return initialise

@@ -1,5 +1,7 @@
 """Options of the compiler, and programs that oneDNN must not compile."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -75,6 +77,22 @@ def test_what_onednn_miscomputes_is_compiled_without_it(onednn):
     for features, taken in ((2, True), (1, False)):
         text = compiling.Jitted(gradient).lower(jnp.ones((1, 1, 16, features)), x).compile().as_text()
         assert ("__onednn$convolution" in text) == taken
+
+
+def test_a_1x1_convolution_of_densezoo_keeps_onednn(onednn):
+    """Its gradient is a product of matrices on a CPU; the form for other platforms is not compiled."""
+    block, head, x = dz.Conv(16), dz.Conv(1, 1), jnp.ones((2, 8, 8, 16))
+    variables = block.init(jax.random.key(0), x), head.init(jax.random.key(1), x)
+    step = compiling.Jitted(jax.grad(lambda variables: head.apply(variables[1], block.apply(variables[0], x)).sum()))
+    assert "__onednn$convolution" in step.lower(variables).compile().as_text()
+
+
+def test_what_onednn_miscomputes_works_inside_another_program():
+    head, x = nn.Conv(1, (1, 1)), jnp.ones((3, 6, 7, 4))
+    variables = head.init(jax.random.key(1), x)
+    gradient = compiling.Jitted(jax.grad(lambda v: jnp.square(head.apply(v, x)).sum()))
+    inside, outside = jax.jit(lambda v: gradient(v))(variables), gradient(variables)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), inside, outside)
 
 
 def test_a_jitted_function_keeps_its_structure_and_its_name():

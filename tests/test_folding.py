@@ -1,7 +1,5 @@
 """Batch norms folded into the convolutions before them."""
 
-import zlib
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,17 +11,6 @@ import densezoo as dz
 KEY = jax.random.key(0)
 
 
-def with_statistics(model, images):
-    """Variables whose norms do something: random scales, biases, means and variances."""
-    variables = jax.jit(model.init)(KEY, images)
-
-    def disturb(path, x):
-        noise = jax.random.uniform(jax.random.fold_in(KEY, zlib.crc32(jax.tree_util.keystr(path).encode())), x.shape)
-        return {"var": 0.5 + noise, "mean": noise, "scale": 0.5 + noise, "bias": noise}.get(path[-1].key, x)
-
-    return jax.tree_util.tree_map_with_path(disturb, variables)
-
-
 @pytest.mark.parametrize(
     ("name", "encoder", "channels", "norms"),
     [
@@ -33,7 +20,7 @@ def with_statistics(model, images):
         ("unet", dz.PlainEncoder((4, 8)), 3, 4 + 2),
     ],
 )
-def test_folded_variables_give_the_same_and_have_no_norm_left(name, encoder, channels, norms):
+def test_folded_variables_give_the_same_and_have_no_norm_left(name, encoder, channels, norms, with_statistics):
     fields = {"fpn": {"features": 32, "segmentation_features": 32}}.get(name, {})
     model = dz.create_model(name, encoder, 3, **fields)
     images = jax.random.normal(KEY, (2, 40, 37, channels))
@@ -81,7 +68,7 @@ class NormFirst(nn.Module):
         return norm(shared(x)) + norm(shared(nn.relu(x)))
 
 
-def test_only_a_norm_that_alone_reads_a_convolution_is_folded():
+def test_only_a_norm_that_alone_reads_a_convolution_is_folded(with_statistics):
     model, images = NormFirst(), jax.random.normal(KEY, (2, 9, 9, 2))
     variables = with_statistics(model, images)
     folded = dz.fold_batch_norm(model, variables)
@@ -89,6 +76,8 @@ def test_only_a_norm_that_alone_reads_a_convolution_is_folded():
     assert gone == {"of_both"}
     apply = jax.jit(model.apply)
     np.testing.assert_allclose(apply(folded, images), apply(variables, images), rtol=1e-4, atol=1e-4)
+    compiled = dz.compile(model, variables)
+    np.testing.assert_allclose(compiled(images), apply(variables, images), rtol=1e-4, atol=1e-4)
 
 
 def test_what_has_no_batch_norm_stays_as_it_is():
@@ -99,7 +88,7 @@ def test_what_has_no_batch_norm_stays_as_it_is():
         dz.fold_batch_norm(model, {"batch_stats": {}})
 
 
-def test_what_is_not_the_models_is_named():
+def test_what_is_not_the_models_is_named(with_statistics):
     model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2)
     variables = with_statistics(model, jnp.zeros((1, 16, 16, 3)))
     with pytest.raises(TypeError, match="the model comes first"):

@@ -12,7 +12,8 @@ from densezoo.blocks.conv import Conv, ConvNormAct
 from densezoo.blocks.deferred import Upsampled
 from densezoo.blocks.initializers import torch_uniform
 from densezoo.blocks.norm import BatchNorm
-from densezoo.types import Dtype, Initializer, ModuleDef, accumulator_dtype
+from densezoo.ops import global_avg_pool
+from densezoo.types import Dtype, Initializer, ModuleDef
 
 
 class SeparableConv(nn.Module):
@@ -100,7 +101,7 @@ class ASPP(nn.Module):
         branches = [pointwise(name="convs_0")(x, train=train)]
         for index, rate in enumerate(self.atrous_rates, start=1):
             branches.append(atrous(dilation=rate, name=f"convs_{index}")(x, train=train))
-        mean = x.mean((1, 2), keepdims=True, dtype=accumulator_dtype(x.dtype)).astype(x.dtype)
+        mean = global_avg_pool(x)
         pooled = pointwise(name="pool")(mean, train=train)
         # One pixel, resized bilinearly, is that pixel everywhere.
         branches.append(jnp.broadcast_to(pooled, branches[0].shape))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from densezoo.blocks.conv import Conv
 from densezoo.blocks.initializers import he_uniform
+from densezoo.ops import global_avg_pool
 from densezoo.types import Dtype, Initializer, accumulator_dtype
 
 
@@ -33,7 +34,7 @@ class ChannelGate(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
         fields = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        mean = x.mean((1, 2), keepdims=True, dtype=accumulator_dtype(x.dtype)).astype(x.dtype)
+        mean = global_avg_pool(x)
         y = self.act(Conv(self.hidden, 1, name="reduce", **fields)(mean))
         return self.gate(Conv(x.shape[-1], 1, name="expand", **fields)(y))
 

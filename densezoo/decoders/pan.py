@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, GroupNorm, LayerNorm, SpatialDropout, build
 from densezoo.decoders.steps import from_reduction
-from densezoo.ops import max_pool
-from densezoo.types import Dtype, ModuleDef, Pyramid, accumulator_dtype, size_of
+from densezoo.ops import global_avg_pool, max_pool
+from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
 class FeaturePyramidAttention(nn.Module):
@@ -37,7 +37,7 @@ class FeaturePyramidAttention(nn.Module):
         def up(y: jax.Array, like: jax.Array, name: str) -> jax.Array:
             return build(self.upsample, name=name, **dtypes)(y, size_of(like))
 
-        mean = conv(self.features, 1, norm=self.norm, name="branch1")(_mean(x), train=train)
+        mean = conv(self.features, 1, norm=self.norm, name="branch1")(global_avg_pool(x), train=train)
         middle = conv(self.features, 1, norm=self.norm, name="mid")(x, train=train)
         half = weights(7, name="down1")(_halve(x), train=train)
         quarter = weights(5, name="down2")(_halve(half), train=train)
@@ -68,7 +68,7 @@ class GlobalAttentionUpsample(nn.Module):
         up = x if self.upsample is None else build(self.upsample, name="upsample", **dtypes)(x, size_of(feature))
         # As many channels as come from below: an upsampler may divide them.
         conv = partial(ConvNormAct, up.shape[-1], use_bias=True, norm=self.norm, **dtypes)
-        gate = conv(1, act=nn.sigmoid, name="conv1")(_mean(x), train=train)
+        gate = conv(1, act=nn.sigmoid, name="conv1")(global_avg_pool(x), train=train)
         return up + conv(3, act=self.act, name="conv2")(feature, train=train) * gate
 
 
@@ -119,10 +119,6 @@ class PANDecoder(nn.Module):
             x = GlobalAttentionUpsample(upsample, name=f"gau{step}", **fields)(x, feature, train=train)
             coarser = reduction
         return SpatialDropout(self.dropout)(x, train=train)
-
-
-def _mean(x: jax.Array) -> jax.Array:
-    return x.mean((1, 2), keepdims=True, dtype=accumulator_dtype(x.dtype)).astype(x.dtype)
 
 
 def _halve(x: jax.Array) -> jax.Array:

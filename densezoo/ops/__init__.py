@@ -3,7 +3,7 @@
 from densezoo.ops.convolution import conv, conv_transpose, pixel_shuffle
 from densezoo.ops.implementation import IMPLEMENTATIONS, implementation
 from densezoo.ops.norm import batch_norm, group_norm
-from densezoo.ops.pool import adaptive_avg_pool, avg_pool, max_pool, max_pool_with_indices, max_unpool
+from densezoo.ops.pool import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool, max_pool_with_indices, max_unpool
 from densezoo.ops.reassemble import carafe
 from densezoo.ops.resize import resize_bicubic, resize_bilinear, resize_nearest
 from densezoo.ops.sample import sample_bilinear
@@ -17,6 +17,7 @@ __all__ = [
     "carafe",
     "conv",
     "conv_transpose",
+    "global_avg_pool",
     "group_norm",
     "implementation",
     "max_pool",

@@ -34,7 +34,7 @@ def depthwise(
 ) -> Float[Array, "b h2 w2 c"]:
     """The convolution; halves are summed in float32."""
     wide = accumulator_dtype(x.dtype)
-    if onednn and wide == jnp.float32:  # in bfloat16 oneDNN is slower, and float64 it has not
+    if onednn and wide == jnp.float32:  # oneDNN is slower in bfloat16 and has no float64
         return _grouped(x.astype(wide), kernel.astype(wide), strides, padding, dilation).astype(x.dtype)
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     rows, columns = (

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from densezoo import ops
 from densezoo.ops import adaptive_avg_pool, avg_pool, max_pool, max_pool_with_indices, max_unpool
 
 
@@ -156,3 +157,11 @@ def test_adaptive_avg_pool_names_bad_input():
         adaptive_avg_pool(jnp.zeros((1, 4, 4, 1)), (0, 2))
     with pytest.raises(TypeError, match="loat"):
         adaptive_avg_pool(jnp.zeros((1, 4, 4, 1), jnp.int32), (2, 2))
+
+
+def test_the_mean_of_each_map():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 7, 3)), jnp.float32)
+    expected = np.asarray(x).mean((1, 2), keepdims=True)
+    np.testing.assert_allclose(ops.global_avg_pool(x), expected, atol=1e-6)
+    check_grads(ops.global_avg_pool, (x,), 1, modes=["rev"])
+    assert ops.global_avg_pool(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16

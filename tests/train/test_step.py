@@ -288,8 +288,7 @@ def test_evaluation_is_inference_with_the_averaged_parameters(new_state, train_s
 
 @pytest.mark.parametrize("available", [False, True])
 def test_a_step_knows_whether_onednn_compiles_it(monkeypatch, batch_of, loss, available):
-    options = {"xla_cpu_experimental_onednn_custom_call": "True"} if available else {}
-    monkeypatch.setattr(compiling, "compiler_options", lambda *, training=False: options if training else {})
+    monkeypatch.setattr(compiling, "_onednn", lambda: compiling._ONEDNN if available else {})
     seen = []
 
     def looking(prediction, batch):
