@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import gpu, gpu_jax, machine
+from benchmarks.record import SCHEMA
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def test_the_table_has_shares_of_the_limits_and_marks_what_was_stopped(tmp_path)
         times = {"median": milliseconds, "min": milliseconds}
         return fields | {"form": "auto", "dtype": "bfloat16", "milliseconds": times, "ratios": {}}
 
-    head = {"schema": 1, "quick": False, "seconds": 3.0}
+    head = {"schema": SCHEMA, "quick": False, "seconds": 3.0}
     limits = head | {"status": "done", "notes": [], "rows": [row(1.0, what="copy", bytes=3e9)]}
     kernels = head | {"status": "running", "notes": ["bilinear_x2: no memory"]}
     kernels["rows"] = [row(2.0, kernel="nearest_x2", mode="forward", shape=[16, 8, 8, 4], bytes=3e9)]
