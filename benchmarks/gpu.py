@@ -1,0 +1,194 @@
+"""One session on a lent GPU: what it can do, densezoo's kernels, convolutions, a whole U-Net, and torch beside it.
+
+Usage: benchmarks/gpu_session.sh [FOLDER], which runs every part of this in a process of its own, with its own cap.
+       python -m benchmarks.gpu --part kernels --out out/gpu
+       python -m benchmarks.gpu --table --out out/gpu
+
+A part writes FOLDER/PART.json again after each row, so that one that is stopped leaves what it has measured. What
+fails is written into the same file, and the part goes on with what comes next. `--table` makes Markdown of the files.
+
+The kernels are compared in densezoo's two forms, "auto" and "reference": there is no Pallas kernel for NVIDIA's GPUs.
+Needed beside densezoo and its core packages: torch and segmentation_models_pytorch for the two parts of torch.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks import gpu_jax, gpu_torch
+from benchmarks.record import SCHEMA, markdown_table, read, shape_text, timing_fields, write_text
+from benchmarks.timing import measure
+
+
+class Report:
+    """The file of one part, written whole after every change.
+
+    Args:
+        part: its name.
+        folder: of the files.
+        quick: tiny shapes and few rounds, to rehearse.
+    """
+
+    def __init__(self, part: str, folder: Path, quick: bool):
+        self.path, self.quick, self._start = folder / f"{part}.json", quick, time.perf_counter()
+        self.content: dict[str, Any] = {"schema": SCHEMA, "mode": f"gpu-{part}", "quick": quick, "status": "running"}
+        self.content |= {"notes": [], "rows": []}
+        self.failed = False
+        self.write()
+
+    def write(self) -> None:
+        """Writes the file."""
+        self.content["seconds"] = round(time.perf_counter() - self._start, 1)
+        write_text(self.path, json.dumps(self.content, indent=1) + "\n")
+
+    def add(self, **row: Any) -> None:
+        """Adds a row."""
+        self.content["rows"].append(row)
+        print(f"  {self.content['seconds']:6.1f} s  {_brief(row)}", flush=True)
+        self.write()
+
+    def note(self, line: str) -> None:
+        """Adds a line about what was left out or went wrong."""
+        self.content["notes"].append(line)
+        print(f"  {line}", flush=True)
+        self.write()
+
+    def attempt(self, label: str, function: Callable[[], Any]) -> Any:
+        """What a function gives; None where it fails, and a note says how."""
+        try:
+            return function()
+        except Exception as error:  # whatever a compiler or a driver raises, the rest is still worth measuring
+            # A package or an option of the compiler that is not there is no fault of a rehearsal.
+            self.failed |= not isinstance(error, ImportError) and gpu_jax.GRAPHS not in str(error)
+            message = (str(error).strip().splitlines() or [""])[0]
+            self.note(f"{label}: {type(error).__name__}: {message}"[:400])
+            return None
+
+    def compare(self, head: Mapping[str, Any], forms: Mapping[str, Callable[[], tuple[Any, dict[str, Any]]]]) -> None:
+        """Makes each form's call and times it beside the first one's, a row for each as soon as it is measured.
+
+        Args:
+            head: fields that the rows share.
+            forms: functions that compile a form and give its call and further fields of its row, by their names.
+        """
+        base: dict[str, Any] = {}
+        for form, make in forms.items():
+            label = " ".join(map(str, (*head.values(), form)))
+
+            def run(form: str = form, make: Any = make) -> None:
+                call, facts = make()
+                if not base:
+                    base[form] = call
+                calls = base | {form: call}
+                timings = measure(calls, **self.times())
+                self.add(**head, form=form, **facts, **timing_fields(timings, form, tuple(base)))
+
+            self.attempt(label, run)
+
+    def times(self) -> dict[str, Any]:
+        """How long to measure; a GPU's queue stays filled, and each sample waits once."""
+        wait = not (gpu_torch.has_cuda() or jax.default_backend() == "gpu")  # torch first: jax would start
+        if self.quick:
+            return {"rounds": 2, "min_seconds": 1e-4, "max_seconds": 0.5, "wait_each_call": wait}
+        return {"rounds": 20, "min_seconds": 0.02, "max_seconds": 4.0, "wait_each_call": wait}
+
+
+PARTS: dict[str, Callable[[Report], None]] = {
+    "limits": gpu_jax.limits,
+    "kernels": gpu_jax.kernels,
+    "convolutions": gpu_jax.convolutions,
+    "inference": gpu_jax.inference,
+    "training": gpu_jax.training,
+    "torch-training": gpu_torch.training,
+    "torch-inference": gpu_torch.inference,
+}
+"""The parts by their names, in the order in which the session runs them."""
+
+
+def _brief(row: Mapping[str, Any]) -> str:
+    name = " ".join(str(row[key]) for key in _NAMES if key in row)
+    return f"{name}, {row['form']}: {row['milliseconds']['median']:.4g} ms"
+
+
+_NAMES = ("what", "kernel", "convolution", "model", "dtype", "mode")
+
+
+def table(folder: Path) -> str:
+    """The files of a session as Markdown: a line for each row, and the notes of each part.
+
+    Args:
+        folder: with the parts' files; parts that are not there are left out.
+
+    Returns:
+        A table for each part; a part that was stopped before its end is marked.
+    """
+    found = {part: read(folder / f"{part}.json") for part in PARTS if (folder / f"{part}.json").is_file()}
+    peaks = _peaks(found.get("limits", {"rows": []})["rows"])
+    sections = []
+    for part, content in found.items():
+        lines = []
+        for row in content["rows"]:
+            seconds = row["milliseconds"]["median"] / 1e3
+            ratios = [ratio["median"] for ratio in row["ratios"].values()]
+            rates = [row[key] / seconds / 1e12 if key in row else math.nan for key in ("bytes", "flops")]
+            limit = [peaks.get(("copy", row.get("dtype"))), peaks.get(("matmul", row.get("dtype")))]
+            shares = [rate / most for rate, most in zip(rates, limit, strict=True) if most and rate == rate]
+            name = " ".join(str(row[key]) for key in _NAMES if key in row)
+            images = row["shape"][0] / seconds if "model" in row else math.nan
+            numbers = [1e3 * seconds, *(ratios or [math.nan]), *rates, max(shares, default=math.nan), images]
+            shape = shape_text(row["shape"]) if "shape" in row else "-"
+            lines.append([name, shape, row["form"], *("-" if x != x else f"{x:.3g}" for x in numbers)])
+        stopped = "" if content["status"] == "done" else ", stopped before its end"
+        quick = ", a rehearsal with tiny shapes" if content["quick"] else ""
+        head = ("what", "shape", "form", "ms", "/ first form", "TB/s", "TFLOP/s", "share of the limit", "images/s")
+        text = [
+            f"### {part} ({content['seconds']:.0f} s{stopped}{quick})",
+            *([markdown_table(head, lines)] * bool(lines)),
+        ]
+        sections.append(
+            "\n\n".join([*text, *("\n".join(f"- {line}" for line in content["notes"]),) * bool(content["notes"])])
+        )
+    return "\n\n".join(sections) or "Not measured yet: a GPU."
+
+
+def _peaks(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """Terabytes and teraflops a second of the machine at its fastest, by (copy or matmul, dtype)."""
+    return {
+        (row["what"], row["dtype"]): row.get("bytes", row.get("flops")) / row["milliseconds"]["min"] / 1e9
+        for row in rows
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one part, or prints the table; gives the exit code: 1 only where something failed in a rehearsal."""
+    parser = argparse.ArgumentParser(description="One part of a session on a GPU, or the table of its files.")
+    parser.add_argument("--part", choices=PARTS, help="the part to run")
+    parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="folder of the files")
+    parser.add_argument("--quick", action="store_true", help="rehearse with tiny shapes, on a CPU too")
+    parser.add_argument("--table", action="store_true", help="print the table of the folder's files")
+    arguments = parser.parse_args(argv)
+    if arguments.table == bool(arguments.part):
+        parser.error("give either --part or --table")
+    if arguments.table:
+        print(table(arguments.out))
+        return 0
+    report = Report(arguments.part, arguments.out, arguments.quick)
+    is_torch = arguments.part.startswith("torch")
+    if not is_torch and jax.default_backend() != "gpu" and not arguments.quick:
+        report.note(f"left out: this part needs a GPU, and jax sees only {jax.default_backend()}")
+    else:
+        report.attempt(arguments.part, lambda: PARTS[arguments.part](report))
+    report.content["status"] = "done"
+    report.write()
+    return int(report.quick and report.failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

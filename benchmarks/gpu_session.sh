@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Measures everything on a GPU in one go, of at most SECONDS_IN_ALL seconds: benchmarks/gpu_session.sh [--quick] [FOLDER]
+# Each part is a process with its own cap and writes FOLDER/PART.json as it goes; the last one has all the time that is
+# left. FOLDER is $OUT or out/gpu by default. --quick rehearses with tiny shapes, on a CPU too.
+#
+# benchmarks/gpu_session.sh --carry DIR downloads, where there is a registry, what a machine without one may lack:
+# WHEELS=DIR benchmarks/gpu_session.sh then installs there what cannot be imported. DIR is .wheels by default.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+wheels=${WHEELS:-.wheels}
+# Package=module. Wheels are for Python 3.12; what these packages need comes with the machine's own jax and torch.
+carried="grain=grain array-record=array_record portpicker=portpicker segmentation-models-pytorch=segmentation_models_pytorch"
+
+if [ "${1:-}" = --carry ]; then
+    platforms=""
+    for version in 2_28 2_27 2_24 2_17; do platforms="$platforms --platform manylinux_${version}_x86_64"; done
+    # shellcheck disable=SC2086
+    "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+        $platforms --platform manylinux2014_x86_64 --dest "${2:-$wheels}" $(printf '%s\n' $carried | cut -d= -f1) &&
+        ls -l "${2:-$wheels}"
+    exit
+fi
+
+quick=""
+if [ "${1:-}" = --quick ]; then quick=--quick; shift; fi
+out=${1:-${OUT:-out/gpu}}
+all=${SECONDS_IN_ALL:-570}
+status=""
+mkdir -p "$out"
+# The parts then share what XLA finds by trying convolutions out, so compilation takes less time than alone.
+[ -n "$quick" ] || export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(mktemp -d)}"
+
+# What is missing goes into a folder of its own, not into the machine's Python.
+if [ -d "$wheels" ]; then
+    site=$(mktemp -d)
+    for pair in $carried; do
+        "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('${pair#*=}') is None)" ||
+            "$python" -m pip install --quiet --no-index --find-links "$wheels" --no-deps --target "$site" "${pair%=*}"
+    done
+    export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+fi
+
+for entry in limits:60 kernels:110 convolutions:100 inference:130 training:110 torch-training:120 torch-inference:570; do
+    part=${entry%:*}
+    left=$((all - SECONDS - 10))
+    cap=$((left < ${entry#*:} ? left : ${entry#*:}))
+    if [ "$cap" -lt 5 ]; then
+        echo "$part: left out, there is no time left"
+        continue
+    fi
+    echo "$part, at most $cap s"
+    # timeout stops the whole group of processes, such as torch's compiling ones; the file keeps what was measured.
+    timeout -k 5 "$cap" "$python" -m benchmarks.gpu --part "$part" --out "$out" $quick 2>>"$out/session.log" ||
+        { echo "$part: ended with exit code $?, see $out/session.log"; status=$quick; }
+done
+"$python" -m benchmarks.gpu --table --out "$out" || status=table
+echo "$SECONDS s in all"
+# Only a rehearsal must be without faults: a session gives what it could measure.
+[ -z "$status" ]

@@ -1,0 +1,145 @@
+"""The parts of the GPU session in torch: the U-Net of segmentation_models_pytorch in channels_last and bfloat16.
+
+A part only writes to the report that it is given; `benchmarks.gpu` runs them.
+"""
+
+import contextlib
+import importlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+CLASSES = 8
+PEAK = 1e-3
+STEPS = 1_000_000  # of the learning rate's cycle: in all samples it stays near its start
+
+
+def shape_of(quick: bool) -> tuple[int, int, int]:
+    """Batch, height and width of the images."""
+    return (1, 32, 32) if quick else (16, 512, 512)
+
+
+def masks(shape: tuple[int, ...]) -> np.ndarray:
+    """Random classes, int32."""
+    return np.random.default_rng(0).integers(0, CLASSES, shape, np.int32)
+
+
+def has_cuda() -> bool:
+    """Whether torch was imported and sees a GPU."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda.is_available()
+
+
+def inference(report: Any) -> None:
+    """Eager, compiled with max-autotune, and that with the weights as constants, which folds the batch norms."""
+    torch, device = _start(report)
+    if device is None:
+        return
+    model = _unet(torch, device, report.quick).to(torch.bfloat16).eval()
+    images = _images(torch, device, report.quick).to(torch.bfloat16)
+    truth: list[Any] = []
+
+    def make(mode: str | None, frozen: bool = False) -> tuple[Any, dict[str, Any]]:
+        function = model if mode is None else torch.compile(model, mode=mode, dynamic=False)
+        config: Any = importlib.import_module("torch._inductor.config")
+        # no_grad, not inference_mode: freezing needs it.
+        with torch.no_grad(), config.patch(freezing=True) if frozen else contextlib.nullcontext():
+            found, seconds = _timed(torch, lambda: function(images).clone())
+        truth.append(found)
+        error = float((found - truth[0]).float().norm() / truth[0].float().norm())
+
+        def call() -> Any:
+            with torch.no_grad():
+                return function(images)
+
+        return call, {"compile_seconds": seconds, "error": error}
+
+    forms: dict[str, Callable[[], Any]] = {"torch": lambda: make(None)}
+    if not report.quick:
+        forms["torch compiled, max-autotune"] = lambda: make("max-autotune")
+        forms["torch compiled, max-autotune, frozen"] = lambda: make("max-autotune", True)
+    else:
+        forms["torch compiled"] = lambda: make("default")
+    report.compare(_head("inference", report.quick), forms)
+
+
+def training(report: Any) -> None:
+    """A train step: eager and compiled with reduce-overhead, under autocast; then compiled with all in bfloat16."""
+    torch, device = _start(report)
+    if device is None:
+        return
+    images, target = _images(torch, device, report.quick), torch.from_numpy(masks(shape_of(report.quick))).long()
+    target = target.to(device)
+
+    def make(mode: str | None, autocast: bool = True) -> tuple[Any, dict[str, Any]]:
+        model = _unet(torch, device, report.quick).train()
+        model, x = (model, images) if autocast else (model.to(torch.bfloat16), images.to(torch.bfloat16))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK / 25, weight_decay=1e-4, fused=True)
+        function = model if mode is None else torch.compile(model, mode=mode, dynamic=False)
+
+        def call() -> Any:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                loss = torch.nn.functional.cross_entropy(function(x).float(), target)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        loss, seconds = _timed(torch, lambda: call().clone())
+        return call, {"compile_seconds": seconds, "loss": float(loss)}
+
+    mode = "default" if report.quick else "reduce-overhead"
+    forms: dict[str, Callable[[], Any]] = {"torch, autocast": lambda: make(None)}
+    forms[f"torch compiled, {mode}, autocast"] = lambda: make(mode)
+    if not report.quick:
+        forms[f"torch compiled, {mode}, all bfloat16"] = lambda: make(mode, autocast=False)
+    report.compare(_head("training", report.quick), forms)
+
+
+def _start(report: Any) -> tuple[Any, str | None]:
+    """Torch and the name of its device, None, with a note, where the part cannot run."""
+    torch: Any = report.attempt("torch is left out", lambda: importlib.import_module("torch"))
+    if torch is None:
+        return None, None
+    if not (torch.cuda.is_available() or report.quick):
+        report.note("torch is left out: this part needs a GPU, and torch sees none")
+        return torch, None
+    package = "segmentation_models_pytorch"
+    if report.attempt("torch is left out", lambda: importlib.import_module(package)) is None:
+        return torch, None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    report.content["machine"] = {"torch": torch.__version__, "device": device}
+    if device == "cuda":
+        report.content["machine"]["device"] = torch.cuda.get_device_name()
+        torch.backends.cudnn.benchmark = True
+        # jax multiplies float32 in TF32 by default.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return torch, device
+
+
+def _timed(torch: Any, function: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
+
+
+def _unet(torch: Any, device: str, quick: bool) -> Any:
+    smp: Any = importlib.import_module("segmentation_models_pytorch")
+    torch.manual_seed(0)
+    model = smp.Unet("resnet18" if quick else "resnet34", encoder_weights=None, classes=CLASSES)
+    return model.to(device=device, memory_format=torch.channels_last)
+
+
+def _images(torch: Any, device: str, quick: bool) -> Any:
+    batch, height, width = shape_of(quick)
+    x = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+    return x.to(device=device, memory_format=torch.channels_last)
+
+
+def _head(mode: str, quick: bool) -> dict[str, Any]:
+    return {"model": "unet", "mode": mode, "shape": [*shape_of(quick), 3]}
