@@ -1,4 +1,4 @@
-"""One session on a lent GPU: what it can do, densezoo's kernels, convolutions, a whole U-Net, and torch beside it.
+"""One session on a GPU: what it can do, densezoo's kernels, convolutions, a whole U-Net, and torch beside it.
 
 Usage: benchmarks/gpu_session.sh [FOLDER], which runs every part of this in a process of its own, with its own cap.
        python -m benchmarks.gpu --part kernels --out out/gpu

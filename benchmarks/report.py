@@ -15,6 +15,7 @@ from typing import Any
 
 import tyro
 
+from benchmarks import gpu
 from benchmarks.plots import roofline_figure, title_of
 from benchmarks.record import (
     COMPILED,
@@ -124,6 +125,13 @@ PARTS: dict[str, Callable[[Results], str]] = {
 """The generated parts of the document by their names."""
 
 
+def gpu_part(folder: Path) -> str:
+    """The tables of a GPU session, from its files."""
+    if not any(folder.glob("*.json")):
+        return "Not measured yet: `benchmarks/gpu_session.sh benchmarks/results/gpu` on a machine with a GPU."
+    return gpu.table(folder)
+
+
 def with_parts(text: str, parts: Mapping[str, str]) -> str:
     r"""A Markdown text with each part between its markers, whatever stands there.
 
@@ -158,7 +166,8 @@ def main(arguments: Arguments) -> int:
     try:
         results = load(arguments.results)
         text = file.read_text(encoding="utf-8")
-        wanted = with_parts(text, {name: part(results) for name, part in PARTS.items()})
+        parts = {name: part(results) for name, part in PARTS.items()}
+        wanted = with_parts(text, parts | {"gpu": gpu_part(arguments.results / "gpu")})
         if arguments.check:
             if text != wanted:
                 print(f"{file} is not what the results give: run python -m benchmarks.report", file=sys.stderr)
