@@ -86,7 +86,7 @@ def measure(name: str, encoder: str, remat: bool) -> dict[str, Any]:
     started = time.perf_counter()
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     shapes = time.perf_counter() - started
-    inference = compile_apart(dz.compile(model, variables), images)
+    inference = compile_apart(jax.jit(model.apply, compiler_options=dz.compiler_options()), variables, images)
     optimizer = optax.adamw(1e-3)
     state = jax.eval_shape(
         lambda key: dz.train.create_state(model, optimizer, key, jnp.zeros(IMAGES)), jax.random.key(0)

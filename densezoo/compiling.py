@@ -89,7 +89,8 @@ class Jitted:
     """`jax.jit` with `compiler_options()`, and with oneDNN where it is there and computes the program rightly.
 
     Inside another `jit` or a `scan`, where JAX takes no options, it is a part of the outer program, which has its own.
-    `training` goes to `compiler_options`. It has the attributes of the jitted function (`lower`, `trace`, ...).
+    Where JAX's persistent cache is on, which cannot keep programs with oneDNN, they are compiled without. `training` goes
+    to `compiler_options`. It has the attributes of the jitted function (`lower`, `trace`, ...).
     """
 
     def __init__(self, function: Callable[..., Any], *, training: bool = False, donate_argnums: int | tuple = ()):
@@ -113,9 +114,12 @@ class Jitted:
     def _jit(self, function: Callable[..., Any], options: dict[str, str] | None) -> Any:
         return jax.jit(function, compiler_options=options, donate_argnums=self._donated)
 
+    def _wants_onednn(self) -> bool:
+        return self._trusted and bool(_onednn()) and not _cache_is_on()
+
     def _first(self, call: Callable[[Any], Any]) -> Any:
         """`call` of the jitted function, with oneDNN if it can be."""
-        if self._trusted and _onednn():
+        if self._wants_onednn():
             try:
                 return call(self._by_onednn)
             except _Miscomputed:
@@ -147,7 +151,20 @@ class Jitted:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") and name != "_cache_size":
             raise AttributeError(name)
-        return getattr(self._by_onednn if self._trusted and _onednn() else self._by_xla, name)
+        return getattr(self._by_onednn if self._wants_onednn() else self._by_xla, name)
+
+
+def _cache_is_on() -> bool:
+    config: Any = jax.config
+    on = config.jax_compilation_cache_dir is not None and config.jax_enable_compilation_cache
+    if on:
+        _say_once(
+            "JAX's persistent cache is on and cannot keep programs with oneDNN: they are compiled without, slower"
+        )
+    return on
+
+
+_say_once = functools.cache(_log.warning)
 
 
 class _Miscomputed(Exception):

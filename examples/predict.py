@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import tyro
-from common import keep_compiled, user_errors
+from common import user_errors
 
 from densezoo import viz
 from densezoo.config import ModelConfig
@@ -52,5 +52,4 @@ def main(arguments: Arguments) -> None:
 
 if __name__ == "__main__":
     with user_errors():
-        keep_compiled()
         main(tyro.cli(Arguments))

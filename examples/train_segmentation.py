@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tyro
-from common import keep_compiled, user_errors
+from common import user_errors
 
 from densezoo import viz, weights
 from densezoo.config import ModelConfig
@@ -184,5 +184,4 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     with user_errors():
-        keep_compiled()
         main(tyro.cli(Arguments))
