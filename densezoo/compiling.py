@@ -89,8 +89,8 @@ class Jitted:
     """`jax.jit` with `compiler_options()`, and with oneDNN where it is there and computes the program rightly.
 
     Inside another `jit` or a `scan`, where JAX takes no options, it is a part of the outer program, which has its own.
-    Where JAX's persistent cache is on, which cannot keep programs with oneDNN, they are compiled without. `training` goes
-    to `compiler_options`. It has the attributes of the jitted function (`lower`, `trace`, ...).
+    Where JAX's persistent cache is on, which cannot keep programs with oneDNN, they are compiled without. `training`
+    goes to `compiler_options`. It has the attributes of the jitted function.
     """
 
     def __init__(self, function: Callable[..., Any], *, training: bool = False, donate_argnums: int | tuple = ()):
