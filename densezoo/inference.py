@@ -1,5 +1,6 @@
 """A model and its variables as one compiled function of images, which can be kept in a file."""
 
+import importlib.metadata
 import json
 import platform
 import warnings
@@ -10,9 +11,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 from flax.core import unfreeze
+from jax.core import Tracer
 from jax.experimental import serialize_executable
 from jaxtyping import Array, Float
 from safetensors import SafetensorError, safe_open
@@ -113,7 +114,7 @@ class Inference:
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Any:
         result = self._jitted(images)
-        if not isinstance(images, jax.core.Tracer):
+        if not isinstance(images, Tracer):
             self._shapes[tuple(images.shape), jnp.dtype(images.dtype).name] = None
         return result
 
@@ -219,7 +220,7 @@ class _Folding:
             "bias": shift.astype(factor.dtype),
         }
         alone = conv.clone(parent=None, name=None, use_bias=True, dtype=self._dtype or conv.dtype)
-        y = alone.apply({"params": folded}, x)
+        y: Any = alone.apply({"params": folded}, x)
         y = y if module.dtype is None or self._dtype is not None else y.astype(module.dtype)
         return nn.relu(y) if kwargs.get("relu") else y
 
@@ -253,7 +254,12 @@ def _here() -> dict[str, str]:
     """What a compiled program depends on."""
     device = jax.local_devices()[0]
     kind = device.device_kind if device.platform != "cpu" else _processor()
-    return {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "platform": device.platform, "device": kind}
+    return {
+        "jax": jax.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "platform": device.platform,
+        "device": kind,
+    }
 
 
 def _processor() -> str:
