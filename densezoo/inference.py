@@ -32,8 +32,8 @@ def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None) -> 
     """Compiles a model with its variables for inference: `infer(images)` equals `model.apply(variables, images)`.
 
     Batch norms are folded into the convolutions before them, the variables are constants of the program, and it is
-    compiled with `compiler_options()` and oneDNN where that is there, on the first call with each shape. Called inside another `jit`, it becomes part
-    of that program, which has the options of the outer `jit`.
+    compiled on the first call with each shape, with `compiler_options()` and with oneDNN where that is there. Called
+    inside another `jit`, it becomes part of that program, which has the options of the outer `jit`.
 
     Args:
         model: any model that is called with images; modules of one's own included.
