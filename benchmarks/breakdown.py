@@ -23,7 +23,6 @@ import numpy as np
 
 import densezoo as dz
 from benchmarks.machine import Refused
-from benchmarks.options import parse_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +86,15 @@ def milliseconds_of(call: Any, names: set[str], passes: int) -> dict[str, float]
         (path,) = Path(folder).rglob("*.xplane.pb")
         trace = jax.profiler.ProfileData.from_file(str(path))
     times: dict[str, float] = collections.defaultdict(float)
-    for plane in trace.planes:
+    # A GPU's kernels have a plane of their own; the host's then says only when they were launched.
+    planes = list(trace.planes)
+    planes = [plane for plane in planes if plane.name.startswith("/device:GPU")] or planes
+    for plane in planes:
         for line in plane.lines:
             for event in line.events:
                 name = event.name.split("__onednn")[0]
+                if name not in names:
+                    name = dict(event.stats).get("hlo_op", name)
                 if name in names:
                     times[name] += event.duration_ns / 1e6 / passes
     return dict(times)
@@ -115,6 +119,8 @@ def table(operations: dict[str, Operation], times: dict[str, float], top: int) -
 def main(arguments: Arguments) -> None:
     """Compiles, runs and prints."""
     name, _, encoder = arguments.model.partition(":")
+    from benchmarks.options import parse_shape  # needs tyro, which the profile of a GPU session does without
+
     shape: Any = parse_shape(arguments.shape, "BxHxW")
     try:
         model = dz.create_model(name, encoder or None, arguments.num_classes, impl=arguments.impl)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Measures everything on a GPU in one go, of at most SECONDS_IN_ALL seconds: benchmarks/gpu_session.sh [--quick] [FOLDER]
 # Each part is a process with its own cap and writes FOLDER/PART.json as it goes; the last one has all the time that is
-# left. FOLDER is $OUT or out/gpu by default. --quick rehearses with tiny shapes, on a CPU too.
+# left. FOLDER is $OUT or out/gpu by default. --quick rehearses with tiny shapes, on a CPU too. PARTS="kernels:60
+# limits:30" runs some parts alone, with caps of one's own.
 #
 # benchmarks/gpu_session.sh --carry DIR downloads, where there is a registry, what a machine without one may lack:
 # WHEELS=DIR benchmarks/gpu_session.sh then installs there what cannot be imported. DIR is .wheels by default.
@@ -41,7 +42,7 @@ if [ -d "$wheels" ]; then
     export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 fi
 
-for entry in limits:60 kernels:110 convolutions:100 inference:130 training:110 torch-training:120 torch-inference:570; do
+for entry in ${PARTS:-limits:40 inference:100 training:90 torch-training:100 kernels:90 convolutions:80 torch-inference:570}; do
     part=${entry%:*}
     left=$((all - SECONDS - 10))
     cap=$((left < ${entry#*:} ? left : ${entry#*:}))

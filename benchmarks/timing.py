@@ -5,6 +5,7 @@ import gc
 import math
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -71,7 +72,11 @@ class Timing:
 
 
 def wait_for(result: Any) -> None:
-    """Returns when the device has computed a result."""
+    """Returns when the device has computed a result, jax's or torch's."""
+    # jax passes over what is not its own, and torch's kernels on a GPU would still run.
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
     jax.block_until_ready(result)
 
 

@@ -103,10 +103,20 @@ def conv(
             (pixels.T @ g_pixels).reshape(kernel.shape), kernel
         )
 
+    def gradients_by_blocks(x, kernel, g):
+        return jax.vjp(by_blocks, x, kernel)[1](g)
+
     def backward(saved, g):
-        return jax.lax.platform_dependent(*saved, jnp.asarray(g), cpu=gradients_on_cpu, default=gradients)
+        on_gpu = {"cuda": gradients_by_blocks} if few else {}
+        return jax.lax.platform_dependent(*saved, jnp.asarray(g), cpu=gradients_on_cpu, **on_gpu, default=gradients)
+
+    # The first convolution of an encoder: cuDNN is far from the GPU's speed with three channels.
+    few = strides > 1 and x.shape[3] <= 4 and (dilation, groups) == (1, 1) and not explicitly_sharded(x, kernel)
+    by_blocks = functools.partial(_by_blocks, strides=strides, padding=pads)
 
     def compute(x, kernel):
+        if few:
+            return jax.lax.platform_dependent(x, kernel, cuda=by_blocks, default=plain)
         if not by_channel:
             return plain(x, kernel)
         on_cpu = functools.partial(depthwise, **as_depthwise)
@@ -121,6 +131,37 @@ def conv(
 
     function.defvjp(forward, backward)
     return function(x, kernel)
+
+
+def _by_blocks(x, kernel, *, strides: int, padding) -> jax.Array:
+    """A strided convolution as one of stride 1 over blocks of strides x strides pixels, whose channels stand together.
+
+    The channels are filled up with zeros to a multiple of 4.
+    """
+    sizes = kernel.shape[:2]
+    (rows, more_rows), (columns, more_columns) = (
+        # Windows, and zeros that bring the kernel to whole blocks.
+        ((side + sum(pads) - size) // strides + 1, -size % strides)
+        for side, size, pads in zip(x.shape[1:3], sizes, padding, strict=True)
+    )
+    reach = [(n - 1) * strides + size + more for n, size, more in
+             ((rows, sizes[0], more_rows), (columns, sizes[1], more_columns))]
+    ends = [want - side - pads[0] for want, side, pads in zip(reach, x.shape[1:3], padding, strict=True)]
+    channels = -x.shape[3] % 4
+    pads = [(0, 0, 0), *((pads[0], end, 0) for pads, end in zip(padding, ends, strict=True)), (0, channels, 0)]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), pads)
+    kernel = jnp.pad(kernel, ((0, more_rows), (0, more_columns), (0, channels), (0, 0)))
+    batch, features = x.shape[0], kernel.shape[3]
+    x = x.reshape(batch, reach[0] // strides, strides, reach[1] // strides, strides, -1).swapaxes(2, 3)
+    kernel = kernel.reshape(kernel.shape[0] // strides, strides, kernel.shape[1] // strides, strides, -1, features)
+    kernel = kernel.swapaxes(1, 2)
+    return jax.lax.conv_general_dilated(
+        x.reshape(*x.shape[:3], -1),
+        kernel.reshape(*kernel.shape[:2], -1, features),
+        window_strides=(1, 1),
+        padding="VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def _read_taps(
