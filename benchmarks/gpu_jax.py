@@ -168,7 +168,9 @@ def training(report: Any) -> None:
         state = [dz.train.create_state(model, optimizer, jax.random.key(0), images, variables=start)]
         step: Any = dz.train.make_train_step(lambda logits, batch: dz.losses.cross_entropy(logits, batch["mask"]))
         if options:
-            step = jax.jit(lambda state, batch, step=step: step(state, batch), donate_argnums=0, compiler_options=options)
+            step = jax.jit(
+                lambda state, batch, step=step: step(state, batch), donate_argnums=0, compiler_options=options
+            )
         compiled = last["program"] = compile_apart(step, state[0], batch)
 
         def call() -> Any:
@@ -216,7 +218,9 @@ def _perturbed(variables: Any) -> Any:
     """With statistics away from 0 and 1, so that a norm that is left out shows."""
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(variables["batch_stats"]))))
     # Means of both signs: with positive ones alone, ReLUs would leave nothing but zeros of a deep network.
-    stats = jax.tree.map(lambda x: x + jax.random.uniform(next(keys), x.shape, minval=-0.5, maxval=0.5), variables["batch_stats"])
+    stats = jax.tree.map(
+        lambda x: x + jax.random.uniform(next(keys), x.shape, minval=-0.5, maxval=0.5), variables["batch_stats"]
+    )
     return {**variables, "batch_stats": stats}
 
 

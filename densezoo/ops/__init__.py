@@ -1,12 +1,13 @@
 """Pure functions on arrays: no parameters, no modules."""
 
-from densezoo.ops.convolution import conv, conv_transpose, pixel_shuffle
+from densezoo.ops.convolution import conv
 from densezoo.ops.implementation import IMPLEMENTATIONS, implementation
 from densezoo.ops.norm import batch_norm, group_norm
 from densezoo.ops.pool import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool, max_pool_with_indices, max_unpool
 from densezoo.ops.reassemble import carafe
 from densezoo.ops.resize import resize_bicubic, resize_bilinear, resize_nearest
 from densezoo.ops.sample import sample_bilinear
+from densezoo.ops.transposed import conv_transpose, pixel_shuffle
 from densezoo.ops.upsampled_conv import upsample_concat_conv
 
 __all__ = [

@@ -1,13 +1,11 @@
-"""Convolution, and those that give larger maps: transposed, by phases, and the pixel shuffle after one."""
+"""Convolution of maps, in the forms that each kind of device is fast in."""
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.depthwise import depthwise, depthwise_gradients
 from densezoo.ops.implementation import chosen, onednn
@@ -144,8 +142,10 @@ def _by_blocks(x, kernel, *, strides: int, padding) -> jax.Array:
         ((side + sum(pads) - size) // strides + 1, -size % strides)
         for side, size, pads in zip(x.shape[1:3], sizes, padding, strict=True)
     )
-    reach = [(n - 1) * strides + size + more for n, size, more in
-             ((rows, sizes[0], more_rows), (columns, sizes[1], more_columns))]
+    reach = [
+        (n - 1) * strides + size + more
+        for n, size, more in ((rows, sizes[0], more_rows), (columns, sizes[1], more_columns))
+    ]
     ends = [want - side - pads[0] for want, side, pads in zip(reach, x.shape[1:3], padding, strict=True)]
     channels = -x.shape[3] % 4
     pads = [(0, 0, 0), *((pads[0], end, 0) for pads, end in zip(padding, ends, strict=True)), (0, channels, 0)]
@@ -215,154 +215,3 @@ def _fence(x: jax.Array) -> jax.Array:
     """
     first = x[:, :, :1, :1]  # all of the axes over which devices may share the map
     return jax.lax.dynamic_update_slice(x, first, (0,) * x.ndim)
-
-
-def conv_transpose(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], *, stride: int = 2, padding: int = 0
-) -> Float[Array, "b h2 w2 d"]:
-    """Transposed convolution: the gradient of a strided convolution with respect to its input.
-
-    With stride s, kernel k and padding p the side grows from n to (n - 1) s - 2 p + k, as in
-    `torch.nn.ConvTranspose2d`; s = 2 with k = 2, p = 0 or k = 4, p = 1 doubles it exactly.
-
-    Args:
-        x: NHWC maps.
-        kernel: (height, width, in, out); a pixel of value 1 paints it as it is, unflipped.
-        stride: pixels between the painted kernels.
-        padding: pixels cut off from every side.
-
-    Raises:
-        ValueError: shapes that do not match, more padding than there is kernel, or options that are not whole numbers.
-        TypeError: `x` is not of a float type.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> y = conv_transpose(jnp.ones((1, 1, 1, 1)), jnp.arange(4.0).reshape(2, 2, 1, 1))
-        >>> y[0, :, :, 0].tolist()
-        [[0.0, 1.0], [2.0, 3.0]]
-
-    References:
-        Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016. https://arxiv.org/abs/1603.07285
-    """
-    check_maps(x)
-    check_whole(1, stride=stride)
-    check_whole(0, padding=padding)
-    if kernel.ndim != 4 or 0 in kernel.shape or x.shape[3] != kernel.shape[2]:
-        raise ValueError(f"expected NHWC maps and an (h, w, in, out) kernel, got {x.shape} and {kernel.shape}")
-    size = kernel.shape[0]
-    if padding >= size or kernel.shape[1] != size:
-        raise ValueError(
-            f"the kernel is square and padding less than its side; got {padding=} and a kernel of {kernel.shape[:2]}"
-        )
-    if chosen() == "reference":
-        return reference.conv_transpose(x, kernel, stride=stride, padding=padding)
-    if (size, stride, padding) == (4, 2, 1):
-        # Row 2i of the result sees rows i - 1 and i by the kernel's rows 3 and 1, row 2i + 1 sees i and i + 1 by 2, 0.
-        taps = ((3, 1), (2, 0))
-        return phase_conv(
-            x,
-            jnp.concatenate(
-                [
-                    jnp.stack([jnp.stack([kernel[i, j] for j in taps[q]]) for i in taps[p]])
-                    for p in (0, 1)
-                    for q in (0, 1)
-                ],
-                axis=-1,
-            ),
-        )
-    if size == stride and padding == 0 and not explicitly_sharded(x, kernel):
-        return _tiles(x, kernel)
-    return reference.conv_transpose(x, kernel, stride=stride, padding=padding)
-
-
-def _tiles(x, kernel):
-    """Transposed convolution whose painted kernels touch without overlap: a product of two matrices.
-
-    So are both of its gradients, if one moves rows of tiles and not single pixels before and after.
-    """
-    batch, height, width, channels = x.shape
-    size, features = kernel.shape[0], kernel.shape[3]
-    shape = (batch, height, width, size, size * features)
-
-    def forward(x, kernel):
-        wide = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
-        y = (x.reshape(-1, channels) @ wide).reshape(shape).swapaxes(2, 3)
-        return y.reshape(batch, height * size, width * size, features), (x, kernel)
-
-    def backward(saved, g):
-        x, kernel = saved
-        wide = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
-        rows = jnp.asarray(g).reshape(batch, height, size, width, size * features)
-        rows = _side_by_side([rows[:, :, i] for i in range(size)]).reshape(-1, size * size * features)
-        dkernel = (x.reshape(-1, channels).T @ rows).reshape(channels, size, size, features)
-        return (rows @ wide.T).reshape(x.shape), reduced_like(dkernel.transpose(1, 2, 0, 3), kernel)
-
-    function = jax.custom_vjp(lambda x, kernel: forward(x, kernel)[0])
-    function.defvjp(forward, backward)
-    return function(x, kernel)
-
-
-def phase_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d4"]) -> Float[Array, "b h2 w2 d"]:
-    """A map of twice the size by one 2x2 convolution: four times the channels, interleaved.
-
-    Args:
-        x: NHWC maps.
-        kernel: (2, 2, in, 4 out): for each phase (even or odd row, even or odd column) its taps. Pixel (2i + p, 2j + q)
-          of the result reads the 2x2 pixels of `x` that begin at (i + p - 1, j + q - 1), with zeros around the map.
-    """
-    batch, height, width, _ = x.shape
-    features = kernel.shape[-1] // 4
-    # With the zeros as padding of the convolution, XLA:CPU takes 15 times longer for the gradient of the kernel.
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-    @jax.custom_vjp
-    def pick(y):
-        y = y.reshape(batch, height + 1, width + 1, 4, features)
-        rows = [_side_by_side([y[:, p : p + height, q : q + width, 2 * p + q] for q in (0, 1)]) for p in (0, 1)]
-        # Step by step: a reshape that does all of it is refused where the types say how devices share the batch.
-        rows = [row.reshape(batch, height, width, 2, features) for row in rows]
-        rows = [row.reshape(batch, height, 2 * width, features) for row in rows]
-        return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, features)
-
-    def backward(_, g):
-        g, phases = jnp.asarray(g), [(p, q) for p in (0, 1) for q in (0, 1)]
-        maps = [jnp.pad(g[:, p::2, q::2], ((0, 0), (p, 1 - p), (q, 1 - q), (0, 0))) for p, q in phases]
-        return (_side_by_side(maps),)
-
-    pick.defvjp(lambda y: (pick(y), None), backward)
-    return pick(conv(padded, kernel))
-
-
-def _side_by_side(maps: Sequence[jax.Array]) -> jax.Array:
-    """The channels of all maps, by adding them up with zeros around: XLA:CPU takes four times longer to concatenate."""
-    channels = maps[0].shape[-1]
-    placed = [
-        jnp.pad(each, (*((0, 0),) * (each.ndim - 1), (i * channels, (len(maps) - 1 - i) * channels)))
-        for i, each in enumerate(maps)
-    ]
-    return functools.reduce(jnp.add, placed)
-
-
-def pixel_shuffle(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b h2 w2 c2"]:
-    """Depth to space: factor**2 channels become a factor x factor block of pixels, in torch's order of channels.
-
-    Output channel d at offset (i, j) of the block comes from input channel d * factor**2 + i * factor + j.
-
-    Raises:
-        ValueError: the channels do not divide by factor**2.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> pixel_shuffle(jnp.arange(4.0).reshape(1, 1, 1, 4))[0, :, :, 0].tolist()
-        [[0.0, 1.0], [2.0, 3.0]]
-
-    References:
-        Shi et al., Real-time single image and video super-resolution, 2016. https://arxiv.org/abs/1609.05158
-    """
-    check_maps(x, floating=False)
-    check_whole(1, factor=factor)
-    if x.shape[3] % factor**2:
-        raise ValueError(
-            f"pixel_shuffle by {factor} needs NHWC maps with channels in multiples of {factor**2}, got {x.shape}"
-        )
-    return reference.pixel_shuffle(x, factor)

@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 
 from densezoo.ops import reference
 from densezoo.ops.checks import check_maps
-from densezoo.ops.convolution import conv, phase_conv
+from densezoo.ops.convolution import conv
 from densezoo.ops.implementation import chosen
 from densezoo.ops.resize import resize_bilinear
+from densezoo.ops.transposed import phase_conv
 from densezoo.types import accumulator_dtype
 
 METHODS = ("nearest", "bilinear", "bilinear_align_corners")

@@ -1,0 +1,68 @@
+"""The forms for NVIDIA's GPUs, on a CPU: they equal the plain ones, in value and gradient, and lower for a GPU."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import densezoo as dz
+from densezoo import ops
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Makes every operation take the form for a GPU; gives those that have one."""
+    forms = []
+
+    def cuda_or_default(*arguments, default=None, **by_platform):
+        forms.extend(form for platform, form in by_platform.items() if platform == "cuda")
+        return by_platform.get("cuda", default)(*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", cuda_or_default)
+    return forms
+
+
+def assert_equal_to_the_plain_form(function, *arguments):
+    def run(*arguments):
+        y, pullback = jax.vjp(function, *arguments)
+        return y, *pullback(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+    found = run(*arguments)
+    with ops.implementation("reference"):
+        expected = run(*arguments)
+    for ours, plain in zip(found, expected, strict=True):
+        assert ours.shape == plain.shape and ours.dtype == plain.dtype
+        np.testing.assert_allclose(ours, plain, atol=2e-4)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3, ((0, 1), (2, 1))])
+@pytest.mark.parametrize("sides", [(16, 16), (9, 30)])
+@pytest.mark.parametrize(
+    ("size", "strides", "channels"), [(7, 2, 3), (3, 2, 3), (4, 4, 3), (2, 2, 1), (7, 4, 4), (2, 4, 3)]
+)
+def test_few_channels_in_blocks_of_pixels(taken, size, strides, channels, sides, padding):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, *sides, channels)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((size, size, channels, 5)), jnp.float32)
+    assert_equal_to_the_plain_form(lambda x, k: ops.conv(x, k, strides=strides, padding=padding), x, kernel)
+    assert len(taken) == 2  # forward and backward
+
+
+@pytest.mark.parametrize("sides", [(5, 3), (1, 1)])
+def test_convolutions_by_phases(taken, sides):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, *sides, 4)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, 4, 5)), jnp.float32)
+    assert_equal_to_the_plain_form(lambda x, k: ops.upsample_concat_conv(x, None, k), x, kernel)
+    assert len(taken) == 2
+    transposed = jnp.asarray(rng.standard_normal((4, 4, 4, 5)), jnp.float32)
+    assert_equal_to_the_plain_form(lambda x, k: ops.conv_transpose(x, k, stride=2, padding=1), x, transposed)
+
+
+def test_the_gradient_of_a_unet_lowers_for_a_gpu():
+    model = dz.create_model("unet", dz.PlainEncoder((4, 8)), num_classes=2)
+    images = jnp.zeros((1, 16, 16, 3))
+    variables = model.init(jax.random.key(0), images)
+    gradient = jax.jit(jax.grad(lambda v, x: model.apply(v, x).sum()))
+    text = gradient.trace(variables, images).lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.convolution" in text
