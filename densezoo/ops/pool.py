@@ -59,11 +59,22 @@ def _maxima(x, window, stride, padding):
         pads = [(padding, padding) if axis in axes else (0, 0) for axis in range(4)]
         return jax.lax.reduce_window(x, _lowest(x.dtype), jax.lax.max, windows, strides, pads)
 
-    def by_axis(x):
-        # An axis at a time is four times faster on CPU. Without padding, one pass over all taps is faster still.
-        return along((1,), along((2,), x)) if padding else functools.reduce(jnp.maximum, _taps(x, window, stride))
+    def on_cpu(x):
+        # An axis at a time is four times faster on CPU, in float32 eight times more than in bfloat16.
+        wide = x.astype(accumulator_dtype(x.dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        # One pass over the taps is twice as fast again where the windows do not overlap much or reach beyond the end.
+        ends = [
+            (_windows(side, window, stride, padding) - 1) * stride + window - padding - side for side in x.shape[1:3]
+        ]
+        by_taps = 1 < stride and window <= stride + 1 and max(ends) <= 0
+        best = (
+            functools.reduce(jnp.maximum, _taps(wide, window, stride, padding))
+            if by_taps
+            else along((1,), along((2,), wide))
+        )
+        return best.astype(x.dtype)
 
-    return jax.lax.platform_dependent(x, cpu=by_axis, default=functools.partial(along, (1, 2)))
+    return jax.lax.platform_dependent(x, cpu=on_cpu, default=functools.partial(along, (1, 2)))
 
 
 def _pool(x, window, stride, padding):
