@@ -20,23 +20,25 @@ import jax
 import numpy as np
 import tyro
 
+import densezoo as dz
 from benchmarks.smp_models import SMP_MODELS, make
 from densezoo import metrics
-from densezoo.config import ModelConfig
-from densezoo.data import ImageMaskFolder, Subset, eval_batches, train_batches, transforms
-from densezoo.train import SegmentationRecipe, train_segmentation
-from densezoo.train.segmentation import NOT_A_CLASS, scores_of
+from densezoo.data import ImageMaskFolder, Subset, eval_batches, train_batches
+from densezoo.tasks import Segmentation
+from densezoo.train import Recipe, train
 from densezoo.zoo import MODELS
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments(SegmentationRecipe):
+class Arguments(Recipe):
     """Options of the benchmark; those of the recipe come first, of which `seed` is replaced by `seeds`."""
 
     data: Path = tyro.MISSING
     """Folder with train and val, each with images and masks."""
     num_classes: int = tyro.MISSING
     """Classes in the masks."""
+    ignore_index: int | None = 255
+    """Mask value of pixels without a label, None if there are none."""
     models: tuple[str, ...] = ("unet:resnet34", "fpn:resnet18", "segnet:vgg11_bn")
     """model:encoder, which segmentation_models_pytorch trains too if it has them."""
     frameworks: tuple[str, ...] = ("densezoo", "smp")
@@ -64,7 +66,7 @@ def main(arguments: Arguments) -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
     results = [json.loads(line) for line in lines]
-    fields = [field.name for field in dataclasses.fields(SegmentationRecipe)]
+    fields = [field.name for field in dataclasses.fields(Recipe)]
     for seed in arguments.seeds:
         for framework in arguments.frameworks:
             for pair in arguments.models:
@@ -73,16 +75,16 @@ def main(arguments: Arguments) -> None:
                     continue
                 chosen: dict[str, Any] = {field: getattr(arguments, field) for field in fields}
                 chosen["seed"] = seed
-                recipe = SegmentationRecipe(**chosen)
+                recipe = Recipe(**chosen)
                 images = {"train_images": len(train), "val_images": len(val)}
                 run: dict[str, Any] = {"data": arguments.data.name, **images, "framework": framework, "model": pair}
                 run["recipe"] = json.loads(json.dumps(dataclasses.asdict(recipe)))
                 if any(result | run == result for result in results):
                     continue
-                config = ModelConfig(name, encoder, arguments.num_classes)
+                task = Segmentation(arguments.num_classes, ignore_index=arguments.ignore_index)
                 started = time.perf_counter()
                 train_run = train_here if framework == "densezoo" else train_smp
-                scores = train_run(config, train, val, recipe)
+                scores = train_run(task, name, encoder, train, val, recipe)
                 run |= {"scores": scores, "seconds": round(time.perf_counter() - started, 1)}
                 run["versions"] = {"jax": jax.__version__, "python": platform.python_version()}
                 results.append(run)
@@ -92,41 +94,33 @@ def main(arguments: Arguments) -> None:
     print_table(results)
 
 
-def train_here(config: ModelConfig, train, val, recipe: SegmentationRecipe) -> dict[str, float]:
-    _, history = train_segmentation(
-        config.build(),
-        train,
-        val,
-        recipe,
-        num_classes=config.num_classes,
-        mean=config.mean,
-        std=config.std,
-        progress=False,
-    )
+def train_here(task: Segmentation, name: str, encoder: str, train_source, val, recipe: Recipe) -> dict[str, float]:
+    model = dz.create_model(name, encoder or None, task.num_classes)
+    _, history = train(task, model, train_source, val, recipe, progress=False)
     return next(record["scores"] for record in reversed(history) if "scores" in record)
 
 
-def train_smp(config: ModelConfig, train, val, recipe: SegmentationRecipe) -> dict[str, float]:
+def train_smp(task: Segmentation, name: str, encoder: str, train_source, val, recipe: Recipe) -> dict[str, float]:
     import torch  # pyright: ignore[reportMissingImports]
 
     if recipe.clip_norm is not None or recipe.accumulate != 1 or recipe.ema_decay is not None:
         raise ValueError("the torch side has no clip_norm, accumulate and ema_decay: leave them out")
     torch.manual_seed(recipe.seed)
-    encoder = config.encoder or MODELS[config.model].encoder
-    model = make(config.model, encoder, config.num_classes).to(memory_format=torch.channels_last)
+    model = make(name, encoder or MODELS[name].encoder, task.num_classes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, cycle_momentum=False
     )
-    ignore_index = NOT_A_CLASS if recipe.ignore_index is None else recipe.ignore_index
-    loss = torch.nn.CrossEntropyLoss(ignore_index=ignore_index)
-    augment = jax.jit(recipe.augment(config.mean, config.std))
+    loss = torch.nn.CrossEntropyLoss(ignore_index=task.fill)
+    normalize = dz.Preprocessing().normalize()
+    change = task.augment(recipe)
+    augment = jax.jit(lambda key, batch: normalize(key, change(key, batch)))
     batches = train_batches(
-        train,
+        train_source,
         batch_size=recipe.batch_size,
-        crop_size=recipe.crop_size,
+        crop_size=recipe.crop,
         seed=recipe.seed,
-        ignore_index=ignore_index,
+        ignore_index=task.fill,
     )(0)
 
     def images_of(batch):
@@ -140,18 +134,18 @@ def train_smp(config: ModelConfig, train, val, recipe: SegmentationRecipe) -> di
         schedule.step()
 
     model.eval()
-    normalize = jax.jit(transforms.normalize(config.mean, config.std))
-    counts = metrics.Counts.zeros(config.num_classes)
+    normalize = jax.jit(normalize)
+    counts = metrics.Counts.zeros(task.classes)
     with torch.inference_mode():
-        for batch in eval_batches(val, batch_size=4, ignore_index=ignore_index):
+        for batch in eval_batches(val, batch_size=4, ignore_index=task.fill):
             predictions = model(images_of(normalize(jax.random.key(0), batch))).argmax(1).numpy().astype(np.int32)
             counts += metrics.confusion_counts(
                 jax.numpy.asarray(predictions),
                 jax.numpy.asarray(batch["mask"]),
-                num_classes=config.num_classes,
-                ignore_index=ignore_index,
+                num_classes=task.classes,
+                ignore_index=task.fill,
             )
-    return scores_of(counts)
+    return task.scores(counts)
 
 
 def print_table(results: list[dict]) -> None:

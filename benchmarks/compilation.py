@@ -25,7 +25,7 @@ from benchmarks.record import markdown_table, write_text
 from benchmarks.report import with_parts
 from benchmarks.timing import compile_apart
 from densezoo.encoders import ENCODERS
-from densezoo.train.segmentation import segmentation_loss
+from densezoo.tasks import Segmentation
 from densezoo.zoo import MODELS, look_up
 
 IMAGES = (2, 256, 256, 3)
@@ -92,7 +92,7 @@ def measure(name: str, encoder: str, remat: bool) -> dict[str, Any]:
         lambda key: dz.train.create_state(model, optimizer, key, jnp.zeros(IMAGES)), jax.random.key(0)
     )
     batch = {"image": images, "mask": jax.ShapeDtypeStruct(IMAGES[:3], jnp.int32)}
-    step = compile_apart(dz.train.make_train_step(segmentation_loss(-1), inputs=("image",)), state, batch)
+    step = compile_apart(dz.train.make_train_step(Segmentation(1, ignore_index=None).loss), state, batch)
     return {
         "eval_shape": round(shapes, 2),
         "inference": [round(inference.trace_seconds, 2), round(inference.compile_seconds, 2)],

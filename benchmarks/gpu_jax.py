@@ -166,7 +166,9 @@ def training(report: Any) -> None:
         # Copies, because the step donates its state.
         start = jax.tree.map(jnp.array, variables)
         state = [dz.train.create_state(model, optimizer, jax.random.key(0), images, variables=start)]
-        step: Any = dz.train.make_train_step(lambda logits, batch: dz.losses.cross_entropy(logits, batch["mask"]))
+        step: Any = dz.train.make_train_step(
+            lambda apply, batch, key: dz.losses.cross_entropy(apply(batch["image"]), batch["mask"])
+        )
         if options:
             step = jax.jit(
                 lambda state, batch, step=step: step(state, batch), donate_argnums=0, compiler_options=options

@@ -71,7 +71,9 @@ def persistent_cache() -> Iterator[None]:
 
 def make_step() -> Any:
     """The train step of densezoo.train for cross-entropy."""
-    return dz.train.make_train_step(lambda logits, batch: dz.losses.cross_entropy(logits, batch["mask"]))
+    return dz.train.make_train_step(
+        lambda apply, batch, key: dz.losses.cross_entropy(apply(batch["image"]), batch["mask"])
+    )
 
 
 def make_state(

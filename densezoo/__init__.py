@@ -69,26 +69,28 @@ from densezoo.heads import DPTHead, SegmentationHead
 from densezoo.inference import Inference, Loaded, compile, load_compiled
 from densezoo.models import PyramidModel, SegmentationModel
 from densezoo.overview import Room, Summary, summary
+from densezoo.preprocessing import Preprocessing
 from densezoo.types import Pyramid
 from densezoo.zoo import Blueprint, blueprints, create_encoder, create_model, list_encoders, list_models
 
 if TYPE_CHECKING:
+    from densezoo.predictor import Predictor, load_predictor
     from densezoo.weights import load, save
 
 __version__ = "0.1.0"
 
 # These bring orbax, grain or matplotlib along, which take seconds to import: only on first use.
-_ON_FIRST_USE = ("config", "data", "train", "viz", "weights")
-_OF_WEIGHTS = ("load", "save")
+_ON_FIRST_USE = ("data", "tasks", "train", "viz", "weights")
+_FROM = {"load": "weights", "save": "weights", "Predictor": "predictor", "load_predictor": "predictor"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _ON_FIRST_USE:
         return importlib.import_module(f"densezoo.{name}")
-    if name in _OF_WEIGHTS:
-        return getattr(importlib.import_module("densezoo.weights"), name)
+    if name in _FROM:
+        return getattr(importlib.import_module(f"densezoo.{_FROM[name]}"), name)
     raise AttributeError(f"module 'densezoo' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ON_FIRST_USE, *_OF_WEIGHTS})
+    return sorted({*globals(), *_ON_FIRST_USE, *_FROM})

@@ -16,12 +16,14 @@ import numpy as np
 import densezoo as dz
 from densezoo import metrics
 from densezoo.data import DigitScenes, Source
-from densezoo.train import SegmentationRecipe
+from densezoo.tasks import Segmentation
+from densezoo.train import Recipe
 from densezoo.types import ModuleDef
 
 CLASSES = ["background", *"0123456789"]
 NUM_CLASSES = len(CLASSES)
-MEAN, STD = (0.5,) * 3, (0.25,) * 3
+PREPROCESSING = dz.Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3)
+TASK = Segmentation(NUM_CLASSES, ignore_index=None)
 # Two-sided 95% quantiles of Student's t, by degrees of freedom.
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 
@@ -42,10 +44,9 @@ def tiny_unet(skip: ModuleDef = dz.ConcatSkip) -> dz.SegmentationModel:
     )
 
 
-def digit_recipe(steps: int, *, size: int = 40, seed: int = 0) -> SegmentationRecipe:
+def digit_recipe(steps: int, *, size: int = 40, seed: int = 0) -> Recipe:
     """How it is trained."""
-    return SegmentationRecipe(
-        ignore_index=None,
+    return Recipe(
         crop_size=size,
         batch_size=32,
         steps=steps,

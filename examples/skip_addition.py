@@ -15,9 +15,8 @@ import jax
 import numpy as np
 import tyro
 from common import (
-    MEAN,
-    NUM_CLASSES,
-    STD,
+    PREPROCESSING,
+    TASK,
     digit_recipe,
     digit_scenes,
     keep_compiled,
@@ -30,7 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from densezoo import viz
-from densezoo.train import predictor, train_segmentation
+from densezoo.predictor import Predictor
+from densezoo.train import train as train_model
 from densezoo.zoo import SKIPS as ALL_SKIPS
 
 SKIPS = {name: ALL_SKIPS[name] for name in ("concat", "add")}
@@ -66,9 +66,9 @@ def main(arguments: Arguments) -> None:
         for name, skip in SKIPS.items():
             model = tiny_unet(skip=skip)
             recipe = digit_recipe(arguments.steps, seed=seed)
-            state, _ = train_segmentation(model, train, val, recipe, num_classes=NUM_CLASSES, mean=MEAN, std=STD)
+            state, _ = train_model(TASK, model, train, val, recipe, preprocessing=PREPROCESSING)
             parameters[name] = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-            predict = predictor(model, state.variables, mean=MEAN, std=STD)
+            predict = Predictor(TASK, model, state.variables, PREPROCESSING)
             scores[name].append(score(predict, val, arguments.tolerance))
             if seed == 0:
                 examples[name] = [predict(val[index]["image"]) for index in range(3)]

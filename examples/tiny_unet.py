@@ -14,11 +14,12 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import tyro
-from common import CLASSES, MEAN, STD, digit_recipe, digit_scenes, keep_compiled, tiny_unet, user_errors
+from common import CLASSES, PREPROCESSING, TASK, digit_recipe, digit_scenes, keep_compiled, tiny_unet, user_errors
 
 from densezoo import viz
 from densezoo.data import to_float
-from densezoo.train import predictor, train_segmentation
+from densezoo.predictor import Predictor
+from densezoo.train import train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,19 +39,18 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     started = time.perf_counter()
     model = tiny_unet()
-    state, history = train_segmentation(
+    state, history = train(
+        TASK,
         model,
         digit_scenes(20_000, "train", seed=arguments.seed),
         digit_scenes(200, "val", seed=arguments.seed),
         digit_recipe(arguments.steps, seed=arguments.seed),
-        num_classes=len(CLASSES),
-        mean=MEAN,
-        std=STD,
+        preprocessing=PREPROCESSING,
         directory=arguments.out,
         resume=arguments.resume,
     )
 
-    predict = predictor(model, state.variables, mean=MEAN, std=STD)
+    predict = Predictor(TASK, model, state.variables, PREPROCESSING)
     # The network takes any size, so that the pictures may show larger scenes than it was trained on.
     scenes = digit_scenes(4, "val", size=88, digits=(8, 10), seed=arguments.seed + 1)
     samples = [scenes[index] for index in range(4)]
@@ -62,7 +62,9 @@ def main(arguments: Arguments) -> None:
         class_names=CLASSES,
     )
     pictures = [viz.save(figure, arguments.out / "predictions.png")]
-    figure = viz.feature_maps(model, state.variables, jnp.asarray((to_float(images[0]) - MEAN[0]) / STD[0]))
+    figure = viz.feature_maps(
+        model, state.variables, jnp.asarray((to_float(images[0]) - PREPROCESSING.mean[0]) / PREPROCESSING.std[0])
+    )
     pictures.append(viz.save(figure, arguments.out / "feature_maps.png"))
     pictures.append(viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png"))
 

@@ -2,9 +2,9 @@
 
 Usage: python examples/train_segmentation.py --data DIR --num-classes 2 --model unet --encoder resnet34 --out out/run
 
-DIR has train/images, train/masks, val/images and val/masks, paired by file name. Checkpoints, the log, the curves and
-pictures of predictions go to --out, and `predict.py --checkpoint` takes that folder. The last line on standard output
-is a JSON object with the scores of the final state on whole validation images.
+DIR has train/images, train/masks, val/images and val/masks, paired by file name. Checkpoints, the log, the curves,
+pictures of predictions and model.safetensors, the best model, go to --out; `predict.py --model` takes that file. The
+last line on standard output is a JSON object with the scores of the final state on whole validation images.
 """
 
 import dataclasses
@@ -14,20 +14,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import tyro
 from common import user_errors
 
+import densezoo as dz
 from densezoo import viz, weights
-from densezoo.config import ModelConfig
 from densezoo.data import ImageMaskFolder, Subset
 from densezoo.files import replace
-from densezoo.train import SegmentationRecipe, predictor, train_segmentation
+from densezoo.tasks import Segmentation
+from densezoo.train import Recipe, train
+from densezoo.zoo import SKIPS, UPSAMPLERS, look_up
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments(SegmentationRecipe):
+class Arguments(Recipe):
     """Options of the script; those of the recipe come first."""
 
     data: Path = tyro.MISSING
@@ -42,8 +43,22 @@ class Arguments(SegmentationRecipe):
     """One of densezoo.zoo.UPSAMPLERS, such as bilinear or transposed_conv; the model's own if not given."""
     skip: str | None = None
     """concat or add, for a U-Net."""
+    loss: str = "cross_entropy"
+    """Losses by name, with weights: cross_entropy+dice, 0.5*focal+tversky(alpha=0.3,beta=0.7), lovasz ..."""
+    class_weights: tuple[float, ...] | None = None
+    """A weight for each class in the loss."""
+    label_smoothing: float = 0.0
+    """Of the cross-entropy."""
+    multilabel: bool = False
+    """Masks have a channel for each class, and a pixel may have several."""
+    ignore_index: int | None = 255
+    """Mask value of pixels without a label, None if there are none."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, for the scores and predictions."""
+    weights: Path | None = None
+    """File of a trained model to start from, of any number of classes: model.safetensors of a run, or a PyTorch one."""
     encoder_weights: Path | None = None
-    """PyTorch checkpoint (.pth, .safetensors) of the encoder to start from."""
+    """File to take the encoder from: model.safetensors of a run, or a PyTorch checkpoint (.pth, .safetensors)."""
     freeze_encoder: bool = False
     """Leave the encoder's weights and batch statistics as they are."""
     channels: int | None = None
@@ -52,12 +67,14 @@ class Arguments(SegmentationRecipe):
     """Subtracted from images in 0..1, a number for each channel; ImageNet's for three channels, else 0.5."""
     std: tuple[float, ...] = ()
     """By which they are then divided; ImageNet's for three channels, else 0.25."""
+    value_range: tuple[float, float] | None = None
+    """Values in the files that become 0 and 1, such as 0 4095; the range of their integer type if not given."""
     bfloat16: bool = False
     """Compute in bfloat16, with float32 weights: for accelerators."""
     limit_val: int | None = None
     """Validate on the first so many images only."""
     out: Path = Path("out/segmentation")
-    """Where checkpoints, log and pictures go."""
+    """Where checkpoints, log, model and pictures go."""
     resume: bool = False
     """Continue the run in --out from its last checkpoint, exactly."""
 
@@ -65,78 +82,71 @@ class Arguments(SegmentationRecipe):
 def main(arguments: Arguments) -> None:
     started = time.perf_counter()
     # Whatever can be wrong is found before any time is spent on training.
-    train, val = (
+    task = Segmentation(
+        num_classes=arguments.num_classes,
+        criterion=arguments.loss,
+        class_weights=arguments.class_weights,
+        label_smoothing=arguments.label_smoothing,
+        multilabel=arguments.multilabel,
+        ignore_index=arguments.ignore_index,
+        class_names=arguments.class_names,
+    )
+    train_source, val_source = (
         ImageMaskFolder(
             arguments.data / part,
-            num_classes=max(arguments.num_classes, 2),
+            num_classes=task.classes,
             ignore_index=arguments.ignore_index,
             channels=arguments.channels,
         )
         for part in ("train", "val")
     )
-    config = ModelConfig(
-        model=arguments.model,
-        encoder=arguments.encoder,
-        num_classes=arguments.num_classes,
-        channels=train[0]["image"].shape[-1],
-        upsample=arguments.upsample,
-        skip=arguments.skip,
-        mean=arguments.mean,
-        std=arguments.std,
-    )
-    if (channels := val[0]["image"].shape[-1]) != config.channels:
+    channels, of_val = (source[0]["image"].shape[-1] for source in (train_source, val_source))
+    if channels != of_val:
         raise ValueError(
-            f"training images have {config.channels} channels, validation images {channels}: --channels converts them"
+            f"training images have {channels} channels, validation images {of_val}: --channels converts them"
         )
-    if arguments.freeze_encoder and not arguments.encoder_weights and not arguments.resume:
-        raise ValueError("--freeze-encoder would keep a random encoder as it is: give it --encoder-weights")
-    model = config.build(bfloat16=arguments.bfloat16, frozen=("encoder",) if arguments.freeze_encoder else ())
-    check_out(arguments, config)
-    variables = None
-    if arguments.encoder_weights:
-        encoder = weights.from_torch(model.encoder, arguments.encoder_weights, in_channels=config.channels)
-        images = jnp.zeros((1, 32, 32, config.channels))
-        variables = jax.jit(model.init)(jax.random.key(arguments.seed), images)
-        # An encoder without norms has no batch statistics.
-        variables = {
-            kind: tree | ({"encoder": encoder[kind]} if kind in encoder else {}) for kind, tree in variables.items()
-        }
-    train.check()
-    val.check()
-    config.save(arguments.out / "model.json")
-    write_recipe(arguments.out / "recipe.json", arguments)
+    preprocessing = dz.Preprocessing(channels, arguments.mean, arguments.std, arguments.value_range)
+    model = build(arguments)
+    check_out(arguments)
+    variables = start(arguments, model, channels)
+    train_source.check()
+    val_source.check()
+    write_options(arguments.out / "options.json", arguments)
 
-    state, history = train_segmentation(
+    state, history = train(
+        task,
         model,
-        train,
-        val if arguments.limit_val is None else Subset(val, range(min(arguments.limit_val, len(val)))),
+        train_source,
+        val_source
+        if arguments.limit_val is None
+        else Subset(val_source, range(min(arguments.limit_val, len(val_source)))),
         arguments,
-        num_classes=arguments.num_classes,
-        mean=config.mean,
-        std=config.std,
+        preprocessing=preprocessing,
         variables=variables,
         directory=arguments.out,
         resume=arguments.resume,
     )
 
     viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png")
-    predict = predictor(model, state.ema_variables, mean=config.mean, std=config.std)
-    samples = [val[index] for index in range(min(4, len(val)))]
-    figure = viz.predictions(
-        [sample["image"] for sample in samples],
-        [sample["mask"] for sample in samples],
-        [predict(sample["image"]) for sample in samples],
-        ignore_index=arguments.ignore_index,
-    )
-    viz.save(figure, arguments.out / "predictions.png")
+    if not task.multilabel:
+        predict = dz.Predictor(task, model, state.ema_variables, preprocessing)
+        samples = [val_source[index] for index in range(min(4, len(val_source)))]
+        figure = viz.predictions(
+            [sample["image"] for sample in samples],
+            [sample["mask"] for sample in samples],
+            [predict(sample["image"]) for sample in samples],
+            ignore_index=arguments.ignore_index,
+        )
+        viz.save(figure, arguments.out / "predictions.png")
 
     scores = next(record["scores"] for record in reversed(history) if "scores" in record)
     last = next((record for record in reversed(history) if "input_wait" in record), {})
     result = {
-        "model": config.model,
-        "encoder": config.encoder,
+        "model": arguments.model,
+        "encoder": arguments.encoder,
         "mean_iou": scores["mean_iou"],
-        "per_class_iou": [scores[f"iou_{index}"] for index in range(max(arguments.num_classes, 2))],
+        "mean_dice": scores["mean_dice"],
+        "per_class_iou": [scores[f"iou_{name}"] for name in task.names],
         "pixel_accuracy": scores["pixel_accuracy"],
         "steps": int(state.step),
         "seconds": round(time.perf_counter() - started, 1),
@@ -147,35 +157,64 @@ def main(arguments: Arguments) -> None:
     print(json.dumps(result))
 
 
-def recipe_of(arguments: Arguments) -> dict[str, Any]:
-    """What must stay the same for a resumed run to go on exactly, as JSON holds it."""
-    recipe = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(SegmentationRecipe)}
-    return json.loads(json.dumps(recipe))
+def build(arguments: Arguments) -> dz.SegmentationModel:
+    """The model that the options name."""
+    fields: dict[str, Any] = {}
+    if arguments.upsample is not None:
+        fields["upsample"] = look_up(arguments.upsample, UPSAMPLERS, "upsampler")
+    if arguments.skip is not None:
+        fields["skip"] = look_up(arguments.skip, SKIPS, "skip")
+    frozen = ("encoder",) if arguments.freeze_encoder else ()
+    dtype = jnp.bfloat16 if arguments.bfloat16 else None
+    return dz.create_model(
+        arguments.model, arguments.encoder, arguments.num_classes, frozen=frozen, dtype=dtype, **fields
+    )
 
 
-def write_recipe(path: Path, arguments: Arguments) -> None:
-    replace(path, lambda temporary: temporary.write_text(json.dumps(recipe_of(arguments), indent=2) + "\n"))
+def start(arguments: Arguments, model: dz.SegmentationModel, channels: int) -> Any:
+    """The variables to start from, None for random ones."""
+    if arguments.weights and arguments.encoder_weights:
+        raise ValueError("--weights takes the encoder too: leave --encoder-weights out")
+    if arguments.weights:
+        return weights.start_from(model, arguments.weights, in_channels=channels)
+    if arguments.encoder_weights:
+        return weights.start_from(model, arguments.encoder_weights, part="encoder", in_channels=channels)
+    if arguments.freeze_encoder and not arguments.resume:
+        raise ValueError(
+            "--freeze-encoder would keep a random encoder as it is: give it --encoder-weights or --weights"
+        )
+    return None
 
 
-def check_out(arguments: Arguments, config: ModelConfig) -> None:
+# What may change when a run goes on: more steps, with the schedule stretched to them, are a choice that one may make
+# later, and the rest does not change what is trained.
+FREE = ("steps", "evaluate_every", "eval_batch_size", "checkpoint_every", "out", "resume", "data", "limit_val")
+
+
+def options_of(arguments: Arguments) -> dict[str, Any]:
+    """All options, as JSON holds them."""
+    return json.loads(json.dumps(dataclasses.asdict(arguments), default=str))
+
+
+def write_options(path: Path, arguments: Arguments) -> None:
+    replace(path, lambda temporary: temporary.write_text(json.dumps(options_of(arguments), indent=2) + "\n"))
+
+
+def check_out(arguments: Arguments) -> None:
     """Makes sure that no other run is in --out, and that what is resumed is the same training of the same model."""
     out = arguments.out
     if not (out / "log.jsonl").exists() and not (out / "last").exists():
         return
     if not arguments.resume:
         raise FileExistsError(f"{out} holds a run: continue it with --resume, or choose another --out")
-    model, model_before = (dataclasses.asdict(each) for each in (config, ModelConfig.load(out / "model.json")))
-    if model != model_before:
-        raise ValueError(f"{out} holds the run of another model: {differences(model_before, model)}")
-    recipe, before = recipe_of(arguments), json.loads((out / "recipe.json").read_text())
-    if recipe["steps"] != before["steps"]:
-        print(f"the schedule now spans {recipe['steps']} steps, before {before['steps']}", file=sys.stderr)
-    # More steps, with the schedule stretched to them, are a choice that one may make later.
-    for free in ("steps", "evaluate_every", "checkpoint_every"):
-        before[free] = recipe[free]
-    if recipe != before:
-        changed = differences(before, recipe)
-        raise ValueError(f"{out} holds a run with other options, so it would not go on exactly: {changed}")
+    if not (out / "options.json").is_file():
+        raise ValueError(f"{out} holds a run of an older densezoo, which cannot go on here: choose another --out")
+    options, before = options_of(arguments), json.loads((out / "options.json").read_text())
+    if options["steps"] != before["steps"]:
+        print(f"the schedule now spans {options['steps']} steps, before {before['steps']}", file=sys.stderr)
+    changed = {name: value for name, value in options.items() if name not in FREE}
+    if text := differences(before, changed):
+        raise ValueError(f"{out} holds a run with other options, so it would not go on exactly: {text}")
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -29,9 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from common import (
-    MEAN,
     NUM_CLASSES,
-    STD,
+    PREPROCESSING,
+    TASK,
     digit_recipe,
     digit_scenes,
     keep_compiled,
@@ -48,7 +48,8 @@ from densezoo import ops, viz
 from densezoo.blocks import he_uniform
 from densezoo.data import to_float
 from densezoo.files import replace
-from densezoo.train import predictor, train_segmentation
+from densezoo.predictor import Predictor
+from densezoo.train import train as train_model
 
 
 class TransposedConv3x3(nn.Module):
@@ -180,9 +181,9 @@ def trained(
         return json.loads(str(maps.pop("numbers"))), maps
     model = network(name)
     recipe = digit_recipe(arguments.steps, seed=seed)
-    state, _ = train_segmentation(model, train, val, recipe, num_classes=NUM_CLASSES, mean=MEAN, std=STD)
+    state, _ = train_model(TASK, model, train, val, recipe, preprocessing=PREPROCESSING)
     numbers, maps = on_scenes_and_greys(model, state.variables)
-    numbers |= score(predictor(model, state.variables, mean=MEAN, std=STD), val, 1)
+    numbers |= score(Predictor(TASK, model, state.variables, PREPROCESSING), val, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def save(temporary: Path) -> None:
@@ -245,7 +246,9 @@ def on_scenes_and_greys(model: nn.Module, variables: Any) -> tuple[dict[str, flo
 
     @jax.jit
     def logits_of(images):
-        logits: Any = model.apply(variables, (images - jnp.asarray(MEAN)) / jnp.asarray(STD))
+        logits: Any = model.apply(
+            variables, (images - jnp.asarray(PREPROCESSING.mean)) / jnp.asarray(PREPROCESSING.std)
+        )
         return logits
 
     on_scenes = np.asarray(logits_of(larger_scenes()[0]), np.float64)

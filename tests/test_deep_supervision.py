@@ -40,9 +40,8 @@ def test_the_heads_train(name):
     model = model_of(name, 1)
     state = train.create_state(model, optax.sgd(0.1), KEY, IMAGES)
     mask = jnp.zeros((2, 33, 40), jnp.int32).at[:, ::2].set(1)
-    step = train.make_train_step(
-        losses.deep_supervision(lambda logits, batch: losses.cross_entropy(logits, batch["mask"])), inputs=("image",)
-    )
+    supervised = losses.deep_supervision(losses.cross_entropy)
+    step = train.make_train_step(lambda apply, batch, key: supervised(apply(batch["image"]), batch["mask"]))
     before = jax.tree.map(np.asarray, state.params)
     after, _ = step(state, {"image": IMAGES, "mask": mask})
     for part in ("encoder", "decoder", "head", "auxiliary"):

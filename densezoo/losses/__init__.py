@@ -15,9 +15,11 @@ from densezoo.losses._boundary import boundary_weighted_cross_entropy, boundary_
 from densezoo.losses._cross_entropy import cross_entropy, focal_loss
 from densezoo.losses._deep import deep_supervision
 from densezoo.losses._lovasz import lovasz_loss
+from densezoo.losses._named import LOSSES, named_loss
 from densezoo.losses._overlap import dice_loss, jaccard_loss, tversky_loss
 
 __all__ = [
+    "LOSSES",
     "boundary_weighted_cross_entropy",
     "boundary_weights",
     "cross_entropy",
@@ -26,5 +28,6 @@ __all__ = [
     "focal_loss",
     "jaccard_loss",
     "lovasz_loss",
+    "named_loss",
     "tversky_loss",
 ]

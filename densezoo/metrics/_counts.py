@@ -124,6 +124,42 @@ def confusion_counts(
     return confusion(predictions, labels, checked(predictions, labels, ignore_index), num_classes)
 
 
+def multilabel_counts(
+    predictions: Integer[Array, "*shape k"], labels: Integer[Array, "*shape k"], *, ignore_index: int | None = None
+) -> Counts:
+    """True and false positives and negatives of each class, where a pixel may have several.
+
+    Exact for up to 2^32 pixels in one call. A label that is neither 0 nor 1 nor ignore_index counts as wrong, whatever
+    is predicted.
+
+    Args:
+        predictions: 0 or 1 for each class, (..., k).
+        labels: 0 or 1 for each class, (..., k).
+        ignore_index: Label of what does not count, for each class by itself.
+
+    Returns:
+        Counts of shape (k,).
+
+    Raises:
+        ValueError: If the shapes differ.
+        TypeError: If predictions or labels are not integers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import numpy as np
+        >>> from densezoo.metrics import multilabel_counts
+        >>> labels = jnp.array([[1, 0], [1, 1], [0, 255]])
+        >>> counts = multilabel_counts(jnp.array([[1, 1], [0, 1], [0, 1]]), labels, ignore_index=255)
+        >>> print(np.asarray(counts.tp), np.asarray(counts.fp), np.asarray(counts.fn), np.asarray(counts.tn))
+        [1 1] [0 1] [1 0] [1 0]
+    """
+    counted = checked(predictions, labels, ignore_index)
+    predicted, absent, present = predictions != 0, labels == 0, labels == 1
+    parts = (predicted & present, predicted & ~present, ~predicted & ~absent, ~predicted & absent)
+    axes = tuple(range(labels.ndim - 1))
+    return Counts(*(Tally.of(jnp.sum(part & counted, axis=axes, dtype=jnp.uint32)) for part in parts))
+
+
 def iou(counts: Counts) -> Float[Array, " c"]:
     """Intersection over union of each class, TP / (TP + FP + FN); NaN if nothing is labelled or predicted so.
 

@@ -25,7 +25,8 @@ class SegmentationModel(nn.Module):
           gives a tuple, the logits and those of each such head, for `losses.deep_supervision`. The decoder must have
           `all_scales`, as `UNetDecoder` has.
         frozen: parts that do not train, such as `("encoder",)`: they run with their running batch statistics, and
-          `densezoo.train` leaves their parameters and statistics as they are.
+          `densezoo.train` leaves their parameters and statistics as they are. In a loop of your own, the encoder's
+          gradients are zero, and `train.freeze(optimizer, model.frozen)` keeps weight decay away.
         impl: which form of the operations computes: "auto", the fastest measured, or "reference", plain JAX, to compare
           with or to differentiate in forward mode (`ops.implementation`). Parameters are the same, and results up to
           rounding.
@@ -57,6 +58,7 @@ class SegmentationModel(nn.Module):
         auxiliary = self.auxiliary if train or self.is_initializing() else None
         with computed_by(self.impl):
             pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
+            pyramid = _without_gradient(pyramid) if "encoder" in self.frozen else pyramid
             decode = partial(self.decoder, pyramid, train=train and "decoder" not in self.frozen)
             # The size that the encoder saw, from which what `encode` added to a very small image is cut again.
             size = pyramid.image_size
@@ -65,6 +67,11 @@ class SegmentationModel(nn.Module):
             maps = decode(all_scales=True)
             logits = self.head(maps[0], size), *auxiliary(maps[1:], size)
         return tuple(_cut(each, images) for each in logits) if train else _cut(logits[0], images)
+
+
+def _without_gradient(pyramid: Pyramid) -> Pyramid:
+    """A frozen encoder's maps: its parameters get zero gradients in any loop, and no backward pass."""
+    return jax.tree.map(jax.lax.stop_gradient, pyramid)
 
 
 def _cut(logits: jax.Array, images: jax.Array) -> jax.Array:
@@ -100,6 +107,7 @@ class PyramidModel(nn.Module):
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> tuple[Float[Array, "b _ _ c"], ...]:
         with computed_by(self.impl):
             pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
+            pyramid = _without_gradient(pyramid) if "encoder" in self.frozen else pyramid
             return self.neck(pyramid, train=train and "neck" not in self.frozen)
 
 

@@ -66,7 +66,7 @@ def _maxima(x, window, stride, padding):
         ends = [
             (_windows(side, window, stride, padding) - 1) * stride + window - padding - side for side in x.shape[1:3]
         ]
-        by_taps = 1 < stride and window <= stride + 1 and max(ends) <= 0
+        by_taps = stride > 1 and window <= stride + 1 and max(ends) <= 0
         best = (
             functools.reduce(jnp.maximum, _taps(wide, window, stride, padding))
             if by_taps

@@ -1,25 +1,51 @@
-"""Training: state, jitted steps, checkpoints and the loop. Knows no architecture."""
+"""Training: state, jitted steps, checkpoints, the loop and the recipe. Knows no architecture and no task."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from densezoo.train.checkpoint import load_variables, read_facts, restore_state
 from densezoo.train.loop import fit
-from densezoo.train.optimizer import make_optimizer, one_cycle
-from densezoo.train.segmentation import SegmentationRecipe, make_evaluator, predictor, train_segmentation
+from densezoo.train.optimizer import freeze, make_optimizer, one_cycle
 from densezoo.train.state import TrainState, create_state
 from densezoo.train.step import make_eval_step, make_train_step
 
+if TYPE_CHECKING:
+    from densezoo.train.recipe import Recipe, evaluator, train
+    from densezoo.train.segmentation import SegmentationRecipe, predictor, train_segmentation
+
+# These read data, for which packages are needed that a loop of one's own does without: only on first use.
+_ON_FIRST_USE = {
+    "Recipe": "recipe",
+    "evaluator": "recipe",
+    "train": "recipe",
+    "SegmentationRecipe": "segmentation",
+    "predictor": "segmentation",
+    "train_segmentation": "segmentation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_FIRST_USE:
+        return getattr(importlib.import_module(f"densezoo.train.{_ON_FIRST_USE[name]}"), name)
+    raise AttributeError(f"module 'densezoo.train' has no attribute {name!r}")
+
+
 __all__ = [
+    "Recipe",
     "SegmentationRecipe",
     "TrainState",
     "create_state",
+    "evaluator",
     "fit",
+    "freeze",
     "load_variables",
     "make_eval_step",
-    "make_evaluator",
     "make_optimizer",
     "make_train_step",
     "one_cycle",
     "predictor",
     "read_facts",
     "restore_state",
+    "train",
     "train_segmentation",
 ]

@@ -19,8 +19,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from densezoo.train.state import TrainState, as_variables, describe_differences, first_lines
+from densezoo.train.state import TrainState, describe_differences, first_lines
 
+_COLLECTION = "collection:"
 _FINISHED = re.compile(r"\d+-step-\d+")
 
 
@@ -140,7 +141,7 @@ def restore_state(directory: str | Path, state: TrainState, which: str = "last")
     path = _require(directory, which)
     wanted = _contents(state)
     if lines := describe_differences(wanted, _metadata(path)[0], "the checkpoint"):
-        of_model = any(line.startswith(("params", "batch_stats")) for line in lines)
+        of_model = not all(line.startswith(("ema", "training")) for line in lines)
         raise ValueError(
             f"this checkpoint is of another {'model' if of_model else 'optimizer or ema_decay'}: {path}\n"
             f"{len(lines)} arrays differ.\n{first_lines(lines)}\n"
@@ -151,7 +152,7 @@ def restore_state(directory: str | Path, state: TrainState, which: str = "last")
     return state.replace(
         step=read["training"]["step"],
         params=read["params"],
-        batch_stats=read["batch_stats"],
+        collections={name: read[_stored_as(name)] for name in state.collections},
         opt_state=opt_structure.unflatten([read["training"]["optimizer"][_name(path)] for path, _ in opt_leaves]),
         ema=None if state.ema is None else read["ema"],
         key=jax.random.wrap_key_data(read["training"]["key"], impl=jax.random.key_impl(state.key)),
@@ -176,16 +177,17 @@ def load_variables(directory: str | Path, which: str = "best") -> dict[str, Any]
     """
     path = _require(directory, which)
     stored = _metadata(path)[0]
-    model = {name: stored.get(name, {}) for name in ("params", "batch_stats", "ema")}
+    model = {name: tree for name, tree in stored.items() if name != "training"}
     read = _read(path, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model))
-    return as_variables(read["params"] | read["ema"], read["batch_stats"])
+    params = read.pop("params") | read.pop("ema", {})
+    return {"params": params} | {name.removeprefix(_COLLECTION): tree for name, tree in read.items() if tree}
 
 
 def _contents(state: TrainState) -> dict[str, Any]:
     """A state as nested dicts of arrays. Optimizer memory is a flat dict by path, for any optimizer's types."""
     return {
         "params": state.params,
-        "batch_stats": state.batch_stats,
+        **{_stored_as(name): tree for name, tree in state.collections.items()},
         "ema": state.ema or {},
         "training": {
             "step": state.step,
@@ -193,6 +195,11 @@ def _contents(state: TrainState) -> dict[str, Any]:
             "optimizer": {_name(path): x for path, x in jax.tree.leaves_with_path(state.opt_state)},
         },
     }
+
+
+def _stored_as(collection: str) -> str:
+    """The name of a collection in a checkpoint, where it cannot be taken for a part of the training."""
+    return collection if collection == "batch_stats" else _COLLECTION + collection
 
 
 def _name(path: tuple[Any, ...]) -> str:

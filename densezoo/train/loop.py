@@ -30,6 +30,7 @@ def fit(
     resume: bool = False,
     checkpoint_every: int = 500,
     log_every: int = 10,
+    on_best: Callable[[TrainState], None] | None = None,
     progress: bool = True,
 ) -> tuple[TrainState, list[Record]]:
     """Trains until `state.step == steps`.
@@ -51,6 +52,8 @@ def fit(
         resume: continue the run in `directory` from its last checkpoint; start at the beginning if it has none.
         checkpoint_every: steps between checkpoints; there is always one before an evaluation and after the last step.
         log_every: steps between log records.
+        on_best: called with the state whenever it reaches the highest score so far, for instance to export it. It must
+            not donate the state.
         progress: show a progress line on stderr (plain lines where stderr is not a terminal).
 
     Returns:
@@ -151,6 +154,9 @@ def fit(
             if best is not None and _score(scores, best) > best_score:
                 best_score = scores[best]
                 save("best", name=best, score=best_score)
+                if on_best is not None:
+                    with meter.paused():
+                        on_best(state)
 
         try:
             if evaluate is not None and done == steps and not _scored(log.history, done):

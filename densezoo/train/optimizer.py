@@ -1,5 +1,8 @@
-"""The optimizer of the recipes: AdamW with a one-cycle learning rate and optional clipping."""
+"""The optimizer of the recipes: AdamW with a one-cycle learning rate and optional clipping; and frozen parts."""
 
+from collections.abc import Sequence
+
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -85,3 +88,33 @@ def make_optimizer(
     schedule = learning_rate if callable(learning_rate) else one_cycle(learning_rate, steps)
     adamw = optax.adamw(schedule, eps=1e-8, weight_decay=weight_decay)
     return adamw if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adamw)
+
+
+def freeze(optimizer: optax.GradientTransformation, names: Sequence[str]) -> optax.GradientTransformation:
+    """An optimizer that leaves some parts of a model as they are, for a training loop of your own.
+
+    `densezoo.train`'s own step does so without it. Their parameters get no weight decay and no optimizer memory.
+
+    Args:
+        optimizer: for the other parameters.
+        names: top-level subtrees of the parameters, such as `model.frozen`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> params = {"encoder": {"kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2)}}
+        >>> optimizer = freeze(optax.adamw(0.1), ("encoder",))
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> updates["encoder"]["kernel"].tolist(), bool((updates["head"]["kernel"] != 0).all())
+        ([0.0, 0.0], True)
+    """
+    frozen = (names,) if isinstance(names, str) else tuple(names)
+
+    def labels(params):
+        if unknown := sorted(set(frozen) - set(params)):
+            raise ValueError(f"the parameters have no {unknown}; they have {sorted(params)}")
+        return {
+            name: jax.tree.map(lambda _, name=name: "frozen" if name in frozen else "trained", subtree)
+            for name, subtree in params.items()
+        }
+
+    return optax.multi_transform({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)

@@ -19,7 +19,7 @@ class TrainState(struct.PyTreeNode):
     Attributes:
         step: number of updates done.
         params: all parameters, the frozen ones included.
-        batch_stats: running statistics of the norms; an empty dict for a model without any.
+        collections: what else the model has, such as `batch_stats`, the running statistics of norms; by name.
         opt_state: optimizer memory, of the trainable parameters alone.
         ema: moving average of the trainable parameters, or None.
         key: random key of the training. It never changes: a step uses `fold_in(key, step)`.
@@ -31,7 +31,7 @@ class TrainState(struct.PyTreeNode):
 
     step: Int[Array, ""]
     params: dict[str, Any]
-    batch_stats: dict[str, Any]
+    collections: dict[str, Any]
     opt_state: PyTree
     ema: dict[str, Any] | None
     key: Key[Array, ""]
@@ -48,22 +48,22 @@ class TrainState(struct.PyTreeNode):
     @property
     def variables(self) -> dict[str, Any]:
         """Variables for `model.apply`, as the last step left them."""
-        return as_variables(self.params, self.batch_stats)
+        return {"params": self.params, **self.collections}
 
     @property
     def ema_variables(self) -> dict[str, Any]:
         """Variables for `model.apply` with averaged parameters; the same as `variables` where there is no average."""
-        return as_variables(self.params | (self.ema or {}), self.batch_stats)
+        return {"params": self.params | (self.ema or {}), **self.collections}
+
+    @property
+    def batch_stats(self) -> dict[str, Any]:
+        """Running statistics of the norms; an empty dict for a model without any."""
+        return self.collections.get("batch_stats", {})
 
 
 def without(params: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """The subtrees of `params` whose name is not among `names`."""
     return {name: subtree for name, subtree in params.items() if name not in names}
-
-
-def as_variables(params: dict[str, Any], batch_stats: dict[str, Any]) -> dict[str, Any]:
-    """Collections as `model.init` returns them: a model without statistics has no `batch_stats`."""
-    return {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
 
 
 def create_state(
@@ -80,7 +80,7 @@ def create_state(
     get neither gradients nor optimizer memory.
 
     Args:
-        model: a Linen module with the collections `params` and, at most, `batch_stats`.
+        model: a Linen module.
         optimizer: optax gradient transformation, for instance from `make_optimizer`.
         key: random key (`jax.random.key(seed)`), for the parameters and for every step's randomness.
         *inputs: the model's inputs, arrays or `jax.ShapeDtypeStruct`; only shapes and dtypes matter.
@@ -95,8 +95,7 @@ def create_state(
 
     Raises:
         TypeError: if `key` is not a typed random key.
-        ValueError: if `model.frozen` names an unknown subtree, the model has other collections, or `variables` are of
-            another model.
+        ValueError: if `model.frozen` names an unknown subtree, or `variables` are of another model.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -117,8 +116,6 @@ def create_state(
         return unfreeze(model.init(key, *(jnp.zeros(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)) for x in inputs)))
 
     expected = jax.eval_shape(init, key)
-    if unknown := set(expected) - {"params", "batch_stats"}:
-        raise ValueError(f"a training carries params and batch_stats; the model has also {sorted(unknown)}")
     frozen = _check_frozen(getattr(model, "frozen", ()), expected["params"])
     if variables is not None:
         variables = unfreeze(dict(variables))
@@ -138,7 +135,7 @@ def create_state(
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
+            collections={name: tree for name, tree in variables.items() if name != "params"},
             opt_state=opt_state,
             ema=None if ema_decay is None else jax.tree.map(jnp.copy, trainable),
             key=step_key,

@@ -1,5 +1,7 @@
 """The jitted train step and evaluation step."""
 
+import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,7 +16,8 @@ from densezoo.train.state import TrainState
 
 Batch = Mapping[str, PyTree]
 Metrics = dict[str, Float[Array, ""]]
-Loss = Callable[[Any, Any], Any]  # (logits, batch) -> scalar, or (scalar, dict of scalars)
+Apply = Callable[..., Any]  # (*inputs, **arguments of the model's __call__) -> the model's outputs
+Loss = Callable[[Apply, Any, Key[Array, ""]], Any]  # (apply, batch, key) -> scalar, or (scalar, dict of scalars)
 
 
 def make_train_step(
@@ -22,7 +25,7 @@ def make_train_step(
     *,
     augment: Callable[[Key[Array, ""], Any], Any] | None = None,
     accumulate: int = 1,
-    inputs: tuple[str, ...] = ("image",),
+    inputs: tuple[str, ...] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A jitted function that does one update.
 
@@ -31,20 +34,24 @@ def make_train_step(
     of the whole batch. The randomness of a step depends on the state's key and step alone.
 
     Args:
-        loss: `loss(logits, batch)` gives a scalar, or a scalar and a dict of further scalars to report.
+        loss: `loss(apply, batch, key)` gives a scalar, or a scalar and a dict of further scalars to report.
+            `apply(*inputs, **arguments)` runs the model with `train=True` and the step's parameters, and gives its
+            outputs. It updates the collections that the model updates (such as `batch_stats`) and serves every random
+            stream; a loss may call it more than once. `key` is for the loss's own random draws.
         augment: `augment(key, batch)` gives the batch to train on; runs on the device, inside the step.
         accumulate: split the batch into this many parts and take them one after the other. The gradient is the mean of
             the parts' gradients; batch statistics are updated part by part. On an accelerator the parts are a loop and
             activations take about that fraction of the memory; on a CPU they are unrolled, which saves no memory.
-        inputs: names of the batch's entries that the model is called with, in order.
+        inputs: deprecated, for a loss of the form `loss(outputs, batch)`: names of the model's inputs in the batch.
 
     Returns:
         `train_step(state, batch) -> (state, metrics)`; metrics are scalars on the device: `loss`, `grad_norm`, and
         what the loss reports.
 
     Raises:
-        ValueError: if `accumulate` is not positive; when the step is first called, if it does not divide the batch,
-            the batch lacks an input, or the loss is not a scalar.
+        ValueError: if `accumulate` is not positive; when the step is first called, if it does not divide the batch or
+            the loss is not a scalar.
+        TypeError: if the loss does not take three arguments.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -55,48 +62,42 @@ def make_train_step(
         ...         return nn.Conv(1, (3, 3))(images)
         >>> batch = {"image": jnp.ones((2, 8, 8, 3)), "target": jnp.ones((2, 8, 8, 1))}
         >>> state = create_state(Net(), optax.sgd(0.1), jax.random.key(0), batch["image"])
-        >>> step = make_train_step(lambda prediction, batch: jnp.mean((prediction - batch["target"]) ** 2))
+        >>> step = make_train_step(lambda apply, batch, key: jnp.mean((apply(batch["image"]) - batch["target"]) ** 2))
         >>> state, metrics = step(state, batch)
         >>> sorted(metrics), int(state.step)
         (['grad_norm', 'loss'], 1)
     """
     if accumulate < 1:
         raise ValueError(f"accumulate is the number of parts of a batch, at least 1; got {accumulate}")
-    _check_inputs(inputs)
+    loss = _loss_of_apply(loss, inputs)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        augment_key, loss_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         if augment is not None:
             batch = augment(augment_key, batch)
         trainable = state.trainable
 
-        def part_loss(trainable, batch_stats, part, key):
-            logits, updated = state.apply_fn(
-                {"params": state.params | trainable, "batch_stats": batch_stats},
-                *_pick(part, inputs),
-                train=True,
-                rngs={"dropout": key},
-                mutable=["batch_stats"],
-            )
-            value, reported = _scalars(loss(logits, part))
-            return value, (updated.get("batch_stats", batch_stats), {"loss": value} | reported)
+        def part_loss(trainable, collections, part, key):
+            apply = _Apply(state, state.params | trainable, collections, key)
+            value, reported = _scalars(loss(apply, part, jax.random.fold_in(key, 1)))
+            return value, (apply.collections, {"loss": value} | reported)
 
         # Only the trainable parameters are differentiated, so that a frozen encoder has no backward pass.
         gradient = jax.grad(part_loss, has_aux=True)
 
         if accumulate == 1:
-            gradients, (batch_stats, metrics) = gradient(trainable, state.batch_stats, batch, dropout_key)
+            gradients, (collections, metrics) = gradient(trainable, state.collections, batch, loss_key)
         else:
 
             def add_part(carry, part_and_key):
-                (total, batch_stats), (part, key) = carry, part_and_key
-                gradients, (batch_stats, metrics) = gradient(trainable, batch_stats, part, key)
-                return (jax.tree.map(jnp.add, total, gradients), batch_stats), metrics
+                (total, collections), (part, key) = carry, part_and_key
+                gradients, (collections, metrics) = gradient(trainable, collections, part, key)
+                return (jax.tree.map(jnp.add, total, gradients), collections), metrics
 
-            (gradients, batch_stats), metrics = jax.lax.scan(
+            (gradients, collections), metrics = jax.lax.scan(
                 add_part,
-                (jax.tree.map(jnp.zeros_like, trainable), state.batch_stats),
-                (_split(batch, accumulate), jax.random.split(dropout_key, accumulate)),
+                (jax.tree.map(jnp.zeros_like, trainable), state.collections),
+                (_split(batch, accumulate), jax.random.split(loss_key, accumulate)),
                 # Inside a loop, XLA:CPU computes convolution gradients by a naive method, many times slower.
                 unroll=jax.default_backend() == "cpu",
             )
@@ -111,7 +112,7 @@ def make_train_step(
         state = state.replace(
             step=step,
             params=state.params | trainable,
-            batch_stats=batch_stats,
+            collections=collections,
             opt_state=opt_state,
             ema=_average(state.ema, trainable, state.ema_decay, step),
         )
@@ -120,36 +121,90 @@ def make_train_step(
     return Jitted(train_step, training=True, donate_argnums=0)
 
 
+class _Apply:
+    """The model in a train step: a function of its inputs that keeps what it updates in `collections`."""
+
+    def __init__(self, state: TrainState, params: PyTree, collections: dict[str, Any], key: Key[Array, ""]):
+        self._state, self._params, self._key, self._calls = state, params, key, 0
+        self.collections = collections
+
+    def __call__(self, *inputs: Any, train: bool = True, **arguments: Any) -> Any:
+        # The first call takes the step's key itself. Flax takes any stream that has no key of its own from `params`.
+        key = jax.random.fold_in(self._key, 1 + self._calls) if self._calls else self._key
+        self._calls += 1
+        variables = {"params": self._params, **self.collections}
+        if not train:
+            return self._state.apply_fn(variables, *inputs, train=False, **arguments)
+        outputs, updated = self._state.apply_fn(
+            variables,
+            *inputs,
+            train=True,
+            rngs={"dropout": key, "params": jax.random.fold_in(key, 0)},
+            mutable=list(self.collections),
+            **arguments,
+        )
+        self.collections = self.collections | dict(updated)
+        return outputs
+
+
 def make_eval_step(
-    measure: Callable[[Any, Any], PyTree],
+    measure: Callable[[Apply, Any], PyTree],
     *,
-    inputs: tuple[str, ...] = ("image",),
     ema: bool = True,
 ) -> Callable[[TrainState, Batch], PyTree]:
     """A jitted function that measures one batch.
 
     Args:
-        measure: `measure(logits, batch)` gives a pytree that adds over batches, for instance confusion counts.
-        inputs: names of the batch's entries that the model is called with, in order.
+        measure: `measure(apply, batch)` gives a pytree that adds over batches, for instance confusion counts;
+            `apply(*inputs)` runs the model as in inference.
         ema: use the averaged parameters if the state has them.
 
     Returns:
-        `eval_step(state, batch) -> measure(logits, batch)`, with the model as in inference.
-
-    Raises:
-        ValueError: when the step is first called, if the batch lacks an input.
+        `eval_step(state, batch) -> measure(apply, batch)`.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> squared_error = make_eval_step(lambda prediction, batch: jnp.sum((prediction - batch["depth"]) ** 2))
+        >>> squared_error = make_eval_step(lambda apply, batch: jnp.sum((apply(batch["image"]) - batch["depth"]) ** 2))
     """
-    _check_inputs(inputs)
 
     def eval_step(state: TrainState, batch: Batch) -> PyTree:
         variables = state.ema_variables if ema else state.variables
-        return measure(state.apply_fn(variables, *_pick(batch, inputs), train=False), batch)
+        return measure(partial(state.apply_fn, variables, train=False), batch)
 
     return Jitted(eval_step)
+
+
+def _loss_of_apply(loss: Any, inputs: tuple[str, ...] | None) -> Loss:
+    """`loss` itself, or one of the deprecated form `loss(outputs, batch)` as a `loss(apply, batch, key)`."""
+    try:
+        inspect.signature(loss).bind(None, None, None)
+    except TypeError:
+        try:
+            inspect.signature(loss).bind(None, None)
+        except TypeError:
+            raise TypeError(f"the loss takes (apply, batch, key); this one takes {inspect.signature(loss)}") from None
+    except ValueError:  # a function without a signature
+        return loss
+    else:
+        if inputs is not None:
+            raise TypeError("inputs= is for a loss of the form loss(outputs, batch); this one calls apply itself")
+        return loss
+    warnings.warn(
+        "a loss of the form loss(outputs, batch) is deprecated: write loss(apply, batch, key), which calls the model"
+        ' itself, such as lambda apply, batch, key: cross_entropy(apply(batch["image"]), batch["mask"])',
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    names = ("image",) if inputs is None else inputs
+    if isinstance(names, str):
+        raise ValueError(f"inputs is a tuple of names; got the string {names!r}: write ({names!r},)")
+
+    def of_outputs(apply, batch, key):
+        if missing := [name for name in names if name not in batch]:
+            raise ValueError(f"the batch has no {missing}; it has {sorted(batch)}. Name the inputs by inputs=(...)")
+        return loss(apply(*(batch[name] for name in names)), batch)
+
+    return of_outputs
 
 
 def _average(ema: PyTree, params: PyTree, decay: float | None, step: Array) -> PyTree:
@@ -164,17 +219,6 @@ def _norm(tree: PyTree) -> Float[Array, ""]:
     """The Euclidean norm. As contractions over all axes, which XLA:CPU computes several times faster than sums."""
     exact = partial(jnp.tensordot, precision="highest", preferred_element_type=jnp.float32)
     return jnp.sqrt(sum((exact(x, x, x.ndim) for x in jax.tree.leaves(tree)), jnp.float32(0)))
-
-
-def _check_inputs(inputs: tuple[str, ...]) -> None:
-    if isinstance(inputs, str):
-        raise ValueError(f"inputs is a tuple of names; got the string {inputs!r}: write ({inputs!r},)")
-
-
-def _pick(batch: Batch, names: tuple[str, ...]) -> list[PyTree]:
-    if missing := [name for name in names if name not in batch]:
-        raise ValueError(f"the batch has no {missing}; it has {sorted(batch)}. Name the model's inputs by inputs=(...)")
-    return [batch[name] for name in names]
 
 
 def _split(batch: Batch, parts: int) -> PyTree:

@@ -4,7 +4,20 @@ from densezoo.weights._convert import from_torch
 from densezoo.weights._export import to_torch
 from densezoo.weights._files import read_checkpoint
 from densezoo.weights._hub import from_hub, preprocessing
-from densezoo.weights._native import load, save
+from densezoo.weights._native import NotDescribable, load, load_with_metadata, save
 from densezoo.weights._plain import plain_unet
+from densezoo.weights._transfer import start_from
 
-__all__ = ["from_hub", "from_torch", "load", "plain_unet", "preprocessing", "read_checkpoint", "save", "to_torch"]
+__all__ = [
+    "NotDescribable",
+    "from_hub",
+    "from_torch",
+    "load",
+    "load_with_metadata",
+    "plain_unet",
+    "preprocessing",
+    "read_checkpoint",
+    "save",
+    "start_from",
+    "to_torch",
+]

@@ -1,8 +1,9 @@
 """densezoo's own files: variables as safetensors, with a description of their model inside."""
 
+import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path as File
 from typing import Any
 
@@ -22,7 +23,19 @@ from densezoo.weights._slots import Path, differences
 _FORMAT = 1
 
 
-def save(path: str | os.PathLike[str], model: nn.Module | None, variables: Mapping[str, Any]) -> None:
+class NotDescribable(ValueError):
+    """A model has something that a file cannot describe, such as a module of one's own."""
+
+
+def save(
+    path: str | os.PathLike[str],
+    model: nn.Module | None,
+    variables: Mapping[str, Any],
+    *,
+    task: Any = None,
+    preprocessing: Any = None,
+    classes: Sequence[str] | None = None,
+) -> None:
     """Writes a model and its variables as one safetensors file, from which `load` makes both again.
 
     The file describes the model by the names of densezoo's classes and their fields; nothing in it is code. It is
@@ -32,11 +45,14 @@ def save(path: str | os.PathLike[str], model: nn.Module | None, variables: Mappi
         path: of the file, by custom *.safetensors.
         model: made of densezoo's modules. None writes the variables alone, for a model with modules of one's own.
         variables: what `model.apply` takes; every collection, in its types.
+        task: what the model is for, such as `dz.tasks.Segmentation(...)`; `dz.load_predictor` needs it.
+        preprocessing: of the images, a `dz.Preprocessing`; `dz.load_predictor` needs it.
+        classes: names of the classes; None for those of the task.
 
     Raises:
-        TypeError: the path is none.
-        ValueError: the model has something that cannot be described, such as a module of one's own, or the variables
-          are not its.
+        TypeError: `path` is not a path.
+        ValueError: the model has something that cannot be described, such as a module of one's own (`NotDescribable`),
+          or the variables are not its.
 
     Example:
         >>> import tempfile, jax, jax.numpy as jnp
@@ -57,7 +73,10 @@ def save(path: str | os.PathLike[str], model: nn.Module | None, variables: Mappi
         raise ValueError(f"expected the variables of a model, nested dictionaries of arrays, got {sorted(variables)}")
     description = None
     if model is not None:
-        description = describe(model, type(model).__name__)
+        try:
+            description = describe(model, type(model).__name__)
+        except ValueError as error:
+            raise NotDescribable(str(error)) from error
         if lines := differences(model, tree):
             raise ValueError(f"these are not the variables of the model: {shortened(lines)}")
     # Copies in C's order: safetensors writes the memory as it lies.
@@ -65,6 +84,15 @@ def save(path: str | os.PathLike[str], model: nn.Module | None, variables: Mappi
     if wrong := [f"{name} is {array.dtype}" for name, array in arrays.items() if not is_storable(array.dtype)]:
         raise ValueError(f"these types of arrays cannot be written: {shortened(wrong)}")
     facts = {"format": _FORMAT, "version": _version(), "model": description}
+    if task is not None:
+        from densezoo import tasks  # which needs more packages than a model does
+
+        facts["task"] = tasks.describe(task)
+        classes = classes or getattr(task, "class_names", None)
+    if preprocessing is not None:
+        facts["preprocessing"] = dataclasses.asdict(preprocessing)
+    if classes:
+        facts["classes"] = list(classes)
     replace(File(path), lambda temporary: save_file(arrays, temporary, metadata={NATIVE: json.dumps(facts)}))
 
 
@@ -83,6 +111,14 @@ def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> tup
         ValueError: the file is damaged, not one of `save`'s, of a newer densezoo, or describes a model that cannot be
           built; or the model given is another.
     """
+    model, variables, _ = load_with_metadata(path, model=model)
+    return model, variables
+
+
+def load_with_metadata(
+    path: str | os.PathLike[str], *, model: nn.Module | None = None
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """As `load`, with what else the file says: `task`, `preprocessing`, `classes`, `version`."""
     arrays, facts = read_with_facts(path)
     if facts is None:
         raise ValueError(
@@ -100,7 +136,7 @@ def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> tup
         lines = differences(model, tree)
     if lines:
         raise ValueError(f"the variables in {path} are not those of the model: {shortened(lines)}")
-    return model, unflatten_dict(tree)
+    return model, unflatten_dict(tree), facts
 
 
 def _build(path: str | os.PathLike[str], facts: dict[str, Any]) -> nn.Module:

@@ -66,13 +66,13 @@ def test_every_upsampler_fits_the_network(name):
 def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
     trainings = []
 
-    def train_segmentation(model, *_, **__):
+    def train_model(_, model, *__, **___):
         trainings.append(model.decoder.upsample)
         state = type("State", (), {"variables": None})
         return state, []
 
-    monkeypatch.setattr(exercise, "train_segmentation", train_segmentation)
-    monkeypatch.setattr(exercise, "predictor", lambda *_, **__: None)
+    monkeypatch.setattr(exercise, "train_model", train_model)
+    monkeypatch.setattr(exercise, "Predictor", lambda *_, **__: None)
     monkeypatch.setattr(exercise, "score", lambda *_: {"mean_iou": 0.5})
     monkeypatch.setattr(exercise, "on_scenes_and_greys", lambda *_: ({"on_greys": 0.1}, {"a scene": np.eye(2)}))
     arguments = exercise.Arguments(out=tmp_path, steps=3)

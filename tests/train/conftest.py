@@ -38,6 +38,11 @@ def mean_squared_error(prediction, batch):
     return jnp.mean(jnp.square(prediction.astype(jnp.float32) - batch["target"]))
 
 
+def of_image(loss):
+    """A loss of the model's outputs as one of `apply`."""
+    return lambda apply, batch, key: loss(apply(batch["image"]), batch)
+
+
 def make_batch(seed: int = 0, size: int = 4) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     image = rng.normal(size=(size, 5, 6, 2)).astype(np.float32)
@@ -82,7 +87,7 @@ def new_state() -> Callable[..., TrainState]:
 
 @pytest.fixture(scope="session")
 def train_step() -> Callable:
-    return make_train_step(mean_squared_error)
+    return make_train_step(of_image(mean_squared_error))
 
 
 @pytest.fixture(scope="session")

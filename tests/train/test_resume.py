@@ -39,7 +39,7 @@ def train(directory, *, kill_after=None, resume=False):
             yield {"image": np.random.default_rng(step).normal(size=(2, 4, 4, 1)).astype(np.float32)}
 
     state = create_state(Net(), optax.adamw(0.1), jax.random.key(0, impl="rbg"), jnp.zeros((2, 4, 4, 1)), ema_decay=0.9)
-    train_step = make_train_step(lambda prediction, batch: jnp.mean((prediction - batch["image"] ** 2) ** 2))
+    train_step = make_train_step(lambda apply, batch, key: jnp.mean((apply(batch["image"]) - batch["image"] ** 2) ** 2))
     return fit(
         state,
         train_step,

@@ -72,7 +72,9 @@ def test_starting_from_variables_copies_them(net, loss, batch_of):
     state = state_of(model, variables=given, ema_decay=0.9)
     for x, y in zip(jax.tree.leaves(state.variables), jax.tree.leaves(kept), strict=True):
         np.testing.assert_array_equal(x, y)
-    make_train_step(loss)(state, batch_of())  # Donates the state, and with it nothing of the caller's.
+    make_train_step(lambda apply, batch, key: loss(apply(batch["image"]), batch))(
+        state, batch_of()
+    )  # Donates the state, and with it nothing of the caller's.
     for x, y in zip(jax.tree.leaves(given), jax.tree.leaves(kept), strict=True):
         np.testing.assert_array_equal(x, y)
 

@@ -16,6 +16,11 @@ def sgd_state(model, batch, *, key=0, **options):
     return create_state(model, optax.sgd(0.5), jax.random.key(key, impl="rbg"), batch["image"], **options)
 
 
+def step_of(loss, **options):
+    """A train step from a loss of the model's outputs."""
+    return make_train_step(lambda apply, batch, key: loss(apply(batch["image"]), batch), **options)
+
+
 def copy(tree):
     return jax.tree.map(lambda x: np.array(x, copy=True), tree)
 
@@ -57,7 +62,7 @@ def test_one_step_is_the_update_written_out(net, loss, batch_of):
     before = copy(state.variables)
     gradient, statistics, value = gradient_of(model, loss)(before, batch)
 
-    state, metrics = make_train_step(loss)(state, batch)
+    state, metrics = step_of(loss)(state, batch)
     assert_equal(state.params, jax.tree.map(lambda p, g: p - 0.5 * g, before["params"], gradient))
     assert_equal(state.batch_stats, statistics)
     assert not np.allclose(state.batch_stats["norm"]["mean"], before["batch_stats"]["norm"]["mean"])
@@ -92,7 +97,7 @@ def test_a_step_works_inside_jit_and_scan(new_state, train_step, batch_of):
 
 def test_randomness_depends_on_key_and_step_alone(loss, batch_of):
     batch = batch_of()
-    model, step = Pointwise(), make_train_step(loss)
+    model, step = Pointwise(), step_of(loss)
     optimizer = optax.sgd(0.0)  # The parameters stay, so that only dropout makes the loss differ.
 
     def losses(key, count):
@@ -116,7 +121,7 @@ def test_a_frozen_part_does_not_move(net, loss, batch_of):
         model, optax.adamw(0.1, weight_decay=0.5), jax.random.key(0, impl="rbg"), batch["image"], ema_decay=0.9
     )
     before = copy(state.variables)
-    step = make_train_step(loss)
+    step = step_of(loss)
     for seed in range(2):
         state, metrics = step(state, batch_of(seed))
     for name in ("encoder", "norm"):
@@ -137,7 +142,7 @@ def test_augmentation_sees_a_new_key_every_step(batch_of):
         return jnp.mean(prediction), {"shift": batch["shift"]}
 
     state = sgd_state(Pointwise(), batch, key=3)
-    step, shifts = make_train_step(loss, augment=augment), []
+    step, shifts = step_of(loss, augment=augment), []
     for _ in range(2):
         state, metrics = step(state, batch)
         shifts.append(float(metrics["shift"]))
@@ -158,7 +163,7 @@ def test_accumulation_goes_through_the_parts(net, loss, batch_of, backend, monke
         gradients.append(gradient)
         values.append(value)
 
-    state, metrics = make_train_step(loss, accumulate=3)(state, batch)
+    state, metrics = step_of(loss, accumulate=3)(state, batch)
     mean = jax.tree.map(lambda *g: sum(g) / 3, *gradients)
     assert_equal(state.params, jax.tree.map(lambda p, g: p - 0.5 * g, before["params"], mean))
     assert_equal(state.batch_stats, variables["batch_stats"])
@@ -169,7 +174,7 @@ def test_accumulation_changes_nothing_where_images_are_independent(net, loss, ba
     model, batch = net(dropout=0.0, norm=False), batch_of()
     results = []
     for accumulate in (1, 2):
-        state, metrics = make_train_step(loss, accumulate=accumulate)(sgd_state(model, batch), batch)
+        state, metrics = step_of(loss, accumulate=accumulate)(sgd_state(model, batch), batch)
         results.append((state.params, metrics))
     assert_equal(results[1], results[0])
 
@@ -181,22 +186,22 @@ def test_parts_drop_different_features(batch_of):
         value = jnp.mean(prediction)
         return value, {"square": value**2}
 
-    _, metrics = make_train_step(loss, accumulate=4)(sgd_state(Pointwise(), batch), batch)
+    _, metrics = step_of(loss, accumulate=4)(sgd_state(Pointwise(), batch), batch)
     assert float(metrics["square"]) - float(metrics["loss"]) ** 2 > 1e-8  # The variance over parts.
 
 
 def test_accumulate_divides_the_batch(net, loss, batch_of):
     batch = batch_of(size=4)
     with pytest.raises(ValueError, match=r"accumulate=3 does not divide the batch: image has shape \(4, 5, 6, 2\)"):
-        make_train_step(loss, accumulate=3)(sgd_state(net(), batch), batch)
+        step_of(loss, accumulate=3)(sgd_state(net(), batch), batch)
     with pytest.raises(ValueError, match="accumulate"):
-        make_train_step(loss, accumulate=0)
+        step_of(loss, accumulate=0)
 
 
 def test_average_against_a_loop(loss, batch_of):
     batch = batch_of()
     state = sgd_state(Pointwise(), batch, ema_decay=0.3)
-    step = make_train_step(loss)
+    step = step_of(loss)
     expected = copy(state.params)
     for count in range(1, 5):
         state, _ = step(state, batch)
@@ -223,7 +228,7 @@ def test_bfloat16_computes_in_bfloat16_and_trains_in_float32(net, loss, batch_of
     with jax.numpy_dtype_promotion("standard"):  # Linen's BatchNorm subtracts a float32 mean from a bfloat16 input.
         key = jax.random.key(0, impl="rbg")
         state = create_state(net(dtype=jnp.bfloat16), optimizer, key, batch["image"], ema_decay=0.9)
-        state, metrics = make_train_step(observed_loss)(state, batch)
+        state, metrics = step_of(observed_loss)(state, batch)
     float32 = jnp.dtype("float32")
     assert seen == {"gradients": {float32}, "prediction": jnp.bfloat16}
     assert {x.dtype for x in jax.tree.leaves((state.variables, state.ema, metrics))} == {float32}
@@ -240,16 +245,24 @@ def test_bfloat16_computes_in_bfloat16_and_trains_in_float32(net, loss, batch_of
 )
 def test_what_a_loss_gives_is_checked(new_state, batch_of, bad_loss, message):
     with pytest.raises(ValueError, match=message):
-        make_train_step(bad_loss)(new_state(), batch_of())
+        step_of(bad_loss)(new_state(), batch_of())
 
 
-def test_inputs_are_named(new_state, loss, batch_of):
-    for step in (make_train_step(loss, inputs=("before",)), make_eval_step(loss, inputs=("before",))):
-        with pytest.raises(ValueError, match=r"no \['before'\]; it has \['image', 'target'\]"):
-            step(new_state(), batch_of())
-    for make in (make_train_step, make_eval_step):
-        with pytest.raises(ValueError, match=r"write \('image',\)"):
-            make(loss, inputs="image")
+def test_a_loss_of_outputs_goes_on_working_with_a_warning(new_state, loss, batch_of):
+    expected, metrics = step_of(loss)(new_state(), batch_of())
+    with pytest.warns(DeprecationWarning, match=r"write loss\(apply, batch, key\)"):
+        step = make_train_step(loss)
+    state, old = step(new_state(), batch_of())
+    assert_equal(state.params, expected.params, rtol=0, atol=0)
+    assert float(old["loss"]) == float(metrics["loss"])
+    with pytest.warns(DeprecationWarning), pytest.raises(ValueError, match=r"no \['before'\]; it has"):
+        make_train_step(loss, inputs=("before",))(new_state(), batch_of())
+    with pytest.warns(DeprecationWarning), pytest.raises(ValueError, match=r"write \('image',\)"):
+        make_train_step(loss, inputs="image")
+    with pytest.raises(TypeError, match=r"takes \(apply, batch, key\)"):
+        make_train_step(lambda apply: 0.0)
+    with pytest.raises(TypeError, match="calls apply itself"):
+        make_train_step(lambda apply, batch, key: 0.0, inputs=("image",))
 
 
 def test_a_model_of_two_images():
@@ -260,11 +273,43 @@ def test_a_model_of_two_images():
 
     batch = {"before": jnp.ones((2, 3, 3, 1)), "after": jnp.ones((2, 3, 3, 1))}
     state = create_state(Difference(), optax.sgd(0.1), jax.random.key(0, impl="rbg"), batch["before"], batch["after"])
-    inputs = ("before", "after")
-    state, metrics = make_train_step(lambda x, batch: jnp.mean((x - 1) ** 2), inputs=inputs)(state, batch)
+
+    def loss(apply, batch, key):
+        return jnp.mean((apply(batch["before"], batch["after"]) - 1) ** 2)
+
+    state, metrics = make_train_step(loss)(state, batch)
     assert float(metrics["loss"]) == 1.0  # No change: the prediction is the bias, 0.
-    change = make_eval_step(lambda x, batch: jnp.mean(x), inputs=inputs)(state, batch)
+    change = make_eval_step(lambda apply, batch: jnp.mean(apply(batch["before"], batch["after"])))(state, batch)
     np.testing.assert_allclose(change, 0.2, rtol=1e-6)  # The bias after one step of gradient -2.
+
+
+class Counting(nn.Module):
+    """A collection and a random stream of its own."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        calls = self.variable("tallies", "calls", lambda: jnp.zeros((), jnp.int32))
+        if train and not self.is_initializing():
+            calls.value += 1
+        noise = jax.random.normal(self.make_rng("noise")) if train and not self.is_initializing() else 0.0
+        return nn.Dense(1)(images) + noise
+
+
+def test_any_collection_and_any_random_stream(batch_of, leaves):
+    batch, drawn = batch_of(), []
+
+    def loss(apply, batch, key):
+        first, second = apply(batch["image"]), apply(batch["image"])
+        return jnp.mean(first), {"difference": jnp.mean(first - second), "own": jax.random.normal(key)}
+
+    state, step = sgd_state(Counting(), batch, ema_decay=0.5), make_train_step(loss)
+    for count in (1, 2):
+        state, metrics = step(state, batch)
+        assert int(state.variables["tallies"]["calls"]) == 2 * count  # Both calls of the loss count.
+        assert abs(float(metrics["difference"])) > 1e-3  # Each has noise of its own.
+        drawn.append((float(metrics["difference"]), float(metrics["own"])))
+    assert drawn[0][0] != drawn[1][0] and drawn[0][1] != drawn[1][1]
+    assert state.batch_stats == {} and "tallies" in state.ema_variables
 
 
 def test_evaluation_is_inference_with_the_averaged_parameters(new_state, train_step, batch_of):
@@ -272,7 +317,8 @@ def test_evaluation_is_inference_with_the_averaged_parameters(new_state, train_s
     for _ in range(2):
         state, _ = train_step(state, batch)
 
-    def measure(prediction, batch):
+    def measure(apply, batch):
+        prediction = apply(batch["image"])
         return {"sum": jnp.sum(prediction), "images": prediction.shape[0]}
 
     apply = jax.jit(lambda variables: jnp.sum(state.apply_fn(variables, batch["image"])))
@@ -296,5 +342,5 @@ def test_a_step_knows_whether_onednn_compiles_it(monkeypatch, batch_of, loss, av
         return loss(prediction, batch)
 
     batch = batch_of()
-    make_train_step(looking).trace(sgd_state(Pointwise(), batch), batch)
+    step_of(looking).trace(sgd_state(Pointwise(), batch), batch)
     assert set(seen) == {available}

@@ -1,0 +1,123 @@
+"""Losses by name with weights, as a command line has them: "cross_entropy + 0.5 * dice"."""
+
+import ast
+import difflib
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.losses._cross_entropy import cross_entropy, focal_loss
+from densezoo.losses._lovasz import lovasz_loss
+from densezoo.losses._overlap import dice_loss, jaccard_loss, tversky_loss
+from densezoo.losses._pixels import ClassWeights, check_class_weights, weighted_mean
+
+LOSSES: dict[str, Callable[..., Any]] = {
+    "cross_entropy": cross_entropy,
+    "dice": dice_loss,
+    "focal": focal_loss,
+    "jaccard": jaccard_loss,
+    "lovasz": lovasz_loss,
+    "tversky": tversky_loss,
+}
+"""Names that `named_loss` takes."""
+
+_TERM = re.compile(r"(?:([\d.]+(?:e-?\d+)?)\s*\*\s*)?(\w+)\s*(?:\(([^()]*)\))?")
+
+
+def named_loss(
+    text: str,
+    *,
+    class_weights: ClassWeights | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    multilabel: bool = False,
+) -> Callable[[Any, Any], Float[Array, ""]]:
+    """A loss from its name, or a weighted sum of several.
+
+    Args:
+        text: names of `LOSSES` joined by +, each with a weight before it and arguments after it if need be:
+            "cross_entropy", "cross_entropy+dice", "0.5*focal(gamma=3)+tversky(alpha=0.3,beta=0.7)".
+        class_weights: a weight for each class, for every loss of the sum that takes them.
+        label_smoothing: of the cross-entropy.
+        ignore_index: label of pixels that do not count.
+        multilabel: a sigmoid for each class, where a pixel may have several: logits and labels are (b, h, w, k), the
+            labels 0 or 1. The loss is then the mean of the binary losses of the classes, weighted by `class_weights`.
+
+    Returns:
+        `loss(logits, labels)`, a float32 scalar.
+
+    Raises:
+        ValueError: an unknown name or argument, or an option that none of the losses takes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss = named_loss("cross_entropy + 0.5*dice", ignore_index=255)
+        >>> labels = jnp.ones((1, 4, 4), jnp.int32)
+        >>> round(float(loss(jnp.zeros((1, 4, 4, 1)), labels)), 4)  # log 2 + 0.5 (1 - 2 / 3)
+        0.8598
+    """
+    terms = [_term(part.strip(), text) for part in _split(text)]
+    given: dict[str, Any] = {"ignore_index": ignore_index}
+    if class_weights is not None and not multilabel:
+        given["class_weights"] = class_weights
+    if label_smoothing:
+        given["label_smoothing"] = label_smoothing
+    for option in given:
+        if not any(option in inspect.signature(LOSSES[name]).parameters for _, name, _ in terms):
+            raise ValueError(f"{option} was given, and no loss of {text!r} takes it")
+
+    def total(logits: Any, labels: Any) -> jax.Array:
+        values = []
+        for weight, name, arguments in terms:
+            taken = set(inspect.signature(LOSSES[name]).parameters)
+            if logits.shape[-1] == 1 and name != "cross_entropy":
+                taken.discard("class_weights")  # one channel is one class for these
+            options = {option: value for option, value in given.items() if option in taken}
+            values.append(weight * LOSSES[name](logits, labels, **options | arguments))
+        return jnp.sum(jnp.stack(values))
+
+    if not multilabel:
+        return total
+
+    def by_class(logits: Any, labels: Any) -> jax.Array:
+        if logits.shape != labels.shape:
+            raise ValueError(
+                f"with several labels a pixel, logits and labels are (b, h, w, classes) alike; got {logits.shape} and"
+                f" {labels.shape}"
+            )
+        binary = jax.vmap(lambda x, y: total(x[..., None], y), in_axes=-1)(logits, labels)
+        return weighted_mean(binary, check_class_weights(class_weights, logits.shape[-1]))
+
+    return by_class
+
+
+def _split(text: str) -> list[str]:
+    """The terms of a sum, where + stands outside of brackets."""
+    return re.split(r"\+(?![^(]*\))", text)
+
+
+def _term(part: str, text: str) -> tuple[float, str, dict[str, Any]]:
+    match = _TERM.fullmatch(part)
+    if match is None:
+        raise ValueError(f"{part!r} in the loss {text!r} is none: write it like cross_entropy + 0.5*dice")
+    weight, name, options = match.groups()
+    if name not in LOSSES:
+        near = difflib.get_close_matches(name, LOSSES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(LOSSES)}"
+        raise ValueError(f"unknown loss {name!r}; {hint}")
+    arguments = {}
+    for option in filter(None, (each.strip() for each in (options or "").split(","))):
+        key, _, value = (each.strip() for each in option.partition("="))
+        known = [p.name for p in inspect.signature(LOSSES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        if key not in known:
+            raise ValueError(f"the loss {name} has no argument {key!r}; it has {', '.join(known)}")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(f"{option!r} in the loss {text!r}: {value!r} is no number") from error
+    return float(weight) if weight else 1.0, name, arguments

@@ -1,0 +1,104 @@
+"""What happens to a picture before a model sees it, in training and in prediction alike."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from densezoo.data import Source
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """Channels, value range, mean and standard deviation of the images that a model is made for.
+
+    Attributes:
+        channels: of the images.
+        mean: per channel, subtracted from images in 0..1; empty for ImageNet's (three channels) or 0.5.
+        std: per channel, by which they are then divided; empty for ImageNet's (three channels) or 0.25.
+        value_range: the values of a file that become 0 and 1, such as (0, 4095) for 12-bit pictures in 16-bit files.
+            None takes 0 and the largest number of the integer type, and floats as they are.
+
+    Raises:
+        ValueError: other numbers of channels, a deviation that is not positive, or an empty range.
+
+    Example:
+        >>> Preprocessing(channels=1).mean, Preprocessing().std
+        ((0.5,), (0.229, 0.224, 0.225))
+        >>> import numpy as np
+        >>> Preprocessing(channels=1, value_range=(0, 4095)).prepare(np.full((1, 1, 1), 4095, np.uint16)).item()
+        1.0
+    """
+
+    channels: int = 3
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    value_range: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        rgb = self.channels == 3
+        defaults = {
+            "mean": IMAGENET_MEAN if rgb else (0.5,) * self.channels,
+            "std": IMAGENET_STD if rgb else (0.25,) * self.channels,
+        }
+        for name, default in defaults.items():
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))) or default)
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"mean and std need {self.channels} numbers, one a channel; got {self.mean} and {self.std}"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"std is above 0, got {self.std}")
+        if self.value_range is not None:
+            object.__setattr__(self, "value_range", tuple(map(float, self.value_range)))
+            if len(self.value_range) != 2 or self.value_range[0] >= self.value_range[1]:
+                raise ValueError(f"value_range is (value of 0, value of 1), got {self.value_range}")
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """A picture (h, w, channels) as a file holds it, as float32 in 0..1; on the host.
+
+        Raises:
+            ValueError: another shape or number of channels.
+        """
+        if image.ndim != 3 or image.shape[-1] != self.channels:
+            raise ValueError(f"expected a picture of shape (h, w, {self.channels}), got shape {image.shape}")
+        if self.value_range is None:
+            from densezoo.data import to_float
+
+            return to_float(image)
+        low, high = self.value_range
+        return (image.astype(np.float32) - np.float32(low)) * np.float32(1 / (high - low))
+
+    def normalize(self) -> Callable[[Any, Any], Any]:
+        """`(key, batch) -> batch` with normalised images, on the device."""
+        from densezoo.data import transforms
+
+        return transforms.normalize(self.mean, self.std)
+
+    def view(self, source: "Source") -> "Source":
+        """The samples of a source with their images prepared."""
+        return _Prepared(source, self)
+
+
+class _Prepared:
+    """A source whose images are prepared."""
+
+    def __init__(self, source: "Source", preprocessing: Preprocessing):
+        self._source, self._preprocessing = source, preprocessing
+        if hasattr(source, "sizes"):
+            self.sizes = source.sizes  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Mapping[str, Any]:
+        sample = self._source[index]
+        return {
+            name: self._preprocessing.prepare(np.asarray(value)) if name.startswith("image") else value
+            for name, value in sample.items()
+        }

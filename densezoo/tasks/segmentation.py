@@ -1,0 +1,154 @@
+"""Segmentation: a class for each pixel, one of two, one of many, or several at once."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer
+
+from densezoo import losses, metrics
+from densezoo.data import transforms
+
+if TYPE_CHECKING:
+    from densezoo.train.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """A class for each pixel: an `image` (b, h, w, c) and its `mask` (b, h, w) of classes.
+
+    Attributes:
+        num_classes: channels of the model's logits. 1 is a binary mask of 0 and 1, learned by a single logit.
+        criterion: the loss, or a sum of several with weights, as `losses.named_loss` takes it: "cross_entropy+dice".
+        class_weights: a weight for each class (background and foreground for `num_classes=1`), None for equal ones.
+        label_smoothing: of the cross-entropy.
+        multilabel: a pixel may have several classes or none: masks are (b, h, w, num_classes) of 0 and 1, and each
+            class has a sigmoid of its own.
+        ignore_index: mask value of pixels without a label, None if there are none.
+        class_names: for the scores and the legend; empty for numbers.
+        auxiliary_weight: of the auxiliary heads' losses together, for a model with deep supervision.
+
+    Raises:
+        ValueError: options that do not fit each other; the message names them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> task = Segmentation(num_classes=2, criterion="cross_entropy+dice", class_names=("cell", "membrane"))
+        >>> batch = {"image": jnp.zeros((1, 4, 4, 3)), "mask": jnp.zeros((1, 4, 4), jnp.int32)}
+        >>> apply = lambda images: jnp.zeros((*images.shape[:3], 2))
+        >>> round(float(task.loss(apply, batch, None)), 4)  # log 2, and half of 1/3 for the one class that occurs
+        0.8598
+        >>> task.scores(task.measure(apply, batch))["iou_cell"]
+        1.0
+    """
+
+    num_classes: int
+    criterion: str = "cross_entropy"
+    class_weights: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+    multilabel: bool = False
+    ignore_index: int | None = 255
+    class_names: tuple[str, ...] = ()
+    auxiliary_weight: float = 0.4
+
+    fields: ClassVar[tuple[str, ...]] = ("image", "mask")
+    inputs: ClassVar[tuple[str, ...]] = ("image",)
+    best: ClassVar[str] = "mean_iou"
+
+    def __post_init__(self):
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes is at least 1, got {self.num_classes}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is at least 0 and below 1, got {self.label_smoothing}")
+        for name, given in (("class_weights", self.class_weights), ("class_names", self.class_names or None)):
+            if given is not None and len(given) != self.classes:
+                raise ValueError(f"{name} needs {self.classes} entries, one a class; got {given}")
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError(f"class_names repeat: {self.class_names}")
+        if self.class_weights is not None and (min(self.class_weights) < 0 or sum(self.class_weights) == 0):
+            raise ValueError(f"class_weights are at least 0, and not all 0; got {self.class_weights}")
+        self._criterion()  # names what is wrong in it now, not in the first step
+
+    @property
+    def classes(self) -> int:
+        """How many classes are scored: 2 for a binary mask."""
+        return self.num_classes if self.multilabel else max(self.num_classes, 2)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each class; its number where it has none."""
+        return self.class_names or tuple(map(str, range(self.classes)))
+
+    @property
+    def fill(self) -> int:
+        """What a mask holds where there is no image: `ignore_index`, or -1, which is no class."""
+        return -1 if self.ignore_index is None else self.ignore_index
+
+    def loss(self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any) -> Float[Array, ""]:
+        """The criterion of the logits and of the auxiliary heads'."""
+        mask = self._mask(batch)
+        return losses.deep_supervision(self._criterion(), self.auxiliary_weight)(apply(batch["image"]), mask)
+
+    def measure(self, apply: Callable[..., Any], batch: Mapping[str, Any]) -> metrics.Counts:
+        """Confusion counts of each class."""
+        mask, predictions = self._mask(batch), self.predict(apply(batch["image"]))
+        if self.multilabel:
+            return metrics.multilabel_counts(predictions, mask, ignore_index=self.fill)
+        return metrics.confusion_counts(predictions, mask, num_classes=self.classes, ignore_index=self.fill)
+
+    def scores(self, counts: metrics.Counts) -> dict[str, float]:
+        """`mean_iou`, `mean_dice`, `pixel_accuracy` and `iou_<class>`."""
+        accuracy = metrics.class_mean(metrics.accuracy(counts)) if self.multilabel else metrics.pixel_accuracy(counts)
+        scores = {
+            "mean_iou": float(metrics.mean_iou(counts)),
+            "mean_dice": float(metrics.mean_dice(counts)),
+            "pixel_accuracy": float(accuracy),
+        }
+        per_class = zip(self.names, np.asarray(metrics.iou(counts)), strict=True)
+        return scores | {f"iou_{name}": float(value) for name, value in per_class}
+
+    def predict(self, outputs: Float[Array, "b h w k"]) -> Integer[Array, "b h w"] | Integer[Array, "b h w k"]:
+        """The likeliest class of each pixel; with `multilabel` 0 or 1 for each class."""
+        if self.multilabel:
+            return (outputs >= 0).astype(jnp.int32)
+        return metrics.predict(outputs)
+
+    def probabilities(self, outputs: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
+        """The probability of each class, float32: a softmax, or sigmoids for one channel and with `multilabel`."""
+        outputs = outputs.astype(jnp.float32)
+        return jax.nn.sigmoid(outputs) if self.multilabel or self.num_classes == 1 else jax.nn.softmax(outputs)
+
+    def augment(self, recipe: "Recipe") -> Callable[[Any, Any], Any]:
+        """Mirrors, turns, zooms and changes colours, as the recipe says."""
+        steps = [transforms.random_flip(horizontal=recipe.flip_horizontal, vertical=recipe.flip_vertical)]
+        if recipe.rotate:
+            steps.append(transforms.random_rot90())
+        if recipe.scale != (1.0, 1.0):
+            steps.append(transforms.random_scale(recipe.scale, ignore_index=self.fill))
+        if recipe.color_jitter:
+            strength = recipe.color_jitter
+            steps.append(transforms.color_jitter(brightness=strength, contrast=strength, saturation=strength))
+        return transforms.compose(*steps)
+
+    def _criterion(self) -> Callable[[Any, Any], Any]:
+        return losses.named_loss(
+            self.criterion,
+            class_weights=self.class_weights,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.fill,
+            multilabel=self.multilabel,
+        )
+
+    def _mask(self, batch: Mapping[str, Any]) -> Any:
+        if missing := [name for name in self.fields if name not in batch]:
+            raise ValueError(
+                f"segmentation reads {self.fields}, and the batch has no {missing}; it has {sorted(batch)}"
+            )
+        mask, axes = batch["mask"], 4 if self.multilabel else 3
+        if mask.ndim != axes or (self.multilabel and mask.shape[-1] != self.num_classes):
+            shape = f"(b, h, w, {self.num_classes})" if self.multilabel else "(b, h, w)"
+            raise ValueError(f"expected masks of shape {shape} with multilabel={self.multilabel}, got {mask.shape}")
+        return mask

@@ -1,0 +1,228 @@
+"""The recipe: how any task is trained, from a source of samples to a trained state and its scores."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from densezoo.data import Source, eval_batches, train_batches
+from densezoo.preprocessing import Preprocessing
+from densezoo.train.loop import fit
+from densezoo.train.optimizer import make_optimizer
+from densezoo.train.state import TrainState, create_state
+from densezoo.train.step import make_eval_step, make_train_step
+
+if TYPE_CHECKING:
+    from densezoo.tasks import Task
+
+
+MODEL_FILE = "model.safetensors"
+"""Name of the model's file in the directory of a run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """AdamW with a one-cycle learning rate on random crops; the fields are the options of the training scripts.
+
+    Attributes:
+        crop_size: height and width of the random training crops in pixels, or one number for both.
+        batch_size: crops in a step.
+        steps: steps of the whole training.
+        learning_rate: peak of the one-cycle schedule.
+        weight_decay: of AdamW.
+        clip_norm: gradients of a larger norm are scaled down to it.
+        accumulate: parts that a batch is split into, to save memory.
+        ema_decay: evaluate a moving average of the parameters with this decay.
+        flip_horizontal: mirror half of the crops.
+        flip_vertical: turn half of the crops upside down.
+        rotate: also turn by multiples of 90 degrees; for square crops.
+        scale: zoom by a factor drawn from this range.
+        color_jitter: strength of random brightness, contrast and saturation.
+        seed: of parameters, shuffling, crops and augmentation.
+        evaluate_every: steps between evaluations; there is always one at the end.
+        eval_batch_size: whole images at a time in an evaluation.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    crop_size: int | tuple[int, int] = 256
+    batch_size: int = 8
+    steps: int = 1000
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    clip_norm: float | None = None
+    accumulate: int = 1
+    ema_decay: float | None = None
+    flip_horizontal: bool = True
+    flip_vertical: bool = False
+    rotate: bool = False
+    scale: tuple[float, float] = (1.0, 1.0)
+    color_jitter: float = 0.0
+    seed: int = 0
+    evaluate_every: int | None = None
+    eval_batch_size: int = 4
+    checkpoint_every: int = 500
+
+    def __post_init__(self):
+        positive = ("batch_size", "steps", "accumulate", "evaluate_every", "eval_batch_size", "checkpoint_every")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is at least 1, got {value}")
+        if min(self.crop) < 1:
+            raise ValueError(f"crop_size is at least 1, got {self.crop_size}")
+        if self.rotate and self.crop[0] != self.crop[1]:
+            raise ValueError(f"rotate turns by 90 degrees, which needs square crops; got crop_size={self.crop_size}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is above 0, got {self.learning_rate}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width of the crops."""
+        return (self.crop_size, self.crop_size) if isinstance(self.crop_size, int) else tuple(self.crop_size)
+
+
+def train(
+    task: "Task",
+    model: nn.Module,
+    train_source: Source,
+    val_source: Source,
+    recipe: Recipe | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+    variables: Any = None,
+    directory: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> tuple[TrainState, list[dict[str, Any]]]:
+    """Trains a model for a task on crops of one source and scores it on the whole images of another.
+
+    With a `directory`, the best model so far is always there as `model.safetensors`, which `dz.load_predictor` and
+    `dz.load` read; for a model with modules of one's own the file holds the variables alone.
+
+    Args:
+        task: fields, loss, scores and augmentation, such as `tasks.Segmentation(num_classes=3)`.
+        model: images -> what the task's loss takes.
+        train_source: training samples.
+        val_source: validation samples; their sizes may differ.
+        recipe: everything else that can be chosen; None for the defaults.
+        preprocessing: of the images; None for 0..1 images normalised with ImageNet's numbers, or 0.5 and 0.25 for
+            other numbers of channels.
+        variables: start from these instead of random ones.
+        directory: where checkpoints, the log and the model file go; None writes nothing.
+        resume: continue the run in `directory` exactly.
+        progress: show a progress line on stderr.
+
+    Returns:
+        The trained state and the history, whose last record holds the final scores; see `fit`.
+
+    Raises:
+        ValueError, FileExistsError, FloatingPointError, OSError: as `fit` says.
+
+    Example:
+        >>> import densezoo as dz
+        >>> from densezoo.data import DigitScenes
+        >>> task = dz.tasks.Segmentation(num_classes=11)
+        >>> model = dz.create_model("unet", dz.PlainEncoder((4, 8)), task.num_classes)
+        >>> train_source, val_source = DigitScenes(8, size=(32, 32)), DigitScenes(2, size=(32, 32), split="val")
+        >>> recipe = Recipe(crop_size=16, batch_size=2, steps=1)
+        >>> state, history = train(task, model, train_source, val_source, recipe, progress=False)
+        >>> "mean_iou" in history[-1]["scores"]
+        True
+    """
+    recipe = Recipe() if recipe is None else recipe
+    channels = train_source[0][task.inputs[0]].shape[-1]
+    preprocessing = Preprocessing(channels) if preprocessing is None else preprocessing
+    image = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.crop, channels), jnp.float32)
+    optimizer = make_optimizer(
+        recipe.learning_rate, recipe.steps, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm
+    )
+    state = create_state(
+        model,
+        optimizer,
+        jax.random.key(recipe.seed),
+        *[image] * len(task.inputs),
+        variables=variables,
+        ema_decay=recipe.ema_decay,
+    )
+    change, normalize = task.augment(recipe), preprocessing.normalize()
+    train_step = make_train_step(
+        task.loss, augment=lambda key, batch: normalize(key, change(key, batch)), accumulate=recipe.accumulate
+    )
+    batches = train_batches(
+        preprocessing.view(train_source),
+        batch_size=recipe.batch_size,
+        crop_size=recipe.crop,
+        seed=recipe.seed,
+        ignore_index=task.fill,
+        fields=task.fields,
+    )
+    save = functools.partial(_save, directory, model, task, preprocessing)
+    state, history = fit(
+        state,
+        train_step,
+        batches,
+        steps=recipe.steps,
+        evaluate=evaluator(task, val_source, preprocessing=preprocessing, batch_size=recipe.eval_batch_size),
+        evaluate_every=recipe.evaluate_every,
+        best=task.best,
+        directory=directory,
+        resume=resume,
+        checkpoint_every=recipe.checkpoint_every,
+        on_best=save,
+        progress=progress,
+    )
+    if directory is not None and not (Path(directory) / MODEL_FILE).exists():
+        save(state)  # no score was a number
+    return state, history
+
+
+def evaluator(
+    task: "Task", source: Source, *, preprocessing: Preprocessing | None = None, batch_size: int = 4
+) -> Callable[[TrainState], dict[str, float]]:
+    """A function from a state to a task's scores on the whole images of a source, with the averaged parameters.
+
+    Args:
+        task: fields, counts and scores.
+        source: validation samples; their sizes may differ.
+        preprocessing: of the images; None as in `train`.
+        batch_size: images at a time.
+
+    Returns:
+        A function `evaluate(state)` for `fit`.
+    """
+    if preprocessing is None:
+        preprocessing = Preprocessing(source[0][task.inputs[0]].shape[-1])
+    step = make_eval_step(task.measure)
+    normalize = jax.jit(preprocessing.normalize())
+    batches = eval_batches(
+        preprocessing.view(source), batch_size=batch_size, ignore_index=task.fill, fields=task.fields
+    )
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        counts = (step(state, normalize(jax.random.key(0), batch)) for batch in batches)
+        return task.scores(functools.reduce(operator.add, counts))
+
+    return evaluate
+
+
+def _save(
+    directory: str | Path | None, model: nn.Module, task: Any, preprocessing: Preprocessing, state: TrainState
+) -> None:
+    """Writes the model file of a run, if the run writes any."""
+    if directory is None:
+        return
+    from densezoo import weights  # which imports half of densezoo
+
+    path = Path(directory) / MODEL_FILE
+    try:
+        weights.save(path, model, state.ema_variables, task=task, preprocessing=preprocessing)
+    except weights.NotDescribable:
+        weights.save(path, None, state.ema_variables, task=task, preprocessing=preprocessing)

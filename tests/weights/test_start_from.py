@@ -1,0 +1,81 @@
+"""Starting from another model's file: other classes, other decoders, other formats."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import densezoo as dz
+from densezoo.weights import start_from
+
+ENCODER = dz.PlainEncoder((4, 8))
+IMAGES = jnp.zeros((1, 16, 16, 3))
+
+
+@pytest.fixture
+def trained():
+    """A model, and variables unlike those that any `init` gives."""
+    model = dz.create_model("unet", ENCODER, num_classes=2)
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
+    return model, jax.tree.map(lambda x: x + 3, variables)
+
+
+def assert_same(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_other_classes_start_with_another_head_alone(trained, tmp_path, caplog):
+    model, variables = trained
+    dz.save(tmp_path / "model.safetensors", model, variables)
+    found = start_from(dz.create_model("unet", ENCODER, num_classes=5), tmp_path / "model.safetensors")
+    for collection, parts in variables.items():
+        for part in set(parts) - {"head"}:
+            assert_same(found[collection][part], parts[part])
+    assert found["params"]["head"]["conv"]["kernel"].shape[-1] == 5
+    assert float(jnp.abs(found["params"]["head"]["conv"]["kernel"]).max()) < 3
+    assert "the head of" in caplog.text
+    caplog.clear()
+    assert_same(start_from(model, tmp_path / "model.safetensors"), variables)
+    assert not caplog.records
+
+
+def test_an_encoder_moves_into_another_model(trained, tmp_path):
+    model, variables = trained
+    dz.save(tmp_path / "model.safetensors", model, variables)
+    alone = {collection: parts["encoder"] for collection, parts in variables.items() if "encoder" in parts}
+    dz.save(tmp_path / "encoder.safetensors", ENCODER, alone)
+    for file in ("model", "encoder"):
+        found = start_from(dz.create_model("fpn", ENCODER), tmp_path / f"{file}.safetensors", part="encoder")
+        assert_same(found["params"]["encoder"], variables["params"]["encoder"])
+        assert float(max(jnp.abs(x).max() for x in jax.tree.leaves(found["params"]["decoder"]))) < 3
+
+
+def test_what_does_not_fit_is_named(trained, tmp_path):
+    model, variables = trained
+    path = tmp_path / "model.safetensors"
+    dz.save(path, model, variables)
+    wider = dz.create_model("unet", dz.PlainEncoder((4, 16)), num_classes=2)
+    with pytest.raises(ValueError, match=r"params/encoder/.* is mismatched: \(3, 3, 4, 8\), expected \(3, 3, 4, 16\)"):
+        start_from(wider, path)
+    deeper = dz.create_model("unet", dz.PlainEncoder((4, 8, 16)), num_classes=2)
+    with pytest.raises(ValueError, match="is missing"):
+        start_from(deeper, path, part="encoder")
+    with pytest.raises(ValueError, match="part is one of encoder, decoder, head"):
+        start_from(model, path, part="backbone")
+    with pytest.raises(FileNotFoundError):
+        start_from(model, tmp_path / "none.safetensors")
+
+
+def test_a_pytorch_checkpoint_of_other_classes(tmp_path, caplog):
+    model = dz.create_model("unet", "resnet18", num_classes=2)
+    variables = jax.tree.map(np.asarray, jax.eval_shape(model.init, jax.random.key(0), IMAGES))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.random(x.shape, np.float32), variables)
+    checkpoint = dz.weights.to_torch(model, variables)
+    found = start_from(dz.create_model("unet", "resnet18", num_classes=4), checkpoint)
+    for part in ("encoder", "decoder"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found["params"][part], variables["params"][part]
+        )
+        jax.tree.map(np.testing.assert_allclose, found["batch_stats"][part], variables["batch_stats"][part])
+    assert found["params"]["head"]["conv"]["kernel"].shape[-1] == 4 and "starts anew" in caplog.text
