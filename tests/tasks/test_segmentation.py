@@ -134,7 +134,7 @@ def test_several_labels_a_pixel(tmp_path):
     task = Segmentation(2, criterion="cross_entropy+dice", multilabel=True, class_names=("square", "bright"))
     recipe = Recipe(crop_size=24, batch_size=4, steps=60, learning_rate=0.3, evaluate_every=60)
     directory = tmp_path / "run"
-    state, history = train(task, Both(), Source(), Source(), recipe, directory=directory, progress=False)
+    _, history = train(task, Both(), Source(), Source(), recipe, directory=directory, progress=False)
     scores = history[-1]["scores"]
     assert scores["iou_square"] > 0.7 and scores["iou_bright"] > 0.9
     # Written out: intersections over unions of what is above 0.
