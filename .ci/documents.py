@@ -1,9 +1,10 @@
-"""Runs what documents tell readers to run: their `sh` blocks line by line, their `python` blocks as one program each.
+"""Runs what documents tell readers to run: their `sh` blocks line by line, the `python` blocks of each as one program.
 
 `make test` is left out, because it has been run before; so are `py` blocks, which need a reader's own files. Everything
 runs in the project's root, with .venv's programs.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -19,17 +20,49 @@ def main(paths: list[str]) -> None:
     for path in paths:
         with open(path) as file:
             text = file.read()
-        programs = ""
+        python = Python(environment)  # later blocks of a document build on earlier ones
         for language, block in BLOCK.findall(text):
             if language == "python":
-                # Later blocks of a document build on earlier ones.
-                programs += block
-                run(["python", "-W", "error", "-c", programs], path, block, environment)
+                print(f"{path}: {block.strip()}", flush=True)
+                started = time.perf_counter()
+                python.run(block)
+                print(f"  {time.perf_counter() - started:.0f} s", flush=True)
                 continue
             for line in block.replace("\\\n", " ").splitlines():
                 command = line.split("  #")[0].strip()
                 if command and not command.startswith(SKIPPED):
                     run(["bash", "-euc", command], path, command, environment)
+        python.end()
+
+
+class Python:
+    """An interpreter that runs one block after the other, with warnings as errors."""
+
+    LOOP = """
+import json, sys
+space = {"__name__": "__main__"}
+for line in sys.stdin:
+    exec(compile(json.loads(line), "document", "exec"), space)
+    print(chr(0), flush=True)
+"""
+
+    def __init__(self, environment: dict[str, str]):
+        command = ["python", "-W", "error", "-c", self.LOOP]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True)
+
+    def run(self, block: str) -> None:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(block) + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line == "\0\n":
+                return
+            print(line, end="", flush=True)
+        raise subprocess.CalledProcessError(self._process.wait(), "python")
+
+    def end(self) -> None:
+        self._process.communicate()
 
 
 def run(arguments: list[str], path: str, what: str, environment: dict[str, str]) -> None:

@@ -92,7 +92,7 @@ def preprocessing(
         revision: as `from_hub` takes it.
 
     Returns:
-        `(mean, std)`, for `(image - mean) / std`, as `densezoo.config.ModelConfig` has them too.
+        `(mean, std)`, for `(image - mean) / std`, as `dz.Preprocessing` has them too.
 
     Raises:
         ImportError: as `from_hub`.
