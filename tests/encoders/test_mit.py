@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 import densezoo as dz
 
@@ -34,6 +35,25 @@ def shallow(**fields):
 
 def shapes(encoder, size=(64, 96)):
     return jax.eval_shape(encoder.init_with_output, KEY, jnp.zeros((1, *size, 3)))
+
+
+def test_epsilons_of_the_norms_are_the_references():
+    # All weights but the embedding's are zero, so that only the norms of patches and of the stage are left; the values
+    # are so small that their epsilons, 1e-5 and 1e-6, show.
+    encoder = shallow(depths=(1,))
+    variables = jax.tree.map(jnp.zeros_like, filled(encoder, IMAGES))
+    flat = flatten_dict(variables["params"])
+    (kernel,) = [path for path in flat if path[0].startswith("patch_embed1") and path[-1] == "kernel"]
+    flat = {path: jnp.ones_like(x) if path[-1] == "scale" else x for path, x in flat.items()}
+    flat[kernel] = 1e-7 * jax.random.normal(KEY, flat[kernel].shape)
+    (found,) = encoder.apply({"params": unflatten_dict(flat)}, IMAGES).features
+    x = jax.lax.conv_general_dilated(
+        jnp.asarray(IMAGES), flat[kernel], (4, 4), ((3, 3), (3, 3)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    for epsilon in (1e-5, 1e-6):
+        centred = np.float64(x) - np.float64(x).mean(-1, keepdims=True)
+        x = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    np.testing.assert_allclose(found, x, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(("stride", "reductions"), [(8, (4, 8, 8, 8)), (16, (4, 8, 16, 16)), (32, (4, 8, 16, 32))])

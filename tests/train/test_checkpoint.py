@@ -87,6 +87,15 @@ def test_an_earlier_step_can_be_the_newest(trained, writer, tmp_path):
     assert newest is not None and newest.name == "0003-step-40"
 
 
+def test_checkpoints_are_ordered_by_number(trained, writer, tmp_path):
+    for name in ("9999-step-7", "10000-step-3"):  # by name, the first would be the newer one
+        (tmp_path / "last" / name).mkdir(parents=True)
+    assert newest_checkpoint(tmp_path, "last").name == "10000-step-3"
+    writer.save(trained, {"step": 8})
+    writer.wait()
+    assert newest_checkpoint(tmp_path, "last").name == "10001-step-8"
+
+
 def test_any_types_of_arrays_and_optimizers(leaves, writer, tmp_path, net, batch_of):
     optimizer = optax.chain(optax.clip(1.0), optax.adam(0.1, mu_dtype=jnp.bfloat16), optax.trace(0.9, nesterov=True))
     model = net(norm=False, frozen=("encoder",))
