@@ -61,7 +61,7 @@ def test_trains_resumes_and_predicts(data, narrow, capsys):
     train_segmentation.main(arguments(data))
     with pytest.raises(FileExistsError, match="--resume"):
         train_segmentation.main(arguments(data))
-    with pytest.raises(ValueError, match="another model: model was segnet, is unet"):
+    with pytest.raises(ValueError, match="other options.*: model was segnet, is unet"):
         train_segmentation.main(arguments(data, model="unet", resume=True))
     with pytest.raises(ValueError, match="seed was 0, is 1"):
         train_segmentation.main(arguments(data, seed=1, resume=True))
@@ -77,17 +77,50 @@ def test_trains_resumes_and_predicts(data, narrow, capsys):
 
     picture = data.parent / "odd.png"
     Image.fromarray(np.zeros((23, 37), np.uint8)).save(picture)
-    predict.main(predict.Arguments(checkpoint=run, images=[picture], out=data.parent / "masks"))
+    model = run / "model.safetensors"
+    predict.main(predict.Arguments(model=model, images=[picture], out=data.parent / "masks", probabilities=True))
     with Image.open(data.parent / "masks" / "odd.png") as picture_of_mask:
         mask = np.asarray(picture_of_mask)
     assert mask.shape == (23, 37)
     assert mask.max() <= 1
     with Image.open(data.parent / "masks" / "odd_overlay.png") as overlay:
         assert overlay.size == (37, 23)
+    with np.load(data.parent / "masks" / "odd_probabilities.npz") as found:
+        assert found["classes"].tolist() == ["0", "1"]
+        np.testing.assert_array_equal(found["probabilities"].argmax(-1), mask)
     with pytest.raises(FileNotFoundError, match="no such picture file"):
-        predict.main(predict.Arguments(checkpoint=run, images=[data / "none.png"]))
-    with pytest.raises(FileNotFoundError, match=r"model\.json"):
+        predict.main(predict.Arguments(model=run, images=[data / "none.png"]))
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         predict.main(predict.Arguments(checkpoint=data, images=[picture]))
+    with pytest.raises(ValueError, match="--model is the file"):
+        predict.main(predict.Arguments(images=[picture]))
+
+    # To other classes, from the file that the run left.
+    options = {"num_classes": 3, "weights": model, "out": data.parent / "more", "loss": "cross_entropy+dice"}
+    train_segmentation.main(arguments(data, **options))
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(result["per_class_iou"]) == 3
+
+
+def test_reads_the_run_of_an_older_version(data, narrow):
+    train_segmentation.main(arguments(data))
+    run = data.parent / "run"
+    expected = data.parent / "expected"
+    pictures = sorted((data / "val" / "images").iterdir())
+    predict.main(predict.Arguments(model=run, images=pictures, out=expected))
+    (run / "model.safetensors").unlink()
+    (run / "options.json").unlink()
+    old = {"model": "segnet", "encoder": "plain", "num_classes": 2, "channels": 1, "upsample": None, "skip": None}
+    (run / "model.json").write_text(json.dumps(old | {"mean": [0.5], "std": [0.25]}))
+    found = data.parent / "found"
+    predict.main(predict.Arguments(checkpoint=run, images=pictures, out=found))
+    for path in expected.iterdir():
+        assert (found / path.name).read_bytes() == path.read_bytes()
+    with pytest.raises(ValueError, match="older densezoo"):
+        train_segmentation.main(arguments(data, resume=True))
+    (run / "model.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"model\.json is not the configuration"):
+        predict.main(predict.Arguments(checkpoint=run, images=pictures))
 
 
 def damage(data, how):
