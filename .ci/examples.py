@@ -13,7 +13,9 @@ QUICK = {
         "--data {out}/scenes --num-classes 11 --model segnet --encoder vgg11_bn --crop-size 32 --batch-size 2"
         " --steps 4 --out {out}/run --resume",
     ],
-    "predict.py": ["--checkpoint {out}/run --images {out}/scenes/val/images/0000.png --out {out}/masks"],
+    "predict.py": [
+        "--model {out}/run/model.safetensors --probabilities --images {out}/scenes/val/images/0000.png --out {out}/masks"
+    ],
     "skip_addition.py": ["--seeds 2 --steps 2 --val 4 --out {out}/skips"],
     "upsampling_artifacts.py": [
         "--seeds 2 --steps 2 --val 4 --upsamplers resize_conv transposed_2x2 --out {out}/artifacts"
