@@ -16,7 +16,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,18 @@ def table(folder: Path) -> str:
         ]
         text += ["\n".join(f"- {line}" for line in content["notes"])] * bool(content["notes"])
         sections.append("\n\n".join([*text, *([content["profile"]] if "profile" in content else [])]))
-    return "\n\n".join(sections) or "Not measured yet: a GPU."
+    return "\n\n".join([*_machines(found.values()), *sections]) or "Not measured yet: a GPU."
+
+
+def _machines(contents: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each machine and set of versions that the parts name."""
+    lines = []
+    for machine in (content.get("machine", {}) for content in contents):
+        device = machine.get("device", machine.get("device_kind"))
+        versions = machine.get("versions", {}) | {"torch": machine.get("torch")}
+        named = ", ".join(f"{name} {versions[name]}" for name in ("jax", "torch") if versions.get(name))
+        lines += [f"{device}, {named}."] if device else []
+    return list(dict.fromkeys(lines))
 
 
 def _peaks(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:

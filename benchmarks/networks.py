@@ -65,7 +65,7 @@ def make_model(pair: tuple[str, str], options: NetworkOptions, shape: Shape, imp
     model = dz.create_model(
         name, encoder, options.num_classes, dtype=jnp.bfloat16 if dtype == "bfloat16" else None, impl=impl
     )
-    for part, field in (("decoder", "dropout"), ("encoder", "drop_path")):
+    for part, field in (("decoder", "dropout"), ("decoder", "aspp_dropout"), ("encoder", "drop_path")):
         if getattr(getattr(model, part), field, 0.0):
             model = model.clone(**{part: getattr(model, part).clone(**{field: 0.0})})
     if isinstance(model.encoder, dz.Swin):
