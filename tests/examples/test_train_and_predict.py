@@ -61,7 +61,7 @@ def test_trains_resumes_and_predicts(data, narrow, capsys):
     train_segmentation.main(arguments(data))
     with pytest.raises(FileExistsError, match="--resume"):
         train_segmentation.main(arguments(data))
-    with pytest.raises(ValueError, match="other options.*: model was segnet, is unet"):
+    with pytest.raises(ValueError, match=r"other options.*: model was segnet, is unet"):
         train_segmentation.main(arguments(data, model="unet", resume=True))
     with pytest.raises(ValueError, match="seed was 0, is 1"):
         train_segmentation.main(arguments(data, seed=1, resume=True))

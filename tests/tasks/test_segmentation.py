@@ -184,7 +184,7 @@ def test_losses_by_name_are_the_sums_that_they_say():
     expected = losses.cross_entropy(logits, labels, **common)
     expected += 0.5 * losses.tversky_loss(logits, labels, alpha=0.3, beta=0.7, **common)
     np.testing.assert_allclose(named(logits, labels), expected, rtol=1e-6)
-    several = (labels[..., None] == jnp.arange(3)).astype(jnp.int32)
+    several = (labels[..., None] == jnp.arange(3).reshape(1, 1, 1, 3)).astype(jnp.int32)
     binary = losses.named_loss("focal+dice", multilabel=True, class_weights=(1.0, 2.0, 0.5))
     each = [
         losses.focal_loss(logits[..., i : i + 1], several[..., i])

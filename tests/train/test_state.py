@@ -1,4 +1,3 @@
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,14 +101,3 @@ def test_a_key_of_the_old_kind_is_an_error(net):
 def test_the_decay_is_a_fraction(net, decay):
     with pytest.raises(ValueError, match="ema_decay"):
         state_of(net(), ema_decay=decay)
-
-
-def test_other_collections_are_an_error():
-    class Counter(nn.Module):
-        @nn.compact
-        def __call__(self, images, *, train=False):
-            self.variable("memory", "count", lambda: jnp.zeros(()))
-            return nn.Dense(1)(images)
-
-    with pytest.raises(ValueError, match=r"\['memory'\]"):
-        state_of(Counter())
