@@ -14,7 +14,8 @@ QUICK = {
         " --steps 4 --out {out}/run --resume",
     ],
     "predict.py": [
-        "--model {out}/run/model.safetensors --probabilities --images {out}/scenes/val/images/0000.png --out {out}/masks"
+        "--model {out}/run/model.safetensors --images {out}/scenes/val/images/0000.png --out {out}/masks"
+        " --probabilities"
     ],
     "skip_addition.py": ["--seeds 2 --steps 2 --val 4 --out {out}/skips"],
     "upsampling_artifacts.py": [

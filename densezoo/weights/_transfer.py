@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +21,7 @@ _HEADS = ("head", "auxiliary")
 
 def start_from(
     model: nn.Module,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Mapping[str, Any],
     *,
     part: str | None = None,
     in_channels: int | None = None,
@@ -33,8 +34,8 @@ def start_from(
 
     Args:
         model: the model to train.
-        path: a file of `dz.save` or of a training (`model.safetensors`), or a PyTorch checkpoint as `from_torch` reads
-            it, of a whole model or of an encoder.
+        path: a file of `dz.save` or of a training (`model.safetensors`), or a PyTorch checkpoint as `from_torch` takes
+            it (a file or a mapping of names to arrays), of a whole model or of an encoder.
         part: the part to take, such as "encoder"; None for all but a head that does not fit.
         in_channels: channels of the images; None for those of the file.
         key: random key of what the file does not give; None means `jax.random.key(0)`.
@@ -61,7 +62,7 @@ def start_from(
     parts = parts_of(model)
     if part is not None and part not in parts:
         raise ValueError(f"part is one of {', '.join(parts)}, or None for the whole model; got {part!r}")
-    arrays, metadata = read_with_facts(path)
+    arrays, metadata = ({}, None) if isinstance(path, Mapping) else read_with_facts(path)
     if metadata is None:
         return _from_pytorch(model, path, parts, part, in_channels, key)
     tree: dict[Path, Any] = {tuple(name.split("/")): value for name, value in arrays.items()}
@@ -114,7 +115,8 @@ def _from_pytorch(
                 collection: tree | {name: other[collection][name]} if name in other[collection] else tree
                 for collection, tree in variables.items()
             }
-    _log.warning("the head of %s does not fit this model, for instance by its classes: it starts anew", path)
+    name = "the checkpoint" if isinstance(path, Mapping) else path
+    _log.warning("the head of %s does not fit this model, for instance by its classes: it starts anew", name)
     return variables
 
 
