@@ -10,33 +10,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
 from densezoo.data import _decode, _pairing
-
-
-def to_float(image: np.ndarray) -> Float32[np.ndarray, "*shape"]:
-    """Gives pixels as float32: integers divided by the largest value of their type, floats as they are.
-
-    Args:
-        image: pixels of any shape.
-
-    Returns:
-        The same shape in float32; unsigned integers land in [0, 1].
-
-    Raises:
-        TypeError: if the pixels are neither integers nor floats.
-
-    Example:
-        >>> import numpy as np
-        >>> to_float(np.array([0, 255], np.uint8))
-        array([0., 1.], dtype=float32)
-    """
-    if image.dtype.kind == "f":
-        return image.astype(np.float32, copy=False)
-    if image.dtype.kind not in "iu":
-        raise TypeError(f"pixels of type {image.dtype}; expected integers or floats.")
-    return np.multiply(image, np.float32(1.0 / np.iinfo(image.dtype).max), dtype=np.float32)
 
 
 def read_image(path: str | os.PathLike[str], channels: int | None = None) -> np.ndarray:
