@@ -95,7 +95,7 @@ def channel_means(image: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
 
 
 def nearest(array: Array, position: Float[Array, "b n"], axis: int) -> Array:
-    """Takes the rows (axis 1) or columns (axis 2) of each sample at positions in pixels, beyond the border the border's."""
+    """Takes the rows (axis 1) or columns (axis 2) of each sample at positions in pixels; the border continues."""
     index = jnp.clip(jnp.floor(position), 0, array.shape[axis] - 1).astype(jnp.int32)
     return jax.vmap(lambda sample, chosen: jnp.take(sample, chosen, axis=axis - 1, mode="clip"))(array, index)
 
