@@ -333,12 +333,12 @@ WRONG = [
     ),
     ({"image": jnp.zeros((2, 6, 6, 3), jnp.uint8)}, TypeError, r"image of type uint8; expected floats"),
     (
-        {"image": IMAGES, "mask": jnp.zeros((2, 6, 6, 1), jnp.int32)},
+        {"image": IMAGES, "mask": jnp.zeros((2, 36), jnp.int32)},
         ValueError,
-        r"mask of shape .* expected \(batch, height, width\)",
+        r"mask of shape .* expected \(batch, height, width\) or \(batch, height, width, classes\)",
     ),
     ({"image": IMAGES, "mask": jnp.zeros((2, 5, 6), jnp.int32)}, ValueError, "different sizes"),
-    ({"image": IMAGES, "normals": IMAGES}, ValueError, "a field normals of shape .* would not move with them"),
+    ({"image": IMAGES, "flow": IMAGES}, ValueError, "a field flow of shape .* would not move with them"),
     ({"labels": jnp.zeros((2, 3), jnp.int32)}, ValueError, r"fields \['labels'\]; expected `image` or `mask`"),
 ]
 
