@@ -207,9 +207,8 @@ def color_jitter(*, brightness: float = 0.0, contrast: float = 0.0, saturation: 
     """Changes brightness, contrast and saturation of each image by random factors, in this order.
 
     A strength s draws a factor from 1 - s to 1 + s: brightness multiplies the image, contrast its distance from its
-    mean luminance (from its mean, unless there are 3 channels), and saturation each pixel's distance from its
-    luminance. Values are not clipped, so that images of any range and any number of channels can be given; run it
-    before `normalize`.
+    mean luminance (from its mean, unless there are 3 channels), saturation each pixel's distance from its luminance.
+    Values are not clipped, so images may have any range and number of channels; run it before `normalize`.
 
     Args:
         brightness: strength, 0 to 1.
