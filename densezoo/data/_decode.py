@@ -24,7 +24,7 @@ def _named_errors(path: pathlib.Path) -> Iterator[None]:
     """Makes whatever a decoder raises on a damaged file one ValueError that names the file."""
     try:
         yield
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
+    except (FileNotFoundError, PermissionError, IsADirectoryError, ImportError):
         raise
     except Image.DecompressionBombError as error:
         raise ValueError(

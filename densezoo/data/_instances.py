@@ -80,6 +80,6 @@ def _area(boxes: Any) -> Any:
 def _pixels(ids: Any, rows: int) -> Any:
     """Counts the pixels of the instances 1..rows."""
     numpy = namespace(ids)
-    bins = numpy.clip(ids, 0, rows + 1).ravel()
+    bins = numpy.clip(numpy.asarray(ids, np.int32), 0, rows + 1).ravel()
     counts = np.bincount(bins, minlength=rows + 2) if numpy is np else numpy.bincount(bins, length=rows + 2)
     return counts[1 : rows + 1]

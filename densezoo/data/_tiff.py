@@ -50,14 +50,20 @@ def _layout(shape: tuple[int, ...], axes: str) -> tuple[int, int, int | None]:
 
 def read_size(path: pathlib.Path) -> tuple[int, int]:
     """Reads height and width from the header."""
-    import tifffile  # takes 0.1 s, and most folders hold no TIFF
-
-    with tifffile.TiffFile(path) as tiff:
+    with _open(path) as tiff:
         series = tiff.series[0]
         row, column, _ = _layout(series.shape, series.axes)
         height, width = series.shape[row], series.shape[column]
         _check_pixels(height, width)
         return _orientation.seen(height, width, _tag(tiff.pages[0], _orientation.TAG, 1))
+
+
+def _open(path: pathlib.Path) -> Any:
+    try:
+        import tifffile  # takes 0.1 s, and most folders hold no TIFF
+    except ImportError as error:
+        raise ImportError(f"{path}: TIFF files are read by tifffile: pip install tifffile") from error
+    return tifffile.TiffFile(path)
 
 
 def _tag(page: Any, code: int, default: int) -> int:
@@ -67,9 +73,7 @@ def _tag(page: Any, code: int, default: int) -> int:
 
 def decode(path: pathlib.Path, indices: bool) -> np.ndarray:
     """Decodes a picture, or the numbers of classes as they are stored, to (h, w) or (h, w, channels)."""
-    import tifffile
-
-    with tifffile.TiffFile(path) as tiff:
+    with _open(path) as tiff:
         series, page = tiff.series[0], tiff.pages[0]
         row, column, channel = _layout(series.shape, series.axes)
         _check_pixels(series.shape[row], series.shape[column])

@@ -188,7 +188,6 @@ def random_scale(scales: tuple[float, float], *, ignore_index: int = 255) -> Tra
         rows = (jnp.arange(height, dtype=jnp.float32)[None] + 0.5 - shift[:, :1]) / zoom
         columns = (jnp.arange(width, dtype=jnp.float32)[None] + 0.5 - shift[:, 1:]) / zoom
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
-
         zooms = jnp.broadcast_to(zoom, shift.shape)
         result = dict(batch)
         for name, array in batch.items():
@@ -293,7 +292,6 @@ def normalize(mean: Sequence[float], std: Sequence[float]) -> Transform:
         return (image - subtract) / divide
 
     def transform(key: Array, batch: Batch) -> dict[str, Array]:
-        del key
         _geometry.extent(batch, "normalize")
         return {
             name: scale(name, array) if isinstance(kind_of(name), Image) else array for name, array in batch.items()
