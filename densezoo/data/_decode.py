@@ -145,7 +145,7 @@ def decode_mask(path: pathlib.Path, *, several: bool = False) -> np.ndarray:
         raise ValueError(
             f"{path}: a mask of {array.shape[-1]} channels; expected one channel of class numbers (grey or palette). "
             "If its colours stand for classes, pass labels={(red, green, blue): class}; if each channel is a label of "
-            "its own, pass multi_label=True."
+            "its own, pass multilabel=True."
         )
     numbers = array.astype(np.int32)
     if (array.dtype.kind == "f" or array.dtype.itemsize >= 4) and not np.array_equal(numbers, array):

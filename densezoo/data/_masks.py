@@ -22,21 +22,21 @@ class MaskReader:
         num_classes: masks may hold 0..num_classes-1; None for any number.
         ignore_index: the value of pixels without a label, or None.
         labels: from values or colours of the files to classes; None where the values are the classes.
-        multi_label: whether masks have a channel of 0 and 1 for every class.
+        multilabel: whether masks have a channel of 0 and 1 for every class.
     """
 
     num_classes: int | None
     ignore_index: int | None
     labels: Labels | None
-    multi_label: bool
+    multilabel: bool
 
     def __post_init__(self):
         if self.labels is None:
             return
         if not self.labels or len({isinstance(value, tuple) for value in self.labels}) > 1:
             raise ValueError(f"labels={self.labels}; expected file values, or colours (red, green, blue), not both.")
-        if self._coloured and self.multi_label:
-            raise ValueError("labels of colours and multi_label exclude each other; expected one of the two.")
+        if self._coloured and self.multilabel:
+            raise ValueError("labels of colours and multilabel exclude each other; expected one of the two.")
         for value, label in self.labels.items():
             if isinstance(value, tuple) and (len(value) != 3 or not all(0 <= part <= 255 for part in value)):
                 raise ValueError(f"labels has the colour {value}; expected (red, green, blue) of 0..255.")
@@ -56,10 +56,8 @@ class MaskReader:
         Raises:
             ValueError: if the file is damaged, or its channels do not fit.
         """
-        numbers = (
-            _decode.decode_colours(path) if self._coloured else _decode.decode_mask(path, several=self.multi_label)
-        )
-        if self.multi_label and self.num_classes not in (None, numbers.shape[-1]):
+        numbers = _decode.decode_colours(path) if self._coloured else _decode.decode_mask(path, several=self.multilabel)
+        if self.multilabel and self.num_classes not in (None, numbers.shape[-1]):
             raise ValueError(
                 f"{path}: a mask of {numbers.shape[-1]} channels; expected {self.num_classes}, one for each class."
             )
@@ -116,7 +114,7 @@ class MaskReader:
     @property
     def _count(self) -> int | None:
         """How many numbers a mask may hold, from 0 on."""
-        return 2 if self.multi_label else self.num_classes
+        return 2 if self.multilabel else self.num_classes
 
     @property
     def _allowed(self) -> set[int | None]:
@@ -132,15 +130,16 @@ class MaskReader:
 
 
 def count_classes(
-    num_classes: int | None, classes: Sequence[str] | None, labels: Labels | None, ignore_index: int | None
+    num_classes: int | None, class_names: Sequence[str], labels: Labels | None, ignore_index: int | None
 ) -> int | None:
     """Gives the number of classes, from their names or from the labels if it is not given."""
-    if classes is not None:
-        if isinstance(classes, str) or len(set(classes)) != len(classes) or num_classes not in (None, len(classes)):
+    if class_names:
+        repeated = isinstance(class_names, str) or len({*class_names}) < len(class_names)
+        if repeated or num_classes not in (None, len(class_names)):
             raise ValueError(
-                f"classes={classes}, num_classes={num_classes}; expected a name of its own for each class."
+                f"class_names={class_names}, num_classes={num_classes}; expected a name of its own for each class."
             )
-        return len(classes)
+        return len(class_names)
     if num_classes is None and labels:
         return max((label for label in labels.values() if label != ignore_index), default=-1) + 1 or None
     return num_classes

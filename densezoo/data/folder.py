@@ -61,12 +61,12 @@ class ImageMaskFolder:
     0 and 1 of a 1-bit file. `labels` maps other numbers, or colours, to classes:
 
         ImageMaskFolder(root, labels={7: 0, 11: 1, 26: 2, 0: 255}, ignore_index=255)
-        ImageMaskFolder(root, labels={(0, 0, 0): 0, (128, 64, 128): 1}, classes=("background", "road"))
+        ImageMaskFolder(root, labels={(0, 0, 0): 0, (128, 64, 128): 1}, class_names=("background", "road"))
 
     Attributes:
         root: the folder.
         num_classes: the number of classes, or None if masks may hold any number.
-        classes: the names of the classes, or None.
+        class_names: the names of the classes; empty if there are none.
         ignore_index: the mask value that stands for "unlabelled", or None.
         channels: the channels that images are converted to, or None.
         names: the names of the items, in order.
@@ -94,8 +94,8 @@ class ImageMaskFolder:
         ignore_index: int | None = None,
         channels: int | None = None,
         labels: _masks.Labels | None = None,
-        classes: Sequence[str] | None = None,
-        multi_label: bool = False,
+        class_names: Sequence[str] = (),
+        multilabel: bool = False,
     ):
         """Lists the folder, pairs the files and compares their sizes.
 
@@ -106,24 +106,24 @@ class ImageMaskFolder:
             channels: what `read_image` converts to.
             labels: classes by mask value, or by colour (red, green, blue); a value or colour that is missing here is an
                 error. `ignore_index` as a class leaves pixels out.
-            classes: names of the classes, in order.
-            multi_label: masks have a channel for each class, with 1 where a pixel has that label. Where files hold 0
+            class_names: names of the classes, in order; empty for none.
+            multilabel: masks have a channel for each class, with 1 where a pixel has that label. Where files hold 0
                 and 255, pass `labels={0: 0, 255: 1}`.
 
         Raises:
             FileNotFoundError: if a folder is missing.
-            ValueError: if labels or classes do not fit; if there are no images, or for any image or mask that is
+            ValueError: if labels or class_names do not fit; if there are no images, or for any image or mask that is
                 alone, that shares its name with another, that cannot be read, or that differs in size from its partner.
                 All are named at once.
         """
         _check_positive("num_classes", num_classes)
         _check_positive("channels", channels)
         self.root = pathlib.Path(root)
-        self.num_classes = _masks.count_classes(num_classes, classes, None if multi_label else labels, ignore_index)
-        self.classes = None if classes is None else tuple(classes)
+        self.num_classes = _masks.count_classes(num_classes, class_names, None if multilabel else labels, ignore_index)
+        self.class_names = tuple(class_names)
         self.ignore_index = ignore_index
         self.channels = channels
-        self._masks = _masks.MaskReader(self.num_classes, ignore_index, labels, multi_label)
+        self._masks = _masks.MaskReader(self.num_classes, ignore_index, labels, multilabel)
         pairs, self.sizes = _pairing.pair_files(self.root)
         self.names = tuple(image.stem for image, _ in pairs)
         self._pairs = pairs
@@ -133,7 +133,7 @@ class ImageMaskFolder:
         return (
             f"ImageMaskFolder({str(self.root)!r}, num_classes={self.num_classes}, "
             f"ignore_index={self.ignore_index}, channels={self.channels}, labels={self._masks.labels}, "
-            f"classes={self.classes}, multi_label={self._masks.multi_label})"
+            f"class_names={self.class_names}, multilabel={self._masks.multilabel})"
         )
 
     def __len__(self) -> int:

@@ -92,8 +92,8 @@ def test_mask_numbers_with_gaps_become_classes(folder):
     stored = np.array([0, 7, 11, 26], np.uint8)[noise(6, 8) % 4]
     save(folder / "masks" / "a.png", stored)
     labels = {26: 2, 0: 255, 7: 0, 11: 1, 1: 0}
-    source = ImageMaskFolder(folder, labels=labels, ignore_index=255, classes=("road", "wall", "car"))
-    assert source.num_classes == 3 and source.classes == ("road", "wall", "car")
+    source = ImageMaskFolder(folder, labels=labels, ignore_index=255, class_names=("road", "wall", "car"))
+    assert source.num_classes == 3 and source.class_names == ("road", "wall", "car")
     np.testing.assert_array_equal(source[0]["mask"], np.vectorize(labels.get)(stored))
     assert source[0]["mask"].dtype == np.int32
     source.check(progress=False)
@@ -130,18 +130,18 @@ def test_masks_with_several_labels_a_pixel(folder):
     mask = noise(6, 8, 3) % 2
     save(folder / "masks" / "a.png", 255 * mask)
     save(folder / "masks" / "b.png", mask)
-    source = ImageMaskFolder(folder, multi_label=True, num_classes=3, labels={0: 0, 255: 1, 1: 1})
+    source = ImageMaskFolder(folder, multilabel=True, num_classes=3, labels={0: 0, 255: 1, 1: 1})
     for item in source:
         np.testing.assert_array_equal(item["mask"], mask)
     source.check(progress=False)
-    plain = ImageMaskFolder(folder, multi_label=True, classes=("a", "b", "c"))
+    plain = ImageMaskFolder(folder, multilabel=True, class_names=("a", "b", "c"))
     np.testing.assert_array_equal(plain[1]["mask"], mask)
     with pytest.raises(ValueError, match=r"a\.png: mask value 255 .*pass labels=\{0: 0, 255: 1\}"):
         plain[0]
     with pytest.raises(ValueError, match=r"a\.png: a mask of 3 channels; expected 2, one for each class"):
-        ImageMaskFolder(folder, multi_label=True, num_classes=2)[0]
+        ImageMaskFolder(folder, multilabel=True, num_classes=2)[0]
     save(folder / "masks" / "a.png", mask[:, :, 0])
-    assert ImageMaskFolder(folder, multi_label=True)[0]["mask"].shape == (6, 8, 1)
+    assert ImageMaskFolder(folder, multilabel=True)[0]["mask"].shape == (6, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -153,11 +153,11 @@ def test_masks_with_several_labels_a_pixel(folder):
         ({"labels": {(1, 2, 256): 0}}, r"colour \(1, 2, 256\)"),
         ({"labels": {0: 0, 1: 5}, "num_classes": 3}, r"1: 5; expected a class: 0\.\.2"),
         ({"labels": {0: 0, 1: -1}}, r"1: -1; expected a class"),
-        ({"labels": {(0, 0, 0): 0}, "multi_label": True}, "exclude each other"),
-        ({"labels": {0: 0, 255: 2}, "multi_label": True}, r"255: 2; expected a class: 0\.\.1"),
-        ({"classes": ("a", "b"), "num_classes": 3}, "a name of its own for each class"),
-        ({"classes": ("a", "a")}, "a name of its own for each class"),
-        ({"classes": "ab"}, "a name of its own for each class"),
+        ({"labels": {(0, 0, 0): 0}, "multilabel": True}, "exclude each other"),
+        ({"labels": {0: 0, 255: 2}, "multilabel": True}, r"255: 2; expected a class: 0\.\.1"),
+        ({"class_names": ("a", "b"), "num_classes": 3}, "a name of its own for each class"),
+        ({"class_names": ("a", "a")}, "a name of its own for each class"),
+        ({"class_names": "ab"}, "a name of its own for each class"),
     ],
 )
 def test_labels_and_names_that_do_not_fit(folder, arguments, message):
