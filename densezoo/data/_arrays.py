@@ -45,7 +45,8 @@ def to_float(image: np.ndarray) -> Float32[np.ndarray, "*shape"]:
 
 def to_numbers(name: str, array: np.ndarray) -> np.ndarray:
     """Gives class or instance numbers as int32, or raises a ValueError where they are none."""
-    numbers = array.astype(np.int32, copy=False)
+    with np.errstate(invalid="ignore"):
+        numbers = array.astype(np.int32, copy=False)
     certain = array.dtype.kind == "b" or np.can_cast(array.dtype, np.int32)
     if not certain and not np.array_equal(numbers, array):
         raise ValueError(f"{name} of type {array.dtype} with values that are not 32-bit whole numbers.")

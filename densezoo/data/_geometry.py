@@ -40,7 +40,7 @@ def check_unknown(name: str, shape: tuple[int, ...], size: tuple[int, int], call
     if len(shape) > 1 and size in (shape[:2], shape[-2:]) and name.removesuffix(group_of(name)) not in KINDS:
         raise ValueError(
             f"{caller} got a field {name} of shape {shape} a sample, which has the images' height and width but would "
-            "not move with them: give its kind, as in densezoo.data.fields.KINDS[name] = ScalarMap(), or leave it out."
+            f"not move with them: set densezoo.data.fields.KINDS[{name!r}] to its kind, or leave it out of the batch."
         )
 
 

@@ -21,7 +21,7 @@ def make_batch(height=5, width=7, channels=3, samples=SAMPLES):
         "image": jnp.asarray(image, jnp.float32),
         "image_after": jnp.asarray(image + 0.25, jnp.float32),
         "mask": jnp.asarray(pixels % 256, jnp.int32),
-        "instances": jnp.asarray(pixels, jnp.int32),
+        "instances": jnp.asarray(pixels + height * width, jnp.int32),  # none belongs to a row of boxes
         "depth": jnp.asarray(pixels, jnp.float32),
     }
 
