@@ -1,8 +1,12 @@
 """Sources of images with dense targets, augmentation on the device, and the pipeline between them."""
 
-from densezoo.data import transforms
-from densezoo.data.folder import ImageMaskFolder, read_image, to_float
-from densezoo.data.pipeline import EvalBatches, Source, eval_batches, train_batches
+from densezoo.data import fields, transforms
+from densezoo.data._arrays import to_float
+from densezoo.data._reading import Source
+from densezoo.data.evaluation import EvalBatches, eval_batches
+from densezoo.data.folder import ImageMaskFolder, read_image
+from densezoo.data.pipeline import train_batches
+from densezoo.data.resizing import Resize
 from densezoo.data.scenes import DigitScenes
 from densezoo.data.subset import Subset
 
@@ -10,9 +14,11 @@ __all__ = [
     "DigitScenes",
     "EvalBatches",
     "ImageMaskFolder",
+    "Resize",
     "Source",
     "Subset",
     "eval_batches",
+    "fields",
     "read_image",
     "to_float",
     "train_batches",

@@ -6,6 +6,8 @@ import collections
 import concurrent.futures
 import os
 import pathlib
+import unicodedata
+import warnings
 from collections.abc import Sequence
 
 from densezoo.data import _decode
@@ -44,16 +46,18 @@ def size_difference(
 
 
 def _list(folder: pathlib.Path, suffixes: Sequence[str]) -> tuple[dict[str, list[pathlib.Path]], list[str]]:
-    """Lists a folder's pictures by stem, and the names of its other files."""
+    """Lists a folder's pictures by stem, and the names of its other files and folders."""
     by_stem: dict[str, list[pathlib.Path]] = collections.defaultdict(list)
     others: list[str] = []
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith(".") or entry.name.lower() in _JUNK or entry.is_dir():
+            if entry.name.startswith(".") or entry.name.lower() in _JUNK:
                 continue
             path = folder / entry.name
-            if path.suffix.lower() in suffixes:
-                by_stem[path.stem].append(path)
+            if entry.is_dir():
+                others.append(f"{entry.name}/")
+            elif path.suffix.lower() in suffixes:
+                by_stem[unicodedata.normalize("NFC", path.stem)].append(path)  # Macs write é as e and an accent
             else:
                 others.append(entry.name)
     return by_stem, others
@@ -85,12 +89,15 @@ def pair_files(root: pathlib.Path) -> tuple[list[tuple[pathlib.Path, pathlib.Pat
     alone = [masks[stem][0].name for stem in sorted(masks.keys() - images.keys())]
     if alone:
         problems.append(f"{len(alone)} masks without an image: {shorten(alone)}")
-    for name, others, suffixes in (
-        ("images", other_images, _decode.IMAGE_SUFFIXES),
-        ("masks", other_masks, _decode.MASK_SUFFIXES),
-    ):
-        if problems and others:
-            problems.append(f"{name}: files of other types than {' '.join(suffixes)}: {shorten(others)}")
+    skipped = [
+        f"{name}: folders, and files of other types than {' '.join(suffixes)}, are not read: {shorten(others)}"
+        for name, others, suffixes in (
+            ("images", other_images, _decode.IMAGE_SUFFIXES),
+            ("masks", other_masks, _decode.MASK_SUFFIXES),
+        )
+        if others
+    ]
+    problems += skipped if problems else []
 
     pairs = [(images[stem][0], masks[stem][0]) for stem in sorted(images.keys() & masks.keys())]
     sizes: list[tuple[int, int]] = []
@@ -110,6 +117,8 @@ def pair_files(root: pathlib.Path) -> tuple[list[tuple[pathlib.Path, pathlib.Pat
             problems.append(shorten(kind, "\n  "))
     if problems:
         raise ValueError("\n  ".join([f"{root}: images and masks do not pair up:", *problems]) + f"\n{layout}")
+    if skipped:
+        warnings.warn("\n  ".join([f"{root}: some of it is not read:", *skipped]), stacklevel=3)
     return pairs, tuple(sizes)
 
 

@@ -6,37 +6,12 @@ import collections
 import concurrent.futures
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
-from jaxtyping import Float32, Int32
 
-from densezoo.data import _decode, _pairing
-
-
-def to_float(image: np.ndarray) -> Float32[np.ndarray, "*shape"]:
-    """Gives pixels as float32: integers divided by the largest value of their type, floats as they are.
-
-    Args:
-        image: pixels of any shape.
-
-    Returns:
-        The same shape in float32; unsigned integers land in [0, 1].
-
-    Raises:
-        TypeError: if the pixels are neither integers nor floats.
-
-    Example:
-        >>> import numpy as np
-        >>> to_float(np.array([0, 255], np.uint8))
-        array([0., 1.], dtype=float32)
-    """
-    if image.dtype.kind == "f":
-        return image.astype(np.float32, copy=False)
-    if image.dtype.kind not in "iu":
-        raise TypeError(f"pixels of type {image.dtype}; expected integers or floats.")
-    return np.multiply(image, np.float32(1.0 / np.iinfo(image.dtype).max), dtype=np.float32)
+from densezoo.data import _decode, _masks, _pairing
 
 
 def read_image(path: str | os.PathLike[str], channels: int | None = None) -> np.ndarray:
@@ -80,14 +55,18 @@ class ImageMaskFolder:
 
     `root/images/NAME.*` belongs to `root/masks/NAME.*`. Building the source lists the folder and reads the files'
     headers, and reports every problem that shows there in one error; `check` decodes everything. Items are sorted by
-    name; hidden files are skipped and links are followed.
+    name; hidden files are skipped, links are followed, and a warning names other files and folders that are not read.
 
     Pixels are read as by `read_image`. Masks hold class numbers: grey values of 8 or 16 bits, palette indices, or the
-    0 and 1 of a 1-bit file.
+    0 and 1 of a 1-bit file. `labels` maps other numbers, or colours, to classes:
+
+        ImageMaskFolder(root, labels={7: 0, 11: 1, 26: 2, 0: 255}, ignore_index=255)
+        ImageMaskFolder(root, labels={(0, 0, 0): 0, (128, 64, 128): 1}, class_names=("background", "road"))
 
     Attributes:
         root: the folder.
         num_classes: the number of classes, or None if masks may hold any number.
+        class_names: the names of the classes; empty if there are none.
         ignore_index: the mask value that stands for "unlabelled", or None.
         channels: the channels that images are converted to, or None.
         names: the names of the items, in order.
@@ -114,6 +93,9 @@ class ImageMaskFolder:
         num_classes: int | None = None,
         ignore_index: int | None = None,
         channels: int | None = None,
+        labels: _masks.Labels | None = None,
+        class_names: Sequence[str] = (),
+        multilabel: bool = False,
     ):
         """Lists the folder, pairs the files and compares their sizes.
 
@@ -122,18 +104,26 @@ class ImageMaskFolder:
             num_classes: if given, reading an item whose mask holds any other value than 0..num_classes-1 is an error.
             ignore_index: a mask value that is allowed besides the classes, for pixels without a label.
             channels: what `read_image` converts to.
+            labels: classes by mask value, or by colour (red, green, blue); a value or colour that is missing here is an
+                error. `ignore_index` as a class leaves pixels out.
+            class_names: names of the classes, in order; empty for none.
+            multilabel: masks have a channel for each class, with 1 where a pixel has that label. Where files hold 0
+                and 255, pass `labels={0: 0, 255: 1}`.
 
         Raises:
             FileNotFoundError: if a folder is missing.
-            ValueError: if there are no images, or for any image or mask that is alone, that shares its name with
-                another, that cannot be read, or that differs in size from its partner. All are named at once.
+            ValueError: if labels or class_names do not fit; if there are no images, or for any image or mask that is
+                alone, that shares its name with another, that cannot be read, or that differs in size from its partner.
+                All are named at once.
         """
         _check_positive("num_classes", num_classes)
         _check_positive("channels", channels)
         self.root = pathlib.Path(root)
-        self.num_classes = num_classes
+        self.num_classes = _masks.count_classes(num_classes, class_names, None if multilabel else labels, ignore_index)
+        self.class_names = tuple(class_names)
         self.ignore_index = ignore_index
         self.channels = channels
+        self._masks = _masks.MaskReader(self.num_classes, ignore_index, labels, multilabel)
         pairs, self.sizes = _pairing.pair_files(self.root)
         self.names = tuple(image.stem for image, _ in pairs)
         self._pairs = pairs
@@ -142,7 +132,8 @@ class ImageMaskFolder:
         """Gives a name that stays the same between runs, as grain's checkpoints want."""
         return (
             f"ImageMaskFolder({str(self.root)!r}, num_classes={self.num_classes}, "
-            f"ignore_index={self.ignore_index}, channels={self.channels})"
+            f"ignore_index={self.ignore_index}, channels={self.channels}, labels={self._masks.labels}, "
+            f"class_names={self.class_names}, multilabel={self._masks.multilabel})"
         )
 
     def __len__(self) -> int:
@@ -156,7 +147,8 @@ class ImageMaskFolder:
             index: 0..len-1, or from the end if negative.
 
         Returns:
-            image: (height, width, channels) in the file's type; mask: (height, width) int32; name: the shared name.
+            image: (height, width, channels) in the file's type; mask: (height, width) int32, or (height, width,
+            classes) with several labels a pixel; name: the shared name.
 
         Raises:
             IndexError: if there is no such item.
@@ -164,12 +156,11 @@ class ImageMaskFolder:
         """
         image_path, mask_path = self._pairs[index]
         image = _decode.convert_channels(_decode.decode_image(image_path), self.channels, image_path)
-        mask = _decode.decode_mask(mask_path)
-        if image.shape[:2] != mask.shape:
+        mask, strangers = self._masks.read(mask_path)
+        if image.shape[:2] != mask.shape[:2]:
             raise ValueError(f"{_pairing.size_difference(image_path, image.shape[:2], mask_path, mask.shape)}.")
-        strangers = self._strangers(mask)
         if strangers:
-            raise ValueError(f"{mask_path}: {_values(strangers)}. {self._advice(strangers)}")
+            raise ValueError(f"{mask_path}: {self._masks.describe(strangers)}. {self._masks.advise(strangers)}")
         return {"image": image, "mask": mask, "name": image_path.stem}
 
     def check(self, *, progress: bool = True, num_threads: int = 4) -> None:
@@ -180,8 +171,8 @@ class ImageMaskFolder:
             num_threads: how many files to decode at a time.
 
         Raises:
-            ValueError: if files are damaged, if masks hold other values than the classes, or if images differ in their
-                number of channels. The one message names the files.
+            ValueError: if files are damaged, if images hold NaN or infinity, if masks hold other values than the
+                classes, or if images differ in their number of channels. The one message names the files.
         """
         import rich.console
         import rich.progress
@@ -218,7 +209,7 @@ class ImageMaskFolder:
         if problems:
             lines.append(_pairing.shorten(problems, "\n  ", limit=100))
         if strangers:
-            lines.append(self._advice(strangers))
+            lines.append(self._masks.advise(strangers))
         if len(by_channels) > 1:
             lines.append("images differ in their number of channels:")
             for channels, paths in sorted(by_channels.items()):
@@ -236,54 +227,23 @@ class ImageMaskFolder:
         strangers: dict[int, int] = {}
         try:
             image = _decode.decode_image(image_path)
+            if image.dtype.kind == "f" and (wrong := int(np.count_nonzero(~np.isfinite(image)))):
+                problems.append(f"{image_path}: {wrong} values are NaN or infinite; replace them, by 0 for instance")
             image = _decode.convert_channels(image, self.channels, image_path)
         except (ValueError, OSError) as error:
             problems.append(str(error))
         try:
-            mask = _decode.decode_mask(mask_path)
-            strangers = self._strangers(mask)
+            mask, strangers = self._masks.read(mask_path)
         except (ValueError, OSError) as error:
             problems.append(str(error))
-        if image is not None and mask is not None and image.shape[:2] != mask.shape:
+        if image is not None and mask is not None and image.shape[:2] != mask.shape[:2]:
             problems.append(_pairing.size_difference(image_path, image.shape[:2], mask_path, mask.shape))
         if strangers:
-            problems.append(f"{mask_path}: {_values(strangers)}")
+            problems.append(f"{mask_path}: {self._masks.describe(strangers)}")
         labels = set() if mask is None else set(np.unique(mask).tolist())
         return problems, None if image is None else image.shape[-1], strangers, labels
-
-    def _strangers(self, mask: Int32[np.ndarray, "h w"]) -> dict[int, int]:
-        """Counts the mask's pixels by value, for the values that are no classes."""
-        if self.num_classes is None:
-            return {}
-        wrong = (mask < 0) | (mask >= self.num_classes)
-        if self.ignore_index is not None:
-            wrong &= mask != self.ignore_index
-        if not wrong.any():
-            return {}
-        values, counts = np.unique(mask[wrong], return_counts=True)
-        return dict(zip(values.tolist(), counts.tolist(), strict=True))
-
-    def _advice(self, strangers: Iterable[int]) -> str:
-        values = set(strangers)
-        allowed = f"Masks may hold 0..{(self.num_classes or 0) - 1}"
-        if self.ignore_index is not None:
-            allowed += f" and ignore_index={self.ignore_index}"
-        if values == {255} and self.ignore_index != 255:
-            hint = "if 255 marks unlabelled pixels, pass ignore_index=255; if it is a class, as in masks of 0 and 255,"
-            return f"{allowed}: {hint} save that class under its number."
-        if len(values) == 1 and self.ignore_index is None:
-            value = next(iter(values))
-            return (
-                f"{allowed}: if {value} marks unlabelled pixels, pass ignore_index={value}; else num_classes is wrong."
-            )
-        return f"{allowed}: num_classes is too small, or the masks hold other numbers than those of the classes."
 
 
 def _check_positive(name: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise ValueError(f"{name}={value}; expected 1 or more, or None.")
-
-
-def _values(strangers: Mapping[int, int]) -> str:
-    found = [f"{value} ({count} pixels)" for value, count in sorted(strangers.items())]
-    return f"mask value{'s' if len(found) > 1 else ''} {_pairing.shorten(found)} outside the classes"

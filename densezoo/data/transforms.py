@@ -1,12 +1,12 @@
 """Augmentation on the device: pure functions `(key, batch) -> batch` to run inside the jitted train step.
 
-A batch is a dict of arrays. By name, fields are
+A batch is a dict of arrays. What happens to a field depends on its kind: see `densezoo.data.fields`.
 
-- images: `image` and all that begin so (`image_before`, `image_after`): float, (b, h, w, c). They get the geometry and
-  the colours. The images of a sample share its geometry; colours are drawn for each, as light differs between dates.
-- maps: `mask`, `change`, `instances` (int) and `depth` (float): (b, h, w). They get the geometry, by nearest pixel.
-- `boxes` (b, n, 4) and `labels` (b, n), -1 at empty places: boxes follow the geometry. One that is cut off at the
-  border shrinks; its place becomes empty when less than a quarter is left.
+- Images get the geometry and the colours. The images of a sample share its geometry; colours are drawn for each, as
+  light differs between dates.
+- Maps get the geometry: masks, instances and depth by nearest pixel, normals as vectors that turn with the image.
+- Boxes follow the geometry. One that is cut off at the border shrinks. An instance of which less than a quarter of the
+  box or no pixel is left is removed from boxes, labels and the map of instances.
 
 Other fields stay as they are; one that has the images' height and width is an error, for it would no longer fit.
 Every sample draws its own numbers. The result depends on key and batch alone.
@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from densezoo.data import _fields, _geometry
+from densezoo.data import _geometry
+from densezoo.data._arrays import channel_means, interpolate, nearest
+from densezoo.data.fields import Image, Map, kind_of
 
 Batch = _geometry.Batch
 Transform = Callable[[Array, Batch], dict[str, Array]]
@@ -62,7 +64,7 @@ def random_flip(*, horizontal: bool = True, vertical: bool = False) -> Transform
         vertical: exchange top and bottom, independently.
 
     Returns:
-        The transform; boxes follow.
+        The transform.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -75,9 +77,9 @@ def random_flip(*, horizontal: bool = True, vertical: bool = False) -> Transform
         samples, height, width = _geometry.extent(batch, "random_flip")
         drawn = jax.random.bernoulli(key, shape=(2, samples))
         if horizontal:
-            batch = _geometry.choose(drawn[0], batch, _geometry.mirrored(batch, 2, width))
+            batch = _geometry.choose(drawn[0], batch, _geometry.mirrored(batch, 1, width))
         if vertical:
-            batch = _geometry.choose(drawn[1], batch, _geometry.mirrored(batch, 1, height))
+            batch = _geometry.choose(drawn[1], batch, _geometry.mirrored(batch, 0, height))
         return dict(batch)
 
     return transform
@@ -87,7 +89,7 @@ def random_rot90() -> Transform:
     """Turns each sample by 0, 90, 180 or 270 degrees; images must be square.
 
     Returns:
-        The transform; boxes follow. It raises a ValueError when traced with images that are not square.
+        The transform. It raises a ValueError when traced with images that are not square.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -102,8 +104,8 @@ def random_rot90() -> Transform:
         # Every turn is a transposition or none, followed by mirroring or not along either axis.
         turns = jax.random.randint(key, (samples,), 0, 4)
         batch = _geometry.choose(turns % 2 == 1, batch, _geometry.transposed(batch))
-        batch = _geometry.choose((turns == 1) | (turns == 2), batch, _geometry.mirrored(batch, 1, height))
-        return _geometry.choose(turns >= 2, batch, _geometry.mirrored(batch, 2, width))
+        batch = _geometry.choose((turns == 1) | (turns == 2), batch, _geometry.mirrored(batch, 0, height))
+        return _geometry.choose(turns >= 2, batch, _geometry.mirrored(batch, 1, width))
 
     return transform
 
@@ -115,8 +117,7 @@ def random_crop(size: int | tuple[int, int]) -> Transform:
         size: height and width of the window, or one number for both.
 
     Returns:
-        The transform; boxes follow. It raises a ValueError when traced with smaller images, or with boxes but no
-        labels.
+        The transform. It raises a ValueError when traced with smaller images, or with boxes but no labels.
 
     Raises:
         ValueError: if the size is not positive.
@@ -141,11 +142,11 @@ def random_crop(size: int | tuple[int, int]) -> Transform:
             start = (corner[0], corner[1], *([0] * (sample.ndim - 2)))
             return jax.lax.dynamic_slice(sample, start, (rows, columns, *sample.shape[2:]))
 
-        result = {
-            name: jax.vmap(cut)(array, corners) if _geometry.moves(name) else array for name, array in batch.items()
-        }
+        maps = {name: jax.vmap(cut)(batch[name], corners) for name in batch if isinstance(kind_of(name), Map)}
         shift = -corners.astype(jnp.float32)
-        return _geometry.move_boxes(result, jnp.ones_like(shift), shift, rows, columns, "random_crop")
+        return _geometry.move_instances(
+            batch, {**batch, **maps}, jnp.ones_like(shift), shift, rows, columns, "random_crop"
+        )
 
     return transform
 
@@ -153,16 +154,16 @@ def random_crop(size: int | tuple[int, int]) -> Transform:
 def random_scale(scales: tuple[float, float], *, ignore_index: int = 255) -> Transform:
     """Zooms each sample about a random centre; the size stays.
 
-    Images are interpolated bilinearly, at half-pixel centres; maps take the nearest pixel. Where a zoom below 1 leaves
-    room around the image, it is filled with the image's own mean, masks with `ignore_index`, instances and depth with
-    0. Depths are not rescaled.
+    Images and vectors are interpolated bilinearly, at half-pixel centres; other maps take the nearest pixel. Where a
+    zoom below 1 leaves room around the image, it is filled with the image's own mean, masks with `ignore_index`, other
+    maps with the fill of their kind. Depths are not rescaled.
 
     Args:
         scales: least and greatest zoom, drawn evenly in its logarithm; above 1 enlarges.
-        ignore_index: for `mask` and `change` where there is no image.
+        ignore_index: for maps of labels where there is no image.
 
     Returns:
-        The transform; boxes follow. It raises a ValueError when traced with boxes but no labels.
+        The transform. It raises a ValueError when traced with boxes but no labels.
 
     Raises:
         ValueError: if the range is empty or not positive.
@@ -187,17 +188,16 @@ def random_scale(scales: tuple[float, float], *, ignore_index: int = 255) -> Tra
         rows = (jnp.arange(height, dtype=jnp.float32)[None] + 0.5 - shift[:, :1]) / zoom
         columns = (jnp.arange(width, dtype=jnp.float32)[None] + 0.5 - shift[:, 1:]) / zoom
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
-
+        zooms = jnp.broadcast_to(zoom, shift.shape)
         result = dict(batch)
         for name, array in batch.items():
-            if _fields.is_image(name):
-                drawn = _geometry.interpolate(_geometry.interpolate(array, rows, 1), columns, 2)
-                result[name] = jnp.where(inside[..., None], drawn, _geometry.channel_means(array))
-            elif _fields.is_map(name):
-                drawn = _geometry.take(_geometry.take(array, jnp.floor(rows), 1), jnp.floor(columns), 2)
-                result[name] = jnp.where(inside, drawn, jnp.asarray(_fields.fill_of(name, ignore_index), array.dtype))
-        zooms = jnp.broadcast_to(zoom, shift.shape)
-        return _geometry.move_boxes(result, zooms, shift, height, width, "random_scale")
+            kind = kind_of(name)
+            if isinstance(kind, Map):
+                sample = interpolate if kind.linear else nearest
+                drawn = jax.vmap(kind.rescale)(sample(sample(array, rows, 1), columns, 2), zooms)
+                pixels = inside.reshape(*inside.shape, *[1] * (array.ndim - 3))
+                result[name] = jnp.where(pixels, drawn, kind.surroundings(array, ignore_index))
+        return _geometry.move_instances(batch, result, zooms, shift, height, width, "random_scale")
 
     return transform
 
@@ -206,9 +206,8 @@ def color_jitter(*, brightness: float = 0.0, contrast: float = 0.0, saturation: 
     """Changes brightness, contrast and saturation of each image by random factors, in this order.
 
     A strength s draws a factor from 1 - s to 1 + s: brightness multiplies the image, contrast its distance from its
-    mean luminance (from its mean, unless there are 3 channels), and saturation each pixel's distance from its
-    luminance. Values are not clipped, so that images of any range and any number of channels can be given; run it
-    before `normalize`.
+    mean luminance (from its mean, unless there are 3 channels), saturation each pixel's distance from its luminance.
+    Values are not clipped, so images may have any range and number of channels; run it before `normalize`.
 
     Args:
         brightness: strength, 0 to 1.
@@ -242,7 +241,7 @@ def color_jitter(*, brightness: float = 0.0, contrast: float = 0.0, saturation: 
 
         if contrast:
             # The mean is that of the image before its brightness changes, so that one pass over the pixels does both.
-            mean = _geometry.channel_means(image)
+            mean = channel_means(image)
             mean = grey(mean) if image.shape[-1] == 3 else mean.mean(-1, keepdims=True)
             image = image * (bright * contrasted) + mean * (bright * (1 - contrasted))
         elif brightness:
@@ -253,7 +252,7 @@ def color_jitter(*, brightness: float = 0.0, contrast: float = 0.0, saturation: 
 
     def transform(key: Array, batch: Batch) -> dict[str, Array]:
         _geometry.extent(batch, "color_jitter")
-        images = sorted(name for name in batch if _fields.is_image(name))
+        images = sorted(name for name in batch if isinstance(kind_of(name), Image))
         changed = {name: jitter(jax.random.fold_in(key, index), batch[name]) for index, name in enumerate(images)}
         return {**batch, **changed}
 
@@ -293,8 +292,9 @@ def normalize(mean: Sequence[float], std: Sequence[float]) -> Transform:
         return (image - subtract) / divide
 
     def transform(key: Array, batch: Batch) -> dict[str, Array]:
-        del key
         _geometry.extent(batch, "normalize")
-        return {name: scale(name, array) if _fields.is_image(name) else array for name, array in batch.items()}
+        return {
+            name: scale(name, array) if isinstance(kind_of(name), Image) else array for name, array in batch.items()
+        }
 
     return transform

@@ -3,6 +3,7 @@ import pathlib
 import pickle
 import re
 import struct
+import unicodedata
 import zlib
 
 import numpy as np
@@ -258,45 +259,40 @@ def test_formats_may_differ_within_a_pair(tmp_path):
     np.testing.assert_array_equal(item["mask"], noise(6, 8))
 
 
-def test_kinds_of_masks(tmp_path):
-    numbers = noise(6, 8) % 5
-    palette = Image.fromarray(numbers).convert("P")
-    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
-    save(tmp_path / "masks" / "palette.png", palette)
-    save(tmp_path / "masks" / "bits.png", numbers > 2)
-    save(tmp_path / "masks" / "bits_tiff.tif", numbers > 2)
-    save(tmp_path / "masks" / "wide.png", numbers.astype(np.uint16) * 1000)
-    tifffile.imwrite(tmp_path / "masks" / "float.tif", numbers.astype(np.float32))
-    tifffile.imwrite(tmp_path / "masks" / "last.tif", numbers[:, :, None].astype(np.int32))
-    expected = {"palette": numbers, "float": numbers, "last": numbers, "wide": 1000 * numbers.astype(int)}
-    expected |= {"bits": numbers > 2, "bits_tiff": numbers > 2}
-    for name in expected:
-        save(tmp_path / "images" / f"{name}.png", noise(6, 8))
-    for item in ImageMaskFolder(tmp_path):
-        np.testing.assert_array_equal(item["mask"], expected[item["name"]])
-        assert item["mask"].dtype == np.int32
-
-
-def test_masks_that_hold_no_numbers(folder):
-    save(folder / "masks" / "a.png", noise(6, 8, 3))
-    with pytest.raises(ValueError, match=r"a\.png: a mask of 3 channels"):
-        ImageMaskFolder(folder)[0]
-    (folder / "masks" / "a.png").unlink()
-    tifffile.imwrite(folder / "masks" / "a.tif", noise(6, 8, dtype=np.float32))
-    with pytest.raises(ValueError, match="not 32-bit whole numbers"):
-        ImageMaskFolder(folder)[0]
+@pytest.mark.parametrize("compression", ["tiff_lzw", None])
+def test_pages_are_read_or_refused(tmp_path, compression):
+    pages = [Image.fromarray(page) for page in noise(3, 40, 50)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:], compression=compression)
+    try:
+        image = read_image(tmp_path / "a.tif")
+    except ValueError as error:
+        assert compression and "pip install imagecodecs" in str(error)
+    else:
+        np.testing.assert_array_equal(image, np.moveaxis(noise(3, 40, 50), 0, 2))
 
 
 def test_hidden_files_are_skipped_and_links_followed(folder, tmp_path_factory):
-    for name in (".hidden.png", "Thumbs.db", "notes.txt"):
+    for name in (".hidden.png", "Thumbs.db"):
         (folder / "images" / name).write_bytes(b"?")
-    (folder / "images" / "more").mkdir()
     elsewhere = save(tmp_path_factory.mktemp("elsewhere") / "x.png", noise(6, 8) % 2)
     os.symlink(elsewhere, folder / "images" / "c.png")
     os.symlink(elsewhere, folder / "masks" / "c.png")
     source = ImageMaskFolder(folder)
     assert source.names == ("a", "b", "c")
     np.testing.assert_array_equal(source[2]["mask"], noise(6, 8) % 2)
+
+
+def test_what_is_not_read_is_named(folder):
+    (folder / "images" / "c.gif").write_bytes(b"?")
+    save(folder / "masks" / "more" / "d.png", noise(6, 8))
+    with pytest.warns(UserWarning, match=r"images: .*c\.gif\n.*masks: .*more/"):
+        assert ImageMaskFolder(folder).names == ("a", "b")
+
+
+def test_names_pair_in_either_normal_form(tmp_path):
+    save(tmp_path / "images" / f"{unicodedata.normalize('NFC', 'é')}.png", noise(6, 8))
+    save(tmp_path / "masks" / f"{unicodedata.normalize('NFD', 'é')}.png", noise(6, 8))
+    assert len(ImageMaskFolder(tmp_path)) == 1
 
 
 def test_missing_folders(tmp_path, folder):
@@ -345,20 +341,6 @@ def test_long_lists_are_cut(folder):
         ImageMaskFolder(folder)
 
 
-def test_mask_values_outside_the_classes(folder):
-    mask = noise(6, 8) % 2
-    mask[0, :3] = 255
-    save(folder / "masks" / "b.png", mask)
-    source = ImageMaskFolder(folder, num_classes=2)
-    assert source[0]["name"] == "a"
-    with pytest.raises(ValueError, match=r"b\.png: mask value 255 \(3 pixels\).*pass ignore_index=255"):
-        source[1]
-    assert ImageMaskFolder(folder, num_classes=2, ignore_index=255)[1]["mask"][0, 0] == 255
-    with pytest.raises(ValueError, match=r"0\.\.1 and ignore_index=7"):
-        ImageMaskFolder(folder, num_classes=2, ignore_index=7)[1]
-    assert ImageMaskFolder(folder)[1]["mask"][0, 0] == 255
-
-
 def test_check_names_every_bad_file(tmp_path, capfd):
     for name in "abcdef":
         save(tmp_path / "images" / f"{name}.png", noise(32, 32))
@@ -383,6 +365,15 @@ def test_check_names_every_bad_file(tmp_path, capfd):
     with pytest.raises(ValueError, match="cannot be decoded"):
         source.check(progress=False)
     assert not capfd.readouterr().err
+
+
+def test_check_finds_pixels_that_are_no_numbers(folder):
+    image = noise(6, 8, 3, dtype=np.float32)
+    image[0], image[1, 0, 0] = np.nan, np.inf
+    (folder / "images" / "a.png").unlink()
+    tifffile.imwrite(folder / "images" / "a.tif", image, photometric="rgb")
+    with pytest.raises(ValueError, match=r"a\.tif: 25 values are NaN or infinite"):
+        ImageMaskFolder(folder, channels=3).check(progress=False)
 
 
 def test_check_notices_files_that_change(folder):

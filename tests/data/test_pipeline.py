@@ -161,6 +161,16 @@ def test_samples_smaller_than_the_crop_are_padded():
     assert tops == {0, 1, 2}
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
+def test_class_255_is_not_taken_for_an_ignored_minus_one(dtype):
+    source = [{"image": np.zeros((3, 3, 1), np.uint8), "mask": np.full((3, 3), 255, dtype)}]
+    (batch,) = take(train_batches(source, batch_size=1, crop_size=5, ignore_index=-1)(0), 1)
+    (padded,) = eval_batches(source, batch_size=2, multiple=4, ignore_index=-1)
+    for mask, count in ((batch["mask"][0], 25), (padded["mask"][0], 16)):
+        assert mask.dtype == np.int32 and (mask == 255).sum() == 9 and (mask == -1).sum() == count - 9
+    assert (padded["mask"][1] == -1).all()
+
+
 def test_crops_keep_boxes_and_instances_together():
     scenes = DigitScenes(6, size=(48, 48), digits=(2, 3))
     batches = take(train_batches(scenes, batch_size=6, crop_size=(32, 64))(0), 4)
@@ -180,6 +190,7 @@ def test_crops_keep_boxes_and_instances_together():
                     assert (mask[rows, columns] == labels[k] + 1).all()
                 else:
                     np.testing.assert_array_equal(boxes[k], 0)
+                    assert len(rows) == 0
     assert kept > 20
 
 
@@ -265,6 +276,16 @@ def test_one_shape_a_batch_and_few_shapes():
     shapes = [batch["mask"].shape for batch in batches]
     assert shapes == [(4, 4, 8), (4, 12, 8), (4, 8, 8), (4, 4, 4)]
     assert batches[0]["number"].tolist() == [0, 2, 3, 6]
+
+
+def test_sizes_tell_pictures_from_padding():
+    batches = list(eval_batches(Numbers(7, sizes=MIXED), batch_size=2, multiple=4, fields=("image", "number")))
+    for batch in batches:
+        assert batch["size"].shape == (2, 2) and batch["size"].dtype == np.int32
+        for image, number, size in zip(batch["image"], batch["number"], batch["size"], strict=True):
+            assert tuple(size) == (MIXED[number] if size.any() else (0, 0))
+            assert size.any() or not image.any()
+    assert sum(int((batch["size"] > 0).all(1).sum()) for batch in batches) == 7
 
 
 def test_padding_repeats_the_last_row_and_column():
@@ -362,5 +383,8 @@ def test_sizes_and_channels_that_do_not_stack():
 
     with pytest.raises(ValueError, match=r"image has the shapes .* one number of channels"):
         take(train_batches(Coloured(4), batch_size=4, num_threads=0)(0), 1)
+    boxes = [{"image": np.zeros((4, 4, 1)), "boxes": np.zeros((1, 4))}]
+    with pytest.raises(ValueError, match="train_batches got boxes but no labels"):
+        take(train_batches(boxes, batch_size=1, crop_size=2, num_threads=0)(0), 1)
     with pytest.raises(ValueError, match="images and maps of one height and width"):
         list(eval_batches([{"image": np.zeros((4, 4, 1)), "mask": np.zeros((4, 5), int)}], batch_size=1))

@@ -21,7 +21,7 @@ def make_batch(height=5, width=7, channels=3, samples=SAMPLES):
         "image": jnp.asarray(image, jnp.float32),
         "image_after": jnp.asarray(image + 0.25, jnp.float32),
         "mask": jnp.asarray(pixels % 256, jnp.int32),
-        "instances": jnp.asarray(pixels, jnp.int32),
+        "instances": jnp.asarray(pixels + height * width, jnp.int32),  # none belongs to a row of boxes
         "depth": jnp.asarray(pixels, jnp.float32),
     }
 
@@ -333,12 +333,12 @@ WRONG = [
     ),
     ({"image": jnp.zeros((2, 6, 6, 3), jnp.uint8)}, TypeError, r"image of type uint8; expected floats"),
     (
-        {"image": IMAGES, "mask": jnp.zeros((2, 6, 6, 1), jnp.int32)},
+        {"image": IMAGES, "mask": jnp.zeros((2, 36), jnp.int32)},
         ValueError,
-        r"mask of shape .* expected \(batch, height, width\)",
+        r"mask of shape .* expected \(batch, height, width\) or \(batch, height, width, classes\)",
     ),
     ({"image": IMAGES, "mask": jnp.zeros((2, 5, 6), jnp.int32)}, ValueError, "different sizes"),
-    ({"image": IMAGES, "normals": IMAGES}, ValueError, "a field normals of shape .* would not move with them"),
+    ({"image": IMAGES, "flow": IMAGES}, ValueError, "a field flow of shape .* would not move with them"),
     ({"labels": jnp.zeros((2, 3), jnp.int32)}, ValueError, r"fields \['labels'\]; expected `image` or `mask`"),
 ]
 

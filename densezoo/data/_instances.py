@@ -1,0 +1,85 @@
+"""Boxes, labels and maps of instances: an instance that leaves the picture leaves all of them alike."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from densezoo.data._arrays import namespace
+from densezoo.data.fields import Boxes, InstanceMap, Labels, Rows, group_of, kind_of
+
+_LEAST_REST = 0.25  # share of a box that must stay inside the picture
+
+
+def groups(names: Iterable[str]) -> dict[str, list[str]]:
+    """Gives the fields of instances that belong together, by what their names end with."""
+    found: dict[str, list[str]] = collections.defaultdict(list)
+    for name in names:
+        if isinstance(kind_of(name), Rows | InstanceMap):
+            found[group_of(name)].append(name)
+    return found
+
+
+def settle(before: Mapping[str, Any], after: Mapping[str, Any], height: int, width: int, caller: str) -> dict[str, Any]:
+    """Cuts a sample's boxes off at the border, and empties the rows and ids of the instances that have left.
+
+    Args:
+        before: the fields before the picture was cropped or zoomed; the maps of instances are read.
+        after: the fields with boxes and maps moved.
+        height: of the picture now.
+        width: of the picture now.
+        caller: for errors.
+
+    Returns:
+        The fields. Of an instance of which less than a quarter of the box is left, or no pixel of those that it had on
+        the map, rows hold their fill and the map 0.
+
+    Raises:
+        ValueError: if there are boxes but no labels.
+    """
+    result = dict(after)
+    for group, names in groups(after).items():
+        labels, boxes, maps = (
+            [name for name in names if isinstance(kind_of(name), kind)] for kind in (Labels, Boxes, InstanceMap)
+        )
+        if not labels and boxes:
+            raise ValueError(
+                f"{caller} got {boxes[0]} but no labels{group}; expected class numbers (n,), -1 in rows without a box."
+            )
+        if not labels or not (boxes or maps):
+            continue
+        numpy = namespace(after[labels[0]])
+        kept = after[labels[0]] >= 0
+        for name in boxes:
+            limits = np.array([[width, height, width, height]], np.float32).astype(after[name].dtype)
+            result[name] = numpy.clip(after[name], np.zeros_like(limits), limits)
+            rest = _area(result[name])
+            kept = kept & (rest > 0) & (rest >= _LEAST_REST * _area(after[name]))
+        for name in maps:
+            kept = kept & ((_pixels(before[name], len(kept)) == 0) | (_pixels(after[name], len(kept)) > 0))
+        for name in names:
+            if name in maps:
+                # Row 0 of the table is for 0, the last for numbers without a row; both stay.
+                table = numpy.concatenate([np.ones(1, bool), kept, np.ones(1, bool)])
+                stays = table[numpy.where(after[name] < 0, 0, numpy.minimum(after[name], len(kept) + 1))]
+                result[name] = numpy.where(stays, after[name], numpy.zeros_like(after[name]))
+            else:
+                rows = kept.reshape(-1, *[1] * (after[name].ndim - 1))
+                fill = numpy.full_like(after[name], kind_of(name).filling(-1))
+                result[name] = numpy.where(rows, result[name], fill)
+    return result
+
+
+def _area(boxes: Any) -> Any:
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def _pixels(ids: Any, rows: int) -> Any:
+    """Counts the pixels of the instances 1..rows."""
+    numpy = namespace(ids)
+    bins = numpy.clip(numpy.asarray(ids, np.int32), 0, rows + 1).ravel()
+    counts = np.bincount(bins, minlength=rows + 2) if numpy is np else numpy.bincount(bins, length=rows + 2)
+    return counts[1 : rows + 1]

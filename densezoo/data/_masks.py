@@ -1,0 +1,156 @@
+"""Mask files to the numbers of classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from densezoo.data import _decode, _pairing
+
+Colour = tuple[int, int, int]
+Labels = Mapping[int, int] | Mapping[Colour, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskReader:
+    """Reads masks, and finds the values that are no classes.
+
+    Attributes:
+        num_classes: masks may hold 0..num_classes-1; None for any number.
+        ignore_index: the value of pixels without a label, or None.
+        labels: from values or colours of the files to classes; None where the values are the classes.
+        multilabel: whether masks have a channel of 0 and 1 for every class.
+    """
+
+    num_classes: int | None
+    ignore_index: int | None
+    labels: Labels | None
+    multilabel: bool
+
+    def __post_init__(self):
+        if self.labels is None:
+            return
+        if not self.labels or len({isinstance(value, tuple) for value in self.labels}) > 1:
+            raise ValueError(f"labels={self.labels}; expected file values, or colours (red, green, blue), not both.")
+        if self._coloured and self.multilabel:
+            raise ValueError("labels of colours and multilabel exclude each other; expected one of the two.")
+        for value, label in self.labels.items():
+            if isinstance(value, tuple) and (len(value) != 3 or not all(0 <= part <= 255 for part in value)):
+                raise ValueError(f"labels has the colour {value}; expected (red, green, blue) of 0..255.")
+            if label not in self._allowed and not (self._count is None and label >= 0):
+                raise ValueError(f"labels has {value}: {label}; expected a class: {self._expectation}.")
+
+    def read(self, path: pathlib.Path) -> tuple[np.ndarray, dict[int, int]]:
+        """Reads a mask.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The classes (h, w), or (h, w, classes) of several labels a pixel, int32; and how many pixels hold each value
+            that stands for none.
+
+        Raises:
+            ValueError: if the file is damaged, or its channels do not fit.
+        """
+        numbers = _decode.decode_colours(path) if self._coloured else _decode.decode_mask(path, several=self.multilabel)
+        if self.multilabel and self.num_classes not in (None, numbers.shape[-1]):
+            raise ValueError(
+                f"{path}: a mask of {numbers.shape[-1]} channels; expected {self.num_classes}, one for each class."
+            )
+        if self.labels is not None:
+            return self._mapped(numbers)
+        if self._count is None:
+            return numbers, {}
+        wrong = (numbers < 0) | (numbers >= self._count)
+        if self.ignore_index is not None:
+            wrong &= numbers != self.ignore_index
+        return numbers, _counts(numbers[wrong])
+
+    def _mapped(self, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
+        assert self.labels is not None
+        table = {_code(value): label for value, label in self.labels.items()}
+        if self.ignore_index is not None and not self._coloured:
+            table.setdefault(self.ignore_index, self.ignore_index)
+        values = np.array(sorted(table), np.int32)
+        places = np.minimum(np.searchsorted(values, numbers), len(values) - 1)
+        classes = np.array([table[value] for value in values.tolist()], np.int32)[places]
+        return classes, _counts(numbers[values[places] != numbers])
+
+    def describe(self, strangers: Mapping[int, int]) -> str:
+        """Lists values that stand for no class, with their numbers of pixels."""
+        shown = [f"{self._shown(value)} ({count} pixels)" for value, count in sorted(strangers.items())]
+        what = f"{'colour' if self._coloured else 'mask value'}{'s' if len(shown) > 1 else ''}"
+        return f"{what} {_pairing.shorten(shown)} {'outside the classes' if self.labels is None else 'not in labels'}"
+
+    def advise(self, strangers: Iterable[int]) -> str:
+        """Says what may be done about values that stand for no class."""
+        values = set(strangers)
+        if self._coloured:
+            return (
+                "Add the colours to labels, with ignore_index for those without a class. Colours between those of the "
+                "classes come from saving with loss, or with smoothed borders."
+            )
+        if self.labels is not None:
+            return "Add the values to labels, with ignore_index for those without a class."
+        allowed = f"Masks may hold {self._expectation}"
+        if values == {255} and self.ignore_index != 255:
+            hint = "if 255 marks unlabelled pixels, pass ignore_index=255; if it is a class, as in masks of 0 and 255,"
+            return f"{allowed}: {hint} pass labels={{0: 0, 255: 1}}."
+        if len(values) == 1 and self.ignore_index is None:
+            value = next(iter(values))
+            return (
+                f"{allowed}: if {value} marks unlabelled pixels, pass ignore_index={value}; else num_classes is wrong."
+            )
+        return f"{allowed}: num_classes is too small, or the masks hold other numbers: pass labels={{number: class}}."
+
+    @property
+    def _coloured(self) -> bool:
+        return self.labels is not None and isinstance(next(iter(self.labels), None), tuple)
+
+    @property
+    def _count(self) -> int | None:
+        """How many numbers a mask may hold, from 0 on."""
+        return 2 if self.multilabel else self.num_classes
+
+    @property
+    def _allowed(self) -> set[int | None]:
+        return {*range(self._count or 0), self.ignore_index}
+
+    @property
+    def _expectation(self) -> str:
+        ignored = "" if self.ignore_index is None else f" and ignore_index={self.ignore_index}"
+        return f"0..{(self._count or 0) - 1}{ignored}"
+
+    def _shown(self, value: int) -> str:
+        return str((value >> 16, value >> 8 & 255, value & 255) if self._coloured else value)
+
+
+def count_classes(
+    num_classes: int | None, class_names: Sequence[str], labels: Labels | None, ignore_index: int | None
+) -> int | None:
+    """Gives the number of classes, from their names or from the labels if it is not given."""
+    if class_names:
+        repeated = isinstance(class_names, str) or len({*class_names}) < len(class_names)
+        if repeated or num_classes not in (None, len(class_names)):
+            raise ValueError(
+                f"class_names={class_names}, num_classes={num_classes}; expected a name of its own for each class."
+            )
+        return len(class_names)
+    if num_classes is None and labels:
+        return max((label for label in labels.values() if label != ignore_index), default=-1) + 1 or None
+    return num_classes
+
+
+def _code(value: int | Colour) -> int:
+    return value[0] << 16 | value[1] << 8 | value[2] if isinstance(value, tuple) else int(value)
+
+
+def _counts(values: np.ndarray) -> dict[int, int]:
+    if not values.size:
+        return {}
+    found, counts = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))

@@ -1,0 +1,137 @@
+"""From a random-access source to batches of whole images, for evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from densezoo.data import _samples, resizing
+from densezoo.data._reading import Batch, ReadOptions, Source, local_size, read, read_options
+from densezoo.data.fields import SIZE
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    multiple: int = 32,
+    resize: resizing.ResizeTo | None = None,
+    ignore_index: int = 255,
+    fields: Sequence[str] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    num_threads: int = 2,
+    prefetch: int = 2,
+) -> EvalBatches:
+    """Gives every sample once, whole, in batches of few shapes.
+
+    Sides are padded at the bottom and right to multiples of `multiple`: images by repeating their last row and column,
+    masks with `ignore_index`, other maps with the fill of their kind (see `densezoo.data.fields`). Besides the source's
+    fields every batch has `size`, the height and width before padding, int32 (b, 2). Samples of one padded size share
+    batches, so that a jitted function is compiled once a size; they come in the source's order. Every batch is full:
+    where samples are missing, `size` is 0 and there are images of zeros with `ignore_index` all over the mask, and
+    labels of -1.
+
+    Args:
+        source: the samples; sizes come from its `sizes` if it has them.
+        batch_size: samples in a batch, over all shards.
+        multiple: what height and width are padded to.
+        resize: what each sample is resized to first: (height, width), a `Resize` by its shortest or longest side, or a
+            function from (height, width) to such a pair; None leaves it as it is.
+        ignore_index: for maps of labels where there is no image.
+        fields: names of the fields to give; None for all that are numbers.
+        shard: (index, count): this host gives the index-th of count equal parts of every batch. All hosts give equally
+            many batches, of the same shapes in the same order.
+        num_threads: threads that read ahead; 0 reads when asked.
+        prefetch: batches to read ahead.
+
+    Returns:
+        An iterable of batches that has a length and can be gone through again.
+
+    Raises:
+        ValueError: if an argument is out of its range, if the source is empty, or has no such field.
+
+    Example:
+        >>> from densezoo.data import DigitScenes
+        >>> batches = eval_batches(DigitScenes(5, size=(40, 48)), batch_size=2, fields=("image", "mask"))
+        >>> len(batches), [batch["mask"].shape for batch in batches]
+        (3, [(2, 64, 64), (2, 64, 64), (2, 64, 64)])
+        >>> [batch["size"].tolist() for batch in batches][-1]
+        [[40, 48], [0, 0]]
+    """
+    local = local_size(batch_size, shard)
+    if multiple < 1:
+        raise ValueError(f"multiple={multiple}; expected 1 or more.")
+    options = read_options(num_threads, prefetch)
+    resizing.check(resize)
+    names = _samples.choose_fields(source, fields, "eval_batches")
+    sizes = getattr(source, "sizes", None)
+    if sizes is None:
+        sizes = [_samples.extent(source[index]) for index in range(len(source))]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        height, width = resizing.target_size(resize, *size)
+        groups.setdefault((height + -height % multiple, width + -width % multiple), []).append(index)
+    parts = []
+    for size, members in groups.items():
+        for start in range(0, len(members), batch_size):
+            chosen = members[start : start + batch_size]
+            parts.append(_Part(size, chosen[0], tuple(chosen[shard[0] * local : (shard[0] + 1) * local])))
+    return EvalBatches(source, names, parts, local, resize, ignore_index, options)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One host's samples of one batch."""
+
+    size: tuple[int, int]
+    model: int  # a sample that shows the shapes where the host has none
+    members: tuple[int, ...]
+
+
+class EvalBatches:
+    """The batches of `eval_batches`."""
+
+    def __init__(
+        self,
+        source: Source,
+        names: Sequence[str],
+        parts: Sequence[_Part],
+        batch_size: int,
+        resize: resizing.ResizeTo | None,
+        ignore_index: int,
+        options: ReadOptions,
+    ):
+        """Keeps what `eval_batches` has planned."""
+        self._source = source
+        self._names = names
+        self._parts = parts
+        self._batch_size = batch_size
+        self._resize = resize
+        self._ignore_index = ignore_index
+        self._options = options
+
+    def __len__(self) -> int:
+        """Gives the number of batches."""
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Reads the batches, from the first."""
+        return read(self._options.source(range(len(self))).map(self._load), self._options)
+
+    def _load(self, number: int) -> Batch:
+        part = self._parts[number]
+        samples = [self._pad(self._source[index], part.size) for index in part.members]
+        if len(samples) < self._batch_size:
+            model = samples[0] if samples else self._pad(self._source[part.model], part.size)
+            samples += [_samples.empty(model, self._ignore_index)] * (self._batch_size - len(samples))
+        return _samples.stack(samples)
+
+    def _pad(self, item: Mapping[str, Any], size: tuple[int, int]) -> Batch:
+        chosen = {name: item[name] for name in self._names if name != SIZE}
+        sample, (height, width) = _samples.resize(chosen, _samples.extent(item), self._resize)
+        margins = ((0, size[0] - height), (0, size[1] - width))
+        padded = {name: _samples.pad(name, sample[name], margins, self._ignore_index, "edge") for name in sample}
+        return {**padded, SIZE: np.array([height, width], np.int32)}
