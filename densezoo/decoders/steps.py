@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 
 from densezoo.blocks import Nearest, SpatialDropout
+from densezoo.encoders import Encoder
 from densezoo.types import ModuleDef, Pyramid, Size, size_of
 
 
@@ -15,8 +16,8 @@ def from_reduction(pyramid: Pyramid, finest: int) -> list[tuple[jax.Array, int]]
 
     If the pyramid does not tell them, all of its features are these, and count as each at half the size before.
     """
-    reductions = pyramid.reductions or tuple(finest * 2**level for level in range(len(pyramid.features)))
-    features = list(zip(pyramid.features, reductions, strict=True))
+    reductions = pyramid.reductions or tuple(finest * 2**level for level in range(len(pyramid.maps)))
+    features = list(zip(pyramid.maps, reductions, strict=True))
     return [(x, reduction) for x, reduction in features if reduction >= finest] or features[-1:]
 
 
@@ -60,7 +61,7 @@ def steps_up(pyramid: Pyramid, features: Sequence[int] | None, upsample: ModuleD
         upsample: makes the upsampler of each step that changes the scale.
         decoder: its name, for messages.
     """
-    *skips, _ = pyramid.features
+    *skips, _ = pyramid.maps
     if isinstance(features, int):
         raise TypeError(f"features has an entry for each block of {decoder}, such as (256, 128, 64); got {features}")
     beyond = None if features is None else len(features) - len(skips)
@@ -79,7 +80,7 @@ def steps_up(pyramid: Pyramid, features: Sequence[int] | None, upsample: ModuleD
 
 def sizes_beyond(pyramid: Pyramid, count: int | None) -> list[Size]:
     """Sizes of `count` doublings beyond the finest feature, the finest last; None means as many as reach the image."""
-    height, width = size_of(pyramid.features[0])
+    height, width = size_of(pyramid.maps[0])
     if pyramid.reductions is None or pyramid.image_size is None:
         return [(height * 2**step, width * 2**step) for step in range(1, (count or 0) + 1)]
     to_image = math.ceil(math.log2(pyramid.reductions[0]))
@@ -93,3 +94,16 @@ def sizes_beyond(pyramid: Pyramid, count: int | None) -> list[Size]:
     # Rounded up, as every strided convolution here rounds; the last of them is exactly the image.
     steps = range(to_image - 1, to_image - 1 - count, -1)
     return [(-(-pyramid.image_size[0] // 2**step), -(-pyramid.image_size[1] // 2**step)) for step in steps]
+
+
+def one_scale(encoder: Encoder) -> str:
+    """The `misfit` of decoders that need maps at several scales."""
+    scales = encoder.reductions
+    if len(scales) < 2 or len(set(scales)) > 1:
+        return ""
+    return f"all of its maps are at 1/{scales[0]} of the image, and this decoder needs several scales: take dpt"
+
+
+def from_a_quarter(reductions: Sequence[int]) -> list[int]:
+    """The numbers of the maps at 1/4 of the image and coarser: what `from_reduction(pyramid, 4)` takes."""
+    return [level for level, reduction in enumerate(reductions) if reduction >= 4] or [len(reductions) - 1]

@@ -10,8 +10,11 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, ConcatSkip, Nearest, run_block
-from densezoo.decoders.steps import dropped, steps_up
-from densezoo.decoders.unet import UNetBlock
+from densezoo.blueprint import Blueprint, register
+from densezoo.decoders.steps import dropped, one_scale, steps_up
+from densezoo.decoders.unet import UNUSED_ATTENTION, UNetBlock, mirrored, smp_block
+from densezoo.heads import SegmentationHead
+from densezoo.naming import SMP, Naming
 from densezoo.types import Dtype, ModuleDef, Pyramid
 
 
@@ -77,7 +80,7 @@ class UNetPlusPlusDecoder(nn.Module):
         )
         take = partial(run_block, train=train, remat=self.remat)
         # At the scale below: x_0, x_1, ... and last the encoder's feature, each of which a block here takes up.
-        below = [pyramid.features[-1]]
+        below = [pyramid.maps[-1]]
         finest = []
         steps = steps_up(pyramid, self.features, self.upsample, "UNetPlusPlusDecoder")
         for layer, (features, skip, size, upsample) in enumerate(steps):
@@ -95,3 +98,25 @@ class UNetPlusPlusDecoder(nn.Module):
             below, finest = maps, maps[:-1]
         others = finest[1:] if finest and below[0] is finest[0] else finest
         return dropped([below[0], *others], self.dropout, train=train, all_scales=all_scales)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch."""
+        rules = smp_block(r"(?P<block>x_\d+_\d+)", r"blocks.\g<block>")
+        # Over VGG the reference has a center block too, and never calls it.
+        return [Naming(SMP, rules, "decoder.", rf"decoder\.center\..*|{UNUSED_ATTENTION}")]
+
+
+register(
+    Blueprint(
+        name="unetplusplus",
+        description="A U-Net with blocks on the skips too, each fed by all maps before it and by the scale below.",
+        skip_strategy="nested and dense: concatenates the encoder's map and every block's on the way across",
+        excels_at="objects of many sizes, medical images, deep supervision",
+        paper="Zhou et al. 2018, https://arxiv.org/abs/1807.10165",
+        decoder=UNetPlusPlusDecoder,
+        encoder="resnet34",
+        head=SegmentationHead,
+        decoder_fields=mirrored,
+        misfit=one_scale,
+    )
+)

@@ -10,8 +10,11 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, LayerNorm, SpatialDropout, build
+from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.pspnet import PyramidPooling
-from densezoo.decoders.steps import from_reduction
+from densezoo.decoders.steps import from_a_quarter, from_reduction, one_scale
+from densezoo.heads import SegmentationHead
+from densezoo.naming import SMP, Naming, Rule
 from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
@@ -84,3 +87,32 @@ class UPerNetDecoder(nn.Module):
         x = conv(name="fusion")(jnp.concatenate(resized, axis=-1), train=train)
         x = SpatialDropout(self.dropout)(x, train=train)
         return (x, *maps) if all_scales else x
+
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch."""
+        rules = [Rule(r"feature_norm(\d+)", r"feature_norms.\1")]
+        for place, part in enumerate(("conv", "norm")):
+            rules += [
+                Rule(rf"pooling/conv(\d+)/{part}", rf"psp.blocks.\1.1.{place}"),
+                Rule(rf"pooling_conv/{part}", f"psp.out_conv.{place}"),
+                Rule(rf"lateral(\d+)/{part}", rf"fpn_lateral_blocks.\1.conv_norm_relu.{place}"),
+                Rule(rf"conv(\d+)/{part}", rf"fpn_conv_blocks.\1.{place}"),
+                Rule(rf"fusion/{part}", f"fusion_block.{place}"),
+            ]
+        return [Naming(SMP, rules, "decoder.")]
+
+
+register(
+    Blueprint(
+        name="upernet",
+        description="PSPNet's pooling on the coarsest map, an FPN from there on, and all maps fused at 1/4.",
+        skip_strategy="adds 1x1 lateral convolutions of the encoder's maps, and concatenates the results of all scales",
+        excels_at="accuracy with any encoder, above all transformers and ConvNeXt",
+        paper="Xiao et al. 2018, https://arxiv.org/abs/1807.10221",
+        decoder=UPerNetDecoder,
+        encoder="resnet34",
+        head=partial(SegmentationHead, kernel_size=1),
+        misfit=one_scale,
+        reads=from_a_quarter,
+    )
+)

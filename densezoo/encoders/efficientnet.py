@@ -1,6 +1,7 @@
 """EfficientNet, in the three forms that are in use: timm's, TensorFlow's, and that of segmentation_models_pytorch."""
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -8,7 +9,9 @@ import flax.linen as nn
 import jax
 
 from densezoo.blocks import BatchNorm, ChannelGate, torch_uniform
+from densezoo.encoders.base import register_encoders
 from densezoo.encoders.inverted_residual import Block, InvertedResidualEncoder, Plan, round_channels
+from densezoo.naming import SMP, Naming, Rule, ignoring
 
 # Tan and Le 2019, table 1: blocks, kernel size, strides, expansion, channels
 _STAGES = (
@@ -44,7 +47,7 @@ class EfficientNet(InvertedResidualEncoder):
         >>> import jax, jax.numpy as jnp
         >>> encoder = EfficientNet(width=1.0, depth=1.0)
         >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
-        >>> [feature.shape for feature in pyramid.features]
+        >>> [x.shape for x in pyramid.maps]
         [(1, 32, 33, 16), (1, 16, 17, 24), (1, 8, 9, 40), (1, 4, 5, 112), (1, 2, 3, 320)]
         >>> encoder.clone(output_stride=8).reductions, encoder.clone(coarsest=8).reductions
         ((2, 4, 8, 8, 8), (2, 4, 8))
@@ -71,6 +74,31 @@ class EfficientNet(InvertedResidualEncoder):
                 blocks.append(block)
                 channels = features
         return Plan(stem, blocks, gate=partial(ChannelGate, act=self.act))
+
+    def reference_names(self) -> list[Naming]:
+        """Those of timm, and those of efficientnet-pytorch, which segmentation_models_pytorch has too."""
+        # segmentation_models_pytorch has three: efficientnet-*, timm-efficientnet-*, and timm's own as tu-.
+        if self.padded_for:
+            return [*self._efficientnet_pytorch(), *self.timm_names()]
+        return [*self.timm_names(wrapped=not self.dilate_first), *self._efficientnet_pytorch()]
+
+    def _efficientnet_pytorch(self) -> list[Naming]:
+        numbers = {placed.name: number for number, placed in enumerate(self.layout())}
+        norms = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
+
+        def part(match: re.Match[str]) -> str:
+            block, name, leaf = match.groups()
+            return f"_blocks.{numbers[block]}.{f'_{name}_conv' if leaf == 'conv' else norms[name]}"
+
+        rules = [
+            Rule(r"conv_stem/conv", "_conv_stem"),
+            Rule(r"conv_stem/norm", "_bn0"),
+            Rule(r"(blocks_\d+_\d+)/(expand|depthwise|project)/(conv|norm)", part),
+            Rule(r"(blocks_\d+_\d+)/gate/(\w+)", lambda match: f"_blocks.{numbers[match[1]]}._se_{match[2]}"),
+        ]
+        deeper = self.left_out(lambda number, _: f"_blocks.{number}")
+        namings = [Naming(SMP, rules, "encoder."), Naming("efficientnet-pytorch", rules)]
+        return ignoring(namings, rf"(_conv_head|_bn1|_fc)\..*|{deeper}")
 
 
 # Tan and Le 2019 and their code: width, depth, side of the image; and the last blocks at 1/4, 1/8, 1/16 and 1/32
@@ -110,4 +138,4 @@ def _efficientnets() -> dict[str, Callable[..., EfficientNet]]:
     return table
 
 
-EFFICIENTNETS = _efficientnets()
+register_encoders(_efficientnets())

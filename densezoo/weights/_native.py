@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 
 from densezoo.files import replace
 from densezoo.weights._describe import Unknown, build, describe
-from densezoo.weights._files import NATIVE, is_storable, read_with_facts
+from densezoo.weights._files import NATIVE, is_storable, read_with_metadata
+from densezoo.weights._parameters import Path, differences
 from densezoo.weights._report import shortened
-from densezoo.weights._slots import Path, differences
 
 _FORMAT = 1
 
@@ -29,12 +29,12 @@ def save(path: str | os.PathLike[str], model: nn.Module | None, variables: Mappi
     written whole or not at all.
 
     Args:
-        path: of the file, by custom *.safetensors.
+        path: of the file, *.safetensors by convention.
         model: made of densezoo's modules. None writes the variables alone, for a model with modules of one's own.
         variables: what `model.apply` takes; every collection, in its types.
 
     Raises:
-        TypeError: the path is none.
+        TypeError: this is not a path.
         ValueError: the model has something that cannot be described, such as a module of one's own, or the variables
           are not its.
 
@@ -64,8 +64,8 @@ def save(path: str | os.PathLike[str], model: nn.Module | None, variables: Mappi
     arrays = {"/".join(path): np.array(value, order="C", copy=True) for path, value in tree.items()}
     if wrong := [f"{name} is {array.dtype}" for name, array in arrays.items() if not is_storable(array.dtype)]:
         raise ValueError(f"these types of arrays cannot be written: {shortened(wrong)}")
-    facts = {"format": _FORMAT, "version": _version(), "model": description}
-    replace(File(path), lambda temporary: save_file(arrays, temporary, metadata={NATIVE: json.dumps(facts)}))
+    metadata = {"format": _FORMAT, "version": _version(), "model": description}
+    replace(File(path), lambda temporary: save_file(arrays, temporary, metadata={NATIVE: json.dumps(metadata)}))
 
 
 def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
@@ -83,15 +83,15 @@ def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> tup
         ValueError: the file is damaged, not one of `save`'s, of a newer densezoo, or describes a model that cannot be
           built; or the model given is another.
     """
-    arrays, facts = read_with_facts(path)
-    if facts is None:
+    arrays, metadata = read_with_metadata(path)
+    if metadata is None:
         raise ValueError(
             f"{path} is not a file of dz.save: it does not say what model it is of. For a PyTorch checkpoint, build the"
             " model and call dz.weights.from_torch(model, path)"
         )
     tree = {tuple(name.split("/")): _array(value) for name, value in arrays.items()}
     if model is None:
-        model = _build(path, facts)
+        model = _build(path, metadata)
         try:
             lines = differences(model, tree)
         except Exception as error:  # of Flax, JAX or a module: anything may stand in a field
@@ -103,20 +103,20 @@ def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> tup
     return model, unflatten_dict(tree)
 
 
-def _build(path: str | os.PathLike[str], facts: dict[str, Any]) -> nn.Module:
-    if facts["model"] is None:
+def _build(path: str | os.PathLike[str], metadata: dict[str, Any]) -> nn.Module:
+    if metadata["model"] is None:
         raise ValueError(f"{path} holds variables alone: build their model in code and call dz.load(path, model=model)")
     try:
-        if facts["format"] > _FORMAT:
-            raise Unknown(f"the format {facts['format']}")
-        model = build(facts["model"])
+        if metadata["format"] > _FORMAT:
+            raise Unknown(f"the format {metadata['format']}")
+        model = build(metadata["model"])
         if isinstance(model, nn.Module):
             return model
         raise Unknown("something else than a model")
     except (Unknown, RecursionError) as error:
         raise ValueError(
             f"{path} has {str(error)[:200]} in its model, which densezoo {_version()} does not know; the file"
-            f" was written by densezoo {facts['version']}. Update densezoo, or build the model in code and call"
+            f" was written by densezoo {metadata['version']}. Update densezoo, or build the model in code and call"
             " dz.load(path, model=model)"
         ) from error
     except (TypeError, ValueError) as error:
