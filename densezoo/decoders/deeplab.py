@@ -113,8 +113,8 @@ class DeepLabV3PlusDecoder(nn.Module):
         features: channels of the result.
         skip_features: channels to which the fine map is brought before it joins; few, so that they do not outweigh the
           others. (A group norm must divide both numbers.)
-        finest: image size over feature size of the map that joins: the first of the encoder's at this or coarser. In a
-          pyramid that does not tell its `reductions` it is the first of all.
+        finest: image size over map size of the map that joins: the first of the encoder's at this or coarser. In a
+          pyramid without `reductions` it is the first of all.
         atrous_rates: dilation of each 3x3 convolution of the pyramid pooling.
         separable: whether these are depthwise separable; the two convolutions after it always are.
         aspp_dropout: share of the pyramid pooling's values that are dropped in training (needs a `dropout` random key).

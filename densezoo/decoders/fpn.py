@@ -34,10 +34,10 @@ lecun_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "un
 
 
 class TopDown(nn.Module):
-    """The pathway that all FPNs share: the coarsest feature through a 1x1 convolution, then upsample and add laterals.
+    """The pathway that all FPNs share: the coarsest map through a 1x1 convolution, then upsample and add laterals.
 
-    Gives as many maps as it takes features, fine to coarse, all with `features` channels. Called with their reductions
-    it learns no upsampling between features of one scale.
+    Gives as many maps as it takes, fine to coarse, all with `features` channels. Called with their reductions
+    it learns no upsampling between maps of one scale.
     """
 
     features: int = 256
@@ -68,7 +68,7 @@ class FPNNeck(nn.Module):
 
     Args (fields):
         features: channels of every map.
-        levels: how many of the encoder's coarsest features take part; 4 are C2..C5 of a ResNet.
+        levels: how many of the encoder's coarsest maps take part; 4 are C2..C5 of a ResNet.
         upsample: factory of the upsampler on the way down.
 
     Example:
@@ -197,9 +197,9 @@ class FPNDecoder(nn.Module):
 
 
 def _coarsest(pyramid: Pyramid, levels: int) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
-    """Features and, where the pyramid tells them, their reductions."""
+    """Maps and, where the pyramid has them, their reductions."""
     if not 1 <= levels <= len(pyramid.maps):
-        raise ValueError(f"levels={levels} of the encoder's {len(pyramid.maps)} features cannot take part")
+        raise ValueError(f"levels={levels} of the encoder's {len(pyramid.maps)} maps cannot take part")
     return pyramid.maps[-levels:], pyramid.reductions and tuple(pyramid.reductions[-levels:])
 
 

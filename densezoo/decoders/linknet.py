@@ -54,7 +54,7 @@ class LinknetBlock(nn.Module):
 class LinknetDecoder(nn.Module):
     """LinkNet: from the coarsest map up, a narrow block per scale, whose result the encoder's map is added to.
 
-    A block gives as many channels as the encoder's map has that is added. Beyond the finest one, blocks keep their
+    A block gives as many channels as the encoder's map that is added. Beyond the finest one, blocks keep their
     channels, and the last, at the image's size, gives `features`; over an encoder whose finest map has the image's own
     size that block is missing, and the result has the channels of that map.
 
@@ -65,7 +65,7 @@ class LinknetDecoder(nn.Module):
         norm: factory of the normalisation, None for none.
         act: activation.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -100,7 +100,7 @@ class MAnetDecoder(nn.Module):
 
     Args (fields):
         features: channels of each block, coarse to fine: one for every skip, and then one, without a skip, for every
-          doubling from the finest feature to the image. None gives the last block 16 channels, the one before 32, ...
+          doubling from the finest map to the image. None gives the last block 16 channels, the one before 32, ...
         attention_features: channels in which the attention compares pixels.
         reduction: the gates of the channels have this many times fewer channels inside.
         skip: how the encoder's map joins the gated one: `ConcatSkip`, `LateralAdd` or `AttentionGate`.
@@ -108,7 +108,7 @@ class MAnetDecoder(nn.Module):
         norm: factory of the normalisation, None for none.
         act: activation.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -80,8 +80,8 @@ class PANDecoder(nn.Module):
 
     Args (fields):
         features: channels of the result.
-        finest: image size over feature size of the finest map that takes part: the encoder's at this and coarser. Of a
-          pyramid that does not tell its `reductions` all take part.
+        finest: image size over map size of the finest map that takes part: the encoder's at this and coarser. Of a
+          pyramid without `reductions` all take part.
         dropout: share of the result's channels that are dropped in training (needs a `dropout` random key).
         upsample: factory of the upsampler of each step up; align-corners as the reference has it.
         attention_upsample: factory of the upsampler within the attention, of maps with one channel.

@@ -62,7 +62,7 @@ def _resized(upsampler: Any, x: jax.Array, size: Size) -> jax.Array:
 
 
 class PSPNetDecoder(nn.Module):
-    """PSPNet: the encoder's coarsest map, and beside it its means over grids of bins; no other feature takes part.
+    """PSPNet: the encoder's coarsest map, and beside it its means over grids of bins; no other map takes part.
 
     The result has the size of that map: an encoder with `coarsest=8`, or a dilated one, suits it best.
 

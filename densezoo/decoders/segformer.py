@@ -1,4 +1,4 @@
-"""SegFormer's decoder: every feature through a linear layer and to a quarter of the image, then one convolution."""
+"""SegFormer's decoder: every map through a linear layer and to a quarter of the image, then one convolution."""
 
 from collections.abc import Callable
 from functools import partial, reduce
@@ -35,14 +35,14 @@ class Weights(nn.Module):
 
 
 class SegFormerDecoder(nn.Module):
-    """All features, each through a linear layer, at 1/4 of the image, concatenated and fused by a 1x1 convolution.
+    """All maps, each through a linear layer, at 1/4 of the image, concatenated and fused by a 1x1 convolution.
 
-    An encoder's feature finer than 1/4 takes part too, made smaller. The result has the size of the feature at 1/4 if
-    there is one, else a quarter of the image's, rounded up; over a pyramid made by hand, the finest feature's.
+    An encoder's map finer than 1/4 takes part too, made smaller. The result has the size of the map at 1/4 if
+    there is one, else a quarter of the image's, rounded up; over a pyramid made by hand, the finest map's.
 
     Args (fields):
         features: channels of each linear layer, and of the result.
-        upsample: factory of the upsampler of the coarser features.
+        upsample: factory of the upsampler of the coarser maps.
         norm: factory of the normalisation after the convolution, None for none.
         act: activation after it.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
@@ -81,7 +81,7 @@ class SegFormerDecoder(nn.Module):
         ]
         shape = (1, 1, len(features) * width, width)
         fuse, bias = Weights(shape, he_uniform, self.norm is None, self.param_dtype, name="fuse_conv")()
-        # That is for the reductions to say, where they are known: the features of a small image have all one size.
+        # That is for the reductions to say, where they are known: the maps of a small image have all one size.
         if pyramid.reductions is None:
             coarser = [size_of(x) != size and not _is_finer(x, size) for x in features]
         else:
@@ -147,7 +147,7 @@ def _resize(x: jax.Array, size: Size, upsampler: Callable[[jax.Array, Size], jax
 
 
 def _quarter(pyramid: Pyramid) -> Size:
-    """A quarter of the image, as the encoder rounds it if it has a feature there."""
+    """A quarter of the image, as the encoder rounds it if it has a map there."""
     if pyramid.reductions is not None and 4 in pyramid.reductions:
         return size_of(pyramid.maps[pyramid.reductions.index(4)])
     if pyramid.image_size is None:

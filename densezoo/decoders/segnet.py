@@ -20,7 +20,7 @@ from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 @renamed(stage_sizes="depths")
 class SegNetDecoder(nn.Module):
-    """SegNet: unpool by the indices of the encoder's poolings; no feature map needs to be kept, only the indices.
+    """SegNet: unpool by the indices of the encoder's poolings; no map needs to be kept, only the indices.
 
     The decoder mirrors the encoder: before it undoes a pooling it has as many channels as were pooled.
 

@@ -1,4 +1,4 @@
-"""What decoders share: which features take part, the sizes on the way up to the image, and what is given in the end."""
+"""What decoders share: which maps take part, the sizes on the way up to the image, and what is given in the end."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from densezoo.types import ModuleDef, Pyramid, Size, size_of
 
 
 def from_reduction(pyramid: Pyramid, finest: int) -> list[tuple[jax.Array, int]]:
-    """The features at 1/`finest` of the image and coarser, at least the coarsest, each with its reduction.
+    """The maps at 1/`finest` of the image and coarser, at least the coarsest, each with its reduction.
 
-    If the pyramid does not tell them, all of its features are these, and count as each at half the size before.
+    Without reductions in the pyramid these are all of its maps, each counted as half the size of the one before.
     """
     reductions = pyramid.reductions or tuple(finest * 2**level for level in range(len(pyramid.maps)))
     features = list(zip(pyramid.maps, reductions, strict=True))
@@ -33,7 +33,7 @@ def dropped(
 
 
 class Step(NamedTuple):
-    """A step up of a decoder: its channels, the encoder's feature that joins (None beyond the finest), its size.
+    """A step up of a decoder: its channels, the encoder's map that joins (None beyond the finest), its size.
 
     `upsample` makes what brings the map below to that size.
     """
@@ -45,7 +45,7 @@ class Step(NamedTuple):
 
 
 def upsampler_to(level: int, reductions: Sequence[int] | None, upsample: ModuleDef) -> ModuleDef:
-    """What brings feature `level + 1` to the size of feature `level`: no weights where dilation left them at one scale.
+    """What brings map `level + 1` to the size of map `level`: no weights where dilation left them at one scale.
 
     That is for the reductions to say, not for the sizes: an image of one pixel has but one size.
     """
@@ -53,7 +53,7 @@ def upsampler_to(level: int, reductions: Sequence[int] | None, upsample: ModuleD
 
 
 def steps_up(pyramid: Pyramid, features: Sequence[int] | None, upsample: ModuleDef, decoder: str) -> list[Step]:
-    """The steps of a decoder from the coarsest feature to the image: one for every skip, then doublings without.
+    """The steps of a decoder from the coarsest map to the image: one for every skip, then doublings without.
 
     Args:
         pyramid: what the decoder takes.
@@ -79,7 +79,7 @@ def steps_up(pyramid: Pyramid, features: Sequence[int] | None, upsample: ModuleD
 
 
 def sizes_beyond(pyramid: Pyramid, count: int | None) -> list[Size]:
-    """Sizes of `count` doublings beyond the finest feature, the finest last; None means as many as reach the image."""
+    """Sizes of `count` doublings beyond the finest map, the finest last; None means as many as reach the image."""
     height, width = size_of(pyramid.maps[0])
     if pyramid.reductions is None or pyramid.image_size is None:
         return [(height * 2**step, width * 2**step) for step in range(1, (count or 0) + 1)]
@@ -88,7 +88,7 @@ def sizes_beyond(pyramid: Pyramid, count: int | None) -> list[Size]:
         count = to_image
     if count > to_image:
         raise ValueError(
-            f"the finest feature is at 1/{pyramid.reductions[0]} of the image, {to_image} doublings away from it; the"
+            f"the finest map is at 1/{pyramid.reductions[0]} of the image, {to_image} doublings away from it; the"
             f" decoder has {count} blocks for them: give it {count - to_image} fewer entries in features"
         )
     # Rounded up, as every strided convolution here rounds; the last of them is exactly the image.

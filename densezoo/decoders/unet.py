@@ -21,10 +21,10 @@ from densezoo.types import Dtype, ModuleDef, Pyramid, Size
 
 
 class UNetBlock(nn.Module):
-    """One step up: x to `size`, joined with the encoder's feature there (if there is one), then two convolutions.
+    """One step up: x to `size`, joined with the encoder's map there (if there is one), then two convolutions.
 
     `attention` weighs what was joined, and what the convolutions give. As in segmentation_models_pytorch, the last
-    block of a decoder leaves out the first of these if there is no feature to join.
+    block of a decoder leaves out the first of these if there is no map to join.
     """
 
     features: int
@@ -62,7 +62,7 @@ class UNetDecoder(nn.Module):
 
     Args (fields):
         features: channels of each block, coarse to fine: one for every skip, and then one, without a skip, for every
-          doubling from the finest feature to the image. None gives the last block 16 channels, the one before 32, ...
+          doubling from the finest map to the image. None gives the last block 16 channels, the one before 32, ...
         hidden: channels between each block's two convolutions; None means `features`.
         skip: how the encoder's map joins: `ConcatSkip` as in the paper, `LateralAdd`, or `AttentionGate`.
         upsample: factory of the upsampler; the default samples like segmentation_models_pytorch's "nearest".
@@ -72,7 +72,7 @@ class UNetDecoder(nn.Module):
         attention: factory of what weighs the maps in each block, before and after the convolutions, such as `SCSE`;
           None for none.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp

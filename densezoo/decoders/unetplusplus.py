@@ -22,23 +22,23 @@ class UNetPlusPlusDecoder(nn.Module):
     """U-Net++: at every scale, blocks that each read all maps before them there and the one below.
 
     The block `x_d_l` works at the scale of the skip `l`, counted from the coarsest, `d` steps away from the result: it
-    takes the block `x_d_{l-1}` up (or the encoder's feature, if there is none) and joins the encoder's feature and all
+    takes the block `x_d_{l-1}` up (or the encoder's map, if there is none) and joins the encoder's map and all
     `x_e_l` with e > d. Blocks with d = 0 are those of a U-Net; the others have as many channels as the encoder's
-    feature at their scale. Names and order are segmentation_models_pytorch's.
+    map at their scale. Names and order are segmentation_models_pytorch's.
 
     Called with `all_scales=True` it gives what the paper supervises: the result, and then all maps at the finest
     scale of the encoder, the one nearest to the result first.
 
     Args (fields):
         features: channels of the blocks `x_0_l`, coarse to fine: one for every skip, and then one, without a skip, for
-          every doubling from the finest feature to the image. None gives the last block 16 channels, ...
+          every doubling from the finest map to the image. None gives the last block 16 channels, ...
         skip: how the maps of a scale, concatenated, join: `ConcatSkip`, `LateralAdd` or `AttentionGate`.
         upsample: factory of the upsampler; the default samples like segmentation_models_pytorch's "nearest".
         norm: factory of the normalisation, None for none.
         act: activation.
         attention: factory of what weighs the maps in each block, as in `UNetDecoder`; None for none.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -79,7 +79,7 @@ class UNetPlusPlusDecoder(nn.Module):
             param_dtype=self.param_dtype,
         )
         take = partial(run_block, train=train, remat=self.remat)
-        # At the scale below: x_0, x_1, ... and last the encoder's feature, each of which a block here takes up.
+        # At the scale below: x_0, x_1, ... and last the encoder's map, each of which a block here takes up.
         below = [pyramid.maps[-1]]
         finest = []
         steps = steps_up(pyramid, self.features, self.upsample, "UNetPlusPlusDecoder")

@@ -21,15 +21,15 @@ from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 class UPerNetDecoder(nn.Module):
     """UPerNet: a pyramid like FPN's with a view of the whole image, its maps fused at the size of the finest.
 
-    Every feature of the encoder first passes a layer norm of its own, for the sake of transformers, as in the
+    Every map of the encoder first passes a layer norm of its own, for the sake of transformers, as in the
     reference. Called with `all_scales=True` it gives besides the pyramid's maps before they are fused, fine to coarse,
     for deep supervision.
 
     Args (fields):
         features: channels of the pyramid and of the result.
         pool_sizes: bins along each side, for each grid of the pyramid pooling.
-        finest: image size over feature size of the finest map that takes part: the encoder's at this and coarser. Of a
-          pyramid that does not tell its `reductions` all take part.
+        finest: image size over map size of the finest map that takes part: the encoder's at this and coarser. Of a
+          pyramid without `reductions` all take part.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
         upsample: factory of the upsampler, of the pooled maps, on the way down, and before the fusion.
         norm: factory of the normalisation after the convolutions, None for none.

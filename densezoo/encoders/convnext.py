@@ -77,7 +77,7 @@ class ConvNeXtBlock(nn.Module):
 
 @renamed(stage_sizes="depths", widths="dims")
 class ConvNeXt(Encoder):
-    """A convolutional network built like a transformer, as an encoder: features at 1/4, 1/8, 1/16 and 1/32.
+    """A convolutional network built like a transformer, as an encoder: maps at 1/4, 1/8, 1/16 and 1/32.
 
     The patches of the stem and of the steps down do not overlap, and have no padding: sides are rounded down.
 
@@ -92,7 +92,7 @@ class ConvNeXt(Encoder):
         drop_path: rate of stochastic depth in the last block; the rates grow to it in equal steps.
         coarsest: reduction of the last stage to build, counted as if nothing were dilated: 4, 8, 16 or 32.
         output_stride: 8 or 16 keeps the size from there on, with dilated convolutions in place of further steps down.
-        remat: works each block out anew in the backward pass, which saves memory.
+        remat: recomputes each block in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -44,9 +44,9 @@ class DenseLayer(nn.Module):
 
 @renamed(stage_sizes="depths")
 class DenseNet(Encoder):
-    """Blocks whose layers see all earlier results; features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+    """Blocks whose layers see all earlier results; maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    The features at 1/4, 1/8 and 1/16 are what a block gives, normalised and activated, before the transition to the
+    The maps at 1/4, 1/8 and 1/16 are what a block gives, normalised and activated, before the transition to the
     next one halves channels and sides; the last one is normalised only. So segmentation_models_pytorch has them. Odd
     sides are floored by the transitions, as in torch.
 
@@ -58,7 +58,7 @@ class DenseNet(Encoder):
         coarsest: 8 builds no blocks beyond 1/8 of the image; 32 builds all.
         norm: factory of the normalisation, None for none.
         act: activation.
-        remat: works out the inside of the layers anew in the backward pass. Otherwise memory grows with the square of
+        remat: recomputes the inside of the layers in the backward pass. Otherwise memory grows with the square of
           the layers in a block, as every one of them normalises all results before it.
 
     Example:

@@ -26,11 +26,11 @@ _STAGES = (
 
 
 class EfficientNet(InvertedResidualEncoder):
-    """EfficientNet as an encoder: features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+    """EfficientNet as an encoder: maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    The defaults are timm's `efficientnet_*`: torch's padding, and each feature is the last map of its size. The
+    The defaults are timm's `efficientnet_*`: torch's padding, and each map is the last one of its size. The
     `tf_efficientnet_*` have TensorFlow's padding and epsilon. The `efficientnet-*` of segmentation_models_pytorch have
-    these too, but as much padding as an image of the published size needs, and their first feature is the first
+    these too, but as much padding as an image of the published size needs, and their first map is the first
     convolution's.
 
     Args (fields):
@@ -38,7 +38,7 @@ class EfficientNet(InvertedResidualEncoder):
         depth: factor of the blocks in each stage.
         padding: "SAME" pads the strided convolutions as TensorFlow does; None as torch does.
         padded_for: with "SAME": side of the square image whose padding is that of images of all sizes.
-        taps: blocks after which the features are taken, counted from 0 and -1 for the first convolution.
+        taps: blocks after which the maps are taken, counted from 0 and -1 for the first convolution.
         act: activation.
         norm, coarsest, output_stride, dilate_first, drop_path, remat, kernel_init, depthwise_init: as in
             `InvertedResidualEncoder`.
@@ -131,7 +131,7 @@ def _efficientnets() -> dict[str, Callable[..., EfficientNet]]:
         scale = {"width": width, "depth": depth}
         table[f"efficientnet_{size}"] = partial(EfficientNet, **scale)
         table[f"tf_efficientnet_{size}"] = partial(EfficientNet, padding="SAME", norm=_tf_norm, **scale)
-        # b0's feature at 1/16 is taken in the middle of a stage.
+        # b0's map at 1/16 is taken in the middle of a stage.
         taps = (-1, 2, 4, 8, 15) if size == "b0" else (-1, *last)
         table[f"efficientnet-{size}"] = partial(_smp, padded_for=side, taps=taps, **scale)
         table[f"timm-efficientnet-{size}"] = partial(_timm_in_smp, taps=(-1, *last), **scale)

@@ -67,7 +67,7 @@ class ExchangeUnit(nn.Module):
 
 @renamed(stage_sizes="depths")
 class HRNet(Encoder):
-    """A high-resolution network as an encoder: features at 1/2 (of the stem), 1/4, 1/8, 1/16 and 1/32 of the image.
+    """A high-resolution network as an encoder: maps at 1/2 (of the stem), 1/4, 1/8, 1/16 and 1/32 of the image.
 
     Args (fields):
         width: channels at 1/4 of the image; each coarser scale has twice as many.
@@ -78,13 +78,13 @@ class HRNet(Encoder):
         incre: a bottleneck block on each scale gives it the channels (128, 256, 512, 1024) with which the networks were
           trained to classify, as in timm; False gives the scales as they are, from 1/4 of the image on, which HRNet's
           own head takes.
-        coarsest: reduction of the last feature: 4, 8, 16 or 32. Nearly all is computed all the same, for the scales
+        coarsest: reduction of the last map: 4, 8, 16 or 32. Nearly all is computed all the same, for the scales
           depend on each other.
         upsample: factory of the upsampler in the exchange; nearest in timm, bilinear in the authors' code for
           segmentation.
         norm: factory of the normalisation, None for none.
         act: activation.
-        remat: works each residual block out anew in the backward pass, which saves memory.
+        remat: recomputes each residual block in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp

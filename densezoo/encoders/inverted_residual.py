@@ -99,7 +99,7 @@ class Plan(NamedTuple):
     Attributes:
         stem: channels of the first convolution.
         blocks: the inverted residuals.
-        head: channels of a 1x1 convolution after them, whose result is then the last feature; 0 for none.
+        head: channels of a 1x1 convolution after them, whose result is then the last map; 0 for none.
         gate: factory of the gates.
     """
 
@@ -122,20 +122,20 @@ class Placed(NamedTuple):
 class InvertedResidualEncoder(Encoder):
     """What EfficientNet and the MobileNets share: a strided convolution and inverted residuals, given by `plan`.
 
-    The features are the last maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image, unless `taps` says otherwise.
+    The maps are the last ones at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image, unless `taps` says otherwise.
 
     Args (fields):
         padding: "SAME" pads the strided convolutions as TensorFlow does; None as torch does.
         padded_for: with "SAME": side of the square image whose padding is that of images of all sizes.
-        taps: blocks after which the features are taken, counted from 0 and -1 for the first convolution.
+        taps: blocks after which the maps are taken, counted from 0 and -1 for the first convolution.
         coarsest: 8 builds no blocks beyond 1/8 of the image; 32 builds all.
-        output_stride: 8 or 16 keeps the later blocks at that fraction of the image; dilation stands for their strides.
+        output_stride: 8 or 16 keeps the later blocks at that fraction of the image; dilation replaces their strides.
         dilate_first: whether the block that loses its stride is dilated already, as in segmentation_models_pytorch, or
             only those after it, as in timm.
         norm: factory of the normalisation, None for none.
         act: activation.
         drop_path: how often the last block's branch is dropped in training, nearly; less often in those before it.
-        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
         kernel_init: initialiser of the convolutions, and
         depthwise_init: of the depthwise ones.
     """
@@ -164,7 +164,7 @@ class InvertedResidualEncoder(Encoder):
 
     @property
     def all_taps(self) -> tuple[int, ...]:
-        """The blocks after which there is a feature, those beyond `coarsest` too."""
+        """The blocks after which a map is taken, those beyond `coarsest` too."""
         blocks = self.plan.blocks
         last = (*(index - 1 for index, block in enumerate(blocks) if block.strides > 1), len(blocks) - 1)
         return last if self.taps is None else tuple(self.taps)

@@ -60,7 +60,7 @@ class SpatialReductionAttention(nn.Module):
 
 
 class MixMlp(nn.Module):
-    """Two linear layers on every pixel, with a depthwise 3x3 convolution between them: it tells where a pixel is."""
+    """Two linear layers on every pixel, with a depthwise 3x3 convolution between them: it encodes where a pixel is."""
 
     hidden: int
     dilation: int = 1
@@ -102,10 +102,10 @@ class MixBlock(nn.Module):
 
 @renamed(widths="embed_dims", heads="num_heads")
 class MixTransformer(Encoder):
-    """A hierarchical transformer as an encoder: features at 1/4, 1/8, 1/16 and 1/32 of the image, each normalised.
+    """A hierarchical transformer as an encoder: maps at 1/4, 1/8, 1/16 and 1/32 of the image, each normalised.
 
     Overlapping convolutions make the patches, and there are no position embeddings: any image size works, with the same
-    weights. Pixels at the right and lower border beyond the last whole tile of `sr_ratios` are not looked at, but look.
+    weights. Pixels at the right and lower border beyond the last whole tile of `sr_ratios` are queries but never keys.
 
     Args (fields):
         depths: blocks in each stage.
@@ -116,7 +116,7 @@ class MixTransformer(Encoder):
         coarsest: the last stage's reduction, 4 to 32; deeper stages are left out.
         output_stride: 16 or 8 keeps the later stages at this reduction, with dilated convolutions in place of strides,
           those of the attention among them, as the reference does.
-        remat: works the inner maps of each block out anew in the backward pass, to save memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -49,11 +49,11 @@ V3_SMALL = (
 
 
 class MobileNetV2(InvertedResidualEncoder):
-    """MobileNetV2 as an encoder: features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+    """MobileNetV2 as an encoder: maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
     Args (fields):
         width: factor of the channels.
-        head_features: channels of a last 1x1 convolution, which then gives the last feature (1280 in
+        head_features: channels of a last 1x1 convolution, which then gives the last map (1280 in
             segmentation_models_pytorch); 0 for none, as in timm.
         act: activation.
         norm, coarsest, output_stride, dilate_first, drop_path, remat, kernel_init, depthwise_init, padding, padded_for,
@@ -118,12 +118,12 @@ class MobileNetV2(InvertedResidualEncoder):
 
 
 class MobileNetV3(InvertedResidualEncoder):
-    """MobileNetV3 as an encoder: features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+    """MobileNetV3 as an encoder: maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
     Args (fields):
         blocks: the inverted residuals, such as `V3_LARGE` and `V3_SMALL` beside this class.
         stem_features: channels of the first convolution.
-        head_features: channels of the last one, a 1x1 convolution that gives the last feature.
+        head_features: channels of the last one, a 1x1 convolution that gives the last map.
         act: activation of the blocks that have none of their own.
         norm, coarsest, output_stride, dilate_first, drop_path, remat, kernel_init, depthwise_init, padding, padded_for,
             taps: as in `InvertedResidualEncoder`.

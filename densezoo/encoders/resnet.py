@@ -98,7 +98,7 @@ class Bottleneck(_Block):
 
 @renamed(stage_sizes="depths")
 class ResNet(Encoder):
-    """A residual network as an encoder: features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+    """A residual network as an encoder: maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
     Args (fields):
         depths: blocks in each of the four stages.
@@ -108,13 +108,13 @@ class ResNet(Encoder):
         average_down: 2x2 means in the shortcuts: together they are ResNet-D.
         squeeze_excite: a gate for every channel in each block: SE-ResNet.
         coarsest: 8 builds no stages beyond 1/8 of the image; 32 builds all.
-        output_stride: 8 or 16 keeps the later stages at that fraction of the image; dilation stands for their strides.
+        output_stride: 8 or 16 keeps the later stages at that fraction of the image; dilation replaces their strides.
         dilate_first: whether dilation begins with the first 3x3 convolution of such a stage, as in
           segmentation_models_pytorch, or with the second, as in torchvision and timm.
         norm: factory of the normalisation, None for none.
         act: activation.
         drop_path: how often the last block's branch is dropped in training; less often in those before it.
-        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
         zero_init_last: the last norm of each block starts with a scale of zero, so that the block starts as its
           shortcut; timm's ResNets do, torchvision's and segmentation_models_pytorch's do not.
         kernel_init: initialiser of the convolutions.

@@ -184,9 +184,9 @@ class PatchMerging(nn.Module):
 
 @renamed(stage_sizes="depths", width="embed_dim", heads="num_heads", window="window_size")
 class Swin(Encoder):
-    """A transformer that attends within windows, as an encoder: features at 1/4, 1/8, 1/16 and 1/32 of the image.
+    """A transformer that attends within windows, as an encoder: maps at 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    Any image size works, with the same weights. Patches are cut without padding, so the feature at 1/4
+    Any image size works, with the same weights. Patches are cut without padding, so the map at 1/4
     has its sides rounded down; from there on they are rounded up.
 
     By default everything is as in timm's model built for images of the size that comes (`img_size=`): a map whose sides
@@ -209,7 +209,7 @@ class Swin(Encoder):
         drop_path: rate of stochastic depth in the last block; the rates grow to it in equal steps. timm trains
           with 0.1.
         coarsest: reduction of the last stage to build: 4, 8, 16 or 32.
-        remat: works each block out anew in the backward pass, which saves memory.
+        remat: recomputes each block in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -20,14 +20,14 @@ from densezoo.types import Dtype, ModuleDef, Pyramid
 class VGG(Encoder):
     """Stages of 3x3 convolutions, each followed by 2x2 max-pooling; keeps the pooling indices.
 
-    The features are what the stages give before their pooling, and last the pooled map. The first one has the image's
+    The maps are the results of the stages before their pooling, and last the pooled one. The first one has the image's
     own size; it is left out unless `full_resolution`, because segmentation_models_pytorch's decoders drop it (and
     their weights would not fit otherwise). Odd sides are floored by the pooling, as in torch.
 
     Args (fields):
         depths: convolutions in each stage.
         widths: channels of each stage.
-        full_resolution: also gives the feature at the image's size, so that a U-Net has a skip there.
+        full_resolution: also returns the map at the image's size, so that a U-Net has a skip there.
         coarsest: 8 builds no stages beyond 1/8 of the image, and that of 1/8 is then not pooled; 32 builds all.
         norm: factory of the normalisation after every convolution, None for none.
         act: activation.

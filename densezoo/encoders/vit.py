@@ -68,7 +68,7 @@ class Block(nn.Module):
 class ViT(Encoder):
     """A Vision Transformer as an encoder: maps of the tokens after evenly spaced blocks, all at 1/16 of the image.
 
-    What it gives is not normalised: timm's last norm belongs to its classifier. The class token after each of these
+    The maps are not normalised: timm's last norm belongs to its classifier. The class token after each of these
     blocks is in the pyramid's `tokens`. An image whose sides are no multiples of the patch gets zeros below and to the
     right, and the maps have so many rows and columns more; the position embeddings are resampled to the image's grid
     (bicubic, antialiased), as timm does both with `dynamic_img_size` and `dynamic_img_pad`.
@@ -80,9 +80,9 @@ class ViT(Encoder):
         patch_size: side of the square that makes a token.
         grid: side of the grid of position embeddings: the side of the images that weights were made for, over the
           patch's.
-        levels: how many blocks give a feature: of 12, with 4 levels, the third, sixth, ninth and last.
+        levels: how many blocks give a map: of 12, with 4 levels, the third, sixth, ninth and last.
         drop_path: rate of stochastic depth in the last block; it grows from 0 in equal steps.
-        remat: works the inner maps of each block out anew in the backward pass, to save memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -35,7 +35,7 @@ def describe(value: Any, where: str) -> Any:
 
     A default is written too, since another version may have another, which an old file would then silently get. Only
     one that has no name is left to the class: those are initialisers, which a model with its variables does not need. A
-    factory has the keywords that it was given, for what makes a module of it gives it others.
+    factory has the keywords that it was given, for its caller adds others.
 
     Args:
         value: a module, a factory of modules, a function or type of the lists here, or plain data.

@@ -1,6 +1,6 @@
 """Which encoder of the zoo a set of weights is, by how many arrays and numbers it has.
 
-The counts of every encoder are in `fingerprints.json`, because to count them anew takes a minute; this writes them:
+The counts of every encoder are in `fingerprints.json`, because counting takes a minute; this writes them:
 `python -c "from densezoo.weights._fingerprints import write; write()"`.
 """
 

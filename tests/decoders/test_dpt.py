@@ -115,7 +115,7 @@ def test_norms_and_upsamplers(norm):
 def test_misfits_are_named():
     with pytest.raises(ValueError, match="all of one scale, such as vit_base_patch16_224"):
         dz.create_model("dpt", "resnet18")
-    with pytest.raises(ValueError, match=r"all of its features are at 1/16.*take dpt"):
+    with pytest.raises(ValueError, match=r"all of its maps are at 1/16.*take dpt"):
         dz.create_model("unet", "vit_tiny_patch16_224")
     encoder = dz.ViT(embed_dim=8, depth=2, num_heads=2, levels=2)
     model = dz.create_model("dpt", encoder, 3, intermediate_features=(4, 4), features=8)
