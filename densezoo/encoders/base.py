@@ -69,7 +69,8 @@ class Encoder(nn.Module):
     @nn.nowrap
     def check(self, images: jax.Array) -> None:
         """Raises a ValueError for impossible scales and for images below `min_size`."""
-        smallest = self.min_size if self.reductions else 1
+        _ = self.reductions  # raises for fields that cannot be
+        smallest = self.min_size
         if min(size_of(images)) < smallest:
             raise ValueError(
                 f"{type(self).__name__} needs images of at least {smallest}x{smallest} pixels, got {size_of(images)}:"
