@@ -170,7 +170,7 @@ def smp_block(path: str, name: str) -> list[Rule]:
 
 def mirrored(encoder: Encoder) -> dict[str, Any]:
     """Over a plain encoder as many channels on the way up as on the way down."""
-    return {"features": tuple(reversed(encoder.maps[:-1]))} if isinstance(encoder, PlainEncoder) else {}
+    return {"features": tuple(reversed(encoder.features[:-1]))} if isinstance(encoder, PlainEncoder) else {}
 
 
 def _fields(encoder: Encoder) -> dict[str, Any]:
