@@ -28,6 +28,7 @@ from densezoo.blocks import (
     SpatialDropout,
     TransposedConv,
 )
+from densezoo.blueprint import Blueprint, register
 from densezoo.compiling import compiler_options
 from densezoo.decoders import (
     DeepLabV3Decoder,
@@ -54,6 +55,7 @@ from densezoo.encoders import (
     ConvNeXt,
     DenseNet,
     EfficientNet,
+    Encoder,
     HRNet,
     MixTransformer,
     MobileNetV2,
@@ -63,15 +65,17 @@ from densezoo.encoders import (
     SENet,
     Swin,
     ViT,
+    register_encoders,
 )
 from densezoo.folding import fold_batch_norm
 from densezoo.heads import DPTHead, SegmentationHead
 from densezoo.inference import Inference, Loaded, compile, load_compiled
 from densezoo.models import PyramidModel, SegmentationModel
+from densezoo.naming import Naming, Rule
 from densezoo.overview import Room, Summary, summary
 from densezoo.preprocessing import Preprocessing
 from densezoo.types import Pyramid
-from densezoo.zoo import Blueprint, blueprints, create_encoder, create_model, list_encoders, list_models
+from densezoo.zoo import blueprints, create_encoder, create_model, list_encoders, list_models
 
 if TYPE_CHECKING:
     from densezoo.predictor import Predictor, load_predictor

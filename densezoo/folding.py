@@ -11,8 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from densezoo.blocks import BatchNorm, Conv
 from densezoo.types import accumulator_dtype
+from densezoo.weights._parameters import differences
 from densezoo.weights._report import shortened
-from densezoo.weights._slots import differences
 
 Path = tuple[str, ...]
 

@@ -102,7 +102,7 @@ def summary(
     def note(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
         result = run(*args, **kwargs)
         if context.method_name == "__call__" and (args or kwargs):  # what takes nothing only holds weights
-            results[context.module.path] = result.features if isinstance(result, Pyramid) else result
+            results[context.module.path] = result.maps if isinstance(result, Pyramid) else result
         return result
 
     def apply(variables: Any, images: Any) -> Any:

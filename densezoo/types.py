@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from densezoo.deprecation import renamed
+
 Dtype = Any
 """Anything that `jnp.dtype` takes; None lets a module compute in the type of its input and parameters."""
 
@@ -19,23 +21,24 @@ ModuleDef = Callable[..., Any]
 """A factory of Flax modules: a Module class, or a `functools.partial` of one."""
 
 
+@renamed(features="maps")
 @struct.dataclass
 class Pyramid:
-    """What an encoder gives and a decoder takes: feature maps from fine to coarse.
+    """What an encoder returns and a decoder takes: feature maps from fine to coarse.
 
     Attributes:
-      features: NHWC maps, fine to coarse, one for each of the encoder's `reductions`.
-      pool_indices: for each 2x2 max-pooling that the encoder did, fine to coarse, where in its window each maximum
-        stood (`ops.max_pool_with_indices`); None if the encoder does not pool this way. SegNet's skip.
-      reductions: image size over feature size for each feature, and
-      image_size: (height, width) of the encoder's input. With these two a decoder that goes on beyond the finest
-        feature knows how many steps are left and ends exactly on the image. A pyramid made by hand may lack them: such
-        a decoder then doubles as often as it has blocks.
-      tokens: for each feature what a transformer keeps beside its map, such as the class token, (batch, tokens,
-        channels); None if there is none. DPT reads them.
+      maps: NHWC arrays, fine to coarse.
+      pool_indices: for each 2x2 max-pooling of the encoder, fine to coarse, the place of each maximum in its window
+        (`ops.max_pool_with_indices`); None if the encoder does not pool this way. SegNet's skip.
+      reductions: image size over map size for each map, and
+      image_size: (height, width) of the encoder's input. From these two a decoder that upsamples beyond the finest map
+        knows how many steps are left, and ends exactly on the image. A pyramid made by hand may lack them: such a
+        decoder then doubles as often as it has blocks.
+      tokens: for each map what a transformer keeps beside it, such as the class token, (batch, tokens, channels); None
+        if there is none. DPT reads them.
     """
 
-    features: tuple[jax.Array, ...]
+    maps: tuple[jax.Array, ...]
     pool_indices: tuple[jax.Array, ...] | None = None
     reductions: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
     image_size: Size | None = struct.field(pytree_node=False, default=None)

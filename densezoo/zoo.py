@@ -26,8 +26,9 @@ from densezoo.blocks import (
     ResizeConv,
     TransposedConv,
 )
-from densezoo.blueprints import BLUEPRINTS, Blueprint
-from densezoo.encoders import ENCODERS
+from densezoo.blueprint import MODELS, Blueprint
+from densezoo.deprecation import new_names
+from densezoo.encoders import ENCODERS, Encoder
 from densezoo.heads import AuxiliaryHeads
 from densezoo.models import SegmentationModel
 from densezoo.ops.implementation import check_implementation
@@ -53,9 +54,6 @@ SKIPS: dict[str, ModuleDef] = {"concat": ConcatSkip, "add": LateralAdd, "attenti
 """Names of skips, for command lines; the `skip` field of a U-Net takes the factory itself."""
 
 
-MODELS = {blueprint.name: blueprint for blueprint in BLUEPRINTS}
-
-
 def blueprints() -> tuple[Blueprint, ...]:
     """The families of the zoo with their summaries, from the registry that builds the models.
 
@@ -63,7 +61,7 @@ def blueprints() -> tuple[Blueprint, ...]:
         >>> [b.skip_strategy for b in blueprints() if b.name == "segnet"]
         ['unpools with the saved max-pooling indices']
     """
-    return BLUEPRINTS
+    return tuple(MODELS.values())
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -86,7 +84,7 @@ def list_encoders(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(ENCODERS, pattern))
 
 
-def create_encoder(name: str, **fields: Any) -> nn.Module:
+def create_encoder(name: str, **fields: Any) -> Encoder:
     """An encoder by its name, with any of its fields changed.
 
     Args:
@@ -125,13 +123,14 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        encoder: one of `list_encoders()`, or an encoder; None takes the family's usual one. One given by name is made
-          as the family needs it, such as with DeepLab's dilation; one given as a module is taken as it is.
+        encoder: one of `list_encoders()`, or an encoder; None takes the family's default. One given by name is made
+          as the family needs it, such as with DeepLab's dilation; one given as a module is used as it is: an `Encoder`,
+          or any module that returns a `Pyramid`.
         num_classes: channels of the logits; 1 for a binary mask.
         auxiliary: how many of the decoder's coarser scales get a head of their own in training (deep supervision); see
           `SegmentationModel`.
         frozen: parts that do not train, such as `("encoder",)`.
-        remat: works the maps within each block out anew in the backward pass instead of keeping them: less memory, more
+        remat: recomputes the maps within each block in the backward pass instead of keeping them: less memory, more
           time. It reaches an encoder given by name and the decoders that have it. A train step of one's own takes
           `dz.compiler_options(training=True)`: without it XLA keeps the maps on a CPU all the same.
         impl: "auto" computes with the fastest form of each operation that was measured, "reference" with the plain one.
@@ -168,23 +167,25 @@ def create_model(
         encoder = _encoder_for(blueprint, encoder or blueprint.encoder, dtypes, remat)
     if not isinstance(encoder, nn.Module):
         raise TypeError(f"encoder is a name or an encoder, such as dz.PlainEncoder(); got {encoder!r}")
-    computes = getattr(encoder, "dtype", dtype)
-    if dtype is not None and (computes is None or jnp.dtype(computes) != jnp.dtype(dtype)):
-        raise ValueError(f"the encoder given computes in dtype={computes}: make it with {dtype=}")
-    if misfit := blueprint.misfit(encoder):
-        raise ValueError(f"{name} does not go with this encoder: {misfit}")
+    decoder_fields = {}
+    if isinstance(encoder, Encoder):
+        if dtype is not None and (encoder.dtype is None or jnp.dtype(encoder.dtype) != jnp.dtype(dtype)):
+            raise ValueError(f"the encoder given computes in dtype={encoder.dtype}: make it with {dtype=}")
+        if misfit := blueprint.misfit(encoder):
+            raise ValueError(f"{name} does not go with this encoder: {misfit}")
+        decoder_fields = blueprint.decoder_fields(encoder)
+        _warn_of_lost_fields(blueprint, encoder)
     if auxiliary < 0:
         raise ValueError(f"auxiliary is how many more heads there are in training, 0 for none; got {auxiliary}")
     if auxiliary and "all_scales" not in inspect.signature(blueprint.decoder.__call__).parameters:
         raise ValueError(f"{name}'s decoder has no coarser scales to supervise: leave auxiliary out")
     if remat and "remat" in _fields(blueprint.decoder):
         fields = {"remat": True, **fields}
-    elif remat and not getattr(encoder, "remat", False):
-        raise ValueError(f"neither this encoder nor {name}'s decoder can work its blocks out anew: leave remat out")
-    _warn_of_lost_fields(blueprint, encoder)
-    return SegmentationModel(
+    elif remat and not (isinstance(encoder, Encoder) and encoder.remat):
+        raise ValueError(f"neither this encoder nor {name}'s decoder can recompute its blocks: leave remat out")
+    return (blueprint.build or SegmentationModel)(
         encoder=encoder,
-        decoder=blueprint.decoder(**(blueprint.decoder_fields(encoder) | fields), **dtypes),
+        decoder=blueprint.decoder(**(decoder_fields | fields), **dtypes),
         head=blueprint.head(num_classes, **dtypes),
         auxiliary=AuxiliaryHeads(num_classes, auxiliary, **dtypes) if auxiliary else None,
         frozen=tuple(frozen),
@@ -192,7 +193,7 @@ def create_model(
     )
 
 
-def _encoder_for(blueprint: Blueprint, name: str, dtypes: dict[str, Any], remat: bool) -> nn.Module:
+def _encoder_for(blueprint: Blueprint, name: str, dtypes: dict[str, Any], remat: bool) -> Encoder:
     constructor = look_up(name, ENCODERS, "encoder")
     fields = dict(blueprint.encoder_fields)
     if remat and "remat" in _fields(constructor):
@@ -207,12 +208,12 @@ def _encoder_for(blueprint: Blueprint, name: str, dtypes: dict[str, Any], remat:
     return create_encoder(name, **fields, **dtypes)
 
 
-def _warn_of_lost_fields(blueprint: Blueprint, encoder: nn.Module) -> None:
-    """Tells of an encoder, given as a module, that lacks what its maker would give one that is given by name."""
+def _warn_of_lost_fields(blueprint: Blueprint, encoder: Encoder) -> None:
+    """Warns when an encoder instance lacks the family's defaults, which an encoder given by name gets."""
     defaults = {field.name: field.default for field in dataclasses.fields(encoder)}
     for field, value in blueprint.encoder_fields.items():
-        given = getattr(encoder, field, value)
-        # Whatever is not the default was chosen.
+        # A non-default value is deliberate.
+        given = getattr(encoder, field) if field in defaults else value
         if given != value and given == defaults[field]:
             warnings.warn(
                 f"{blueprint.name} is meant for an encoder with {field}={value}, and this one has {given}: pass"
@@ -247,7 +248,7 @@ def _check_fields(constructor: Callable[..., Any], fields: dict[str, Any], what:
     """Whether there are such fields; `more` are arguments that the caller has beside them."""
     known = _fields(constructor)
     for field in fields:
-        if field not in known:
+        if field not in known and field not in new_names(_class_of(constructor)):
             choices = {*known, *more}
             here, hint = _ELSEWHERE.get(field, ("", ""))
             if not hint or (here and here not in choices):
@@ -255,8 +256,12 @@ def _check_fields(constructor: Callable[..., Any], fields: dict[str, Any], what:
             raise TypeError(f"{what} has no argument {field!r}; {hint}")
 
 
+def _class_of(constructor: Callable[..., Any]) -> Any:
+    return constructor.func if isinstance(constructor, partial) else constructor
+
+
 def _fields(constructor: Callable[..., Any]) -> list[str]:
-    cls = constructor.func if isinstance(constructor, partial) else constructor
+    cls = _class_of(constructor)
     return [field.name for field in dataclasses.fields(cls) if field.init and field.name not in ("parent", "name")]  # pyright: ignore[reportArgumentType]
 
 

@@ -1,7 +1,9 @@
 """Every test runs with strict dtype and rank promotion, and with the shapes of the pure functions checked."""
 
 import gc
+import re
 import zlib
+from pathlib import Path
 
 import jax
 import pytest
@@ -18,6 +20,18 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 # The hook must be there before the modules are first imported.
 install_import_hook(["densezoo.ops", "densezoo.losses", "densezoo.metrics"], "beartype.beartype")
+
+
+def pytest_addoption(parser):
+    what = "a Python file, or a page whose first Python block is one, that registers a family: it is tested too"
+    parser.addoption("--family", action="append", default=[], metavar="FILE", help=what)
+
+
+def pytest_configure(config):
+    for file in config.getoption("--family"):
+        text = Path(file).read_text()
+        code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1] if file.endswith(".md") else text
+        exec(compile(code, file, "exec"), {"__name__": Path(file).stem})
 
 
 @pytest.fixture(scope="session")

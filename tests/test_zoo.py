@@ -1,5 +1,7 @@
 """The registry: names, arguments, and messages that help."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,8 @@ import densezoo as dz
 
 
 def test_lists_match_patterns():
-    assert dz.list_models("*net") == ["hrnet", "linknet", "manet", "pspnet", "segnet", "unet", "upernet"]
-    assert len(dz.list_models()) == 14
+    assert dz.list_models("deeplab*") == ["deeplabv3", "deeplabv3plus"]
+    assert {"unet", "unetplusplus"} <= set(dz.list_models("unet*")) and "fpn" not in dz.list_models("unet*")
     assert dz.list_encoders("vgg1?_bn") == ["vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"]
     assert dz.list_models("nothing*") == []
 
@@ -46,7 +48,7 @@ def test_blueprints_describe_every_model():
         (lambda: dz.create_model("linknet", skip=dz.LateralAdd), TypeError, "'skip'; there are: act, .* upsample$"),
         (lambda: dz.create_model("fpn", decoder_attention_type="scse"), TypeError, "'decoder_attention_type'; there"),
         (lambda: dz.create_model("unet", "ResNet43"), ValueError, "did you mean 'resnet34'"),
-        (lambda: dz.create_model("xyz"), ValueError, "there are: deeplabv3, deeplabv3plus, dpt, fpn,"),
+        (lambda: dz.create_model("xyz"), ValueError, "there are: .*deeplabv3, .*unet"),
         (
             lambda: dz.create_model("unet", upsampel=dz.Bilinear),
             TypeError,
@@ -104,12 +106,12 @@ def test_unet_says_how_many_blocks_it_needs():
 
 def test_every_field_of_a_named_encoder_can_be_changed():
     for name in dz.list_encoders("res*") + dz.list_encoders("wide*"):
-        assert dz.create_encoder(name, stage_sizes=(1, 1, 1, 1), width=16).reductions == (2, 4, 8, 16, 32)
+        assert dz.create_encoder(name, depths=(1, 1, 1, 1), width=16).reductions == (2, 4, 8, 16, 32)
 
 
 def test_segnet_mirrors_what_is_left_of_a_shortened_vgg():
     model = dz.create_model("segnet", dz.create_encoder("vgg16_bn", coarsest=8), 2)
-    assert model.decoder.stage_sizes == (3, 2, 1)
+    assert model.decoder.depths == (3, 2, 1)
     logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 33, 40, 3)))
     assert logits.shape == (1, 33, 40, 2)
 
@@ -123,7 +125,7 @@ def test_numpys_whole_numbers_are_whole_numbers():
 
 
 class Halves(nn.Module):
-    """An encoder of one's own, which tells its reductions in the pyramid alone."""
+    """An encoder that is a plain module, with nothing but its pyramid."""
 
     @nn.compact
     def __call__(self, images, *, train=False):
@@ -131,12 +133,60 @@ class Halves(nn.Module):
         return dz.Pyramid((x, dz.Conv(8, strides=2)(x)), reductions=(2, 4))
 
 
-def test_the_reductions_of_a_pyramid_count_where_the_encoder_publishes_none():
-    model = dz.SegmentationModel(encoder=Halves(), decoder=dz.UNetDecoder(), head=dz.SegmentationHead(2))
-    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
-    assert set(variables["params"]["decoder"]) == {"block0", "block1"}
-    with pytest.raises(ValueError, match="Halves does not publish its reductions"):
-        dz.create_model("fpn", Halves())
+def test_a_plain_module_that_returns_a_pyramid_is_an_encoder():
+    for name in dz.list_models():
+        # SegNet needs indices, DPT four maps.
+        model = dz.create_model(name, Halves(), 2)
+        if name in ("segnet", "dpt"):
+            with pytest.raises(ValueError, match=r"pool_indices|an entry for each of the encoder's 2"):
+                jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 17, 16, 3)))
+            continue
+        logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 17, 16, 3)))
+        assert logits.shape == (1, 17, 16, 2), name
+        if name == "unet":
+            assert set(variables["params"]["decoder"]) == {"block0", "block1"}
+
+
+@pytest.mark.parametrize(
+    ("make", "old", "new"),
+    [
+        (lambda **fields: dz.ResNet(block=dz.BasicBlock, **fields), {"stage_sizes": (1, 2)}, {"depths": (1, 2)}),
+        (dz.SENet, {"stage_sizes": (1,)}, {"depths": (1,)}),
+        (dz.VGG, {"stage_sizes": (1,)}, {"depths": (1,)}),
+        (dz.DenseNet, {"stage_sizes": (1,)}, {"depths": (1,)}),
+        (lambda **fields: dz.HRNet(8, **fields), {"stage_sizes": (1,)}, {"depths": (1,)}),
+        (dz.ConvNeXt, {"stage_sizes": (1,), "widths": (4,)}, {"depths": (1,), "dims": (4,)}),
+        (
+            dz.Swin,
+            {"stage_sizes": (1,), "width": 4, "heads": (2,), "window": 3},
+            {"depths": (1,), "embed_dim": 4, "num_heads": (2,), "window_size": 3},
+        ),
+        (
+            lambda **fields: dz.MixTransformer((1,), **fields),
+            {"widths": (4,), "heads": (2,)},
+            {"embed_dims": (4,), "num_heads": (2,)},
+        ),
+        (
+            lambda **fields: dz.ViT(depth=4, **fields),
+            {"width": 4, "heads": 2},
+            {"embed_dim": 4, "num_heads": 2},
+        ),
+        (dz.SegNetDecoder, {"stage_sizes": (1,)}, {"depths": (1,)}),
+        (dz.Pyramid, {"features": (1,)}, {"maps": (1,)}),
+        (partial(dz.create_encoder, "swin_tiny_patch4_window7_224"), {"width": 4}, {"embed_dim": 4}),
+        (partial(dz.Pyramid((2,)).replace), {"features": (1,)}, {"maps": (1,)}),
+    ],
+)
+def test_old_names_of_fields_go_on_working_with_a_warning(make, old, new):
+    with pytest.warns(DeprecationWarning) as caught:
+        made = make(**old)
+    said = [str(warning.message).partition(".")[2] for warning in caught]
+    assert said == [f"{name} is called {current} now" for name, current in zip(old, new, strict=True)]
+    for name, current in zip(old, new, strict=True):
+        assert getattr(made, current) == new[current]
+        with pytest.warns(DeprecationWarning, match=f"{name} is called {current} now"):
+            assert getattr(made, name) == new[current]
+    make(**new)  # without a warning, which would fail here
 
 
 def test_decoders_without_norms_have_biases():

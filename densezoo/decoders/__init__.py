@@ -1,33 +1,18 @@
-"""Decoders: Pyramid -> one map, or for a neck a tuple of maps; an architecture a file."""
+"""Decoders: Pyramid -> one map, or for a neck a tuple of maps; an architecture a file.
 
-from densezoo.decoders.deeplab import DeepLabV3Decoder, DeepLabV3PlusDecoder
-from densezoo.decoders.dpt import DPTDecoder
-from densezoo.decoders.fpn import FPNDecoder, FPNNeck
-from densezoo.decoders.hrnet import HRNetDecoder
-from densezoo.decoders.linknet import LinknetDecoder
-from densezoo.decoders.manet import MAnetDecoder
-from densezoo.decoders.pan import PANDecoder
-from densezoo.decoders.pspnet import PSPNetDecoder
-from densezoo.decoders.segformer import SegFormerDecoder
-from densezoo.decoders.segnet import SegNetDecoder
+Each line here adds a file, which registers its families, in the order of the README's table.
+"""
+
 from densezoo.decoders.unet import UNetDecoder
 from densezoo.decoders.unetplusplus import UNetPlusPlusDecoder
+from densezoo.decoders.manet import MAnetDecoder
+from densezoo.decoders.linknet import LinknetDecoder
+from densezoo.decoders.fpn import FPNDecoder, FPNNeck
+from densezoo.decoders.segnet import SegNetDecoder
+from densezoo.decoders.segformer import SegFormerDecoder
+from densezoo.decoders.dpt import DPTDecoder
+from densezoo.decoders.deeplab import DeepLabV3Decoder, DeepLabV3PlusDecoder
+from densezoo.decoders.pan import PANDecoder
+from densezoo.decoders.pspnet import PSPNetDecoder
 from densezoo.decoders.upernet import UPerNetDecoder
-
-__all__ = [
-    "DPTDecoder",
-    "DeepLabV3Decoder",
-    "DeepLabV3PlusDecoder",
-    "FPNDecoder",
-    "FPNNeck",
-    "HRNetDecoder",
-    "LinknetDecoder",
-    "MAnetDecoder",
-    "PANDecoder",
-    "PSPNetDecoder",
-    "SegFormerDecoder",
-    "SegNetDecoder",
-    "UNetDecoder",
-    "UNetPlusPlusDecoder",
-    "UPerNetDecoder",
-]
+from densezoo.decoders.hrnet import HRNetDecoder

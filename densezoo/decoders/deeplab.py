@@ -20,7 +20,10 @@ from densezoo.blocks import (
     step_up,
     torch_uniform,
 )
-from densezoo.decoders.steps import from_reduction
+from densezoo.blueprint import Blueprint, register
+from densezoo.decoders.steps import from_a_quarter, from_reduction, one_scale
+from densezoo.heads import SegmentationHead
+from densezoo.naming import SMP, TORCHVISION, Naming, Rule
 from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
@@ -82,10 +85,23 @@ class DeepLabV3Decoder(nn.Module):
             "param_dtype": self.param_dtype,
         }
         x = ASPP(self.features, self.atrous_rates, self.separable, self.aspp_dropout, name="aspp", **fields)(
-            pyramid.features[-1], train=train
+            pyramid.maps[-1], train=train
         )
         x = ConvNormAct(self.features, name="conv", **fields)(x, train=train)
         return SpatialDropout(self.dropout)(x, train=train)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch and torchvision."""
+
+        def naming(source: str, prefix: str, aspp: str, conv: str, norm: str, ignored: str = "") -> Naming:
+            rules = [*_aspp(len(self.atrous_rates), aspp), Rule("conv/conv", conv), Rule("conv/norm", norm)]
+            return Naming(source, rules, prefix, ignored)
+
+        return [
+            naming(SMP, "decoder.", "aspp", "conv", "bn"),
+            naming(SMP, "decoder.", "0", "1", "2"),  # up to its version 0.3
+            naming(TORCHVISION, "classifier.", "0", "1", "2", r"aux_classifier\..*"),
+        ]
 
 
 class DeepLabV3PlusDecoder(nn.Module):
@@ -97,8 +113,8 @@ class DeepLabV3PlusDecoder(nn.Module):
         features: channels of the result.
         skip_features: channels to which the fine map is brought before it joins; few, so that they do not outweigh the
           others. (A group norm must divide both numbers.)
-        finest: image size over feature size of the map that joins: the first of the encoder's at this or coarser. In a
-          pyramid that does not tell its `reductions` it is the first of all.
+        finest: image size over map size of the map that joins: the first of the encoder's at this or coarser. In a
+          pyramid without `reductions` it is the first of all.
         atrous_rates: dilation of each 3x3 convolution of the pyramid pooling.
         separable: whether these are depthwise separable; the two convolutions after it always are.
         aspp_dropout: share of the pyramid pooling's values that are dropped in training (needs a `dropout` random key).
@@ -151,3 +167,68 @@ class DeepLabV3PlusDecoder(nn.Module):
             x = step_up(build(self.upsample, name="upsample", **dtypes), skip, x, fine, size_of(fine))
         x = SeparableConv(self.features, name="block2", **fields)(x, train=train)
         return SpatialDropout(self.dropout)(x, train=train)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch."""
+        rules = [
+            *_aspp(len(self.atrous_rates), "aspp.0"),
+            Rule(r"aspp_conv/depthwise", "aspp.1.0"),
+            Rule(r"aspp_conv/pointwise/conv", "aspp.1.1"),
+            Rule(r"aspp_conv/pointwise/norm", "aspp.2"),
+            Rule(r"block1/conv", "block1.0"),
+            Rule(r"block1/norm", "block1.1"),
+            Rule(r"block2/depthwise", "block2.0.0"),
+            Rule(r"block2/pointwise/conv", "block2.0.1"),
+            Rule(r"block2/pointwise/norm", "block2.1"),
+        ]
+        return [Naming(SMP, rules, "decoder.")]
+
+
+def _aspp(rates: int, name: str) -> list[Rule]:
+    """Rules of a pyramid pooling with so many rates."""
+    branch = rf"{name}.convs.\1"
+    return [
+        Rule(r"aspp/convs_(\d+)/conv", f"{branch}.0"),
+        Rule(r"aspp/convs_(\d+)/norm", f"{branch}.1"),
+        Rule(r"aspp/convs_(\d+)/depthwise", f"{branch}.0.0"),
+        Rule(r"aspp/convs_(\d+)/pointwise/conv", f"{branch}.0.1"),
+        Rule(r"aspp/convs_(\d+)/pointwise/norm", f"{branch}.1"),
+        Rule(r"aspp/pool/conv", f"{name}.convs.{rates + 1}.1"),
+        Rule(r"aspp/pool/norm", f"{name}.convs.{rates + 1}.2"),
+        Rule(r"aspp/project/conv", f"{name}.project.0"),
+        Rule(r"aspp/project/norm", f"{name}.project.1"),
+    ]
+
+
+register(
+    Blueprint(
+        name="deeplabv3",
+        description="Convolutions dilated at several rates, side by side on the map of an encoder dilated to 1/8.",
+        skip_strategy="none: the encoder keeps its resolution by dilation in place of strides",
+        excels_at="objects at many scales in a wide context, where borders may be a little soft",
+        paper="Chen et al. 2017, https://arxiv.org/abs/1706.05587",
+        decoder=DeepLabV3Decoder,
+        encoder="resnet50",
+        # segmentation_models_pytorch leaves DeepLab's head to torch's own initialiser.
+        head=partial(SegmentationHead, kernel_size=1, kernel_init=torch_uniform),
+        encoder_fields={"output_stride": 8},
+        misfit=one_scale,
+        reads=lambda reductions: [len(reductions) - 1],
+    )
+)
+
+register(
+    Blueprint(
+        name="deeplabv3plus",
+        description="DeepLabV3 with separable convolutions over an encoder dilated to 1/16, and one step up to 1/4.",
+        skip_strategy="concatenates one fine map of the encoder, brought to few channels",
+        excels_at="street scenes: wide context and sharp borders",
+        paper="Chen et al. 2018, https://arxiv.org/abs/1802.02611",
+        decoder=DeepLabV3PlusDecoder,
+        encoder="resnet50",
+        head=partial(SegmentationHead, kernel_size=1, kernel_init=torch_uniform),
+        encoder_fields={"output_stride": 16},
+        misfit=one_scale,
+        reads=lambda reductions: [from_a_quarter(reductions)[0], len(reductions) - 1],
+    )
+)

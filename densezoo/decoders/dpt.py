@@ -12,6 +12,10 @@ from jaxtyping import Array, Float
 
 from densezoo import ops
 from densezoo.blocks import BatchNorm, Bilinear, Conv, ConvNormAct, build, torch_bias, torch_uniform
+from densezoo.blueprint import Blueprint, register
+from densezoo.encoders import Encoder
+from densezoo.heads import DPTHead
+from densezoo.naming import SMP, Naming, Rule
 from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
 
 
@@ -162,7 +166,7 @@ class DPTDecoder(nn.Module):
     @nn.compact
     def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        count = len(pyramid.features)
+        count = len(pyramid.maps)
         if len(self.intermediate_features) != count:
             raise ValueError(
                 f"intermediate_features has an entry for each of the encoder's {count} features; got"
@@ -175,9 +179,7 @@ class DPTDecoder(nn.Module):
         tokens = pyramid.tokens or (None,) * count
         reductions = pyramid.reductions or (16,) * count
         maps = []
-        for level, (x, token, hidden) in enumerate(
-            zip(pyramid.features, tokens, self.intermediate_features, strict=True)
-        ):
+        for level, (x, token, hidden) in enumerate(zip(pyramid.maps, tokens, self.intermediate_features, strict=True)):
             x = Readout(self.readout, name=f"readout{level}", **dtypes)(x, token)
             factor = reductions[level] / 2 ** (level + 2)
             maps.append(Reassemble(hidden, self.features, factor, name=f"reassemble{level}", **dtypes)(x))
@@ -194,3 +196,43 @@ class DPTDecoder(nn.Module):
         init = nn.initializers.xavier_uniform()
         conv = ConvNormAct(self.features, norm=self.norm, act=self.act, kernel_init=init, name="output", **dtypes)
         return nn.Dropout(self.dropout)(conv(x, train=train), deterministic=not train)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch."""
+        fusion = r"decoder.fusion_blocks.\1"
+        reassemble = r"decoder.reassemble_blocks.\1"
+        rules = [
+            Rule(r"readout(\d)/project", r"decoder.projection_blocks.\1.project.0"),
+            Rule(r"reassemble(\d)/project", rf"{reassemble}.project_to_out_channel"),
+            Rule(r"reassemble(\d)/enlarge", rf"{reassemble}.upsample", "conv_transpose"),
+            Rule(r"reassemble(\d)/reduce", rf"{reassemble}.upsample"),
+            Rule(r"reassemble(\d)/output", rf"{reassemble}.project_to_feature_dim"),
+            Rule(r"fusion(\d)/residual(\d)/conv_(\d)/conv", rf"{fusion}.residual_conv_block\2.conv_\3"),
+            Rule(r"fusion(\d)/residual(\d)/conv_(\d)/norm", rf"{fusion}.residual_conv_block\2.batch_norm_\3"),
+            Rule(r"fusion(\d)/project", rf"{fusion}.project"),
+            # Part of the head there.
+            Rule("output/conv", "segmentation_head.head.0"),
+            Rule("output/norm", "segmentation_head.head.1"),
+        ]
+        return [Naming(SMP, rules)]
+
+
+def _misfit(encoder: Encoder) -> str:
+    if len(set(encoder.reductions)) == 1:
+        return ""
+    return "DPT makes its pyramid from a plain transformer's maps, all of one scale, such as vit_base_patch16_224's"
+
+
+register(
+    Blueprint(
+        name="dpt",
+        description="A plain transformer's maps, made a pyramid again and fused from coarse to fine.",
+        skip_strategy="adds maps of evenly spaced blocks, each resized by learned convolutions",
+        excels_at="depth and segmentation from large pretrained Vision Transformers",
+        paper="Ranftl et al. 2021, https://arxiv.org/abs/2103.13413",
+        decoder=DPTDecoder,
+        encoder="vit_base_patch16_224",
+        head=DPTHead,
+        misfit=_misfit,
+    )
+)

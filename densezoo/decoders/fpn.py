@@ -1,8 +1,10 @@
 """The feature pyramid network: laterals added on the way down from coarse to fine; as a neck, and for segmentation."""
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,7 +22,11 @@ from densezoo.blocks import (
     build,
     he_uniform,
 )
-from densezoo.decoders.steps import upsampler_to
+from densezoo.blueprint import Blueprint, register
+from densezoo.decoders.steps import one_scale, upsampler_to
+from densezoo.encoders import Encoder
+from densezoo.heads import SegmentationHead
+from densezoo.naming import DETECTORS, SMP, Naming, Rule
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, size_of
 
 lecun_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -28,10 +34,10 @@ lecun_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "un
 
 
 class TopDown(nn.Module):
-    """The pathway that all FPNs share: the coarsest feature through a 1x1 convolution, then upsample and add laterals.
+    """The pathway that all FPNs share: the coarsest map through a 1x1 convolution, then upsample and add laterals.
 
-    Gives as many maps as it takes features, fine to coarse, all with `features` channels. Called with their reductions
-    it learns no upsampling between features of one scale.
+    Gives as many maps as it takes, fine to coarse, all with `features` channels. Called with their reductions
+    it learns no upsampling between maps of one scale.
     """
 
     features: int = 256
@@ -62,7 +68,7 @@ class FPNNeck(nn.Module):
 
     Args (fields):
         features: channels of every map.
-        levels: how many of the encoder's coarsest features take part; 4 are C2..C5 of a ResNet.
+        levels: how many of the encoder's coarsest maps take part; 4 are C2..C5 of a ResNet.
         upsample: factory of the upsampler on the way down.
 
     Example:
@@ -97,6 +103,21 @@ class FPNNeck(nn.Module):
         conv = partial(Conv, kernel_init=lecun_uniform, dtype=self.dtype, param_dtype=self.param_dtype)
         return tuple(conv(self.features, name=f"output{level}")(x) for level, x in enumerate(maps))
 
+    def reference_names(self) -> list[Naming]:
+        """Those of torchvision's detectors."""
+
+        def naming(prefix: str, within: str) -> Naming:
+            rules = [
+                Rule(r"top_down/top", f"inner_blocks.{self.levels - 1}{within}"),
+                Rule(r"top_down/skip(\d)/lateral", rf"inner_blocks.\1{within}"),
+                Rule(r"output(\d)", rf"layer_blocks.\1{within}"),
+            ]
+            others = rf"{re.escape(prefix)}extra_blocks\..*|(rpn|roi_heads|head)\..*"
+            return Naming(DETECTORS, rules, prefix, others)
+
+        # Since torchvision 0.13 every convolution of the neck is in a block of its own.
+        return [naming(prefix, within) for prefix in ("backbone.fpn.", "fpn.") for within in (".0", "")]
+
 
 class FPNDecoder(nn.Module):
     """FPN for segmentation: every pyramid map is convolved and upsampled to the finest one's size, and all are added.
@@ -108,7 +129,7 @@ class FPNDecoder(nn.Module):
     Args (fields):
         features: channels of the pyramid.
         segmentation_features: channels of the result.
-        levels: how many of the encoder's coarsest features take part.
+        levels: how many of the encoder's coarsest maps take part; None means 4, or all if there are fewer.
         dropout: share of channels dropped from the sum in training (needs a `dropout` random key).
         upsample: factory of the upsampler on the way down.
         segmentation_upsample: factory of the upsampler of the pyramid maps; align-corners as the reference has it.
@@ -129,7 +150,7 @@ class FPNDecoder(nn.Module):
 
     features: int = 256
     segmentation_features: int = 128
-    levels: int = 4
+    levels: int | None = None
     dropout: float = 0.2
     upsample: ModuleDef = partial(Nearest, half_pixel=False)
     segmentation_upsample: ModuleDef = partial(Bilinear, align_corners=True)
@@ -143,7 +164,7 @@ class FPNDecoder(nn.Module):
         self, pyramid: Pyramid, *, train: bool = False, all_scales: bool = False
     ) -> Float[Array, "b h w c"] | tuple[Float[Array, "b h w c"], ...]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        features, reductions = _coarsest(pyramid, self.levels)
+        features, reductions = _coarsest(pyramid, self.levels or min(4, len(pyramid.maps)))
         maps = TopDown(self.features, upsample=self.upsample, name="top_down", **dtypes)(features, reductions)
         conv = partial(ConvNormAct, self.segmentation_features, norm=self.norm, act=self.act, **dtypes)
         levels = []
@@ -159,9 +180,45 @@ class FPNDecoder(nn.Module):
         total = SpatialDropout(self.dropout)(functools.reduce(jnp.add, levels), train=train)
         return (total, *levels) if all_scales else total
 
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch."""
+        coarsest = (self.levels or 4) - 1
+
+        def segmentation_block(match: re.Match[str]) -> str:
+            # Counted from the coarsest map there, from the finest here.
+            return f"seg_blocks.{coarsest - int(match[1])}.block.{match[2]}.block.{int(match[3] == 'norm')}"
+
+        rules = [
+            Rule(r"top_down/top", f"p{coarsest + 2}"),
+            Rule(r"top_down/skip(\d)/lateral", lambda match: f"p{int(match[1]) + 2}.skip_conv"),
+            Rule(r"level(\d)_conv(\d)/(conv|norm)", segmentation_block),
+        ]
+        return [Naming(SMP, rules, "decoder.")]
+
 
 def _coarsest(pyramid: Pyramid, levels: int) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
-    """Features and, where the pyramid tells them, their reductions."""
-    if not 1 <= levels <= len(pyramid.features):
-        raise ValueError(f"levels={levels} of the encoder's {len(pyramid.features)} features cannot take part")
-    return pyramid.features[-levels:], pyramid.reductions and tuple(pyramid.reductions[-levels:])
+    """Maps and, where the pyramid has them, their reductions."""
+    if not 1 <= levels <= len(pyramid.maps):
+        raise ValueError(f"levels={levels} of the encoder's {len(pyramid.maps)} maps cannot take part")
+    return pyramid.maps[-levels:], pyramid.reductions and tuple(pyramid.reductions[-levels:])
+
+
+def _fields(encoder: Encoder) -> dict[str, Any]:
+    return {"levels": min(4, len(encoder.reductions))}
+
+
+register(
+    Blueprint(
+        name="fpn",
+        description="A light top-down pyramid with equal channels at every scale, summed up at 1/4 of the image.",
+        skip_strategy="adds 1x1 lateral convolutions of the encoder's maps",
+        excels_at="multi-scale objects, detection and panoptic segmentation on the same features",
+        paper="Lin et al. 2016, https://arxiv.org/abs/1612.03144; Kirillov et al. 2019, https://arxiv.org/abs/1901.02446",
+        decoder=FPNDecoder,
+        encoder="resnet34",
+        head=partial(SegmentationHead, kernel_size=1),
+        decoder_fields=_fields,
+        misfit=one_scale,
+        reads=lambda reductions: range(len(reductions))[-4:],
+    )
+)

@@ -10,6 +10,10 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, SpatialDropout, build
+from densezoo.blueprint import Blueprint, register
+from densezoo.decoders.steps import one_scale
+from densezoo.heads import SegmentationHead
+from densezoo.naming import HRNET, Naming, Rule
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, size_of
 
 hrnet_normal: Initializer = nn.initializers.normal(0.001)
@@ -53,7 +57,7 @@ class HRNetDecoder(nn.Module):
     @nn.compact
     def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        finest, *coarser = pyramid.features
+        finest, *coarser = pyramid.maps
         maps = [finest]
         for level, x in enumerate(coarser, start=1):
             maps.append(build(self.upsample, name=f"upsample{level}", **dtypes)(x, size_of(finest)))
@@ -69,3 +73,23 @@ class HRNetDecoder(nn.Module):
             **dtypes,
         )(x, train=train)
         return SpatialDropout(self.dropout)(x, train=train)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of HRNet's authors."""
+        return [Naming(HRNET, [Rule("conv/conv", "last_layer.0"), Rule("conv/norm", "last_layer.1")])]
+
+
+register(
+    Blueprint(
+        name="hrnet",
+        description="All scales of an encoder that keeps them side by side, mixed by a 1x1 convolution.",
+        skip_strategy="concatenates all maps at the finest one's size; the scales have met within the encoder",
+        excels_at="fine detail and position: poses, faces, thin structures",
+        paper="Wang et al. 2019, https://arxiv.org/abs/1908.07919",
+        decoder=HRNetDecoder,
+        encoder="hrnet_w18",
+        head=partial(SegmentationHead, kernel_size=1, kernel_init=hrnet_normal),
+        encoder_fields={"incre": False},
+        misfit=one_scale,
+    )
+)

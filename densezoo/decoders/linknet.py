@@ -18,7 +18,10 @@ from densezoo.blocks import (
     run_block,
     torch_uniform,
 )
-from densezoo.decoders.steps import sizes_beyond, upsampler_to
+from densezoo.blueprint import Blueprint, register
+from densezoo.decoders.steps import one_scale, sizes_beyond, upsampler_to
+from densezoo.heads import SegmentationHead
+from densezoo.naming import SMP, Naming, Rule
 from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
 
 # The initialiser is torch's own: segmentation_models_pytorch chooses one for its other convolutions only.
@@ -51,7 +54,7 @@ class LinknetBlock(nn.Module):
 class LinknetDecoder(nn.Module):
     """LinkNet: from the coarsest map up, a narrow block per scale, whose result the encoder's map is added to.
 
-    A block gives as many channels as the encoder's map has that is added. Beyond the finest one, blocks keep their
+    A block gives as many channels as the encoder's map that is added. Beyond the finest one, blocks keep their
     channels, and the last, at the image's size, gives `features`; over an encoder whose finest map has the image's own
     size that block is missing, and the result has the channels of that map.
 
@@ -62,7 +65,7 @@ class LinknetDecoder(nn.Module):
         norm: factory of the normalisation, None for none.
         act: activation.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -96,7 +99,7 @@ class LinknetDecoder(nn.Module):
             param_dtype=self.param_dtype,
         )
         take = partial(run_block, train=train, remat=self.remat)
-        *skips, x = pyramid.features
+        *skips, x = pyramid.maps
         for index, skip in enumerate(reversed(skips)):
             upsample = upsampler_to(len(skips) - 1 - index, pyramid.reductions, self.upsample)
             module = block(skip.shape[-1], upsample=upsample, name=f"block{index}")
@@ -107,3 +110,30 @@ class LinknetDecoder(nn.Module):
             module = block(self.features if last else x.shape[-1], upsample=self.upsample, name=f"block{index}")
             x = take(module, x, None, size=size)
         return SpatialDropout(self.dropout)(x, train=train) if self.dropout else x
+
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch."""
+        rules = [
+            Rule(r"block(\d+)/reduce/conv", r"blocks.\1.block.0.0"),
+            Rule(r"block(\d+)/reduce/norm", r"blocks.\1.block.0.1"),
+            Rule(r"block(\d+)/upsample", r"blocks.\1.block.1.0", "conv_transpose"),
+            Rule(r"block(\d+)/norm", r"blocks.\1.block.1.1"),
+            Rule(r"block(\d+)/expand/conv", r"blocks.\1.block.2.0"),
+            Rule(r"block(\d+)/expand/norm", r"blocks.\1.block.2.1"),
+        ]
+        return [Naming(SMP, rules, "decoder.")]
+
+
+register(
+    Blueprint(
+        name="linknet",
+        description="A light decoder, as wide as the encoder: 1x1 convolutions with a transposed one between them.",
+        skip_strategy="adds the encoder's map as it is",
+        excels_at="fast segmentation with few parameters",
+        paper="Chaurasia and Culurciello 2017, https://arxiv.org/abs/1707.03718",
+        decoder=LinknetDecoder,
+        encoder="resnet34",
+        head=partial(SegmentationHead, kernel_size=1),
+        misfit=one_scale,
+    )
+)

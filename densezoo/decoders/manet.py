@@ -1,5 +1,6 @@
 """MA-Net: a U-Net with attention between all pixels of the coarsest map, and gates on the channels of every skip."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -21,8 +22,11 @@ from densezoo.blocks import (
     run_block,
     step_up,
 )
-from densezoo.decoders.steps import steps_up
-from densezoo.decoders.unet import UNetBlock
+from densezoo.blueprint import Blueprint, register
+from densezoo.decoders.steps import one_scale, steps_up
+from densezoo.decoders.unet import UNetBlock, mirrored, smp_block
+from densezoo.heads import SegmentationHead
+from densezoo.naming import SMP, Naming, Rule
 from densezoo.types import Dtype, ModuleDef, Pyramid, Size, accumulator_dtype
 
 
@@ -96,7 +100,7 @@ class MAnetDecoder(nn.Module):
 
     Args (fields):
         features: channels of each block, coarse to fine: one for every skip, and then one, without a skip, for every
-          doubling from the finest feature to the image. None gives the last block 16 channels, the one before 32, ...
+          doubling from the finest map to the image. None gives the last block 16 channels, the one before 32, ...
         attention_features: channels in which the attention compares pixels.
         reduction: the gates of the channels have this many times fewer channels inside.
         skip: how the encoder's map joins the gated one: `ConcatSkip`, `LateralAdd` or `AttentionGate`.
@@ -104,7 +108,7 @@ class MAnetDecoder(nn.Module):
         norm: factory of the normalisation, None for none.
         act: activation.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -136,10 +140,44 @@ class MAnetDecoder(nn.Module):
     def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         fields = {"norm": self.norm, "act": self.act, **dtypes}
-        x = PositionAttention(self.attention_features, name="center", **dtypes)(pyramid.features[-1])
+        x = PositionAttention(self.attention_features, name="center", **dtypes)(pyramid.maps[-1])
         steps = steps_up(pyramid, self.features, self.upsample, "MAnetDecoder")
         for index, (features, skip, size, upsample) in enumerate(steps):
             block = UNetBlock if skip is None else partial(FusionBlock, reduction=self.reduction, skip=self.skip)
             module = block(features, upsample=upsample, name=f"block{index}", **fields)
             x = run_block(module, x, skip, size=size, train=train, remat=self.remat)
         return SpatialDropout(self.dropout)(x, train=train) if self.dropout else x
+
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch."""
+
+        def high_conv(match: re.Match[str]) -> str:
+            return f"blocks.{match[1]}.hl_conv.{int(match[2]) - 1}.{int(match[3] == 'norm')}"
+
+        def gate(match: re.Match[str]) -> str:
+            return f"blocks.{match[1]}.SE_{match[2][0]}l.{1 if match[3] == 'reduce' else 3}"
+
+        rules = [
+            Rule(r"center/(\w+)_conv", r"center.\1_conv"),
+            Rule(r"block(\d+)/high_conv(\d)/(conv|norm)", high_conv),
+            Rule(r"block(\d+)/(high|low)_gate/(reduce|expand)", gate),
+            *smp_block(r"block(?P<block>\d+)", r"blocks.\g<block>"),
+        ]
+        return [Naming(SMP, rules, "decoder.")]
+
+
+register(
+    Blueprint(
+        name="manet",
+        description="A U-Net with attention between all pixels at the bottom and gates on the channels of every scale.",
+        skip_strategy="concatenates the encoder's map, whose channels help to gate what comes from below",
+        excels_at="lesions and organs: context from the whole image, channels weighed by content",
+        paper="Fan et al. 2020, https://ieeexplore.ieee.org/document/9201310; gates: Hu et al. 2017,"
+        " https://arxiv.org/abs/1709.01507",
+        decoder=MAnetDecoder,
+        encoder="resnet34",
+        head=SegmentationHead,
+        decoder_fields=mirrored,
+        misfit=one_scale,
+    )
+)

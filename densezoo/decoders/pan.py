@@ -9,7 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, GroupNorm, LayerNorm, SpatialDropout, build
-from densezoo.decoders.steps import from_reduction
+from densezoo.blueprint import Blueprint, register
+from densezoo.decoders.steps import from_a_quarter, from_reduction, one_scale
+from densezoo.heads import SegmentationHead
+from densezoo.naming import SMP, Naming, Rule
 from densezoo.ops import global_avg_pool, max_pool
 from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
@@ -77,8 +80,8 @@ class PANDecoder(nn.Module):
 
     Args (fields):
         features: channels of the result.
-        finest: image size over feature size of the finest map that takes part: the encoder's at this and coarser. Of a
-          pyramid that does not tell its `reductions` all take part.
+        finest: image size over map size of the finest map that takes part: the encoder's at this and coarser. Of a
+          pyramid without `reductions` all take part.
         dropout: share of the result's channels that are dropped in training (needs a `dropout` random key).
         upsample: factory of the upsampler of each step up; align-corners as the reference has it.
         attention_upsample: factory of the upsampler within the attention, of maps with one channel.
@@ -120,6 +123,22 @@ class PANDecoder(nn.Module):
             coarser = reduction
         return SpatialDropout(self.dropout)(x, train=train)
 
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch."""
+
+        def named(path: str, name: str) -> list[Rule]:
+            return [Rule(rf"{path}/conv", rf"{name}.conv"), Rule(rf"{path}/norm", rf"{name}.bn")]
+
+        rules = [
+            *named(r"fpa/(branch1|down1|down2)", r"fpa.\1.1"),
+            *named(r"fpa/mid", r"fpa.mid.0"),
+            *named(r"fpa/down3_(\d)", r"fpa.down3.\1"),
+            *named(r"fpa/(conv\d)", r"fpa.\1"),
+            *named(r"gau(\d+)/conv1", r"gau\1.conv1.1"),
+            *named(r"gau(\d+)/conv2", r"gau\1.conv2"),
+        ]
+        return [Naming(SMP, rules, "decoder.")]
+
 
 def _halve(x: jax.Array) -> jax.Array:
     """Max-pooling by 2; an odd row or column at the end is left out, but the last one that there is stays."""
@@ -134,3 +153,20 @@ def _for_one_channel(norm: ModuleDef | None) -> ModuleDef | None:
             f"PAN normalises maps of one channel, of which {kind.__name__} leaves nothing: take BatchNorm or GroupNorm"
         )
     return partial(norm, num_groups=1) if kind in (GroupNorm, nn.GroupNorm) else norm  # pyright: ignore
+
+
+register(
+    Blueprint(
+        name="pan",
+        description="Attention over a pyramid of the coarsest map, then light steps up that the coarse map steers.",
+        skip_strategy="adds convolved maps of the encoder, their channels weighed by the coarser map",
+        excels_at="segmentation with context at little cost",
+        paper="Li et al. 2018, https://arxiv.org/abs/1805.10180",
+        decoder=PANDecoder,
+        encoder="resnet34",
+        head=SegmentationHead,
+        encoder_fields={"output_stride": 16},
+        misfit=one_scale,
+        reads=from_a_quarter,
+    )
+)

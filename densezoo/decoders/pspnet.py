@@ -12,6 +12,10 @@ from jaxtyping import Array, Float
 
 from densezoo import ops
 from densezoo.blocks import BatchNorm, Bicubic, Bilinear, ConvNormAct, Nearest, SpatialDropout, build
+from densezoo.blueprint import Blueprint, register
+from densezoo.decoders.steps import one_scale
+from densezoo.heads import SegmentationHead
+from densezoo.naming import SMP, Naming, Rule
 from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
 
 
@@ -58,7 +62,7 @@ def _resized(upsampler: Any, x: jax.Array, size: Size) -> jax.Array:
 
 
 class PSPNetDecoder(nn.Module):
-    """PSPNet: the encoder's coarsest map, and beside it its means over grids of bins; no other feature takes part.
+    """PSPNet: the encoder's coarsest map, and beside it its means over grids of bins; no other map takes part.
 
     The result has the size of that map: an encoder with `coarsest=8`, or a dilated one, suits it best.
 
@@ -94,10 +98,37 @@ class PSPNetDecoder(nn.Module):
     @nn.compact
     def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
         fields = {"norm": self.norm, "act": self.act, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = pyramid.features[-1]
+        x = pyramid.maps[-1]
         # Together the means have as many channels as the map.
         width = max(1, x.shape[-1] // len(self.pool_sizes))
         pooling = PyramidPooling(width, self.pool_sizes, False, self.upsample, name="pooling", **fields)
         maps = promote_dtype(*pooling(x, train=train), x, dtype=self.dtype)
         x = ConvNormAct(self.features, 1, name="conv", **fields)(jnp.concatenate(maps, axis=-1), train=train)
         return SpatialDropout(self.dropout)(x, train=train)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch."""
+        rules = [
+            Rule(r"pooling/conv(\d+)/conv", r"psp.blocks.\1.pool.1.0"),
+            Rule(r"pooling/conv(\d+)/norm", r"psp.blocks.\1.pool.1.1"),
+            Rule(r"conv/conv", "conv.0"),
+            Rule(r"conv/norm", "conv.1"),
+        ]
+        return [Naming(SMP, rules, "decoder.")]
+
+
+register(
+    Blueprint(
+        name="pspnet",
+        description="Means over grids of 1, 2, 3 and 6 bins beside the map of an encoder that stops at 1/8.",
+        skip_strategy="none: the coarsest map alone, which is still fine",
+        excels_at="scenes, where the whole image says what a part of it is",
+        paper="Zhao et al. 2016, https://arxiv.org/abs/1612.01105",
+        decoder=PSPNetDecoder,
+        encoder="resnet34",
+        head=SegmentationHead,
+        encoder_fields={"coarsest": 8},
+        misfit=one_scale,
+        reads=lambda reductions: [len(reductions) - 1],
+    )
+)

@@ -1,7 +1,7 @@
-"""SegFormer's decoder: every feature through a linear layer and to a quarter of the image, then one convolution."""
+"""SegFormer's decoder: every map through a linear layer and to a quarter of the image, then one convolution."""
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,10 @@ from jaxtyping import Array, Float
 
 from densezoo import ops
 from densezoo.blocks import BatchNorm, Bicubic, Bilinear, Nearest, SpatialDropout, build, he_uniform, norm_act
+from densezoo.blueprint import Blueprint, register
+from densezoo.decoders.steps import one_scale
+from densezoo.heads import SegmentationHead
+from densezoo.naming import SMP, Naming, Rule
 from densezoo.ops.implementation import chosen
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, Size, size_of
 
@@ -31,14 +35,14 @@ class Weights(nn.Module):
 
 
 class SegFormerDecoder(nn.Module):
-    """All features, each through a linear layer, at 1/4 of the image, concatenated and fused by a 1x1 convolution.
+    """All maps, each through a linear layer, at 1/4 of the image, concatenated and fused by a 1x1 convolution.
 
-    An encoder's feature finer than 1/4 takes part too, made smaller. The result has the size of the feature at 1/4 if
-    there is one, else a quarter of the image's, rounded up; over a pyramid made by hand, the finest feature's.
+    An encoder's map finer than 1/4 takes part too, made smaller. The result has the size of the map at 1/4 if
+    there is one, else a quarter of the image's, rounded up; over a pyramid made by hand, the finest map's.
 
     Args (fields):
         features: channels of each linear layer, and of the result.
-        upsample: factory of the upsampler of the coarser features.
+        upsample: factory of the upsampler of the coarser maps.
         norm: factory of the normalisation after the convolution, None for none.
         act: activation after it.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
@@ -69,7 +73,7 @@ class SegFormerDecoder(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         size = _quarter(pyramid)
         # Coarse to fine, in the order of the reference's weights.
-        features = pyramid.features[::-1]
+        features = pyramid.maps[::-1]
         width, init = self.features, nn.initializers.xavier_uniform()
         stages = [
             Weights((x.shape[-1], width), init, param_dtype=self.param_dtype, name=f"mlp_stage_{stage}")()
@@ -77,7 +81,7 @@ class SegFormerDecoder(nn.Module):
         ]
         shape = (1, 1, len(features) * width, width)
         fuse, bias = Weights(shape, he_uniform, self.norm is None, self.param_dtype, name="fuse_conv")()
-        # That is for the reductions to say, where they are known: the features of a small image have all one size.
+        # That is for the reductions to say, where they are known: the maps of a small image have all one size.
         if pyramid.reductions is None:
             coarser = [size_of(x) != size and not _is_finer(x, size) for x in features]
         else:
@@ -117,6 +121,15 @@ class SegFormerDecoder(nn.Module):
             x = norm_act(self.norm, self.act, x, train=train, name="fuse_norm", **dtypes)
         return SpatialDropout(self.dropout)(x, train=train)
 
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch."""
+        rules = [
+            Rule(r"mlp_stage_(\d)", r"mlp_stage.\1.linear"),
+            Rule("fuse_conv", "fuse_stage.0"),
+            Rule("fuse_norm", "fuse_stage.1"),
+        ]
+        return [Naming(SMP, rules, "decoder.")]
+
 
 def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     y = x @ kernel.astype(x.dtype)
@@ -134,9 +147,24 @@ def _resize(x: jax.Array, size: Size, upsampler: Callable[[jax.Array, Size], jax
 
 
 def _quarter(pyramid: Pyramid) -> Size:
-    """A quarter of the image, as the encoder rounds it if it has a feature there."""
+    """A quarter of the image, as the encoder rounds it if it has a map there."""
     if pyramid.reductions is not None and 4 in pyramid.reductions:
-        return size_of(pyramid.features[pyramid.reductions.index(4)])
+        return size_of(pyramid.maps[pyramid.reductions.index(4)])
     if pyramid.image_size is None:
-        return size_of(pyramid.features[0])
+        return size_of(pyramid.maps[0])
     return -(-pyramid.image_size[0] // 4), -(-pyramid.image_size[1] // 4)
+
+
+register(
+    Blueprint(
+        name="segformer",
+        description="Every scale through one linear layer, resized to 1/4 of the image and fused by one convolution.",
+        skip_strategy="concatenates all of the encoder's maps at once, at 1/4 of the image",
+        excels_at="transformer encoders, which look everywhere by themselves: few parameters, fast",
+        paper="Xie et al. 2021, https://arxiv.org/abs/2105.15203",
+        decoder=SegFormerDecoder,
+        encoder="mit_b0",
+        head=partial(SegmentationHead, kernel_size=1),
+        misfit=one_scale,
+    )
+)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,17 +10,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, ConvNormAct
+from densezoo.blueprint import Blueprint, register
+from densezoo.deprecation import renamed
+from densezoo.encoders import VGG, Encoder, PlainEncoder
+from densezoo.heads import SegmentationHead
 from densezoo.ops import max_unpool
 from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
+@renamed(stage_sizes="depths")
 class SegNetDecoder(nn.Module):
-    """SegNet: unpool by the indices of the encoder's poolings; no feature map needs to be kept, only the indices.
+    """SegNet: unpool by the indices of the encoder's poolings; no map needs to be kept, only the indices.
 
     The decoder mirrors the encoder: before it undoes a pooling it has as many channels as were pooled.
 
     Args (fields):
-        stage_sizes: convolutions after each unpooling, coarse to fine, at least one each; mirror the encoder's.
+        depths: convolutions after each unpooling, coarse to fine, at least one each; mirror the encoder's.
         features: channels of the result at the image's size; None means those of the first pooled map.
         norm: factory of the normalisation, None for none.
         act: activation.
@@ -36,7 +42,7 @@ class SegNetDecoder(nn.Module):
         Badrinarayanan et al., SegNet, 2015. https://arxiv.org/abs/1511.00561
     """
 
-    stage_sizes: Sequence[int] = (3, 3, 3, 2, 1)
+    depths: Sequence[int] = (3, 3, 3, 2, 1)
     features: int | None = None
     norm: ModuleDef | None = BatchNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu
@@ -51,17 +57,17 @@ class SegNetDecoder(nn.Module):
                 " 2x2 max-pooling: use one that keeps pool_indices (plain, or vgg11 to vgg19 with or without _bn)"
             )
         poolings = list(reversed(pyramid.pool_indices))
-        if len(self.stage_sizes) != len(poolings) or min(self.stage_sizes) < 1:
+        if len(self.depths) != len(poolings) or min(self.depths) < 1:
             raise ValueError(
-                f"stage_sizes needs a number of convolutions, at least 1, for each of the encoder's {len(poolings)}"
-                f" poolings; got {tuple(self.stage_sizes)}"
+                f"depths needs a number of convolutions, at least 1, for each of the encoder's {len(poolings)}"
+                f" poolings; got {tuple(self.depths)}"
             )
         conv = partial(ConvNormAct, norm=self.norm, act=self.act, dtype=self.dtype, param_dtype=self.param_dtype)
-        x = pyramid.features[-1]
+        x = pyramid.maps[-1]
         if x.shape[-1] != poolings[0].shape[-1]:
             # The plain encoder convolves once more after its last pooling: back to as many channels as were pooled.
             x = conv(poolings[0].shape[-1], name="top")(x, train=train)
-        for stage, (indices, size) in enumerate(zip(poolings, self.stage_sizes, strict=True)):
+        for stage, (indices, size) in enumerate(zip(poolings, self.depths, strict=True)):
             if stage + 1 < len(poolings):
                 # What was pooled here is what the next finer pooling gave.
                 size_before, features = size_of(poolings[stage + 1]), poolings[stage + 1].shape[-1]
@@ -72,3 +78,38 @@ class SegNetDecoder(nn.Module):
                 channels = features if index == size - 1 else x.shape[-1]
                 x = conv(channels, name=f"stage{stage}_conv{index}")(x, train=train)
         return x
+
+
+def _fields(encoder: Encoder) -> dict[str, Any]:
+    if isinstance(encoder, PlainEncoder):
+        return {"depths": (2,) * (len(encoder.features) - 1)}
+    if isinstance(encoder, VGG):
+        # The mirror image of the encoder, whose last convolution is the head.
+        first, *others = encoder.depths[: encoder.reductions[-1].bit_length() - 1]
+        return {"depths": (*reversed(others), max(1, first - 1))}
+    return {}
+
+
+def _misfit(encoder: Encoder) -> str:
+    if encoder.pools:
+        return ""
+    return (
+        "SegNet unpools what 2x2 max-pooling has pooled, and this encoder does none: take plain, or vgg11 to vgg19_bn"
+    )
+
+
+register(
+    Blueprint(
+        name="segnet",
+        description="A mirror image of a VGG that puts every value back to where its maximum was pooled from.",
+        skip_strategy="unpools with the saved max-pooling indices",
+        excels_at="segmentation when memory is limited: indices instead of maps are kept",
+        paper="Badrinarayanan et al. 2015, https://arxiv.org/abs/1511.00561",
+        decoder=SegNetDecoder,
+        encoder="vgg16_bn",
+        head=SegmentationHead,
+        decoder_fields=_fields,
+        misfit=_misfit,
+        reads=lambda reductions: [len(reductions) - 1],
+    )
+)

@@ -1,4 +1,4 @@
-"""What decoders share: which features take part, the sizes on the way up to the image, and what is given in the end."""
+"""What decoders share: which maps take part, the sizes on the way up to the image, and what is given in the end."""
 
 import math
 from collections.abc import Sequence
@@ -7,16 +7,17 @@ from typing import NamedTuple
 import jax
 
 from densezoo.blocks import Nearest, SpatialDropout
+from densezoo.encoders import Encoder
 from densezoo.types import ModuleDef, Pyramid, Size, size_of
 
 
 def from_reduction(pyramid: Pyramid, finest: int) -> list[tuple[jax.Array, int]]:
-    """The features at 1/`finest` of the image and coarser, at least the coarsest, each with its reduction.
+    """The maps at 1/`finest` of the image and coarser, at least the coarsest, each with its reduction.
 
-    If the pyramid does not tell them, all of its features are these, and count as each at half the size before.
+    Without reductions in the pyramid these are all of its maps, each counted as half the size of the one before.
     """
-    reductions = pyramid.reductions or tuple(finest * 2**level for level in range(len(pyramid.features)))
-    features = list(zip(pyramid.features, reductions, strict=True))
+    reductions = pyramid.reductions or tuple(finest * 2**level for level in range(len(pyramid.maps)))
+    features = list(zip(pyramid.maps, reductions, strict=True))
     return [(x, reduction) for x, reduction in features if reduction >= finest] or features[-1:]
 
 
@@ -32,7 +33,7 @@ def dropped(
 
 
 class Step(NamedTuple):
-    """A step up of a decoder: its channels, the encoder's feature that joins (None beyond the finest), its size.
+    """A step up of a decoder: its channels, the encoder's map that joins (None beyond the finest), its size.
 
     `upsample` makes what brings the map below to that size.
     """
@@ -44,7 +45,7 @@ class Step(NamedTuple):
 
 
 def upsampler_to(level: int, reductions: Sequence[int] | None, upsample: ModuleDef) -> ModuleDef:
-    """What brings feature `level + 1` to the size of feature `level`: no weights where dilation left them at one scale.
+    """What brings map `level + 1` to the size of map `level`: no weights where dilation left them at one scale.
 
     That is for the reductions to say, not for the sizes: an image of one pixel has but one size.
     """
@@ -52,7 +53,7 @@ def upsampler_to(level: int, reductions: Sequence[int] | None, upsample: ModuleD
 
 
 def steps_up(pyramid: Pyramid, features: Sequence[int] | None, upsample: ModuleDef, decoder: str) -> list[Step]:
-    """The steps of a decoder from the coarsest feature to the image: one for every skip, then doublings without.
+    """The steps of a decoder from the coarsest map to the image: one for every skip, then doublings without.
 
     Args:
         pyramid: what the decoder takes.
@@ -60,7 +61,7 @@ def steps_up(pyramid: Pyramid, features: Sequence[int] | None, upsample: ModuleD
         upsample: makes the upsampler of each step that changes the scale.
         decoder: its name, for messages.
     """
-    *skips, _ = pyramid.features
+    *skips, _ = pyramid.maps
     if isinstance(features, int):
         raise TypeError(f"features has an entry for each block of {decoder}, such as (256, 128, 64); got {features}")
     beyond = None if features is None else len(features) - len(skips)
@@ -78,8 +79,8 @@ def steps_up(pyramid: Pyramid, features: Sequence[int] | None, upsample: ModuleD
 
 
 def sizes_beyond(pyramid: Pyramid, count: int | None) -> list[Size]:
-    """Sizes of `count` doublings beyond the finest feature, the finest last; None means as many as reach the image."""
-    height, width = size_of(pyramid.features[0])
+    """Sizes of `count` doublings beyond the finest map, the finest last; None means as many as reach the image."""
+    height, width = size_of(pyramid.maps[0])
     if pyramid.reductions is None or pyramid.image_size is None:
         return [(height * 2**step, width * 2**step) for step in range(1, (count or 0) + 1)]
     to_image = math.ceil(math.log2(pyramid.reductions[0]))
@@ -87,9 +88,22 @@ def sizes_beyond(pyramid: Pyramid, count: int | None) -> list[Size]:
         count = to_image
     if count > to_image:
         raise ValueError(
-            f"the finest feature is at 1/{pyramid.reductions[0]} of the image, {to_image} doublings away from it; the"
+            f"the finest map is at 1/{pyramid.reductions[0]} of the image, {to_image} doublings away from it; the"
             f" decoder has {count} blocks for them: give it {count - to_image} fewer entries in features"
         )
     # Rounded up, as every strided convolution here rounds; the last of them is exactly the image.
     steps = range(to_image - 1, to_image - 1 - count, -1)
     return [(-(-pyramid.image_size[0] // 2**step), -(-pyramid.image_size[1] // 2**step)) for step in steps]
+
+
+def one_scale(encoder: Encoder) -> str:
+    """The `misfit` of decoders that need maps at several scales."""
+    scales = encoder.reductions
+    if len(scales) < 2 or len(set(scales)) > 1:
+        return ""
+    return f"all of its maps are at 1/{scales[0]} of the image, and this decoder needs several scales: take dpt"
+
+
+def from_a_quarter(reductions: Sequence[int]) -> list[int]:
+    """The numbers of the maps at 1/4 of the image and coarser: what `from_reduction(pyramid, 4)` takes."""
+    return [level for level, reduction in enumerate(reductions) if reduction >= 4] or [len(reductions) - 1]

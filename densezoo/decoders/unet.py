@@ -1,7 +1,9 @@
 """U-Net's decoder: upsample, join the encoder's map of the same size, convolve twice; until the image's size."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,15 +11,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, ConcatSkip, DoubleConv, Nearest, build, run_block, step_up
-from densezoo.decoders.steps import dropped, steps_up
+from densezoo.blueprint import Blueprint, register
+from densezoo.decoders.steps import dropped, one_scale, steps_up
+from densezoo.encoders import VGG, Encoder, PlainEncoder
+from densezoo.encoders.plain import PLAIN_FORMS, in_double_conv
+from densezoo.heads import SegmentationHead
+from densezoo.naming import PLAIN, SMP, Naming, Rule
 from densezoo.types import Dtype, ModuleDef, Pyramid, Size
 
 
 class UNetBlock(nn.Module):
-    """One step up: x to `size`, joined with the encoder's feature there (if there is one), then two convolutions.
+    """One step up: x to `size`, joined with the encoder's map there (if there is one), then two convolutions.
 
     `attention` weighs what was joined, and what the convolutions give. As in segmentation_models_pytorch, the last
-    block of a decoder leaves out the first of these if there is no feature to join.
+    block of a decoder leaves out the first of these if there is no map to join.
     """
 
     features: int
@@ -55,7 +62,7 @@ class UNetDecoder(nn.Module):
 
     Args (fields):
         features: channels of each block, coarse to fine: one for every skip, and then one, without a skip, for every
-          doubling from the finest feature to the image. None gives the last block 16 channels, the one before 32, ...
+          doubling from the finest map to the image. None gives the last block 16 channels, the one before 32, ...
         hidden: channels between each block's two convolutions; None means `features`.
         skip: how the encoder's map joins: `ConcatSkip` as in the paper, `LateralAdd`, or `AttentionGate`.
         upsample: factory of the upsampler; the default samples like segmentation_models_pytorch's "nearest".
@@ -65,7 +72,7 @@ class UNetDecoder(nn.Module):
         attention: factory of what weighs the maps in each block, before and after the convolutions, such as `SCSE`;
           None for none.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -102,7 +109,7 @@ class UNetDecoder(nn.Module):
         hidden = self.hidden or [None] * len(steps)
         if isinstance(hidden, int) or len(hidden) != len(steps):
             raise ValueError(f"hidden has an entry for each of the {len(steps)} blocks, or is None; got {self.hidden}")
-        x = pyramid.features[-1]
+        x = pyramid.maps[-1]
         if self.center:
             x = DoubleConv(x.shape[-1], None, self.norm, self.act, name="center", **dtypes)(x, train=train)
         block = partial(
@@ -120,3 +127,68 @@ class UNetDecoder(nn.Module):
             x = run_block(module, x, step.skip, size=step.size, train=train, remat=self.remat)
             maps.append(x)
         return dropped([*reversed(maps)] or [x], self.dropout, train=train, all_scales=all_scales)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch and of plain U-Nets."""
+
+        def plain(transposed: str, convs: str) -> Naming:
+            def name(match: re.Match[str]) -> str:
+                return f"{convs.format(int(match[1]) + 1)}.{in_double_conv(self.norm, match)}"
+
+            up = Rule(r"block(\d+)/upsample", lambda match: transposed.format(int(match[1]) + 1), "conv_transpose")
+            return Naming(PLAIN, [Rule(r"block(\d+)/convs/conv(\d)/(conv|norm)", name), up])
+
+        smp = [
+            *smp_block(r"block(?P<block>\d+)", r"blocks.\g<block>"),
+            Rule(r"center/conv(\d)/conv", lambda match: f"center.{int(match[1]) - 1}.0"),
+            Rule(r"center/conv(\d)/norm", lambda match: f"center.{int(match[1]) - 1}.1"),
+        ]
+        return [
+            Naming(SMP, smp, "decoder.", UNUSED_ATTENTION),
+            # The transposed convolution is within the block, or beside it.
+            *(plain("up{}.up", convs) for _, _, convs in PLAIN_FORMS),
+            *(plain("up{}", convs) for _, _, convs in PLAIN_FORMS),
+        ]
+
+
+UNUSED_ATTENTION = r"decoder\.blocks\.\w+\.attention1\..*"
+"""The reference has it in the last block too, and never calls it there."""
+
+
+def smp_block(path: str, name: str) -> list[Rule]:
+    """Rules for a `UNetBlock`; what `path` calls a group, `name` may use."""
+    attention = r"attention(?P<attention>\d)"
+    there = rf"{name}.attention\g<attention>.attention"
+    return [
+        Rule(rf"{path}/convs/conv(?P<conv>\d)/conv", rf"{name}.conv\g<conv>.0"),
+        Rule(rf"{path}/convs/conv(?P<conv>\d)/norm", rf"{name}.conv\g<conv>.1"),
+        Rule(rf"{path}/{attention}/channels/reduce", rf"{there}.cSE.1"),
+        Rule(rf"{path}/{attention}/channels/expand", rf"{there}.cSE.3"),
+        Rule(rf"{path}/{attention}/pixels", rf"{there}.sSE.0"),
+    ]
+
+
+def mirrored(encoder: Encoder) -> dict[str, Any]:
+    """Over a plain encoder as many channels on the way up as on the way down."""
+    return {"features": tuple(reversed(encoder.features[:-1]))} if isinstance(encoder, PlainEncoder) else {}
+
+
+def _fields(encoder: Encoder) -> dict[str, Any]:
+    # segmentation_models_pytorch convolves twice more on top of a VGG.
+    return mirrored(encoder) | ({"center": True} if isinstance(encoder, VGG) else {})
+
+
+register(
+    Blueprint(
+        name="unet",
+        description="A symmetric decoder that climbs back scale by scale, two convolutions at each.",
+        skip_strategy="concatenates the encoder's map at every scale",
+        excels_at="pixel-precise segmentation, little data, diffusion backbones",
+        paper="Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597",
+        decoder=UNetDecoder,
+        encoder="resnet34",
+        head=SegmentationHead,
+        decoder_fields=_fields,
+        misfit=one_scale,
+    )
+)

@@ -10,8 +10,11 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, ConcatSkip, Nearest, run_block
-from densezoo.decoders.steps import dropped, steps_up
-from densezoo.decoders.unet import UNetBlock
+from densezoo.blueprint import Blueprint, register
+from densezoo.decoders.steps import dropped, one_scale, steps_up
+from densezoo.decoders.unet import UNUSED_ATTENTION, UNetBlock, mirrored, smp_block
+from densezoo.heads import SegmentationHead
+from densezoo.naming import SMP, Naming
 from densezoo.types import Dtype, ModuleDef, Pyramid
 
 
@@ -19,23 +22,23 @@ class UNetPlusPlusDecoder(nn.Module):
     """U-Net++: at every scale, blocks that each read all maps before them there and the one below.
 
     The block `x_d_l` works at the scale of the skip `l`, counted from the coarsest, `d` steps away from the result: it
-    takes the block `x_d_{l-1}` up (or the encoder's feature, if there is none) and joins the encoder's feature and all
+    takes the block `x_d_{l-1}` up (or the encoder's map, if there is none) and joins the encoder's map and all
     `x_e_l` with e > d. Blocks with d = 0 are those of a U-Net; the others have as many channels as the encoder's
-    feature at their scale. Names and order are segmentation_models_pytorch's.
+    map at their scale. Names and order are segmentation_models_pytorch's.
 
     Called with `all_scales=True` it gives what the paper supervises: the result, and then all maps at the finest
     scale of the encoder, the one nearest to the result first.
 
     Args (fields):
         features: channels of the blocks `x_0_l`, coarse to fine: one for every skip, and then one, without a skip, for
-          every doubling from the finest feature to the image. None gives the last block 16 channels, ...
+          every doubling from the finest map to the image. None gives the last block 16 channels, ...
         skip: how the maps of a scale, concatenated, join: `ConcatSkip`, `LateralAdd` or `AttentionGate`.
         upsample: factory of the upsampler; the default samples like segmentation_models_pytorch's "nearest".
         norm: factory of the normalisation, None for none.
         act: activation.
         attention: factory of what weighs the maps in each block, as in `UNetDecoder`; None for none.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -76,8 +79,8 @@ class UNetPlusPlusDecoder(nn.Module):
             param_dtype=self.param_dtype,
         )
         take = partial(run_block, train=train, remat=self.remat)
-        # At the scale below: x_0, x_1, ... and last the encoder's feature, each of which a block here takes up.
-        below = [pyramid.features[-1]]
+        # At the scale below: x_0, x_1, ... and last the encoder's map, each of which a block here takes up.
+        below = [pyramid.maps[-1]]
         finest = []
         steps = steps_up(pyramid, self.features, self.upsample, "UNetPlusPlusDecoder")
         for layer, (features, skip, size, upsample) in enumerate(steps):
@@ -95,3 +98,25 @@ class UNetPlusPlusDecoder(nn.Module):
             below, finest = maps, maps[:-1]
         others = finest[1:] if finest and below[0] is finest[0] else finest
         return dropped([below[0], *others], self.dropout, train=train, all_scales=all_scales)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch."""
+        rules = smp_block(r"(?P<block>x_\d+_\d+)", r"blocks.\g<block>")
+        # Over VGG the reference has a center block too, and never calls it.
+        return [Naming(SMP, rules, "decoder.", rf"decoder\.center\..*|{UNUSED_ATTENTION}")]
+
+
+register(
+    Blueprint(
+        name="unetplusplus",
+        description="A U-Net with blocks on the skips too, each fed by all maps before it and by the scale below.",
+        skip_strategy="nested and dense: concatenates the encoder's map and every block's on the way across",
+        excels_at="objects of many sizes, medical images, deep supervision",
+        paper="Zhou et al. 2018, https://arxiv.org/abs/1807.10165",
+        decoder=UNetPlusPlusDecoder,
+        encoder="resnet34",
+        head=SegmentationHead,
+        decoder_fields=mirrored,
+        misfit=one_scale,
+    )
+)

@@ -10,23 +10,26 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, LayerNorm, SpatialDropout, build
+from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.pspnet import PyramidPooling
-from densezoo.decoders.steps import from_reduction
+from densezoo.decoders.steps import from_a_quarter, from_reduction, one_scale
+from densezoo.heads import SegmentationHead
+from densezoo.naming import SMP, Naming, Rule
 from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
 class UPerNetDecoder(nn.Module):
     """UPerNet: a pyramid like FPN's with a view of the whole image, its maps fused at the size of the finest.
 
-    Every feature of the encoder first passes a layer norm of its own, for the sake of transformers, as in the
+    Every map of the encoder first passes a layer norm of its own, for the sake of transformers, as in the
     reference. Called with `all_scales=True` it gives besides the pyramid's maps before they are fused, fine to coarse,
     for deep supervision.
 
     Args (fields):
         features: channels of the pyramid and of the result.
         pool_sizes: bins along each side, for each grid of the pyramid pooling.
-        finest: image size over feature size of the finest map that takes part: the encoder's at this and coarser. Of a
-          pyramid that does not tell its `reductions` all take part.
+        finest: image size over map size of the finest map that takes part: the encoder's at this and coarser. Of a
+          pyramid without `reductions` all take part.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
         upsample: factory of the upsampler, of the pooled maps, on the way down, and before the fusion.
         norm: factory of the normalisation after the convolutions, None for none.
@@ -84,3 +87,32 @@ class UPerNetDecoder(nn.Module):
         x = conv(name="fusion")(jnp.concatenate(resized, axis=-1), train=train)
         x = SpatialDropout(self.dropout)(x, train=train)
         return (x, *maps) if all_scales else x
+
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch."""
+        rules = [Rule(r"feature_norm(\d+)", r"feature_norms.\1")]
+        for place, part in enumerate(("conv", "norm")):
+            rules += [
+                Rule(rf"pooling/conv(\d+)/{part}", rf"psp.blocks.\1.1.{place}"),
+                Rule(rf"pooling_conv/{part}", f"psp.out_conv.{place}"),
+                Rule(rf"lateral(\d+)/{part}", rf"fpn_lateral_blocks.\1.conv_norm_relu.{place}"),
+                Rule(rf"conv(\d+)/{part}", rf"fpn_conv_blocks.\1.{place}"),
+                Rule(rf"fusion/{part}", f"fusion_block.{place}"),
+            ]
+        return [Naming(SMP, rules, "decoder.")]
+
+
+register(
+    Blueprint(
+        name="upernet",
+        description="PSPNet's pooling on the coarsest map, an FPN from there on, and all maps fused at 1/4.",
+        skip_strategy="adds 1x1 lateral convolutions of the encoder's maps, and concatenates the results of all scales",
+        excels_at="accuracy with any encoder, above all transformers and ConvNeXt",
+        paper="Xiao et al. 2018, https://arxiv.org/abs/1807.10221",
+        decoder=UPerNetDecoder,
+        encoder="resnet34",
+        head=partial(SegmentationHead, kernel_size=1),
+        misfit=one_scale,
+        reads=from_a_quarter,
+    )
+)

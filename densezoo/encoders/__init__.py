@@ -1,50 +1,15 @@
-"""Encoders: image -> Pyramid, a family a file."""
+"""Encoders: image -> Pyramid, a family a file. Each line here adds a file, which registers its encoders by name."""
 
-from densezoo.encoders.convnext import CONVNEXTS, ConvNeXt
-from densezoo.encoders.densenet import DENSENETS, DenseNet
-from densezoo.encoders.efficientnet import EFFICIENTNETS, EfficientNet
-from densezoo.encoders.hrnet import HRNETS, HRNet
-from densezoo.encoders.mit import MITS, MixTransformer
-from densezoo.encoders.mobilenet import MOBILENETS, MobileNetV2, MobileNetV3
+from densezoo.encoders.base import ENCODERS, Encoder, register_encoders
+from densezoo.encoders.convnext import ConvNeXt
+from densezoo.encoders.densenet import DenseNet
+from densezoo.encoders.efficientnet import EfficientNet
+from densezoo.encoders.hrnet import HRNet
+from densezoo.encoders.mit import MixTransformer
+from densezoo.encoders.mobilenet import MobileNetV2, MobileNetV3
 from densezoo.encoders.plain import PlainEncoder
-from densezoo.encoders.resnet import RESNETS, BasicBlock, Bottleneck, ResNet
-from densezoo.encoders.senet import SENETS, CaffeBottleneck, SENet
-from densezoo.encoders.swin import SWINS, Swin
-from densezoo.encoders.vgg import VGG, VGGS
-from densezoo.encoders.vit import VITS, ViT
-
-ENCODERS = {
-    "plain": PlainEncoder,
-    **RESNETS,
-    **SENETS,
-    **DENSENETS,
-    **VGGS,
-    **CONVNEXTS,
-    **HRNETS,
-    **SWINS,
-    **MITS,
-    **VITS,
-    **EFFICIENTNETS,
-    **MOBILENETS,
-}
-"""Names, as timm and segmentation_models_pytorch have them, to constructors."""
-
-__all__ = [
-    "ENCODERS",
-    "VGG",
-    "BasicBlock",
-    "Bottleneck",
-    "CaffeBottleneck",
-    "ConvNeXt",
-    "DenseNet",
-    "EfficientNet",
-    "HRNet",
-    "MixTransformer",
-    "MobileNetV2",
-    "MobileNetV3",
-    "PlainEncoder",
-    "ResNet",
-    "SENet",
-    "Swin",
-    "ViT",
-]
+from densezoo.encoders.resnet import BasicBlock, Bottleneck, ResNet
+from densezoo.encoders.senet import CaffeBottleneck, SENet
+from densezoo.encoders.swin import Swin
+from densezoo.encoders.vgg import VGG
+from densezoo.encoders.vit import ViT

@@ -1,5 +1,6 @@
 """ConvNeXt, first and second version, with timm's layout and names."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -9,7 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import Conv, DropPath, LayerNorm, drop_path_rates, run_block, truncated_normal
-from densezoo.types import Dtype, Pyramid, accumulator_dtype, size_of
+from densezoo.deprecation import renamed
+from densezoo.encoders.base import Encoder, register_encoders
+from densezoo.naming import SMP, TIMM, Naming, Rule
+from densezoo.types import Dtype, Pyramid, accumulator_dtype
 
 _gelu = partial(nn.gelu, approximate=False)
 
@@ -71,14 +75,15 @@ class ConvNeXtBlock(nn.Module):
         return x + DropPath(self.drop_path)(y, train=train)
 
 
-class ConvNeXt(nn.Module):
-    """A convolutional network built like a transformer, as an encoder: features at 1/4, 1/8, 1/16 and 1/32.
+@renamed(stage_sizes="depths", widths="dims")
+class ConvNeXt(Encoder):
+    """A convolutional network built like a transformer, as an encoder: maps at 1/4, 1/8, 1/16 and 1/32.
 
     The patches of the stem and of the steps down do not overlap, and have no padding: sides are rounded down.
 
     Args (fields):
-        stage_sizes: blocks in each of the four stages.
-        widths: channels of each stage.
+        depths: blocks in each of the four stages.
+        dims: channels of each stage.
         grn: global response normalisation in each block, as the second version has it.
         layer_scale: where the learned factor of each block's channels starts; None for no factor, as in version 2.
         conv_mlp: 1x1 convolutions in place of linear layers, which compute the same: timm's weights of the sizes below
@@ -87,13 +92,13 @@ class ConvNeXt(nn.Module):
         drop_path: rate of stochastic depth in the last block; the rates grow to it in equal steps.
         coarsest: reduction of the last stage to build, counted as if nothing were dilated: 4, 8, 16 or 32.
         output_stride: 8 or 16 keeps the size from there on, with dilated convolutions in place of further steps down.
-        remat: works each block out anew in the backward pass, which saves memory.
+        remat: recomputes each block in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> encoder = ConvNeXt(stage_sizes=(1, 1, 1, 1), widths=(8, 16, 32, 64))
+        >>> encoder = ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 32, 64))
         >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 99, 3)))
-        >>> [feature.shape for feature in pyramid.features]
+        >>> [x.shape for x in pyramid.maps]
         [(1, 16, 24, 8), (1, 8, 12, 16), (1, 4, 6, 32), (1, 2, 3, 64)]
 
     References:
@@ -101,8 +106,8 @@ class ConvNeXt(nn.Module):
         Woo et al., ConvNeXt V2, 2023. https://arxiv.org/abs/2301.00808
     """
 
-    stage_sizes: Sequence[int]
-    widths: Sequence[int]
+    depths: Sequence[int]
+    dims: Sequence[int]
     grn: bool = False
     layer_scale: float | None = 1e-6
     conv_mlp: bool = False
@@ -113,35 +118,23 @@ class ConvNeXt(nn.Module):
     remat: bool = False
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
-
-    @property
-    def reductions(self) -> tuple[int, ...]:
-        """Image size over feature size, fine to coarse."""
-        if self.coarsest not in (4, 8, 16, 32) or self.output_stride not in (8, 16, 32):
-            raise ValueError(
-                "ConvNeXt takes coarsest=4, 8, 16 or 32 and output_stride=8, 16 or 32, got"
-                f" coarsest={self.coarsest}, output_stride={self.output_stride}"
-            )
-        return tuple(min(reduction, self.output_stride) for reduction in (4, 8, 16, 32) if reduction <= self.coarsest)
+    scales = (4, 8, 16, 32)
+    stem = "stem_conv"
 
     @property
     def min_size(self) -> int:
-        """The smallest image side that survives all the steps down; models pad smaller images up to it."""
+        """The smallest image side that survives all the steps down."""
         return self.reductions[-1]
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
-        if min(size_of(images)) < self.min_size:
-            raise ValueError(
-                f"ConvNeXt needs images of at least {self.min_size}x{self.min_size} pixels, got {size_of(images)}:"
-                " pad them, or build it with a smaller coarsest or output_stride"
-            )
+        self.check(images)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         fields = {"kernel_init": truncated_normal, **dtypes}  # biases start at zero, as timm's do
-        x = Conv(self.widths[0], 4, 4, padding=0, name="stem_conv", **fields)(images)
+        x = Conv(self.dims[0], 4, 4, padding=0, name="stem_conv", **fields)(images)
         x = LayerNorm(name="stem_norm", **dtypes)(x)
-        rates = iter(drop_path_rates(self.drop_path, sum(self.stage_sizes)))
-        features, dilation = [], 1
+        rates = iter(drop_path_rates(self.drop_path, sum(self.depths)))
+        maps, dilation = [], 1
         for stage in range(len(self.reductions)):
             if stage > 0:
                 # As in timm, the step down that is replaced has half the dilation of the blocks after it.
@@ -149,7 +142,7 @@ class ConvNeXt(nn.Module):
                 before, dilation = dilation, dilation * (2 // strides)
                 x = LayerNorm(name=f"stage{stage}_downsample_norm", **dtypes)(x)
                 x = Conv(
-                    self.widths[stage],
+                    self.dims[stage],
                     2,
                     strides,
                     dilation=before,
@@ -157,7 +150,7 @@ class ConvNeXt(nn.Module):
                     name=f"stage{stage}_downsample_conv",
                     **fields,
                 )(x)
-            for index in range(self.stage_sizes[stage]):
+            for index in range(self.depths[stage]):
                 block = ConvNeXtBlock(
                     dilation,
                     self.grn,
@@ -169,11 +162,32 @@ class ConvNeXt(nn.Module):
                     **dtypes,
                 )
                 x = run_block(block, x, train=train, remat=self.remat)
-            features.append(x)
-        return Pyramid(tuple(features), None, self.reductions, size_of(images))
+            maps.append(x)
+        return self.pyramid(images, maps)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of timm."""
+
+        def naming(source: str, prefix: str, dot: str) -> Naming:
+            block = r"stage(\d)_block(\d+)"
+            rules = [
+                Rule(r"stem_conv", f"stem{dot}0"),
+                Rule(r"stem_norm", f"stem{dot}1"),
+                Rule(r"stage(\d)_downsample_norm", rf"stages{dot}\1.downsample.0"),
+                Rule(r"stage(\d)_downsample_conv", rf"stages{dot}\1.downsample.1"),
+                Rule(rf"{block}/(conv_dw|norm|gamma)", rf"stages{dot}\1.blocks.\2.\3"),
+                Rule(rf"{block}/(fc1|grn|fc2)", rf"stages{dot}\1.blocks.\2.mlp.\3"),
+            ]
+            # The classifier, and stages that this encoder leaves out.
+            others = rf"(norm_pre|head)\..*|stages{re.escape(dot)}[{len(self.reductions)}-9]\..*"
+            return Naming(source, rules, prefix, rf"{re.escape(prefix)}({others})")
+
+        # timm's `features_only` puts the modules of a list side by side: `stages.0` is `stages_0` there.
+        places = [(TIMM, "", "."), (TIMM, "", "_"), (SMP, "encoder.model.", "_"), (SMP, "encoder.model.", ".")]
+        return [naming(*place) for place in [*places, (SMP, "encoder.", "."), (SMP, "encoder.", "_")]]
 
 
-def _widths(width: int) -> tuple[int, ...]:
+def _dims(width: int) -> tuple[int, ...]:
     return tuple(width * 2**stage for stage in range(4))
 
 
@@ -193,17 +207,17 @@ _V2_SMALLER = {
 }
 _V2 = {size: _V1[size] for size in ("tiny", "base", "large")} | _V2_SMALLER
 
-CONVNEXTS = {
-    f"convnext_{size}": partial(ConvNeXt, stage_sizes=stage_sizes, widths=_widths(width))
-    for size, (stage_sizes, width) in _V1.items()
-} | {
-    f"convnextv2_{size}": partial(
-        ConvNeXt,
-        stage_sizes=stage_sizes,
-        widths=_widths(width),
-        grn=True,
-        layer_scale=None,
-        conv_mlp=size in _V2_SMALLER,
-    )
-    for size, (stage_sizes, width) in _V2.items()
-}
+register_encoders(
+    {f"convnext_{size}": partial(ConvNeXt, depths=depths, dims=_dims(width)) for size, (depths, width) in _V1.items()}
+    | {
+        f"convnextv2_{size}": partial(
+            ConvNeXt,
+            depths=depths,
+            dims=_dims(width),
+            grn=True,
+            layer_scale=None,
+            conv_mlp=size in _V2_SMALLER,
+        )
+        for size, (depths, width) in _V2.items()
+    }
+)

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, Conv, norm_act, run_block
+from densezoo.deprecation import renamed
+from densezoo.encoders.base import Encoder, register_encoders
+from densezoo.naming import Naming, Rule, backbone, ignoring
 from densezoo.ops import avg_pool, max_pool
-from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, size_of
+from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid
 
 
 def _norm_act(norm: ModuleDef | None, act: Callable[[jax.Array], jax.Array], x: jax.Array, **fields: Any) -> jax.Array:
@@ -39,36 +42,37 @@ class DenseLayer(nn.Module):
         return self.conv(self.features, 3, name="conv2")(self.norm_act(y, train=train, name="norm2"))
 
 
-class DenseNet(nn.Module):
-    """Blocks whose layers see all earlier results; features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+@renamed(stage_sizes="depths")
+class DenseNet(Encoder):
+    """Blocks whose layers see all earlier results; maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    The features at 1/4, 1/8 and 1/16 are what a block gives, normalised and activated, before the transition to the
+    The maps at 1/4, 1/8 and 1/16 are what a block gives, normalised and activated, before the transition to the
     next one halves channels and sides; the last one is normalised only. So segmentation_models_pytorch has them. Odd
     sides are floored by the transitions, as in torch.
 
     Args (fields):
-        stage_sizes: layers in each block.
+        depths: layers in each block.
         width: channels of the stem.
         growth: channels that each layer adds.
         expansion: channels within a layer, over those that it adds.
         coarsest: 8 builds no blocks beyond 1/8 of the image; 32 builds all.
         norm: factory of the normalisation, None for none.
         act: activation.
-        remat: works out the inside of the layers anew in the backward pass. Otherwise memory grows with the square of
+        remat: recomputes the inside of the layers in the backward pass. Otherwise memory grows with the square of
           the layers in a block, as every one of them normalises all results before it.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> encoder = DenseNet(stage_sizes=(2, 2, 2, 2))
+        >>> encoder = DenseNet(depths=(2, 2, 2, 2))
         >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
-        >>> [feature.shape for feature in pyramid.features]
+        >>> [x.shape for x in pyramid.maps]
         [(1, 32, 33, 64), (1, 16, 17, 128), (1, 8, 8, 128), (1, 4, 4, 128), (1, 2, 2, 128)]
 
     References:
         Huang et al., Densely connected convolutional networks, 2016. https://arxiv.org/abs/1608.06993 (table 1)
     """
 
-    stage_sizes: Sequence[int]
+    depths: Sequence[int]
     width: int = 64
     growth: int = 32
     expansion: int = 4
@@ -80,29 +84,28 @@ class DenseNet(nn.Module):
     kernel_init: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    stem = "conv0"
 
     @property
-    def reductions(self) -> tuple[int, ...]:
-        """Image size over feature size, fine to coarse."""
-        return tuple(2**level for level in range(1, len(self.stage_sizes) + 2) if 2**level <= self.coarsest)
+    def scales(self) -> tuple[int, ...]:
+        return tuple(2**level for level in range(1, len(self.depths) + 2))
 
     @property
     def min_size(self) -> int:
-        """The smallest image side that survives the transitions' pooling; models pad smaller images up to it."""
+        """The smallest image side that survives the transitions' pooling."""
         # Stem and first pooling round up, the others down.
         return max(1, self.reductions[-1] - 3)
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
-        if self.coarsest < 2 or self.coarsest.bit_count() != 1:
-            raise ValueError(f"coarsest is 2, 4, 8, 16 or 32, got {self.coarsest}")
+        self.check(images)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(Conv, use_bias=self.norm is None, kernel_init=self.kernel_init, **dtypes)
         activated = partial(_norm_act, self.norm, self.act, **dtypes)
         x = conv(self.width, 7, 2, name="conv0")(images)
         x = activated(x, train=train, name="norm0")
-        features = [x]
-        for stage, size in enumerate(self.stage_sizes[: len(self.reductions) - 1], start=1):
+        maps = [x]
+        for stage, size in enumerate(self.depths[: len(self.reductions) - 1], start=1):
             if stage == 1:
                 x = max_pool(x, 3, 2, 1)
             else:
@@ -117,18 +120,35 @@ class DenseNet(nn.Module):
                     name=f"denseblock{stage}_denselayer{index}",
                 )
                 x = jnp.concatenate([x, run_block(layer, x, train=train, remat=self.remat)], axis=-1)
-            if stage < len(self.stage_sizes):
+            if stage < len(self.depths):
                 x = activated(x, train=train, name=f"transition{stage}_norm")
             elif self.norm is not None:
                 x = norm_act(self.norm, None, x, train=train, name=f"norm{stage + 1}", **dtypes)
-            features.append(x)
-        return Pyramid(tuple(features), None, self.reductions, size_of(images))
+            maps.append(x)
+        return self.pyramid(images, maps)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of torchvision and timm."""
+
+        def rules(between: str) -> list[Rule]:
+            return [
+                Rule(r"(conv0|norm\d)", r"features.\1"),
+                Rule(r"(transition\d)_(conv|norm)", r"features.\1.\2"),
+                Rule(r"(denseblock\d)_(denselayer\d+)/(conv|norm)(\d)", rf"features.\1.\2.\3{between}\4"),
+            ]
+
+        first = len(self.reductions)  # block that a smaller `coarsest` leaves out
+        deeper = rf"features\.(denseblock[{first}-9]|transition[{first}-9]|transition{first - 1}\.conv|norm5)\..*"
+        # torchvision's published files are older than its names.
+        return [naming for between in ("", ".") for naming in ignoring(backbone(rules(between)), deeper)]
 
 
 # Huang et al. 2016, table 1; 161, which is wider, is the authors' (their repository)
-DENSENETS = {
-    "densenet121": partial(DenseNet, stage_sizes=(6, 12, 24, 16)),
-    "densenet161": partial(DenseNet, stage_sizes=(6, 12, 36, 24), width=96, growth=48),
-    "densenet169": partial(DenseNet, stage_sizes=(6, 12, 32, 32)),
-    "densenet201": partial(DenseNet, stage_sizes=(6, 12, 48, 32)),
-}
+register_encoders(
+    {
+        "densenet121": partial(DenseNet, depths=(6, 12, 24, 16)),
+        "densenet161": partial(DenseNet, depths=(6, 12, 36, 24), width=96, growth=48),
+        "densenet169": partial(DenseNet, depths=(6, 12, 32, 32)),
+        "densenet201": partial(DenseNet, depths=(6, 12, 48, 32)),
+    }
+)

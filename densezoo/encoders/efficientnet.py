@@ -1,6 +1,7 @@
 """EfficientNet, in the three forms that are in use: timm's, TensorFlow's, and that of segmentation_models_pytorch."""
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -8,7 +9,9 @@ import flax.linen as nn
 import jax
 
 from densezoo.blocks import BatchNorm, ChannelGate, torch_uniform
+from densezoo.encoders.base import register_encoders
 from densezoo.encoders.inverted_residual import Block, InvertedResidualEncoder, Plan, round_channels
+from densezoo.naming import SMP, Naming, Rule, ignoring
 
 # Tan and Le 2019, table 1: blocks, kernel size, strides, expansion, channels
 _STAGES = (
@@ -23,11 +26,11 @@ _STAGES = (
 
 
 class EfficientNet(InvertedResidualEncoder):
-    """EfficientNet as an encoder: features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+    """EfficientNet as an encoder: maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    The defaults are timm's `efficientnet_*`: torch's padding, and each feature is the last map of its size. The
+    The defaults are timm's `efficientnet_*`: torch's padding, and each map is the last one of its size. The
     `tf_efficientnet_*` have TensorFlow's padding and epsilon. The `efficientnet-*` of segmentation_models_pytorch have
-    these too, but as much padding as an image of the published size needs, and their first feature is the first
+    these too, but as much padding as an image of the published size needs, and their first map is the first
     convolution's.
 
     Args (fields):
@@ -35,7 +38,7 @@ class EfficientNet(InvertedResidualEncoder):
         depth: factor of the blocks in each stage.
         padding: "SAME" pads the strided convolutions as TensorFlow does; None as torch does.
         padded_for: with "SAME": side of the square image whose padding is that of images of all sizes.
-        taps: blocks after which the features are taken, counted from 0 and -1 for the first convolution.
+        taps: blocks after which the maps are taken, counted from 0 and -1 for the first convolution.
         act: activation.
         norm, coarsest, output_stride, dilate_first, drop_path, remat, kernel_init, depthwise_init: as in
             `InvertedResidualEncoder`.
@@ -44,7 +47,7 @@ class EfficientNet(InvertedResidualEncoder):
         >>> import jax, jax.numpy as jnp
         >>> encoder = EfficientNet(width=1.0, depth=1.0)
         >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
-        >>> [feature.shape for feature in pyramid.features]
+        >>> [x.shape for x in pyramid.maps]
         [(1, 32, 33, 16), (1, 16, 17, 24), (1, 8, 9, 40), (1, 4, 5, 112), (1, 2, 3, 320)]
         >>> encoder.clone(output_stride=8).reductions, encoder.clone(coarsest=8).reductions
         ((2, 4, 8, 8, 8), (2, 4, 8))
@@ -71,6 +74,31 @@ class EfficientNet(InvertedResidualEncoder):
                 blocks.append(block)
                 channels = features
         return Plan(stem, blocks, gate=partial(ChannelGate, act=self.act))
+
+    def reference_names(self) -> list[Naming]:
+        """Those of timm, and those of efficientnet-pytorch, which segmentation_models_pytorch has too."""
+        # segmentation_models_pytorch has three: efficientnet-*, timm-efficientnet-*, and timm's own as tu-.
+        if self.padded_for:
+            return [*self._efficientnet_pytorch(), *self.timm_names()]
+        return [*self.timm_names(wrapped=not self.dilate_first), *self._efficientnet_pytorch()]
+
+    def _efficientnet_pytorch(self) -> list[Naming]:
+        numbers = {placed.name: number for number, placed in enumerate(self.layout())}
+        norms = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
+
+        def part(match: re.Match[str]) -> str:
+            block, name, leaf = match.groups()
+            return f"_blocks.{numbers[block]}.{f'_{name}_conv' if leaf == 'conv' else norms[name]}"
+
+        rules = [
+            Rule(r"conv_stem/conv", "_conv_stem"),
+            Rule(r"conv_stem/norm", "_bn0"),
+            Rule(r"(blocks_\d+_\d+)/(expand|depthwise|project)/(conv|norm)", part),
+            Rule(r"(blocks_\d+_\d+)/gate/(\w+)", lambda match: f"_blocks.{numbers[match[1]]}._se_{match[2]}"),
+        ]
+        deeper = self.left_out(lambda number, _: f"_blocks.{number}")
+        namings = [Naming(SMP, rules, "encoder."), Naming("efficientnet-pytorch", rules)]
+        return ignoring(namings, rf"(_conv_head|_bn1|_fc)\..*|{deeper}")
 
 
 # Tan and Le 2019 and their code: width, depth, side of the image; and the last blocks at 1/4, 1/8, 1/16 and 1/32
@@ -103,11 +131,11 @@ def _efficientnets() -> dict[str, Callable[..., EfficientNet]]:
         scale = {"width": width, "depth": depth}
         table[f"efficientnet_{size}"] = partial(EfficientNet, **scale)
         table[f"tf_efficientnet_{size}"] = partial(EfficientNet, padding="SAME", norm=_tf_norm, **scale)
-        # b0's feature at 1/16 is taken in the middle of a stage.
+        # b0's map at 1/16 is taken in the middle of a stage.
         taps = (-1, 2, 4, 8, 15) if size == "b0" else (-1, *last)
         table[f"efficientnet-{size}"] = partial(_smp, padded_for=side, taps=taps, **scale)
         table[f"timm-efficientnet-{size}"] = partial(_timm_in_smp, taps=(-1, *last), **scale)
     return table
 
 
-EFFICIENTNETS = _efficientnets()
+register_encoders(_efficientnets())

@@ -1,5 +1,6 @@
 """HRNet, with timm's layout and names: four scales side by side, which exchange what they know again and again."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -9,7 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, ConvNormAct, Nearest, build, he_normal_fan_out, run_block
+from densezoo.deprecation import renamed
+from densezoo.encoders.base import Encoder, register_encoders
 from densezoo.encoders.resnet import BasicBlock, Bottleneck
+from densezoo.naming import HRNET, Naming, Rule, backbone, ignoring
 from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
@@ -61,31 +65,32 @@ class ExchangeUnit(nn.Module):
         return fused
 
 
-class HRNet(nn.Module):
-    """A high-resolution network as an encoder: features at 1/2 (of the stem), 1/4, 1/8, 1/16 and 1/32 of the image.
+@renamed(stage_sizes="depths")
+class HRNet(Encoder):
+    """A high-resolution network as an encoder: maps at 1/2 (of the stem), 1/4, 1/8, 1/16 and 1/32 of the image.
 
     Args (fields):
         width: channels at 1/4 of the image; each coarser scale has twice as many.
         layer1_size: bottleneck blocks at 1/4 of the image before the scales part, and
         layer1_features: channels of their 3x3 convolutions.
-        stage_sizes: exchange units in each of the later stages, each of which has a scale more than the one before.
+        depths: exchange units in each of the later stages, each of which has a scale more than the one before.
         branch_size: residual blocks at each scale of an exchange unit.
         incre: a bottleneck block on each scale gives it the channels (128, 256, 512, 1024) with which the networks were
           trained to classify, as in timm; False gives the scales as they are, from 1/4 of the image on, which HRNet's
           own head takes.
-        coarsest: reduction of the last feature: 4, 8, 16 or 32. Nearly all is computed all the same, for the scales
+        coarsest: reduction of the last map: 4, 8, 16 or 32. Nearly all is computed all the same, for the scales
           depend on each other.
         upsample: factory of the upsampler in the exchange; nearest in timm, bilinear in the authors' code for
           segmentation.
         norm: factory of the normalisation, None for none.
         act: activation.
-        remat: works each residual block out anew in the backward pass, which saves memory.
+        remat: recomputes each residual block in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> encoder = HRNet(width=8, layer1_size=1, stage_sizes=(1, 1, 1), branch_size=1, incre=False)
+        >>> encoder = HRNet(width=8, layer1_size=1, depths=(1, 1, 1), branch_size=1, incre=False)
         >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 97, 3)))
-        >>> [feature.shape for feature in pyramid.features]
+        >>> [x.shape for x in pyramid.maps]
         [(1, 16, 25, 8), (1, 8, 13, 16), (1, 4, 7, 32), (1, 2, 4, 64)]
 
     References:
@@ -96,7 +101,7 @@ class HRNet(nn.Module):
     width: int
     layer1_size: int = 4
     layer1_features: int = 64
-    stage_sizes: Sequence[int] = (1, 4, 3)
+    depths: Sequence[int] = (1, 4, 3)
     branch_size: int = 4
     incre: bool = True
     coarsest: int = 32
@@ -107,21 +112,17 @@ class HRNet(nn.Module):
     remat: bool = False
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    stem = "conv1/conv"
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """Image size over size of the scales that become features."""
-        return tuple(4 * 2**scale for scale in range(len(self.stage_sizes) + 1) if 4 * 2**scale <= self.coarsest)
-
-    @property
-    def reductions(self) -> tuple[int, ...]:
-        """Image size over feature size, fine to coarse."""
-        return ((2,) if self.incre else ()) + self.scales
+        if self.coarsest < 4:
+            raise ValueError(f"coarsest is at least 4, since HRNet's finest branch is at 1/4; got {self.coarsest}")
+        return ((2,) if self.incre else ()) + tuple(4 * 2**branch for branch in range(len(self.depths) + 1))
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
-        if self.coarsest < 4 or self.coarsest.bit_count() != 1:
-            raise ValueError(f"coarsest is 4, 8, 16 or 32, since HRNet's finest scale is 1/4; got {self.coarsest}")
+        self.check(images)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(ConvNormAct, norm=self.norm, act=self.act, kernel_init=he_normal_fan_out, **dtypes)  # timm's
         stem = conv(64, 3, 2, name="conv1")(images, train=train)
@@ -130,17 +131,17 @@ class HRNet(nn.Module):
             block = Bottleneck(self.layer1_features, 1, conv, self.act, name=f"layer1_{index}")
             x = run_block(block, x, train=train, remat=self.remat)
         maps = [x]
-        for stage, size in enumerate(self.stage_sizes, start=1):
+        for stage, size in enumerate(self.depths, start=1):
             new = conv(self.width * 2**stage, 3, 2, name=f"transition{stage}_{stage}")(maps[-1], train=train)
             for scale, x in enumerate(maps):
                 if x.shape[-1] != self.width * 2**scale:
                     maps[scale] = conv(self.width * 2**scale, name=f"transition{stage}_{scale}")(x, train=train)
             maps.append(new)
             for index in range(size):
-                at_the_end = stage == len(self.stage_sizes) and index == size - 1
+                at_the_end = stage == len(self.depths) and index == size - 1
                 maps = ExchangeUnit(
                     self.branch_size,
-                    len(self.scales) if at_the_end else len(maps),
+                    len(self.reductions) - self.incre if at_the_end else len(maps),
                     conv,
                     self.act,
                     self.upsample,
@@ -153,16 +154,44 @@ class HRNet(nn.Module):
                 block = Bottleneck(32 * 2**scale, 1, conv, self.act, name=f"incre{scale}")
                 maps[scale] = run_block(block, x, train=train, remat=self.remat)
             maps = [stem, *maps]
-        return Pyramid(tuple(maps), None, self.reductions, size_of(images))
+        return self.pyramid(images, maps)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of timm, which are its authors'."""
+
+        def transition(match: re.Match[str]) -> str:
+            stage, scale = match[1], match[2]
+            # The scale that is new in a stage has a sequence of convolutions there, of one.
+            inner = "0." if stage == scale else ""
+            return f"transition{stage}.{scale}.{inner}{int(match[3] == 'norm')}"
+
+        rules = [Rule(r"transition(\d)_(\d)/(conv|norm)", transition)]
+        blocks = {r"layer1_(\d+)": r"layer1.\1", r"incre(\d)": r"incre_modules.\1.0"}
+        blocks[r"stage(\d)_(\d+)/branch(\d)_(\d+)"] = r"stage\1.\2.branches.\3.\4"
+        for place, (part, name) in enumerate((("conv", "conv"), ("norm", "bn"))):
+            rules += [
+                Rule(rf"conv(\d)/{part}", rf"{name}\1"),
+                Rule(rf"stage(\d)_(\d+)/fuse(\d)_(\d)/{part}", rf"stage\1.\2.fuse_layers.\3.\4.{place}"),
+                Rule(rf"stage(\d)_(\d+)/fuse(\d)_(\d)_(\d)/{part}", rf"stage\1.\2.fuse_layers.\3.\4.\5.{place}"),
+            ]
+            for path, block in blocks.items():
+                rules.append(Rule(rf"{path}/conv(?P<number>\d)/{part}", rf"{block}.{name}\g<number>"))
+                rules.append(Rule(rf"{path}/downsample/{part}", f"{block}.downsample.{place}"))
+        # What only classification needs, the head, and what a smaller `coarsest` leaves out.
+        last = f"stage{len(self.depths) + 1}\\.{self.depths[-1] - 1}"
+        coarser = rf"{last}\.fuse_layers\.[{len(self.reductions) - self.incre}-9]\..*"
+        others = r"(incre_modules|downsamp_modules|final_layer|classifier|last_layer)\..*"
+        # The authors' model for segmentation has the backbone's names without a prefix, as timm's encoder has.
+        return ignoring([*backbone(rules, wrapped=True), Naming(HRNET, rules)], f"{others}|{coarser}")
 
 
-HRNETS = {
-    # Wang et al. 2019, section 3, and appendix for the small ones, as timm has them
-    "hrnet_w18_small": partial(
-        HRNet, width=16, layer1_size=1, layer1_features=32, stage_sizes=(1, 1, 1), branch_size=2
-    ),
-    "hrnet_w18_small_v2": partial(HRNet, width=18, layer1_size=2, stage_sizes=(1, 3, 2), branch_size=2),
-    "hrnet_w18": partial(HRNet, width=18),
-    "hrnet_w32": partial(HRNet, width=32),
-    "hrnet_w48": partial(HRNet, width=48),
-}
+register_encoders(
+    {
+        # Wang et al. 2019, section 3, and appendix for the small ones, as timm has them
+        "hrnet_w18_small": partial(HRNet, width=16, layer1_size=1, layer1_features=32, depths=(1, 1, 1), branch_size=2),
+        "hrnet_w18_small_v2": partial(HRNet, width=18, layer1_size=2, depths=(1, 3, 2), branch_size=2),
+        "hrnet_w18": partial(HRNet, width=18),
+        "hrnet_w32": partial(HRNet, width=32),
+        "hrnet_w48": partial(HRNet, width=48),
+    }
+)

@@ -1,5 +1,6 @@
 """The inverted residual of MobileNet and EfficientNet, and what the encoders made of it share."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, ChannelGate, ConvNormAct, DropPath, he_normal_fan_out, run_block
-from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, size_of
+from densezoo.encoders.base import Encoder
+from densezoo.naming import Naming, Rule, backbone, ignoring
+from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid
 
 Padding = Literal["SAME"] | tuple[tuple[int, int], tuple[int, int]] | None
 
@@ -96,7 +99,7 @@ class Plan(NamedTuple):
     Attributes:
         stem: channels of the first convolution.
         blocks: the inverted residuals.
-        head: channels of a 1x1 convolution after them, whose result is then the last feature; 0 for none.
+        head: channels of a 1x1 convolution after them, whose result is then the last map; 0 for none.
         gate: factory of the gates.
     """
 
@@ -116,23 +119,23 @@ class Placed(NamedTuple):
     side: int
 
 
-class InvertedResidualEncoder(nn.Module):
+class InvertedResidualEncoder(Encoder):
     """What EfficientNet and the MobileNets share: a strided convolution and inverted residuals, given by `plan`.
 
-    The features are the last maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image, unless `taps` says otherwise.
+    The maps are the last ones at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image, unless `taps` says otherwise.
 
     Args (fields):
         padding: "SAME" pads the strided convolutions as TensorFlow does; None as torch does.
         padded_for: with "SAME": side of the square image whose padding is that of images of all sizes.
-        taps: blocks after which the features are taken, counted from 0 and -1 for the first convolution.
+        taps: blocks after which the maps are taken, counted from 0 and -1 for the first convolution.
         coarsest: 8 builds no blocks beyond 1/8 of the image; 32 builds all.
-        output_stride: 8 or 16 keeps the later blocks at that fraction of the image; dilation stands for their strides.
+        output_stride: 8 or 16 keeps the later blocks at that fraction of the image; dilation replaces their strides.
         dilate_first: whether the block that loses its stride is dilated already, as in segmentation_models_pytorch, or
             only those after it, as in timm.
         norm: factory of the normalisation, None for none.
         act: activation.
         drop_path: how often the last block's branch is dropped in training, nearly; less often in those before it.
-        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
         kernel_init: initialiser of the convolutions, and
         depthwise_init: of the depthwise ones.
     """
@@ -152,6 +155,7 @@ class InvertedResidualEncoder(nn.Module):
     depthwise_init: Initializer = depthwise_he_normal
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    stem = "conv_stem/conv"
 
     @property
     def plan(self) -> Plan:
@@ -160,20 +164,18 @@ class InvertedResidualEncoder(nn.Module):
 
     @property
     def all_taps(self) -> tuple[int, ...]:
-        """The blocks after which there is a feature, those beyond `coarsest` too."""
+        """The blocks after which a map is taken, those beyond `coarsest` too."""
         blocks = self.plan.blocks
         last = (*(index - 1 for index, block in enumerate(blocks) if block.strides > 1), len(blocks) - 1)
         return last if self.taps is None else tuple(self.taps)
 
     @property
-    def reductions(self) -> tuple[int, ...]:
-        """Image size over feature size, fine to coarse."""
-        levels = range(1, len(self.all_taps) + 1)
-        return tuple(min(2**level, self.output_stride) for level in levels if 2**level <= self.coarsest)
+    def scales(self) -> tuple[int, ...]:
+        return tuple(2**level for level in range(1, len(self.all_taps) + 1))
 
     @property
     def min_size(self) -> int:
-        """The smallest image side that survives a padding made for other images; models pad smaller images up to it."""
+        """The smallest image side that survives a padding made for other images."""
         size, built = 1, self.layout()[: self.all_taps[len(self.reductions) - 1] + 1]
         for side in (*(placed.side for placed in reversed(built) if placed.strides > 1), self.padded_for or 1):
             size = 2 * size - side % 2
@@ -200,33 +202,26 @@ class InvertedResidualEncoder(nn.Module):
         before, after = missing // 2, missing - missing // 2
         return (before, after), (before, after)
 
-    def _check(self, images: jax.Array) -> None:
-        if self.output_stride not in (8, 16, 32) or self.coarsest < 2 or self.coarsest.bit_count() != 1:
-            raise ValueError(
-                f"output_stride is 8, 16 or 32 and coarsest 2, 4, 8, 16 or 32;"
-                f" got output_stride={self.output_stride}, coarsest={self.coarsest}"
-            )
+    @nn.nowrap
+    def check(self, images: jax.Array) -> None:
+        """As every encoder's, and that the fields of the padding go together."""
         if self.padding not in (None, "SAME") or (self.padded_for is not None and self.padding is None):
             raise ValueError(
                 f'padding is None or "SAME", and "SAME" with padded_for; got padding={self.padding!r},'
                 f" padded_for={self.padded_for}"
             )
-        if min(size_of(images)) < self.min_size:
-            raise ValueError(
-                f"expected images of at least {self.min_size}x{self.min_size} pixels, got {size_of(images)}: pad them"
-                " (the models here do)"
-            )
+        super().check(images)
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
-        self._check(images)
+        self.check(images)
         plan, levels = self.plan, len(self.reductions)
         taps = self.all_taps[:levels]
         fields = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(ConvNormAct, norm=self.norm, act=self.act, **fields)
         padding = self._padding(3, self.padded_for or 0)
         x = conv(plan.stem, 3, 2, padding=padding, name="conv_stem")(images, train=train)
-        features = [x] if -1 in taps else []
+        maps = [x] if -1 in taps else []
         for index, (name, block, strides, dilation, side) in enumerate(self.layout()[: taps[-1] + 1]):
             module = InvertedResidual(
                 block.features,
@@ -244,10 +239,48 @@ class InvertedResidualEncoder(nn.Module):
             )
             x = run_block(module, x, train=train, remat=self.remat)
             if index in taps:
-                features.append(x)
+                maps.append(x)
         if plan.head and levels == len(self.all_taps):
-            features[-1] = conv(plan.head, 1, name="conv_head")(x, train=train)
-        return Pyramid(tuple(features), None, self.reductions, size_of(images))
+            maps[-1] = conv(plan.head, 1, name="conv_head")(x, train=train)
+        return self.pyramid(images, maps)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of timm."""
+        return self.timm_names()
+
+    def timm_names(self, *, wrapped: bool = True) -> list[Naming]:
+        """The names of networks of inverted residuals in timm."""
+
+        def part(match: re.Match[str]) -> str:
+            stage, index, name, leaf = match.groups()
+            names = _TIMM_SHORT if stage == "0" else _TIMM_PARTS
+            return f"blocks.{stage}.{index}.{names[name][leaf == 'norm']}"
+
+        after = self.plan.blocks[-1].stage + 1
+        rules = [
+            Rule(r"conv_stem/conv", "conv_stem"),
+            Rule(r"conv_stem/norm", "bn1"),
+            Rule(r"blocks_(\d+)_(\d+)/(expand|depthwise|project)/(conv|norm)", part),
+            Rule(r"blocks_(\d+)_(\d+)/gate/(reduce|expand)", r"blocks.\1.\2.se.conv_\3"),
+            Rule(r"conv_head/conv", f"blocks.{after}.0.conv"),
+            Rule(r"conv_head/norm", f"blocks.{after}.0.bn1"),
+        ]
+        others = rf"(conv_head|bn2|blocks\.{after})\..*"
+        deeper = self.left_out(lambda _, path: f"blocks.{path[1]}.{path[2]}")
+        return ignoring(backbone(rules, wrapped=wrapped), f"{others}|{deeper}")
+
+    def left_out(self, name: Callable[[int, re.Match[str]], str]) -> str:
+        """A pattern of the blocks that a smaller `coarsest` leaves out; `name` of a block's number and path."""
+        names = [placed.name for placed in self.layout()]
+        built = self.all_taps[len(self.reductions) - 1] + 1
+        paths = [re.fullmatch(r"blocks_(\d+)_(\d+)", path) for path in names]
+        prefixes = [name(number, path) for number, path in enumerate(paths) if path is not None and number >= built]
+        return rf"({'|'.join(map(re.escape, prefixes))})\..*"
+
+
+# A block without expansion is another class in timm, which counts its parts on its own.
+_TIMM_PARTS = {"expand": ("conv_pw", "bn1"), "depthwise": ("conv_dw", "bn2"), "project": ("conv_pwl", "bn3")}
+_TIMM_SHORT = {"depthwise": ("conv_dw", "bn1"), "project": ("conv_pw", "bn2")}
 
 
 def round_channels(channels: float) -> int:

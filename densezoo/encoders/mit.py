@@ -1,6 +1,7 @@
 """Mix Transformer, SegFormer's encoder, with segmentation_models_pytorch's layout and names."""
 
 import math
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -19,13 +20,16 @@ from densezoo.blocks import (
     run_block,
     truncated_normal,
 )
-from densezoo.types import Dtype, Pyramid, size_of
+from densezoo.deprecation import renamed
+from densezoo.encoders.base import Encoder, register_encoders
+from densezoo.naming import SMP, Naming, Rule
+from densezoo.types import Dtype, Pyramid
 
 
 class SpatialReductionAttention(nn.Module):
     """Every pixel looks at tiles of `reduction` x `reduction` pixels, each made one by a strided convolution."""
 
-    heads: int
+    num_heads: int
     reduction: int = 1
     dilation: int = 1
     dtype: Dtype | None = None
@@ -36,8 +40,8 @@ class SpatialReductionAttention(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         dense = partial(nn.Dense, kernel_init=truncated_normal, **dtypes)
         batch, _, _, channels = shape = x.shape
-        heads = (self.heads, channels // self.heads)
-        query = dense(channels, name="q")(x).reshape(batch, -1, *heads)
+        num_heads = (self.num_heads, channels // self.num_heads)
+        query = dense(channels, name="q")(x).reshape(batch, -1, *num_heads)
         if self.reduction > 1:
             strides, padding = (self.reduction, 0) if self.dilation == 1 else (1, self.reduction // 2 * self.dilation)
             x = Conv(
@@ -51,12 +55,12 @@ class SpatialReductionAttention(nn.Module):
                 **dtypes,
             )(x)
             x = LayerNorm(epsilon=1e-5, name="norm", **dtypes)(x)
-        pairs = dense(2 * channels, name="kv")(x).reshape(batch, -1, 2, *heads)
+        pairs = dense(2 * channels, name="kv")(x).reshape(batch, -1, 2, *num_heads)
         return dense(channels, name="proj")(attend(query, pairs[:, :, 0], pairs[:, :, 1]).reshape(shape))
 
 
 class MixMlp(nn.Module):
-    """Two linear layers on every pixel, with a depthwise 3x3 convolution between them: it tells where a pixel is."""
+    """Two linear layers on every pixel, with a depthwise 3x3 convolution between them: it encodes where a pixel is."""
 
     hidden: int
     dilation: int = 1
@@ -77,7 +81,7 @@ class MixMlp(nn.Module):
 class MixBlock(nn.Module):
     """Attention, then the convolutional MLP, each with a norm before it and a shortcut around it."""
 
-    heads: int
+    num_heads: int
     reduction: int
     mlp_ratio: int = 4
     dilation: int = 1
@@ -89,35 +93,36 @@ class MixBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         y = LayerNorm(name="norm1", **dtypes)(x)
-        y = SpatialReductionAttention(self.heads, self.reduction, self.dilation, name="attn", **dtypes)(y)
+        y = SpatialReductionAttention(self.num_heads, self.reduction, self.dilation, name="attn", **dtypes)(y)
         x = x + DropPath(self.drop_path)(y, train=train)
         y = LayerNorm(name="norm2", **dtypes)(x)
         y = MixMlp(self.mlp_ratio * x.shape[-1], self.dilation, name="mlp", **dtypes)(y)
         return x + DropPath(self.drop_path)(y, train=train)
 
 
-class MixTransformer(nn.Module):
-    """A hierarchical transformer as an encoder: features at 1/4, 1/8, 1/16 and 1/32 of the image, each normalised.
+@renamed(widths="embed_dims", heads="num_heads")
+class MixTransformer(Encoder):
+    """A hierarchical transformer as an encoder: maps at 1/4, 1/8, 1/16 and 1/32 of the image, each normalised.
 
     Overlapping convolutions make the patches, and there are no position embeddings: any image size works, with the same
-    weights. Pixels at the right and lower border beyond the last whole tile of `sr_ratios` are not looked at, but look.
+    weights. Pixels at the right and lower border beyond the last whole tile of `sr_ratios` are queries but never keys.
 
     Args (fields):
         depths: blocks in each stage.
-        widths: channels of each stage.
-        heads: of each stage's attention; they divide its width.
+        embed_dims: channels of each stage.
+        num_heads: of each stage's attention; they divide its channels.
         sr_ratios: side of the tiles that each stage's attention looks at.
         drop_path: rate of stochastic depth in the last block; it grows from 0 in equal steps.
         coarsest: the last stage's reduction, 4 to 32; deeper stages are left out.
         output_stride: 16 or 8 keeps the later stages at this reduction, with dilated convolutions in place of strides,
           those of the attention among them, as the reference does.
-        remat: works the inner maps of each block out anew in the backward pass, to save memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> encoder = MixTransformer(depths=(2, 2, 2, 2), widths=(32, 64, 160, 256))
+        >>> encoder = MixTransformer(depths=(2, 2, 2, 2), embed_dims=(32, 64, 160, 256))
         >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
-        >>> [feature.shape for feature in pyramid.features]
+        >>> [x.shape for x in pyramid.maps]
         [(1, 16, 17, 32), (1, 8, 9, 64), (1, 4, 5, 160), (1, 2, 3, 256)]
 
     References:
@@ -125,8 +130,8 @@ class MixTransformer(nn.Module):
     """
 
     depths: Sequence[int]
-    widths: Sequence[int] = (64, 128, 320, 512)
-    heads: Sequence[int] = (1, 2, 5, 8)
+    embed_dims: Sequence[int] = (64, 128, 320, 512)
+    num_heads: Sequence[int] = (1, 2, 5, 8)
     sr_ratios: Sequence[int] = (8, 4, 2, 1)
     drop_path: float = 0.0
     coarsest: int = 32
@@ -134,45 +139,32 @@ class MixTransformer(nn.Module):
     remat: bool = False
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    stem = "patch_embed1_proj"
 
     @property
-    def stages(self) -> int:
-        """How many there are."""
-        return sum(2 ** (stage + 2) <= self.coarsest for stage in range(len(self.depths)))
-
-    @property
-    def reductions(self) -> tuple[int, ...]:
-        """Image size over feature size, fine to coarse."""
-        return tuple(min(2 ** (stage + 2), self.output_stride) for stage in range(self.stages))
+    def scales(self) -> tuple[int, ...]:
+        return tuple(2 ** (stage + 2) for stage in range(len(self.depths)))
 
     @property
     def min_size(self) -> int:
-        """The smallest image side of which every stage's attention gets a whole tile; smaller ones are padded to it."""
-        ratios = [1 if self._dilation(stage) > 1 else self.sr_ratios[stage] for stage in range(self.stages)]
-        return max([(ratio - 1) * 2 ** (stage + 2) + 1 for stage, ratio in enumerate(ratios)], default=1)
+        """The smallest image side of which every stage's attention gets a whole tile."""
+        stages = range(len(self.reductions))
+        ratios = [1 if self._dilation(stage) > 1 else self.sr_ratios[stage] for stage in stages]
+        return max((ratio - 1) * 2 ** (stage + 2) + 1 for stage, ratio in enumerate(ratios))
 
     def _dilation(self, stage: int) -> int:
         return max(1, 2 ** (stage + 2) // self.output_stride)
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
-        if self.coarsest not in (4, 8, 16, 32) or self.output_stride not in (8, 16, 32):
-            raise ValueError(
-                f"coarsest is 4, 8, 16 or 32 and output_stride 8, 16 or 32; got coarsest={self.coarsest},"
-                f" output_stride={self.output_stride}"
-            )
-        if min(size_of(images)) < self.min_size:
-            raise ValueError(
-                f"expected images of at least {self.min_size}x{self.min_size} pixels, got {size_of(images)}: pad them"
-                " (the models here do)"
-            )
+        self.check(images)
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         rates = iter(drop_path_rates(self.drop_path, sum(self.depths)))
-        x, features = images, []
-        for stage in range(self.stages):
+        x, maps = images, []
+        for stage in range(len(self.reductions)):
             dilation = self._dilation(stage)
             x = Conv(
-                self.widths[stage],
+                self.embed_dims[stage],
                 7 if stage == 0 else 3,
                 strides=4 if stage == 0 else 2 if dilation == 1 else 1,
                 dilation=dilation,
@@ -183,7 +175,7 @@ class MixTransformer(nn.Module):
             x = LayerNorm(epsilon=1e-5, name=f"patch_embed{stage + 1}_norm", **dtypes)(x)
             for index in range(self.depths[stage]):
                 block = MixBlock(
-                    self.heads[stage],
+                    self.num_heads[stage],
                     self.sr_ratios[stage],
                     dilation=dilation,
                     drop_path=next(rates),
@@ -192,17 +184,32 @@ class MixTransformer(nn.Module):
                 )
                 x = run_block(block, x, train=train, remat=self.remat)
             x = LayerNorm(name=f"norm{stage + 1}", **dtypes)(x)
-            features.append(x)
-        return Pyramid(tuple(features), None, self.reductions, size_of(images))
+            maps.append(x)
+        return self.pyramid(images, maps)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch, which are those of SegFormer's authors."""
+        rules = [
+            Rule(r"patch_embed(\d)_(proj|norm)", r"patch_embed\1.\2"),
+            Rule(r"block(\d)_(\d+)/(norm\d)", r"block\1.\2.\3"),
+            Rule(r"block(\d)_(\d+)/mlp/dwconv", r"block\1.\2.mlp.dwconv.dwconv"),
+            Rule(r"block(\d)_(\d+)/(attn|mlp)/(\w+)", r"block\1.\2.\3.\4"),
+            Rule(r"norm(\d)", r"norm\1"),
+        ]
+        others = rf"head\..*|(patch_embed|block|norm)[{len(self.reductions) + 1}-9]\..*"
+        places = ((SMP, "encoder."), ("SegFormer's authors", ""), ("SegFormer's authors", "backbone."))
+        return [Naming(source, rules, prefix, rf"{re.escape(prefix)}({others})") for source, prefix in places]
 
 
 # Xie et al. 2021, table 6; the rate of stochastic depth is segmentation_models_pytorch's.
 _mit = partial(MixTransformer, drop_path=0.1)
-MITS = {
-    "mit_b0": partial(_mit, depths=(2, 2, 2, 2), widths=(32, 64, 160, 256)),
-    "mit_b1": partial(_mit, depths=(2, 2, 2, 2)),
-    "mit_b2": partial(_mit, depths=(3, 4, 6, 3)),
-    "mit_b3": partial(_mit, depths=(3, 4, 18, 3)),
-    "mit_b4": partial(_mit, depths=(3, 8, 27, 3)),
-    "mit_b5": partial(_mit, depths=(3, 6, 40, 3)),
-}
+register_encoders(
+    {
+        "mit_b0": partial(_mit, depths=(2, 2, 2, 2), embed_dims=(32, 64, 160, 256)),
+        "mit_b1": partial(_mit, depths=(2, 2, 2, 2)),
+        "mit_b2": partial(_mit, depths=(3, 4, 6, 3)),
+        "mit_b3": partial(_mit, depths=(3, 4, 18, 3)),
+        "mit_b4": partial(_mit, depths=(3, 8, 27, 3)),
+        "mit_b5": partial(_mit, depths=(3, 6, 40, 3)),
+    }
+)

@@ -1,5 +1,6 @@
 """MobileNetV2 and MobileNetV3, with timm's layout and names, and torchvision's MobileNetV2."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -7,7 +8,9 @@ import flax.linen as nn
 import jax
 
 from densezoo.blocks import BatchNorm, ChannelGate, he_normal_fan_out
+from densezoo.encoders.base import register_encoders
 from densezoo.encoders.inverted_residual import Block, InvertedResidualEncoder, Plan, round_channels
+from densezoo.naming import Naming, Rule, backbone, ignoring
 
 # Sandler et al. 2018, table 2: blocks, strides, expansion, channels
 _STAGES = ((1, 1, 1, 16), (2, 2, 6, 24), (3, 2, 6, 32), (4, 2, 6, 64), (3, 1, 6, 96), (3, 2, 6, 160), (1, 1, 6, 320))
@@ -46,11 +49,11 @@ V3_SMALL = (
 
 
 class MobileNetV2(InvertedResidualEncoder):
-    """MobileNetV2 as an encoder: features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+    """MobileNetV2 as an encoder: maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
     Args (fields):
         width: factor of the channels.
-        head_features: channels of a last 1x1 convolution, which then gives the last feature (1280 in
+        head_features: channels of a last 1x1 convolution, which then gives the last map (1280 in
             segmentation_models_pytorch); 0 for none, as in timm.
         act: activation.
         norm, coarsest, output_stride, dilate_first, drop_path, remat, kernel_init, depthwise_init, padding, padded_for,
@@ -60,7 +63,7 @@ class MobileNetV2(InvertedResidualEncoder):
         >>> import jax, jax.numpy as jnp
         >>> encoder = MobileNetV2(head_features=1280)
         >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
-        >>> [feature.shape for feature in pyramid.features]
+        >>> [x.shape for x in pyramid.maps]
         [(1, 32, 33, 16), (1, 16, 17, 24), (1, 8, 9, 32), (1, 4, 5, 96), (1, 2, 3, 1280)]
 
     References:
@@ -83,14 +86,44 @@ class MobileNetV2(InvertedResidualEncoder):
                 channels = features
         return Plan(stem, blocks, self.head_features)
 
+    def reference_names(self) -> list[Naming]:
+        """Those of timm and torchvision."""
+        # The last convolution is there in torchvision's form alone, which segmentation_models_pytorch has too.
+        if self.head_features:
+            return [*self._torchvision(), *self.timm_names()]
+        return [*self.timm_names(), *self._torchvision()]
+
+    def _torchvision(self) -> list[Naming]:
+        # One flat list, with the first convolution at its beginning.
+        layout = self.layout()
+        numbers = {placed.name: number for number, placed in enumerate(layout, start=1)}
+        after = len(layout) + 1
+
+        def part(match: re.Match[str]) -> str:
+            block, name, leaf = match.groups()
+            place = ["expand", "depthwise", "project"].index(name) - int(block.startswith("blocks_0_"))
+            if name == "project":  # its convolution and its norm are in the same sequence as the pairs before
+                return f"features.{numbers[block]}.conv.{place + (leaf == 'norm')}"
+            return f"features.{numbers[block]}.conv.{place}.{int(leaf == 'norm')}"
+
+        rules = [
+            Rule(r"conv_stem/conv", "features.0.0"),
+            Rule(r"conv_stem/norm", "features.0.1"),
+            Rule(r"(blocks_\d+_\d+)/(expand|depthwise|project)/(conv|norm)", part),
+            Rule(r"conv_head/conv", f"features.{after}.0"),
+            Rule(r"conv_head/norm", f"features.{after}.1"),
+        ]
+        deeper = self.left_out(lambda number, _: f"features.{number + 1}")
+        return ignoring(backbone(rules), rf"features\.{after}\..*|{deeper}")
+
 
 class MobileNetV3(InvertedResidualEncoder):
-    """MobileNetV3 as an encoder: features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+    """MobileNetV3 as an encoder: maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
     Args (fields):
         blocks: the inverted residuals, such as `V3_LARGE` and `V3_SMALL` beside this class.
         stem_features: channels of the first convolution.
-        head_features: channels of the last one, a 1x1 convolution that gives the last feature.
+        head_features: channels of the last one, a 1x1 convolution that gives the last map.
         act: activation of the blocks that have none of their own.
         norm, coarsest, output_stride, dilate_first, drop_path, remat, kernel_init, depthwise_init, padding, padded_for,
             taps: as in `InvertedResidualEncoder`.
@@ -99,7 +132,7 @@ class MobileNetV3(InvertedResidualEncoder):
         >>> import jax, jax.numpy as jnp
         >>> encoder = MobileNetV3(blocks=V3_SMALL, head_features=576)
         >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
-        >>> [feature.shape for feature in pyramid.features]
+        >>> [x.shape for x in pyramid.maps]
         [(1, 32, 33, 16), (1, 16, 17, 16), (1, 8, 9, 24), (1, 4, 5, 48), (1, 2, 3, 576)]
 
     References:
@@ -121,12 +154,14 @@ class MobileNetV3(InvertedResidualEncoder):
 _small = partial(MobileNetV3, blocks=V3_SMALL, head_features=576)
 _tf_norm = partial(BatchNorm, epsilon=1e-3)
 
-MOBILENETS = {
-    # torchvision's, whose initialiser counts a depthwise convolution as if every pixel sent to all channels
-    "mobilenet_v2": partial(MobileNetV2, head_features=1280, dilate_first=True, depthwise_init=he_normal_fan_out),
-    "mobilenetv2_100": MobileNetV2,
-    "mobilenetv3_large_100": MobileNetV3,
-    "mobilenetv3_small_100": _small,
-    "tf_mobilenetv3_large_100": partial(MobileNetV3, padding="SAME", norm=_tf_norm),
-    "tf_mobilenetv3_small_100": partial(_small, padding="SAME", norm=_tf_norm),
-}
+register_encoders(
+    {
+        # torchvision's, whose initialiser counts a depthwise convolution as if every pixel sent to all channels
+        "mobilenet_v2": partial(MobileNetV2, head_features=1280, dilate_first=True, depthwise_init=he_normal_fan_out),
+        "mobilenetv2_100": MobileNetV2,
+        "mobilenetv3_large_100": MobileNetV3,
+        "mobilenetv3_small_100": _small,
+        "tf_mobilenetv3_large_100": partial(MobileNetV3, padding="SAME", norm=_tf_norm),
+        "tf_mobilenetv3_small_100": partial(_small, padding="SAME", norm=_tf_norm),
+    }
+)

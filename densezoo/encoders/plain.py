@@ -1,6 +1,8 @@
 """The plain U-Net encoder: double convolutions with 2x2 max-pooling between them."""
 
+import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,11 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, DoubleConv
+from densezoo.encoders.base import Encoder, register_encoders
+from densezoo.naming import PLAIN, Naming, Rule
 from densezoo.ops import max_pool_with_indices
-from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
+from densezoo.types import Dtype, ModuleDef, Pyramid
 
 
-class PlainEncoder(nn.Module):
+class PlainEncoder(Encoder):
     """Double convolutions at every scale, 2x2 max-pooling between the scales; keeps the pooling indices.
 
     Args (fields):
@@ -24,7 +28,7 @@ class PlainEncoder(nn.Module):
         >>> import jax, jax.numpy as jnp
         >>> encoder = PlainEncoder(features=(8, 16, 32))
         >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 65, 48, 3)))
-        >>> [feature.shape for feature in pyramid.features]
+        >>> [x.shape for x in pyramid.maps]
         [(1, 65, 48, 8), (1, 32, 24, 16), (1, 16, 12, 32)]
 
     References:
@@ -36,20 +40,22 @@ class PlainEncoder(nn.Module):
     act: Callable[[jax.Array], jax.Array] = nn.relu
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    pools = True
+    stem = "block0/conv1/conv"
 
     @property
-    def reductions(self) -> tuple[int, ...]:
-        """Image size over feature size, fine to coarse."""
+    def scales(self) -> tuple[int, ...]:
         return tuple(2**level for level in range(len(self.features)))
 
     @property
     def min_size(self) -> int:
-        """The smallest image side that survives all the poolings; models pad smaller images up to it."""
+        """The smallest image side that survives all the poolings."""
         return self.reductions[-1]
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
-        x, features, pool_indices = images, [], []
+        self.check(images)
+        x, maps, pool_indices = images, [], []
         for level, channels in enumerate(self.features):
             if level > 0:
                 x, indices = max_pool_with_indices(x)
@@ -62,5 +68,36 @@ class PlainEncoder(nn.Module):
                 param_dtype=self.param_dtype,
                 name=f"block{level}",
             )(x, train=train)
-            features.append(x)
-        return Pyramid(tuple(features), tuple(pool_indices), self.reductions, size_of(images))
+            maps.append(x)
+        return self.pyramid(images, maps, pool_indices)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of plain U-Nets."""
+
+        def naming(inc: str, down: str) -> Naming:
+            def name(match: re.Match[str]) -> str:
+                level = int(match[1])
+                return f"{down.format(level) if level else inc}.{in_double_conv(self.norm, match)}"
+
+            rules = [Rule(r"block(\d+)/conv(\d)/(conv|norm)", name)]
+            return Naming(PLAIN, rules, ignored=r"(up\d+|conv\d+|outc)\..*")
+
+        return [naming(inc, down) for inc, down, _ in PLAIN_FORMS]
+
+
+# The plain U-Nets that people write have modules inc, down1.., up1.., outc, and differ in what is between them and the
+# double convolution: (inc, down, up).
+PLAIN_FORMS = (
+    ("inc.double_conv", "down{}.maxpool_conv.1.double_conv", "up{}.conv.double_conv"),
+    ("inc.double_conv", "down{}.1.double_conv", "conv{}.double_conv"),
+    ("inc.double_conv", "down{}.double_conv", "up{}.double_conv"),
+    ("inc.conv.conv", "down{}.mpconv.1.conv", "up{}.conv.conv"),
+)
+
+
+def in_double_conv(norm: Any, match: re.Match[str]) -> int:
+    """Place of a convolution or norm in the sequence (convolution, norm, activation) twice; or without the norms."""
+    return (int(match[2]) - 1) * (2 if norm is None else 3) + (match[3] == "norm")
+
+
+register_encoders({"plain": PlainEncoder})

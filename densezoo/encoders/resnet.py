@@ -17,6 +17,9 @@ from densezoo.blocks import (
     he_normal_fan_out,
     run_block,
 )
+from densezoo.deprecation import renamed
+from densezoo.encoders.base import Encoder, register_encoders
+from densezoo.naming import Naming, Rule, backbone, ignoring
 from densezoo.ops import avg_pool, max_pool
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, size_of
 
@@ -93,33 +96,34 @@ class Bottleneck(_Block):
         return self.join(x, y, train=train)
 
 
-class ResNet(nn.Module):
-    """A residual network as an encoder: features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+@renamed(stage_sizes="depths")
+class ResNet(Encoder):
+    """A residual network as an encoder: maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
     Args (fields):
-        stage_sizes: blocks in each of the four stages.
+        depths: blocks in each of the four stages.
         block: `BasicBlock`, or `Bottleneck` (a partial of it with `groups` and `group_width` for ResNeXt).
         width: channels of the stem; the stages have 1, 2, 4, 8 times as many, before a bottleneck's expansion by 4.
         deep_stem: three 3x3 convolutions in place of the first 7x7 one, and
         average_down: 2x2 means in the shortcuts: together they are ResNet-D.
         squeeze_excite: a gate for every channel in each block: SE-ResNet.
         coarsest: 8 builds no stages beyond 1/8 of the image; 32 builds all.
-        output_stride: 8 or 16 keeps the later stages at that fraction of the image; dilation stands for their strides.
+        output_stride: 8 or 16 keeps the later stages at that fraction of the image; dilation replaces their strides.
         dilate_first: whether dilation begins with the first 3x3 convolution of such a stage, as in
           segmentation_models_pytorch, or with the second, as in torchvision and timm.
         norm: factory of the normalisation, None for none.
         act: activation.
         drop_path: how often the last block's branch is dropped in training; less often in those before it.
-        remat: works out the inside of the blocks anew in the backward pass, which saves memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
         zero_init_last: the last norm of each block starts with a scale of zero, so that the block starts as its
           shortcut; timm's ResNets do, torchvision's and segmentation_models_pytorch's do not.
         kernel_init: initialiser of the convolutions.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> encoder = ResNet(stage_sizes=(2, 2, 2, 2), block=BasicBlock)
+        >>> encoder = ResNet(depths=(2, 2, 2, 2), block=BasicBlock)
         >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
-        >>> [feature.shape for feature in pyramid.features]
+        >>> [x.shape for x in pyramid.maps]
         [(1, 32, 33, 64), (1, 16, 17, 64), (1, 8, 9, 128), (1, 4, 5, 256), (1, 2, 3, 512)]
         >>> encoder.clone(output_stride=8).reductions, encoder.clone(coarsest=8).reductions
         ((2, 4, 8, 8, 8), (2, 4, 8))
@@ -132,7 +136,7 @@ class ResNet(nn.Module):
         Hu et al., Squeeze-and-excitation networks, 2017. https://arxiv.org/abs/1709.01507
     """
 
-    stage_sizes: Sequence[int]
+    depths: Sequence[int]
     block: ModuleDef
     width: int = 64
     deep_stem: bool = False
@@ -149,19 +153,15 @@ class ResNet(nn.Module):
     kernel_init: Initializer = he_normal_fan_out  # torchvision's and timm's
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    stem = "conv1/conv"
 
     @property
-    def reductions(self) -> tuple[int, ...]:
-        """Image size over feature size, fine to coarse."""
-        levels = range(1, len(self.stage_sizes) + 2)
-        return tuple(min(2**level, self.output_stride) for level in levels if 2**level <= self.coarsest)
+    def scales(self) -> tuple[int, ...]:
+        return tuple(2**level for level in range(1, len(self.depths) + 2))
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
-        if self.output_stride not in (8, 16, 32):
-            raise ValueError(f"output_stride is 8, 16 or 32, got {self.output_stride}")
-        if self.coarsest < 2 or self.coarsest.bit_count() != 1:
-            raise ValueError(f"coarsest is 2, 4, 8, 16 or 32, got {self.coarsest}")
+        self.check(images)
         fields = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(ConvNormAct, norm=self.norm, act=self.act, **fields)
         if self.deep_stem:
@@ -170,13 +170,13 @@ class ResNet(nn.Module):
             x = conv(self.width, name="conv3")(x, train=train)
         else:
             x = conv(self.width, 7, 2, name="conv1")(images, train=train)
-        features = [x]
+        maps = [x]
         last = conv
         if self.zero_init_last and self.norm is not None:
             last = partial(conv, norm=partial(self.norm, scale_init=nn.initializers.zeros))
-        rates = iter(drop_path_rates(self.drop_path, sum(self.stage_sizes)))
+        rates = iter(drop_path_rates(self.drop_path, sum(self.depths)))
         dilation = 1
-        for stage, size in enumerate(self.stage_sizes[: len(self.reductions) - 1]):
+        for stage, size in enumerate(self.depths[: len(self.reductions) - 1]):
             x = self.pool(x) if stage == 0 else x
             reduction = 2 ** (stage + 2)
             previous, dilation = dilation, max(1, reduction // self.output_stride)
@@ -194,12 +194,43 @@ class ResNet(nn.Module):
                     name=f"layer{stage + 1}_{index}",
                 )
                 x = run_block(block, x, train=train, remat=self.remat)
-            features.append(x)
-        return Pyramid(tuple(features), None, self.reductions, size_of(images))
+            maps.append(x)
+        return self.pyramid(images, maps)
 
     def pool(self, x: jax.Array) -> jax.Array:
         """The max-pooling between the stem and the first stage."""
         return max_pool(x, 3, 2, 1)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of torchvision and timm."""
+        stem = [Rule(r"conv1/conv", "conv1"), Rule(r"conv1/norm", "bn1")]
+        if self.deep_stem:
+            stem = [
+                Rule(r"conv1/conv", "conv1.0"),
+                Rule(r"conv1/norm", "conv1.1"),
+                Rule(r"conv2/conv", "conv1.3"),
+                Rule(r"conv2/norm", "conv1.4"),
+                Rule(r"conv3/conv", "conv1.6"),
+                Rule(r"conv3/norm", "bn1"),
+            ]
+        of_timm = self.deep_stem or self.average_down or self.squeeze_excite
+        return self.ignoring_deeper(backbone([*stem, *self.block_rules("se")], wrapped=of_timm))
+
+    def block_rules(self, gate: str) -> list[Rule]:
+        """The stages, in which the references agree except for what they call the squeeze-and-excitation."""
+        pooled = int(self.average_down)  # the pooling has a place in the sequence
+        return [
+            Rule(r"layer(\d)_(\d+)/conv(\d)/conv", r"layer\1.\2.conv\3"),
+            Rule(r"layer(\d)_(\d+)/conv(\d)/norm", r"layer\1.\2.bn\3"),
+            Rule(r"layer(\d)_(\d+)/downsample/conv", rf"layer\1.\2.downsample.{pooled}"),
+            Rule(r"layer(\d)_(\d+)/downsample/norm", rf"layer\1.\2.downsample.{pooled + 1}"),
+            Rule(r"layer(\d)_(\d+)/se/reduce", rf"layer\1.\2.{gate}.fc1"),
+            Rule(r"layer(\d)_(\d+)/se/expand", rf"layer\1.\2.{gate}.fc2"),
+        ]
+
+    def ignoring_deeper(self, namings: Sequence[Naming]) -> list[Naming]:
+        """The namings without the stages that a smaller `coarsest` leaves out."""
+        return ignoring(namings, rf"layer[{len(self.reductions)}-9]\..*")
 
 
 # He et al. 2015, table 1
@@ -210,21 +241,23 @@ _DEEP = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
 _timm = partial(ResNet, dilate_first=False, zero_init_last=True)
 _resnet_d = partial(_timm, deep_stem=True, average_down=True)
 
-RESNETS = {
-    **{f"resnet{depth}": partial(ResNet, stage_sizes=sizes, block=BasicBlock) for depth, sizes in _BASIC.items()},
-    **{f"resnet{depth}": partial(ResNet, stage_sizes=sizes, block=Bottleneck) for depth, sizes in _DEEP.items()},
-    # Xie et al. 2016, table 1; 101 32x8d is torchvision's
-    "resnext50_32x4d": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=partial(Bottleneck, groups=32, group_width=4)),
-    "resnext101_32x8d": partial(ResNet, stage_sizes=(3, 4, 23, 3), block=partial(Bottleneck, groups=32, group_width=8)),
-    # Zagoruyko and Komodakis 2016: the inner width doubled
-    "wide_resnet50_2": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=partial(Bottleneck, group_width=128)),
-    # He et al. 2018; 26 is timm's: 18's stages of bottlenecks
-    **{f"resnet{depth}d": partial(_resnet_d, stage_sizes=sizes, block=BasicBlock) for depth, sizes in _BASIC.items()},
-    "resnet26d": partial(_resnet_d, stage_sizes=_BASIC["18"], block=Bottleneck),
-    **{f"resnet{depth}d": partial(_resnet_d, stage_sizes=sizes, block=Bottleneck) for depth, sizes in _DEEP.items()},
-    # Hu et al. 2017, table 1, as timm has them
-    **{
-        f"seresnet{depth}": partial(_timm, stage_sizes=sizes, block=Bottleneck, squeeze_excite=True)
-        for depth, sizes in _DEEP.items()
-    },
-}
+register_encoders(
+    {
+        **{f"resnet{depth}": partial(ResNet, depths=sizes, block=BasicBlock) for depth, sizes in _BASIC.items()},
+        **{f"resnet{depth}": partial(ResNet, depths=sizes, block=Bottleneck) for depth, sizes in _DEEP.items()},
+        # Xie et al. 2016, table 1; 101 32x8d is torchvision's
+        "resnext50_32x4d": partial(ResNet, depths=(3, 4, 6, 3), block=partial(Bottleneck, groups=32, group_width=4)),
+        "resnext101_32x8d": partial(ResNet, depths=(3, 4, 23, 3), block=partial(Bottleneck, groups=32, group_width=8)),
+        # Zagoruyko and Komodakis 2016: the inner width doubled
+        "wide_resnet50_2": partial(ResNet, depths=(3, 4, 6, 3), block=partial(Bottleneck, group_width=128)),
+        # He et al. 2018; 26 is timm's: 18's stages of bottlenecks
+        **{f"resnet{depth}d": partial(_resnet_d, depths=sizes, block=BasicBlock) for depth, sizes in _BASIC.items()},
+        "resnet26d": partial(_resnet_d, depths=_BASIC["18"], block=Bottleneck),
+        **{f"resnet{depth}d": partial(_resnet_d, depths=sizes, block=Bottleneck) for depth, sizes in _DEEP.items()},
+        # Hu et al. 2017, table 1, as timm has them
+        **{
+            f"seresnet{depth}": partial(_timm, depths=sizes, block=Bottleneck, squeeze_excite=True)
+            for depth, sizes in _DEEP.items()
+        },
+    }
+)

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import torch_uniform
+from densezoo.deprecation import renamed
+from densezoo.encoders.base import register_encoders
 from densezoo.encoders.resnet import Bottleneck, ResNet
+from densezoo.naming import SMP, Naming, Rule
 from densezoo.ops import max_pool
 from densezoo.types import Initializer, ModuleDef
 
@@ -24,6 +27,7 @@ class CaffeBottleneck(Bottleneck):
         return self.join(x, y, train=train)
 
 
+@renamed(stage_sizes="depths")
 class SENet(ResNet):
     """A ResNet with a gate for every channel in each block, as its authors' Caffe models have it.
 
@@ -37,9 +41,9 @@ class SENet(ResNet):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> encoder = SENet(stage_sizes=(1, 1, 1, 1))
+        >>> encoder = SENet(depths=(1, 1, 1, 1))
         >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
-        >>> [feature.shape for feature in pyramid.features]
+        >>> [x.shape for x in pyramid.maps]
         [(1, 32, 33, 64), (1, 16, 16, 256), (1, 8, 8, 512), (1, 4, 4, 1024), (1, 2, 2, 2048)]
 
     References:
@@ -49,21 +53,26 @@ class SENet(ResNet):
     block: ModuleDef = CaffeBottleneck
     squeeze_excite: bool = True
     kernel_init: Initializer = torch_uniform
-
-    @property
-    def min_size(self) -> int:
-        """The smallest image side that survives the pooling; models pad smaller images up to it."""
-        return 3
+    min_size = 3  # survives the pooling
 
     def pool(self, x: jax.Array) -> jax.Array:
         """Max-pooling without padding, but for a last window that half the pixels fill."""
         beyond = [(0, (side + 1) % 2) for side in x.shape[1:3]]
         return max_pool(jnp.pad(x, ((0, 0), *beyond, (0, 0)), constant_values=-jnp.inf), 3, 2)
 
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch, which are those of the Caffe models' first port to PyTorch."""
+        stem = [Rule(r"conv1/conv", "layer0.conv1"), Rule(r"conv1/norm", "layer0.bn1")]
+        rules = [*stem, *self.block_rules("se_module")]
+        namings = [Naming(SMP, rules, "encoder."), Naming(SMP, rules, ignored=r"last_linear\..*")]
+        return self.ignoring_deeper(namings)
+
 
 # Hu et al. 2017, table 1
-SENETS = {
-    "se_resnet50": partial(SENet, stage_sizes=(3, 4, 6, 3)),
-    "se_resnet101": partial(SENet, stage_sizes=(3, 4, 23, 3)),
-    "se_resnet152": partial(SENet, stage_sizes=(3, 8, 36, 3)),
-}
+register_encoders(
+    {
+        "se_resnet50": partial(SENet, depths=(3, 4, 6, 3)),
+        "se_resnet101": partial(SENet, depths=(3, 4, 23, 3)),
+        "se_resnet152": partial(SENet, depths=(3, 8, 36, 3)),
+    }
+)

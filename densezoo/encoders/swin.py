@@ -1,5 +1,6 @@
 """Swin transformer, with timm's layout and names."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -20,6 +21,9 @@ from densezoo.blocks import (
     torch_uniform,
     truncated_normal,
 )
+from densezoo.deprecation import renamed
+from densezoo.encoders.base import Encoder, register_encoders
+from densezoo.naming import SMP, TIMM, Naming, Rule
 from densezoo.types import Dtype, Pyramid, Size, accumulator_dtype, size_of
 
 
@@ -27,11 +31,11 @@ class WindowAttention(nn.Module):
     """Self-attention within windows, with a learned bias for each offset between two pixels of a window.
 
     Args (fields):
-        heads: attention heads.
+        num_heads: attention heads.
         table_window: size of the windows whose offsets the table of biases has; smaller ones read it resampled.
     """
 
-    heads: int
+    num_heads: int
     table_window: Size = (7, 7)
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -48,12 +52,12 @@ class WindowAttention(nn.Module):
         table = self.param(
             "relative_position_bias_table",
             truncated_normal,
-            (offsets[0] * offsets[1], self.heads),
+            (offsets[0] * offsets[1], self.num_heads),
             self.param_dtype,
         )
         qkv = dense(3 * channels, name="qkv")(windows.reshape(batch * count, tokens, channels))
-        qkv = qkv.reshape(batch * count, tokens, 3, self.heads, channels // self.heads)
-        table = table.astype(accumulator_dtype(qkv.dtype)).reshape(*offsets, self.heads)
+        qkv = qkv.reshape(batch * count, tokens, 3, self.num_heads, channels // self.num_heads)
+        table = table.astype(accumulator_dtype(qkv.dtype)).reshape(*offsets, self.num_heads)
         bias = _by_pair(table, (height, width))[None]
         if regions is not None:
             numbers = regions.reshape(count, tokens)
@@ -111,8 +115,8 @@ class SwinBlock(nn.Module):
         layout: size of the map for which the windows are laid out; None means the map's own.
     """
 
-    heads: int
-    window: int = 7
+    num_heads: int
+    window_size: int = 7
     shifted: bool = False
     layout: Size | None = None
     act: Callable[[jax.Array], jax.Array] = partial(nn.gelu, approximate=False)
@@ -133,9 +137,9 @@ class SwinBlock(nn.Module):
     def _attend(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         layout = size_of(x) if self.layout is None else self.layout
-        window = min(self.window, layout[0]), min(self.window, layout[1])
-        half = self.window // 2 if self.shifted else 0
-        shift = (half if layout[0] > self.window else 0, half if layout[1] > self.window else 0)
+        window = min(self.window_size, layout[0]), min(self.window_size, layout[1])
+        half = self.window_size // 2 if self.shifted else 0
+        shift = (half if layout[0] > self.window_size else 0, half if layout[1] > self.window_size else 0)
         if any(shift):
             x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
         # What is added below and on the right takes part: timm masks it as little.
@@ -144,8 +148,8 @@ class SwinBlock(nn.Module):
         x = jnp.pad(x, ((0, 0), (0, padded[0] - height), (0, padded[1] - width), (0, 0)))
         windows = x.reshape(batch, rows, window[0], columns, window[1], channels).swapaxes(2, 3)
         windows = WindowAttention(
-            self.heads,
-            (self.window, self.window) if self.layout is None else window,
+            self.num_heads,
+            (self.window_size, self.window_size) if self.layout is None else window,
             self.dtype,
             self.param_dtype,
             name="attn",
@@ -178,10 +182,11 @@ class PatchMerging(nn.Module):
         return nn.Dense(self.features, use_bias=False, kernel_init=truncated_normal, name="reduction", **dtypes)(x)
 
 
-class Swin(nn.Module):
-    """A transformer that attends within windows, as an encoder: features at 1/4, 1/8, 1/16 and 1/32 of the image.
+@renamed(stage_sizes="depths", width="embed_dim", heads="num_heads", window="window_size")
+class Swin(Encoder):
+    """A transformer that attends within windows, as an encoder: maps at 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    Images of every size go, and the weights do not depend on it. Patches are cut without padding, so the feature at 1/4
+    Any image size works, with the same weights. Patches are cut without padding, so the map at 1/4
     has its sides rounded down; from there on they are rounded up.
 
     By default everything is as in timm's model built for images of the size that comes (`img_size=`): a map whose sides
@@ -195,32 +200,32 @@ class Swin(nn.Module):
     have in such a model.
 
     Args (fields):
-        stage_sizes: blocks in each of the four stages.
-        width: channels of the first stage; each further one has twice as many.
-        heads: attention heads in each stage.
-        window: side of the windows.
+        depths: blocks in each of the four stages.
+        embed_dim: channels of the first stage; each further one has twice as many.
+        num_heads: attention heads in each stage.
+        window_size: side of the windows.
         image_size: (height, width) of the images for which windows are laid out; None means those that come.
         act: activation.
         drop_path: rate of stochastic depth in the last block; the rates grow to it in equal steps. timm trains
           with 0.1.
         coarsest: reduction of the last stage to build: 4, 8, 16 or 32.
-        remat: works each block out anew in the backward pass, which saves memory.
+        remat: recomputes each block in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> encoder = Swin(stage_sizes=(2, 2, 2, 2), width=8, heads=(1, 2, 4, 8))
+        >>> encoder = Swin(depths=(2, 2, 2, 2), embed_dim=8, num_heads=(1, 2, 4, 8))
         >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 99, 3)))
-        >>> [feature.shape for feature in pyramid.features]
+        >>> [x.shape for x in pyramid.maps]
         [(1, 16, 24, 8), (1, 8, 12, 16), (1, 4, 6, 32), (1, 2, 3, 64)]
 
     References:
         Liu et al., Swin transformer, 2021. https://arxiv.org/abs/2103.14030
     """
 
-    stage_sizes: Sequence[int]
-    width: int
-    heads: Sequence[int]
-    window: int = 7
+    depths: Sequence[int]
+    embed_dim: int
+    num_heads: Sequence[int]
+    window_size: int = 7
     image_size: Size | None = None
     act: Callable[[jax.Array], jax.Array] = partial(nn.gelu, approximate=False)
     drop_path: float = 0.0
@@ -228,25 +233,19 @@ class Swin(nn.Module):
     remat: bool = False
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    scales = (4, 8, 16, 32)
     min_size = 4
-
-    @property
-    def reductions(self) -> tuple[int, ...]:
-        """Image size over feature size, fine to coarse."""
-        if self.coarsest not in (4, 8, 16, 32):
-            raise ValueError(f"Swin takes coarsest=4, 8, 16 or 32, got {self.coarsest}")
-        return tuple(reduction for reduction in (4, 8, 16, 32) if reduction <= self.coarsest)
+    stem = "patch_embed_proj"
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
-        if min(size_of(images)) < self.min_size or min(self.image_size or (4, 4)) < self.min_size:
-            raise ValueError(
-                f"Swin's patches are 4x4 pixels; got images of {size_of(images)}, image_size={self.image_size}"
-            )
+        self.check(images)
+        if self.image_size is not None and min(self.image_size) < self.min_size:
+            raise ValueError(f"Swin's patches are 4x4 pixels; got image_size={self.image_size}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         # timm leaves this convolution as torch makes it, and gives all linear layers normal weights.
         x = Conv(
-            self.width,
+            self.embed_dim,
             4,
             4,
             padding=0,
@@ -256,15 +255,15 @@ class Swin(nn.Module):
             **dtypes,
         )(images)
         x = LayerNorm(1e-5, name="patch_embed_norm", **dtypes)(x)
-        rates = iter(drop_path_rates(self.drop_path, sum(self.stage_sizes)))
-        features = []
+        rates = iter(drop_path_rates(self.drop_path, sum(self.depths)))
+        maps = []
         for stage in range(len(self.reductions)):
             if stage > 0:
-                x = PatchMerging(self.width * 2**stage, name=f"stage{stage}_downsample", **dtypes)(x)
-            for index in range(self.stage_sizes[stage]):
+                x = PatchMerging(self.embed_dim * 2**stage, name=f"stage{stage}_downsample", **dtypes)(x)
+            for index in range(self.depths[stage]):
                 block = SwinBlock(
-                    self.heads[stage],
-                    self.window,
+                    self.num_heads[stage],
+                    self.window_size,
                     index % 2 == 1,
                     None if self.image_size is None else _map_size(self.image_size, stage),
                     self.act,
@@ -273,8 +272,38 @@ class Swin(nn.Module):
                     **dtypes,
                 )
                 x = run_block(block, x, train=train, remat=self.remat)
-            features.append(x)
-        return Pyramid(tuple(features), None, self.reductions, size_of(images))
+            maps.append(x)
+        return self.pyramid(images, maps)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of timm and of Swin's authors."""
+        coarsest = len(self.reductions) - 1
+
+        def naming(source: str, prefix: str, dot: str, step_in_stage_before: bool = False) -> Naming:
+            def downsample(match: re.Match[str]) -> str:
+                return f"layers{dot}{int(match[1]) - step_in_stage_before}.downsample.{match[2]}"
+
+            block = r"stage(\d)_block(\d+)"
+            rules = [
+                Rule(r"patch_embed_(proj|norm)", r"patch_embed.\1"),
+                Rule(r"stage(\d)_downsample/(norm|reduction)", downsample),
+                Rule(rf"{block}/(norm\d)", rf"layers{dot}\1.blocks.\2.\3"),
+                Rule(rf"{block}/attn/(\w+)", rf"layers{dot}\1.blocks.\2.attn.\3"),
+                Rule(rf"{block}/(fc\d)", rf"layers{dot}\1.blocks.\2.mlp.\3"),
+            ]
+            # The classifier, what older versions of timm keep with the weights, and stages that this encoder lacks.
+            others = [r"(norm|head)\..*", r".*\.(relative_position_index|attn_mask)"]
+            others.append(rf"layers{re.escape(dot)}[{coarsest + 1}-9]\..*")
+            if step_in_stage_before:
+                others.append(rf"layers\.{coarsest}\.downsample\..*")
+            return Naming(source, rules, prefix, rf"{re.escape(prefix)}({'|'.join(others)})")
+
+        # timm's `features_only` puts the modules of a list side by side: `layers.0` is `layers_0` there.
+        places = [(TIMM, "", "."), (TIMM, "", "_"), (SMP, "encoder.model.", "_"), (SMP, "encoder.model.", ".")]
+        places += [(SMP, "encoder.", "."), (SMP, "encoder.", "_")]
+        # The authors' steps down end the stage before, timm's begin the next. First, since timm's names of the first
+        # few stages are in the authors' checkpoints too.
+        return [naming("Swin's authors", "", ".", True), *(naming(*place) for place in places)]
 
 
 def _map_size(image_size: Size, stage: int) -> Size:
@@ -283,8 +312,10 @@ def _map_size(image_size: Size, stage: int) -> Size:
 
 
 # Liu et al. 2021, section 3.3
-SWINS = {
-    "swin_tiny_patch4_window7_224": partial(Swin, stage_sizes=(2, 2, 6, 2), width=96, heads=(3, 6, 12, 24)),
-    "swin_small_patch4_window7_224": partial(Swin, stage_sizes=(2, 2, 18, 2), width=96, heads=(3, 6, 12, 24)),
-    "swin_base_patch4_window7_224": partial(Swin, stage_sizes=(2, 2, 18, 2), width=128, heads=(4, 8, 16, 32)),
-}
+register_encoders(
+    {
+        "swin_tiny_patch4_window7_224": partial(Swin, depths=(2, 2, 6, 2), embed_dim=96, num_heads=(3, 6, 12, 24)),
+        "swin_small_patch4_window7_224": partial(Swin, depths=(2, 2, 18, 2), embed_dim=96, num_heads=(3, 6, 12, 24)),
+        "swin_base_patch4_window7_224": partial(Swin, depths=(2, 2, 18, 2), embed_dim=128, num_heads=(4, 8, 16, 32)),
+    }
+)

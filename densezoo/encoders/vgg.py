@@ -9,37 +9,41 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, Conv, he_normal_fan_out, norm_act
+from densezoo.deprecation import renamed
+from densezoo.encoders.base import Encoder, register_encoders
+from densezoo.naming import Naming, Rule, backbone, ignoring
 from densezoo.ops import max_pool_with_indices
-from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
+from densezoo.types import Dtype, ModuleDef, Pyramid
 
 
-class VGG(nn.Module):
+@renamed(stage_sizes="depths")
+class VGG(Encoder):
     """Stages of 3x3 convolutions, each followed by 2x2 max-pooling; keeps the pooling indices.
 
-    The features are what the stages give before their pooling, and last the pooled map. The first one has the image's
+    The maps are the results of the stages before their pooling, and last the pooled one. The first one has the image's
     own size; it is left out unless `full_resolution`, because segmentation_models_pytorch's decoders drop it (and
     their weights would not fit otherwise). Odd sides are floored by the pooling, as in torch.
 
     Args (fields):
-        stage_sizes: convolutions in each stage.
+        depths: convolutions in each stage.
         widths: channels of each stage.
-        full_resolution: also gives the feature at the image's size, so that a U-Net has a skip there.
+        full_resolution: also returns the map at the image's size, so that a U-Net has a skip there.
         coarsest: 8 builds no stages beyond 1/8 of the image, and that of 1/8 is then not pooled; 32 builds all.
         norm: factory of the normalisation after every convolution, None for none.
         act: activation.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> encoder = VGG(stage_sizes=(1, 1, 2, 2, 2))
+        >>> encoder = VGG(depths=(1, 1, 2, 2, 2))
         >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
-        >>> [feature.shape for feature in pyramid.features]
+        >>> [x.shape for x in pyramid.maps]
         [(1, 32, 32, 128), (1, 16, 16, 256), (1, 8, 8, 512), (1, 4, 4, 512), (1, 2, 2, 512)]
 
     References:
         Simonyan and Zisserman, Very deep convolutional networks, 2014. https://arxiv.org/abs/1409.1556 (table 1)
     """
 
-    stage_sizes: Sequence[int]
+    depths: Sequence[int]
     widths: Sequence[int] = (64, 128, 256, 512, 512)
     full_resolution: bool = False
     coarsest: int = 32
@@ -47,29 +51,28 @@ class VGG(nn.Module):
     act: Callable[[jax.Array], jax.Array] = nn.relu
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    pools = True
+    stem = "features_0"
 
     @property
-    def reductions(self) -> tuple[int, ...]:
-        """Image size over feature size, fine to coarse."""
-        levels = range(0 if self.full_resolution else 1, len(self.stage_sizes) + 1)
-        return tuple(2**level for level in levels if 2**level <= self.coarsest)
+    def scales(self) -> tuple[int, ...]:
+        return tuple(2**level for level in range(0 if self.full_resolution else 1, len(self.depths) + 1))
 
     @property
     def min_size(self) -> int:
-        """The smallest image side that survives all the poolings; models pad smaller images up to it."""
+        """The smallest image side that survives all the poolings."""
         return self.reductions[-1]
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
-        if self.coarsest < 2 or self.coarsest.bit_count() != 1:
-            raise ValueError(f"coarsest is 2, 4, 8, 16 or 32, got {self.coarsest}")
-        if len(self.stage_sizes) != len(self.widths):
-            raise ValueError(f"a stage has a size and a width; got {self.stage_sizes} and {self.widths}")
+        self.check(images)
+        if len(self.depths) != len(self.widths):
+            raise ValueError(f"a stage has a size and a width; got {self.depths} and {self.widths}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x, features, pool_indices = images, [], []
+        x, maps, pool_indices = images, [], []
         position = 0  # in torchvision's flat list of layers, from which the names come
         # The last level has no convolutions.
-        for level, (size, width) in enumerate(zip((*self.stage_sizes, 0), (*self.widths, 0), strict=True)):
+        for level, (size, width) in enumerate(zip((*self.depths, 0), (*self.widths, 0), strict=True)):
             if 2**level > self.coarsest:
                 break
             if level > 0:
@@ -85,15 +88,23 @@ class VGG(nn.Module):
                 else:
                     x = self.act(x)
                 position += 2
-            features.append(x)
-        return Pyramid(
-            tuple(features[0 if self.full_resolution else 1 :]), tuple(pool_indices), self.reductions, size_of(images)
-        )
+            maps.append(x)
+        return self.pyramid(images, maps if self.full_resolution else maps[1:], pool_indices)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of torchvision and timm."""
+        namings = backbone([Rule(r"features_(\d+)", r"features.\1")])
+        built = self.depths[: len(self.reductions) + (not self.full_resolution)]
+        if len(built) == len(self.depths):
+            return namings
+        # Convolution, norm and activation, and a pooling after each stage.
+        layers = sum(size * (2 if self.norm is None else 3) + 1 for size in built)
+        deeper = "|".join(map(str, range(layers, 100)))
+        return ignoring(namings, rf"features\.({deeper})\..*")
 
 
 # Simonyan and Zisserman 2014, table 1: A, B, D, E
 _STAGES = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
-VGGS = {name: partial(VGG, stage_sizes=sizes) for name, sizes in _STAGES.items()} | {
-    f"{name}_bn": partial(VGG, stage_sizes=sizes, norm=BatchNorm) for name, sizes in _STAGES.items()
-}
+register_encoders({name: partial(VGG, depths=sizes) for name, sizes in _STAGES.items()})
+register_encoders({f"{name}_bn": partial(VGG, depths=sizes, norm=BatchNorm) for name, sizes in _STAGES.items()})

@@ -1,5 +1,6 @@
 """Vision Transformer: the image as a sequence of patches; with timm's layout and names."""
 
+import re
 from functools import partial
 
 import flax.linen as nn
@@ -9,13 +10,16 @@ from jaxtyping import Array, Float
 
 from densezoo.blocks import Conv, DropPath, LayerNorm, attend, drop_path_rates, run_block, torch_bias, torch_uniform
 from densezoo.blocks import truncated_normal as kernel_init
+from densezoo.deprecation import renamed
+from densezoo.encoders.base import Encoder, register_encoders
+from densezoo.naming import SMP, TIMM, Naming, Rule
 from densezoo.types import Dtype, Pyramid, Size, size_of
 
 
 class Attention(nn.Module):
     """Every token looks at every other."""
 
-    heads: int
+    num_heads: int
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -23,7 +27,7 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         dense = partial(nn.Dense, kernel_init=kernel_init, dtype=self.dtype, param_dtype=self.param_dtype)
         channels = x.shape[-1]
-        qkv = dense(3 * channels, name="qkv")(x).reshape(*x.shape[:2], 3, self.heads, channels // self.heads)
+        qkv = dense(3 * channels, name="qkv")(x).reshape(*x.shape[:2], 3, self.num_heads, channels // self.num_heads)
         y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         return dense(channels, name="proj")(y.reshape(x.shape))
 
@@ -45,7 +49,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Attention, then the two linear layers, each with a norm before it and a shortcut around it."""
 
-    heads: int
+    num_heads: int
     mlp_ratio: int = 4
     drop_path: float = 0.0
     dtype: Dtype | None = None
@@ -54,36 +58,37 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"], *, train: bool = False) -> Float[Array, "b n c"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        y = Attention(self.heads, name="attn", **dtypes)(LayerNorm(name="norm1", **dtypes)(x))
+        y = Attention(self.num_heads, name="attn", **dtypes)(LayerNorm(name="norm1", **dtypes)(x))
         x = x + DropPath(self.drop_path)(y, train=train)
         y = Mlp(self.mlp_ratio * x.shape[-1], name="mlp", **dtypes)(LayerNorm(name="norm2", **dtypes)(x))
         return x + DropPath(self.drop_path)(y, train=train)
 
 
-class ViT(nn.Module):
+@renamed(width="embed_dim", heads="num_heads")
+class ViT(Encoder):
     """A Vision Transformer as an encoder: maps of the tokens after evenly spaced blocks, all at 1/16 of the image.
 
-    What it gives is not normalised: timm's last norm belongs to its classifier. The class token after each of these
+    The maps are not normalised: timm's last norm belongs to its classifier. The class token after each of these
     blocks is in the pyramid's `tokens`. An image whose sides are no multiples of the patch gets zeros below and to the
     right, and the maps have so many rows and columns more; the position embeddings are resampled to the image's grid
     (bicubic, antialiased), as timm does both with `dynamic_img_size` and `dynamic_img_pad`.
 
     Args (fields):
-        width: channels of every token.
+        embed_dim: channels of every token.
         depth: number of blocks.
-        heads: of the attention; they divide `width`.
+        num_heads: of the attention; they divide `embed_dim`.
         patch_size: side of the square that makes a token.
         grid: side of the grid of position embeddings: the side of the images that weights were made for, over the
           patch's.
-        levels: how many blocks give a feature: of 12, with 4 levels, the third, sixth, ninth and last.
+        levels: how many blocks give a map: of 12, with 4 levels, the third, sixth, ninth and last.
         drop_path: rate of stochastic depth in the last block; it grows from 0 in equal steps.
-        remat: works the inner maps of each block out anew in the backward pass, to save memory.
+        remat: recomputes the inside of the blocks in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> encoder = ViT(width=192, depth=12, heads=3)
+        >>> encoder = ViT(embed_dim=192, depth=12, num_heads=3)
         >>> pyramid, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 65, 3)))
-        >>> [feature.shape for feature in pyramid.features]
+        >>> [x.shape for x in pyramid.maps]
         [(1, 4, 5, 192), (1, 4, 5, 192), (1, 4, 5, 192), (1, 4, 5, 192)]
         >>> pyramid.tokens[0].shape
         (1, 1, 192)
@@ -92,9 +97,9 @@ class ViT(nn.Module):
         Dosovitskiy et al., An image is worth 16x16 words, 2020. https://arxiv.org/abs/2010.11929
     """
 
-    width: int
+    embed_dim: int
     depth: int
-    heads: int
+    num_heads: int
     patch_size: int = 16
     grid: int = 14
     levels: int = 4
@@ -102,24 +107,25 @@ class ViT(nn.Module):
     remat: bool = False
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    stem = "patch_embed"
 
     @property
-    def reductions(self) -> tuple[int, ...]:
-        """Image size over feature size: the same for all of them."""
+    def scales(self) -> tuple[int, ...]:
         return (self.patch_size,) * self.levels
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
-        if self.width % self.heads or not 1 <= self.levels <= self.depth:
+        if self.embed_dim % self.num_heads or not 1 <= self.levels <= self.depth:
             raise ValueError(
-                f"heads must divide width, and levels be 1 to depth={self.depth}; got heads={self.heads},"
-                f" width={self.width}, levels={self.levels}"
+                f"num_heads must divide embed_dim, and levels be 1 to depth={self.depth}; got"
+                f" num_heads={self.num_heads}, embed_dim={self.embed_dim}, levels={self.levels}"
             )
+        self.check(images)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         missing = [-side % self.patch_size for side in size_of(images)]
         x = jnp.pad(images, ((0, 0), *((0, pixels) for pixels in missing), (0, 0)))
         x = Conv(
-            self.width,
+            self.embed_dim,
             self.patch_size,
             self.patch_size,
             padding=0,
@@ -130,36 +136,52 @@ class ViT(nn.Module):
             **dtypes,
         )(x)
         size = size_of(x)
-        token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.width), self.param_dtype)
-        positions = self.param("pos_embed", kernel_init, (1, 1 + self.grid**2, self.width), self.param_dtype)
-        token = jnp.broadcast_to(token, (len(x), 1, self.width)).astype(x.dtype)
-        x = jnp.concatenate([token, x.reshape(len(x), -1, self.width)], axis=1)
+        token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.embed_dim), self.param_dtype)
+        positions = self.param("pos_embed", kernel_init, (1, 1 + self.grid**2, self.embed_dim), self.param_dtype)
+        token = jnp.broadcast_to(token, (len(x), 1, self.embed_dim)).astype(x.dtype)
+        x = jnp.concatenate([token, x.reshape(len(x), -1, self.embed_dim)], axis=1)
         x = x + self._resample(jnp.asarray(positions), size).astype(x.dtype)
 
         last_of_level = [int(self.depth / self.levels * level) - 1 for level in range(1, self.levels + 1)]
-        features, tokens = [], []
+        maps, tokens = [], []
         for index, rate in enumerate(drop_path_rates(self.drop_path, self.depth)):
-            block = Block(self.heads, drop_path=rate, name=f"blocks_{index}", **dtypes)
+            block = Block(self.num_heads, drop_path=rate, name=f"blocks_{index}", **dtypes)
             x = run_block(block, x, train=train, remat=self.remat)
             if index in last_of_level:
-                features.append(x[:, 1:].reshape(len(x), *size, self.width))
+                maps.append(x[:, 1:].reshape(len(x), *size, self.embed_dim))
                 tokens.append(x[:, :1])
-        return Pyramid(tuple(features), None, self.reductions, size_of(images), tuple(tokens))
+        return self.pyramid(images, maps, tokens=tokens)
 
     def _resample(self, positions: Float[Array, "1 n c"], size: Size) -> Float[Array, "1 _ c"]:
         """The position embeddings, the class token's first, for a grid of this size."""
         if size == (self.grid, self.grid):
             return positions
-        maps = positions[:, 1:].reshape(1, self.grid, self.grid, self.width)
+        maps = positions[:, 1:].reshape(1, self.grid, self.grid, self.embed_dim)
         # Antialiased, and of the cubics the one that torch takes with antialiasing (a = -0.5), unlike `ops`.
-        maps = jax.image.resize(maps, (1, *size, self.width), "cubic")
-        return jnp.concatenate([positions[:, :1], maps.reshape(1, -1, self.width)], axis=1)
+        maps = jax.image.resize(maps, (1, *size, self.embed_dim), "cubic")
+        return jnp.concatenate([positions[:, :1], maps.reshape(1, -1, self.embed_dim)], axis=1)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of timm."""
+        rules = [
+            Rule("patch_embed", "patch_embed.proj"),
+            Rule("cls_token", "cls_token"),
+            Rule("pos_embed", "pos_embed"),
+            Rule(r"blocks_(\d+)/(norm\d)", r"blocks.\1.\2"),
+            Rule(r"blocks_(\d+)/(attn|mlp)/(\w+)", r"blocks.\1.\2.\3"),
+        ]
+        return [
+            Naming(source, rules, prefix, ignored=rf"{re.escape(prefix)}(norm|fc_norm|head|pre_logits)\..*")
+            for source, prefix in ((SMP, "encoder.model."), (TIMM, ""), (TIMM, "backbone."))
+        ]
 
 
-VITS = {
-    # Dosovitskiy et al. 2020, table 1; tiny and small are from Touvron et al. 2020, https://arxiv.org/abs/2012.12877
-    "vit_tiny_patch16_224": partial(ViT, width=192, depth=12, heads=3),
-    "vit_small_patch16_224": partial(ViT, width=384, depth=12, heads=6),
-    "vit_base_patch16_224": partial(ViT, width=768, depth=12, heads=12),
-    "vit_large_patch16_224": partial(ViT, width=1024, depth=24, heads=16),
-}
+register_encoders(
+    {
+        # Dosovitskiy et al. 2020, table 1; tiny and small are from Touvron et al. 2020, https://arxiv.org/abs/2012.12877
+        "vit_tiny_patch16_224": partial(ViT, embed_dim=192, depth=12, num_heads=3),
+        "vit_small_patch16_224": partial(ViT, embed_dim=384, depth=12, num_heads=6),
+        "vit_base_patch16_224": partial(ViT, embed_dim=768, depth=12, num_heads=12),
+        "vit_large_patch16_224": partial(ViT, embed_dim=1024, depth=24, num_heads=16),
+    }
+)

@@ -1,6 +1,7 @@
 """The head of DPT."""
 
 from densezoo.heads.segmentation import SegmentationHead
+from densezoo.naming import SMP, Naming, Rule
 
 
 class DPTHead(SegmentationHead):
@@ -11,3 +12,7 @@ class DPTHead(SegmentationHead):
     """
 
     kernel_size: int = 1
+
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch."""
+        return [Naming(SMP, [Rule("conv", "segmentation_head.head.4")])]

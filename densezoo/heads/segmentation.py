@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import Bilinear, Conv, build
+from densezoo.naming import HRNET, PLAIN, SMP, TORCHVISION, Naming, Rule
 from densezoo.types import Dtype, Initializer, ModuleDef, Size
 
 
@@ -32,3 +33,13 @@ class SegmentationHead(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = Conv(self.num_classes, self.kernel_size, kernel_init=self.kernel_init, name="conv", **dtypes)(x)
         return x if x.shape[1:3] == size else build(self.upsample, name="upsample", **dtypes)(x, size)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of segmentation_models_pytorch, plain U-Nets, torchvision and HRNet's authors."""
+        return [
+            Naming(SMP, [Rule("conv", "segmentation_head.0")]),
+            Naming(PLAIN, [Rule("conv", "outc.conv")]),
+            Naming(PLAIN, [Rule("conv", "outc")]),
+            Naming(TORCHVISION, [Rule("conv", "classifier.4")]),
+            Naming(HRNET, [Rule("conv", "last_layer.3")]),
+        ]

@@ -11,6 +11,7 @@ from flax.errors import ScopeParamShapeError
 from jaxtyping import Array, Float
 
 from densezoo import ops
+from densezoo.encoders import Encoder
 from densezoo.types import Pyramid, size_of
 
 
@@ -18,7 +19,7 @@ class SegmentationModel(nn.Module):
     """image -> encoder -> pyramid -> decoder -> map -> head -> logits of exactly the image's size.
 
     Args (fields):
-        encoder: images -> Pyramid.
+        encoder: images -> Pyramid: an `Encoder`, or any module called like one.
         decoder: Pyramid -> map.
         head: (map, size) -> logits of that size.
         auxiliary: heads for the decoder's coarser scales (`AuxiliaryHeads`), which run in training only: the model then
@@ -130,7 +131,7 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
             " images.transpose(0, 2, 3, 1) brings them in order",
             stacklevel=3,
         )
-    smallest = getattr(encoder, "min_size", 1)
+    smallest = encoder.min_size if isinstance(encoder, Encoder) else 1
     missing = [max(0, smallest - side) for side in size_of(images)]
     if any(missing):
         images = jnp.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
@@ -141,8 +142,8 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
             f"the variables do not fit this encoder and images of {images.shape[-1]} channels (they come as NHWC, the"
             f" shape is {images.shape}): {error}"
         ) from error
-    # So that an encoder of one's own need give no more than features.
-    reductions = getattr(encoder, "reductions", pyramid.reductions)
-    if reductions is not None and len(reductions) != len(pyramid.features):
-        raise ValueError(f"each feature has a reduction; this encoder has {len(pyramid.features)} and {reductions=}")
-    return pyramid.replace(reductions=reductions, image_size=size_of(images))
+    reductions = pyramid.reductions
+    if reductions is not None and len(reductions) != len(pyramid.maps):
+        raise ValueError(f"each map has a reduction; this encoder has {len(pyramid.maps)} maps and {reductions=}")
+    # A plain module may return no more than maps.
+    return pyramid.replace(image_size=size_of(images))

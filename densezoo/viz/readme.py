@@ -12,7 +12,6 @@ from typing import Annotated
 
 import tyro
 
-from densezoo.blueprints import reductions
 from densezoo.files import replace
 from densezoo.zoo import blueprints, create_encoder, list_encoders
 
@@ -43,7 +42,7 @@ def zoo_tables() -> str:
     groups: dict[tuple[str, str], list[str]] = {}
     for name in list_encoders():
         encoder = create_encoder(name)
-        strides = ", ".join(map(str, reductions(encoder)))
+        strides = ", ".join(map(str, encoder.reductions))
         groups.setdefault((type(encoder).__name__, strides), []).append(name)
     encoders = [
         (f"`{cls}`", " ".join(f"`{name}`" for name in sorted(names, key=_natural)), strides)

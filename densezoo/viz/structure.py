@@ -20,7 +20,7 @@ class Box:
     """A map of the model: the last of those that follow each other at one size.
 
     Attributes:
-        name: where it comes from, such as `encoder.features[1]` or `decoder.block0`.
+        name: where it comes from, such as `encoder.maps[1]` or `decoder.block0`.
         column: the part that it belongs to, such as `encoder`, `decoder.top_down`, `head`; `image` for the input.
         size: (height, width).
         channels: of the map.
@@ -104,7 +104,7 @@ def architecture(model: nn.Module, *, image_size: Size = (256, 256), channels: i
         >>> model = dz.create_model("unet", dz.PlainEncoder(features=(8, 16)), num_classes=2)
         >>> read = architecture(model)
         >>> [(box.name, box.stride, box.channels) for box in read.boxes if box.column == "encoder"]
-        [('encoder.features[0]', 1, 8), ('encoder.features[1]', 2, 16)]
+        [('encoder.maps[0]', 1, 8), ('encoder.maps[1]', 2, 16)]
         >>> [link.join for link in read.links if link.kind == "skip"]
         ['concat']
     """

@@ -29,7 +29,7 @@ class Map:
         key: the same in every run of a model on images of one shape.
         path: of the module; empty for the image.
         module: that gave it; None for the image.
-        inside: where the array is in what the module gives, such as `.features[1]`; empty if it is all of it.
+        inside: where the array is in what the module gives, such as `.maps[1]`; empty if it is all of it.
         shape: NHWC.
         integer: it holds whole numbers, such as pooling indices.
         sources: the maps that it is computed from directly, each with the primitive in which it first met another one.

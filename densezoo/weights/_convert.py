@@ -12,21 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from densezoo.weights._files import open_containers, read_with_facts
-from densezoo.weights._report import Misfit
-from densezoo.weights._slots import (
+from densezoo.encoders import Encoder
+from densezoo.naming import NEVER_NEEDED, Naming
+from densezoo.weights._files import open_containers, read_with_metadata
+from densezoo.weights._parameters import (
+    Parameter,
     Path,
-    Slot,
     choose,
-    family_of,
     initialise,
+    parameters_of,
     parts_of,
     shapes_of,
-    slots_of,
     stem_path,
     whole,
 )
-from densezoo.weights.names.rules import NEVER_NEEDED, Naming
+from densezoo.weights._report import Report
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 
@@ -76,7 +76,7 @@ def from_torch(
         >>> arrays = {"inc.double_conv.0.weight": np.zeros((4, 3, 3, 3)), "inc.double_conv.0.bias": np.zeros(4)}
         >>> arrays |= {"inc.double_conv.2.weight": np.zeros((4, 4, 3, 3)), "inc.double_conv.2.bias": np.ones(4)}
         >>> variables = from_torch(encoder, arrays)
-        >>> encoder.apply(variables, jnp.ones((1, 2, 2, 3))).features[0][0, 0, 0].tolist()
+        >>> encoder.apply(variables, jnp.ones((1, 2, 2, 3))).maps[0][0, 0, 0].tolist()
         [1.0, 1.0, 1.0, 1.0]
         >>> model = dz.create_model("fpn", encoder)
         >>> sorted(from_torch(model, arrays, part="encoder")["params"])
@@ -94,33 +94,34 @@ def from_torch(
     tree = shapes_of(model, channels)
     namings = choose(parts, tree, names)
 
-    def slots_in(parts: Iterable[str]) -> list[Slot]:
-        return [slot for name in parts for slot in slots_of(name, tree, namings[name])]
+    def parameters_in(parts: Iterable[str]) -> list[Parameter]:
+        return [p for name in parts for p in parameters_of(name, tree, namings[name])]
 
-    slots = slots_in(wanted)
-    stem = next((slot.name for slot in slots if slot.path == stem_path(model)), None)
+    parameters = parameters_in(wanted)
+    stem = next((p.name for p in parameters if p.path == stem_path(model)), None)
     if stem is not None and stem in names and np.ndim(names[stem]) == 4:
         came = np.shape(names[stem])[1]
         if in_channels is None and came != channels:
             channels = came
             tree = shapes_of(model, channels)
-            slots = slots_in(wanted)
+            parameters = parameters_in(wanted)
         elif came != channels:
             names[stem] = _spread(as_numpy(names[stem]), channels)
     if part is None:
-        slots = whole(slots, tree)
+        parameters = whole(parameters, tree)
 
-    misfit = Misfit(names.source, model, part, slots, {name: tuple(np.shape(array)) for name, array in names.items()})
-    values, used = _fill(slots, names, misfit)
-    others = slots_in(name for name in parts if name not in wanted)
-    # Not looked at: what the reference has for the other parts of the model, and what lies outside of this one.
-    elsewhere = {slot.name for slot in others} | set(folded_biases(others, names))
-    ignored = _ignored(wanted, {name: namings[name] for name in wanted}, slots)
-    misfit.left_over = [n for n in names if n not in used | elsewhere and not re.fullmatch(ignored, n)]
-    if misfit:
+    shapes = {name: tuple(np.shape(array)) for name, array in names.items()}
+    report = Report(names.source, model, part, parameters, shapes)
+    values, used = _fill(parameters, names, report)
+    others = parameters_in(name for name in parts if name not in wanted)
+    # Ignored: what the reference has for the other parts of the model, and what is outside of this one.
+    elsewhere = {p.name for p in others} | set(folded_biases(others, names))
+    ignored = _ignored(wanted, {name: namings[name] for name in wanted}, parameters)
+    report.unexpected = [n for n in names if n not in used | elsewhere and not re.fullmatch(ignored, n)]
+    if report:
         if strict:
-            raise ValueError(misfit.message(strict=True))
-        warnings.warn(misfit.message(strict=False), stacklevel=2)
+            raise ValueError(report.message(strict=True))
+        warnings.warn(report.message(strict=False), stacklevel=2)
     rest = [path for path in tree if path not in values]
     if rest:
         values |= initialise(model, rest, channels, jax.random.key(0) if key is None else key)
@@ -145,9 +146,9 @@ def read_names(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> Names:
     source = "the checkpoint"
     if isinstance(checkpoint, (str, os.PathLike)):
         source = os.fspath(checkpoint)
-        read, facts = read_with_facts(checkpoint)
+        read, metadata = read_with_metadata(checkpoint)
         arrays: dict[str, Any] = dict(read)
-        if facts is not None:
+        if metadata is not None:
             raise ValueError(f"{source} is a file of dz.save: dz.load(path, model=model) gives the model and variables")
     elif isinstance(checkpoint, Mapping):
         source = getattr(checkpoint, "source", source)
@@ -162,17 +163,16 @@ def read_names(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> Names:
     return Names({name.removeprefix(wrapper): array for name, array in arrays.items()}, source, wrapper)
 
 
-def _ignored(parts: Mapping[str, nn.Module], namings: Mapping[str, Naming | None], slots: list[Slot]) -> str:
+def _ignored(parts: Mapping[str, nn.Module], namings: Mapping[str, Naming | None], parameters: list[Parameter]) -> str:
     """A pattern of the checkpoint's names that need no place in these parts."""
     patterns = [NEVER_NEEDED, *(naming.ignored for naming in namings.values() if naming and naming.ignored)]
     if len(parts) == 1:
-        # A part of the checkpoint of a whole model: what is outside of it is not looked at.
+        # A part of the checkpoint of a whole model: what is outside of it is ignored.
         (module,), (naming,) = parts.values(), namings.values()
-        family = family_of(module)
         if naming is not None and naming.prefix:
             patterns.append(rf"(?!{re.escape(naming.prefix)}).*")
-        elif family is not None and family.stem is None:
-            mine = "|".join(sorted({re.escape(slot.name.split(".")[0]) for slot in slots if slot.name}))
+        elif naming is not None and not isinstance(module, Encoder):
+            mine = "|".join(sorted({re.escape(p.name.split(".")[0]) for p in parameters if p.name}))
             patterns.append(rf"(?!(?:{mine})\.).*")
     return "|".join(f"(?:{pattern})" for pattern in patterns)
 
@@ -185,45 +185,44 @@ def _spread(kernel: np.ndarray, channels: int) -> np.ndarray:
     return repeated.astype(np.float32) * np.float32(kernel.shape[1] / channels)
 
 
-def _fill(slots: list[Slot], names: Names, misfit: Misfit) -> tuple[dict[Path, jax.Array], set[str]]:
-    """The arrays that fit, by their paths here, and the names that were needed; `misfit` gets the rest."""
+def _fill(parameters: list[Parameter], names: Names, report: Report) -> tuple[dict[Path, jax.Array], set[str]]:
+    """The arrays that fit, by their paths here, and the names that were needed; `report` gets the rest."""
     values: dict[Path, np.ndarray] = {}
     used: set[str] = set()
-    for slot in slots:
-        if slot.name is None:
-            misfit.unnamed.append("/".join(slot.path))
-        elif slot.name not in names:
-            misfit.missing.append(slot.name)
+    for parameter in parameters:
+        if parameter.name is None:
+            report.unnamed.append("/".join(parameter.path))
+        elif parameter.name not in names:
+            report.missing.append(parameter.name)
         else:
-            used.add(slot.name)
-            array = as_numpy(names[slot.name])
-            if array.shape != slot.shape_there or not jnp.issubdtype(array.dtype, jnp.floating):
-                misfit.wrong.append(
-                    f"{slot.name} came {array.shape} {array.dtype}, expected {slot.shape_there} {np.dtype(slot.dtype)}"
-                )
+            used.add(parameter.name)
+            array = as_numpy(names[parameter.name])
+            if array.shape != parameter.shape_there or not jnp.issubdtype(array.dtype, jnp.floating):
+                expected = f"{parameter.shape_there} {np.dtype(parameter.dtype)}"
+                report.mismatched.append(f"{parameter.name} came {array.shape} {array.dtype}, expected {expected}")
             else:
                 # A copy: an array of the caller's must not be the parameter itself.
-                values[slot.path] = array.transpose(slot.axes).astype(slot.dtype, order="C", copy=True)
-    for name, mean in folded_biases(slots, names).items():
+                values[parameter.path] = array.transpose(parameter.axes).astype(parameter.dtype, order="C", copy=True)
+    for name, mean in folded_biases(parameters, names).items():
         if mean in values:
             values[mean] = values[mean] - as_numpy(names[name]).astype(values[mean].dtype)
             used.add(name)
     return {path: jnp.asarray(value) for path, value in values.items()}, used
 
 
-def folded_biases(slots: list[Slot], names: Mapping[str, Any]) -> dict[str, Path]:
+def folded_biases(parameters: list[Parameter], names: Mapping[str, Any]) -> dict[str, Path]:
     """Names of biases that the model lacks -> the running means to take them off.
 
     norm(x + bias; mean) = norm(x; mean - bias).
     """
-    sizes = {slot.path: slot.shape for slot in slots}
+    sizes = {p.path: p.shape for p in parameters}
     folded = {}
-    for slot in slots:
-        *module, leaf = slot.path[1:]
+    for parameter in parameters:
+        *module, leaf = parameter.path[1:]
         mean = ("batch_stats", *module[:-1], "norm", "mean")
-        if leaf != "kernel" or slot.name is None or ("params", *module, "bias") in sizes or mean not in sizes:
+        if leaf != "kernel" or parameter.name is None or ("params", *module, "bias") in sizes or mean not in sizes:
             continue
-        name = slot.name.removesuffix("weight") + "bias"
+        name = parameter.name.removesuffix("weight") + "bias"
         if name in names and np.shape(names[name]) == sizes[mean]:
             folded[name] = mean
     return folded

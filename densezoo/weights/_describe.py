@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_ROOMS = ("blocks", "encoders", "decoders", "heads", "models")
+from densezoo.deprecation import new_names
+
+_PACKAGES = ("blocks", "encoders", "decoders", "heads", "models")
 _FLAX = ("BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm")
 _ACTIVATIONS = (
     *("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "squareplus"),
@@ -33,7 +35,7 @@ def describe(value: Any, where: str) -> Any:
 
     A default is written too, since another version may have another, which an old file would then silently get. Only
     one that has no name is left to the class: those are initialisers, which a model with its variables does not need. A
-    factory has the keywords that it was given, for what makes a module of it gives it others.
+    factory has the keywords that it was given, for its caller adds others.
 
     Args:
         value: a module, a factory of modules, a function or type of the lists here, or plain data.
@@ -79,11 +81,11 @@ def build(description: Any) -> Any:
         return tuple(build(item) for item in description)
     match description:
         case {"class": name, "fields": {**fields}}:
-            return _construct(_look_up(name, _classes(), "class"), fields)
+            cls = _look_up(name, _classes(), "class")
+            return cls(**_arguments(cls, fields))
         case {"partial": name, "keywords": {**keywords}}:
             function = _look_up(name, _classes() | _functions(), "function")
-            _check_fields(function, keywords)
-            return functools.partial(function, **{key: build(item) for key, item in keywords.items()})
+            return functools.partial(function, **_arguments(function, keywords))
         case {"type": name}:
             return _look_up(name, _classes(), "class")
         case {"function": name}:
@@ -103,16 +105,14 @@ def _describe_partial(value: functools.partial, where: str) -> dict[str, Any]:
     return {"partial": name, "keywords": {key: describe(item, f"{where}.{key}") for key, item in keywords.items()}}
 
 
-def _construct(cls: type[nn.Module], fields: dict[str, Any]) -> nn.Module:
-    _check_fields(cls, fields)
-    return cls(**{name: build(value) for name, value in fields.items()})
-
-
-def _check_fields(function: Any, fields: dict[str, Any]) -> None:
-    if isinstance(function, type):
-        for name in fields:
-            if name not in _fields(function):
-                raise Unknown(f"the field {name!r} of {function.__name__}")
+def _arguments(function: Any, described: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a class or function, under their present names where they were renamed."""
+    names = new_names(function)
+    arguments = {names.get(name, name): build(value) for name, value in described.items()}
+    for name in arguments if isinstance(function, type) else ():
+        if name not in _fields(function):
+            raise Unknown(f"the field {name!r} of {function.__name__}")
+    return arguments
 
 
 def _fields(cls: Any) -> dict[str, dataclasses.Field]:
@@ -151,19 +151,19 @@ def _indescribable(value: Any, where: str) -> ValueError:
 
 
 def _modules() -> list[ModuleType]:
-    """The rooms that hold modules, and the files in them."""
-    rooms = [importlib.import_module(f"densezoo.{room}") for room in _ROOMS]
-    return rooms + [
+    """The packages that hold modules, and the files in them."""
+    packages = [importlib.import_module(f"densezoo.{package}") for package in _PACKAGES]
+    return packages + [
         value
-        for room in rooms
-        for value in vars(room).values()
-        if isinstance(value, ModuleType) and value.__name__.startswith(f"{room.__name__}.")
+        for package in packages
+        for value in vars(package).values()
+        if isinstance(value, ModuleType) and value.__name__.startswith(f"{package.__name__}.")
     ]
 
 
 @functools.cache
 def _classes() -> dict[str, type[nn.Module]]:
-    """The modules here by name: those that a room exports by their own, the others as `encoders.resnet.ResNet`."""
+    """The modules here by name: those that a package exports by their own, the others as `encoders.resnet.ResNet`."""
     classes: dict[str, type[nn.Module]] = {f"flax.linen.{name}": getattr(nn, name) for name in _FLAX}
     exported: dict[str, list[type[nn.Module]]] = {}
     for module in _modules():
@@ -172,7 +172,7 @@ def _classes() -> dict[str, type[nn.Module]]:
                 continue
             if value.__module__ == module.__name__:
                 classes[f"{module.__name__.removeprefix('densezoo.')}.{name}"] = value
-            elif name in getattr(module, "__all__", ()):
+            elif module.__name__.removeprefix("densezoo.") in _PACKAGES:
                 exported.setdefault(name, []).append(value)
     return classes | {name: found[0] for name, found in exported.items() if len(found) == 1}
 
@@ -184,7 +184,7 @@ def _functions() -> dict[str, Callable[..., Any]]:
     functions = {name: getattr(jax.nn, name) for name in _ACTIVATIONS}
     functions |= {name: getattr(blocks, name) for name in _INITIALIZERS}
     functions |= {"zeros": nn.initializers.zeros, "ones": nn.initializers.ones}
-    # Initialisers of a room's own, such as `decoders.hrnet.hrnet_normal`.
+    # Initialisers in the packages, such as `decoders.hrnet.hrnet_normal`.
     for module in _modules():
         for name, value in vars(module).items():
             made_by_jax = str(getattr(value, "__module__", "")).endswith("nn.initializers") and callable(value)

@@ -9,10 +9,19 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from densezoo.naming import DETECTORS, SMP, TIMM, Naming
 from densezoo.weights._convert import Names, as_numpy, folded_biases, read_names
+from densezoo.weights._parameters import (
+    Parameter,
+    Path,
+    choose,
+    differences,
+    namings_of,
+    parameters_of,
+    parts_of,
+    whole,
+)
 from densezoo.weights._report import shortened
-from densezoo.weights._slots import Path, Slot, choose, differences, namings_of, parts_of, slots_of, whole
-from densezoo.weights.names.rules import DETECTORS, SMP, TIMM, Naming
 
 
 def to_torch(
@@ -24,7 +33,7 @@ def to_torch(
 ) -> dict[str, np.ndarray]:
     """A model's variables under the names and with the axes of a reference: the inverse of `from_torch`.
 
-    There and back is exact, bit for bit, but for biases that `from_torch` took into running means: they stay there.
+    The round trip is bit-exact, except for biases that `from_torch` moved into running means: they stay there.
     Batch norms have a `num_batches_tracked` of zero. Auxiliary heads are left out: no reference has them.
 
     Args:
@@ -64,13 +73,13 @@ def to_torch(
             raise ValueError(f"the names are those of `like`: leave naming={naming!r} out")
         names = read_names(like)
         chosen = choose(parts, tree, names)
-        slots = whole([slot for part in parts for slot in slots_of(part, tree, chosen[part])], tree)
-        return _completed(_arrays(slots, tree, names.source), slots, names)
+        parameters = whole([p for part in parts for p in parameters_of(part, tree, chosen[part])], tree)
+        return _completed(_arrays(parameters, tree, names.source), parameters, names)
     namings = {part: namings_of(module) for part, module in parts.items()}
     sources = [naming] if naming else _sources(namings)
     found = {source: _named(namings, tree, source) for source in sources}
-    source = next((s for s in sources if all(slot.name for slot in found[s])), sources[0])
-    if not any(slot.name for slot in found[source]):
+    source = next((s for s in sources if all(p.name for p in found[s])), sources[0])
+    if not any(p.name for p in found[source]):
         known = dict.fromkeys(n.source for each in namings.values() for n in each)
         raise ValueError(f"the model has no names in {source!r}; there are: {', '.join(known) or 'none for it'}")
     return _arrays(found[source], tree, source)
@@ -82,32 +91,32 @@ def _sources(namings: Mapping[str, list[Naming]]) -> list[str]:
     return list(dict.fromkeys([usual, *(naming.source for each in namings.values() for naming in each)]))
 
 
-def _named(namings: Mapping[str, list[Naming]], tree: Mapping[Path, Any], source: str) -> list[Slot]:
+def _named(namings: Mapping[str, list[Naming]], tree: Mapping[Path, Any], source: str) -> list[Parameter]:
     """The arrays with the names that a source gives them, each part in the form that names most of it."""
     sources = {source, *(n.source for each in namings.values() for n in each if n.prefix == source)}
-    slots: list[Slot] = []
+    parameters: list[Parameter] = []
     for part, each in namings.items():
         fitting = [n for n in each if n.prefix == source] or [n for n in each if n.source in sources]
-        forms = [slots_of(part, tree, form) for form in fitting or [None]]
-        slots += min(forms, key=lambda form: sum(slot.name is None for slot in form))
-    return whole(slots, tree)
+        forms = [parameters_of(part, tree, form) for form in fitting or [None]]
+        parameters += min(forms, key=lambda form: sum(p.name is None for p in form))
+    return whole(parameters, tree)
 
 
-def _arrays(slots: list[Slot], tree: Mapping[Path, Any], source: str) -> dict[str, np.ndarray]:
-    nameless = sorted((slot.path for slot in slots if slot.name is None), key=lambda path: path[0] != "params")
+def _arrays(parameters: list[Parameter], tree: Mapping[Path, Any], source: str) -> dict[str, np.ndarray]:
+    nameless = sorted((p.path for p in parameters if p.name is None), key=lambda path: path[0] != "params")
     if unnamed := ["/".join(path) for path in nameless]:
         raise ValueError(
             f"{len(unnamed)} arrays of the model have no name in {source!r}: {shortened(unnamed)}. What the reference"
             " lacks cannot go there; dz.save keeps every model."
         )
     arrays: dict[str, np.ndarray] = {}
-    for slot in slots:
-        name = str(slot.name)
+    for parameter in parameters:
+        name = str(parameter.name)
         if name in arrays:
             raise ValueError(
-                f"two arrays of the model have the name {name} in {source!r}, one is {'/'.join(slot.path)}"
+                f"two arrays of the model have the name {name} in {source!r}, one is {'/'.join(parameter.path)}"
             )
-        arrays[name] = _exported(np.asarray(tree[slot.path]).transpose(np.argsort(slot.axes)))
+        arrays[name] = _exported(np.asarray(tree[parameter.path]).transpose(np.argsort(parameter.axes)))
         if name.endswith(".running_mean"):
             arrays[name.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
     return arrays
@@ -119,9 +128,9 @@ def _exported(array: np.ndarray) -> np.ndarray:
     return np.array(array, dtype, order="C", copy=True)
 
 
-def _completed(arrays: Mapping[str, np.ndarray], slots: list[Slot], like: Names) -> dict[str, np.ndarray]:
+def _completed(arrays: Mapping[str, np.ndarray], parameters: list[Parameter], like: Names) -> dict[str, np.ndarray]:
     """The arrays with exactly the names of another checkpoint, and what only that has."""
-    ours = {str(slot.name): slot.shape_there for slot in slots}
+    ours = {str(p.name): p.shape_there for p in parameters}
     wrong = [f"{name} is missing in it" for name in ours if name not in like]
     wrong += [
         f"{name} is {np.shape(like[name])} in it, here {shape}"
@@ -130,7 +139,7 @@ def _completed(arrays: Mapping[str, np.ndarray], slots: list[Slot], like: Names)
     ]
     if wrong:
         raise ValueError(f"{like.source} is not of the same model: {shortened(wrong)}")
-    folded = folded_biases(slots, like)
+    folded = folded_biases(parameters, like)
 
     def value(name: str) -> np.ndarray:
         if name in arrays:

@@ -76,13 +76,13 @@ def read_checkpoint(path: str | os.PathLike[str], *, entry: str | None = None) -
         >>> {name: array.shape for name, array in read_checkpoint(path).items()}
         {'conv1.weight': (8, 3, 3, 3)}
     """
-    return read_with_facts(path, entry)[0]
+    return read_with_metadata(path, entry)[0]
 
 
-def read_with_facts(
+def read_with_metadata(
     path: str | os.PathLike[str], entry: str | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
-    """As `read_checkpoint`, and what `dz.save` wrote beside the arrays, from one reading; None for any other file."""
+    """As `read_checkpoint`, and the metadata that `dz.save` wrote, from one reading; None for any other file."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected a checkpoint file in it")
@@ -97,7 +97,7 @@ def read_with_facts(
             return _read_legacy(path.read_bytes(), entry), None
         if start[8:9] == b"{" or (path.suffix == ".safetensors" and _explain(start) is None):
             data = path.read_bytes()
-            return _read_safetensors(data, entry), _facts(data)
+            return _read_safetensors(data, entry), _metadata(data)
     except UnpickleError as error:
         raise ValueError(f"{path}: {error}. {_CONVERT}") from error
     except (*_DAMAGED, safetensors.SafetensorError) as error:
@@ -106,13 +106,13 @@ def read_with_facts(
     raise ValueError(f"{path} is not a checkpoint: {reason}")
 
 
-def _facts(data: bytes) -> dict[str, Any] | None:
+def _metadata(data: bytes) -> dict[str, Any] | None:
     """What a safetensors file says of itself beside its arrays, if `dz.save` wrote it."""
     length = int.from_bytes(data[:8], "little")
     try:
-        facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][NATIVE])
-        if isinstance(facts["format"], int) and isinstance(facts["version"], str) and "model" in facts:
-            return facts
+        metadata = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][NATIVE])
+        if isinstance(metadata["format"], int) and isinstance(metadata["version"], str) and "model" in metadata:
+            return metadata
     except (KeyError, TypeError, ValueError, RecursionError):
         pass
     return None
@@ -137,7 +137,7 @@ def open_containers(contents: Any, entry: str | None = None) -> Mapping[Any, Any
 
 
 def _explain(start: bytes) -> str | None:
-    """What a file is that starts like this, if that is easily told."""
+    """What a file is that starts like this, if that is easy to see."""
     text = start.lstrip().lower()
     if not start:
         return "it is empty"

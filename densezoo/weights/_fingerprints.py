@@ -1,6 +1,6 @@
 """Which encoder of the zoo a set of weights is, by how many arrays and numbers it has.
 
-The counts of every encoder are in `fingerprints.json`, because to count them anew takes a minute; this writes them:
+The counts of every encoder are in `fingerprints.json`, because counting takes a minute; this writes them:
 `python -c "from densezoo.weights._fingerprints import write; write()"`.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path as File
 
 from densezoo.encoders import ENCODERS
-from densezoo.weights._slots import Path, family_of, namings_of, shapes_of, stem_path
-from densezoo.weights.names.rules import NEVER_NEEDED, Naming
+from densezoo.naming import NEVER_NEEDED, Naming
+from densezoo.weights._parameters import Path, shapes_of, stem_path
 
 FILE = File(__file__).with_name("fingerprints.json")
 _CLASSIFIERS = r"(fc|_fc|classifier|head|last_linear)\..*"
@@ -59,8 +59,8 @@ def identify(shapes: Mapping[str, Shape]) -> list[str]:
     names = []
     for name, counts in known().items():
         encoder = ENCODERS[name]()
-        family = family_of(encoder)
-        if family and family.stem and any(looks_like(naming, family.stem, counts) for naming in namings_of(encoder)):
+        stem = encoder.stem
+        if stem and any(looks_like(naming, stem, counts) for naming in encoder.reference_names()):
             names.append(name)
     return sorted(names, key=lambda name: known()[name], reverse=True)
 

@@ -12,7 +12,7 @@ import jax
 
 from densezoo.encoders import ENCODERS
 from densezoo.weights._convert import from_torch
-from densezoo.weights._slots import parts_of
+from densezoo.weights._parameters import parts_of
 from densezoo.zoo import create_encoder
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")

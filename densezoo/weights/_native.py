@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 
 from densezoo.files import replace
 from densezoo.weights._describe import Unknown, build, describe
-from densezoo.weights._files import NATIVE, is_storable, read_with_facts
+from densezoo.weights._files import NATIVE, is_storable, read_with_metadata
+from densezoo.weights._parameters import Path, differences
 from densezoo.weights._report import shortened
-from densezoo.weights._slots import Path, differences
 
 _FORMAT = 1
 
@@ -42,7 +42,7 @@ def save(
     written whole or not at all.
 
     Args:
-        path: of the file, by custom *.safetensors.
+        path: of the file, *.safetensors by convention.
         model: made of densezoo's modules. None writes the variables alone, for a model with modules of one's own.
         variables: what `model.apply` takes; every collection, in its types.
         task: what the model is for, such as `dz.tasks.Segmentation(...)`; `dz.load_predictor` needs it.
@@ -83,17 +83,17 @@ def save(
     arrays = {"/".join(path): np.array(value, order="C", copy=True) for path, value in tree.items()}
     if wrong := [f"{name} is {array.dtype}" for name, array in arrays.items() if not is_storable(array.dtype)]:
         raise ValueError(f"these types of arrays cannot be written: {shortened(wrong)}")
-    facts = {"format": _FORMAT, "version": _version(), "model": description}
+    metadata = {"format": _FORMAT, "version": _version(), "model": description}
     if task is not None:
         from densezoo import tasks  # which needs more packages than a model does
 
-        facts["task"] = tasks.describe(task)
+        metadata["task"] = tasks.describe(task)
         classes = classes or getattr(task, "class_names", None)
     if preprocessing is not None:
-        facts["preprocessing"] = dataclasses.asdict(preprocessing)
+        metadata["preprocessing"] = dataclasses.asdict(preprocessing)
     if classes:
-        facts["classes"] = list(classes)
-    replace(File(path), lambda temporary: save_file(arrays, temporary, metadata={NATIVE: json.dumps(facts)}))
+        metadata["classes"] = list(classes)
+    replace(File(path), lambda temporary: save_file(arrays, temporary, metadata={NATIVE: json.dumps(metadata)}))
 
 
 def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
@@ -119,15 +119,15 @@ def load_with_metadata(
     path: str | os.PathLike[str], *, model: nn.Module | None = None
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """As `load`, with what else the file says: `task`, `preprocessing`, `classes`, `version`."""
-    arrays, facts = read_with_facts(path)
-    if facts is None:
+    arrays, metadata = read_with_metadata(path)
+    if metadata is None:
         raise ValueError(
             f"{path} is not a file of dz.save: it does not say what model it is of. For a PyTorch checkpoint, build the"
             " model and call dz.weights.from_torch(model, path)"
         )
     tree = {tuple(name.split("/")): _array(value) for name, value in arrays.items()}
     if model is None:
-        model = _build(path, facts)
+        model = _build(path, metadata)
         try:
             lines = differences(model, tree)
         except Exception as error:  # of Flax, JAX or a module: anything may stand in a field
@@ -136,23 +136,23 @@ def load_with_metadata(
         lines = differences(model, tree)
     if lines:
         raise ValueError(f"the variables in {path} are not those of the model: {shortened(lines)}")
-    return model, unflatten_dict(tree), facts
+    return model, unflatten_dict(tree), metadata
 
 
-def _build(path: str | os.PathLike[str], facts: dict[str, Any]) -> nn.Module:
-    if facts["model"] is None:
+def _build(path: str | os.PathLike[str], metadata: dict[str, Any]) -> nn.Module:
+    if metadata["model"] is None:
         raise ValueError(f"{path} holds variables alone: build their model in code and call dz.load(path, model=model)")
     try:
-        if facts["format"] > _FORMAT:
-            raise Unknown(f"the format {facts['format']}")
-        model = build(facts["model"])
+        if metadata["format"] > _FORMAT:
+            raise Unknown(f"the format {metadata['format']}")
+        model = build(metadata["model"])
         if isinstance(model, nn.Module):
             return model
         raise Unknown("something else than a model")
     except (Unknown, RecursionError) as error:
         raise ValueError(
             f"{path} has {str(error)[:200]} in its model, which densezoo {_version()} does not know; the file"
-            f" was written by densezoo {facts['version']}. Update densezoo, or build the model in code and call"
+            f" was written by densezoo {metadata['version']}. Update densezoo, or build the model in code and call"
             " dz.load(path, model=model)"
         ) from error
     except (TypeError, ValueError) as error:

@@ -13,11 +13,9 @@ from densezoo.decoders import UNetDecoder
 from densezoo.encoders import PlainEncoder
 from densezoo.heads import SegmentationHead
 from densezoo.models import SegmentationModel
+from densezoo.naming import PLAIN, Named, Naming
 from densezoo.types import ModuleDef
 from densezoo.weights._convert import from_torch, read_names
-from densezoo.weights.names import FAMILIES
-from densezoo.weights.names.plain import PLAIN
-from densezoo.weights.names.rules import Naming
 
 _BILINEAR = partial(Bilinear, align_corners=True)  # as most of these have it
 
@@ -60,8 +58,8 @@ def plain_unet(
     names = read_names(checkpoint)
     shapes = {name: tuple(np.shape(array)) for name, array in names.items()}
 
-    def plain(module: Any) -> list[Naming]:
-        return [naming for naming in FAMILIES[type(module)].namings(module) if naming.source == PLAIN]
+    def plain(module: Named) -> list[Naming]:
+        return [naming for naming in module.reference_names() if naming.source == PLAIN]
 
     def shape(naming: Naming, path: str) -> tuple[int, ...] | None:
         found = naming.find(path)

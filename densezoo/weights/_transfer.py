@@ -11,9 +11,9 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from densezoo.weights._convert import from_torch
-from densezoo.weights._files import read_with_facts
+from densezoo.weights._files import read_with_metadata
+from densezoo.weights._parameters import Path, initialise, parts_of, shapes_of
 from densezoo.weights._report import shortened
-from densezoo.weights._slots import Path, initialise, parts_of, shapes_of
 
 _log = logging.getLogger(__name__)
 _HEADS = ("head", "auxiliary")
@@ -62,7 +62,7 @@ def start_from(
     parts = parts_of(model)
     if part is not None and part not in parts:
         raise ValueError(f"part is one of {', '.join(parts)}, or None for the whole model; got {part!r}")
-    arrays, metadata = ({}, None) if isinstance(path, Mapping) else read_with_facts(path)
+    arrays, metadata = ({}, None) if isinstance(path, Mapping) else read_with_metadata(path)
     if metadata is None:
         return _from_pytorch(model, path, parts, part, in_channels, key)
     tree: dict[Path, Any] = {tuple(name.split("/")): value for name, value in arrays.items()}

@@ -10,7 +10,6 @@ import pytest
 
 import densezoo as dz
 from densezoo import weights
-from densezoo.weights.names import FAMILIES
 
 KEY = jax.random.key(0)
 PARITY = Path(__file__).parents[1] / "weights" / "test_parity.py"
@@ -45,9 +44,9 @@ def test_the_map_at_a_quarter_joins(reductions, joins):
     y, variables = shapes(dz.DeepLabV3PlusDecoder(**SMALL), pyramid)
     assert variables["params"]["block1"]["conv"]["kernel"].shape == (1, 1, joins, 48)
     assert variables["params"]["aspp"]["convs_0"]["conv"]["kernel"].shape == (1, 1, len(reductions), 8)
-    assert y.shape == (*pyramid.features[joins - 1].shape[:3], 8)
+    assert y.shape == (*pyramid.maps[joins - 1].shape[:3], 8)
     y, _ = shapes(dz.DeepLabV3Decoder(**SMALL), pyramid)
-    assert y.shape == (*pyramid.features[-1].shape[:3], 8)
+    assert y.shape == (*pyramid.maps[-1].shape[:3], 8)
 
 
 def test_without_reductions_the_finest_map_joins():
@@ -103,7 +102,7 @@ def test_names_of_old_checkpoints():
         "conv/conv": "decoder.1",
         "conv/norm": "decoder.2",
     }
-    namings = FAMILIES[dz.DeepLabV3Decoder].namings(decoder)
+    namings = decoder.reference_names()
     assert any(all(naming.find(path) == (name, "conv") for path, name in names.items()) for naming in namings)
 
 

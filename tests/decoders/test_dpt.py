@@ -64,7 +64,7 @@ def test_a_padded_image_is_cut_and_not_squeezed():
 @pytest.mark.parametrize("readout", ["cat", "add", "ignore"])
 def test_what_the_readouts_read(readout):
     pyramid = pyramid_of()
-    x, tokens = pyramid.features[0], pyramid.tokens[0]
+    x, tokens = pyramid.maps[0], pyramid.tokens[0]
     module = Readout(readout)
     variables = filled(module, x, tokens)
     assert bool(variables) == (readout == "cat")
@@ -115,14 +115,14 @@ def test_norms_and_upsamplers(norm):
 def test_misfits_are_named():
     with pytest.raises(ValueError, match="all of one scale, such as vit_base_patch16_224"):
         dz.create_model("dpt", "resnet18")
-    with pytest.raises(ValueError, match=r"all of its features are at 1/16.*take dpt"):
+    with pytest.raises(ValueError, match=r"all of its maps are at 1/16.*take dpt"):
         dz.create_model("unet", "vit_tiny_patch16_224")
-    encoder = dz.ViT(width=8, depth=2, heads=2, levels=2)
+    encoder = dz.ViT(embed_dim=8, depth=2, num_heads=2, levels=2)
     model = dz.create_model("dpt", encoder, 3, intermediate_features=(4, 4), features=8)
     assert jax.eval_shape(model.init_with_output, KEY, jnp.zeros((1, 35, 18, 3)))[0].shape == (1, 35, 18, 3)
 
 
 def test_patches_that_are_no_power_of_two_wide_are_refused():
-    model = dz.create_model("dpt", dz.ViT(width=8, depth=4, heads=2, grid=4, patch_size=14))
+    model = dz.create_model("dpt", dz.ViT(embed_dim=8, depth=4, num_heads=2, grid=4, patch_size=14))
     with pytest.raises(ValueError, match=r"powers of 2.*got 14"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 3)))

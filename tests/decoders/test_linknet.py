@@ -38,7 +38,7 @@ def test_adds_the_encoders_maps():
     variables = jax.jit(decoder.init)(KEY, maps)
     norm = variables["params"]["block0"]["expand"]["norm"]
     norm["scale"] = jnp.zeros_like(norm["scale"])
-    np.testing.assert_array_equal(decoder.apply(variables, maps), maps.features[0])
+    np.testing.assert_array_equal(decoder.apply(variables, maps), maps.maps[0])
 
 
 @pytest.mark.parametrize("name", sorted(UPSAMPLERS))

@@ -61,7 +61,7 @@ def test_remat_takes_less_memory_in_a_train_step():
 
         def loss(variables):
             pyramid, _ = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
-            return jnp.square(pyramid.features[-1]).mean()
+            return jnp.square(pyramid.maps[-1]).mean()
 
         options = dz.compiler_options(training=True) | {"xla_backend_optimization_level": 0}  # it is not run
         compiled = jax.jit(jax.grad(loss), compiler_options=options).lower(variables).compile()

@@ -121,7 +121,7 @@ def test_all_scales_begin_with_the_result(dropout):
 def test_all_scales_of_a_decoder_without_blocks():
     maps = pyramid((1,))
     (only,) = dz.UNetDecoder().apply({}, maps, all_scales=True)
-    np.testing.assert_array_equal(only, maps.features[0])
+    np.testing.assert_array_equal(only, maps.maps[0])
 
 
 def test_one_number_for_all_blocks_is_no_list_of_features():

@@ -64,11 +64,11 @@ def test_every_map_and_parameter_has_an_effect():
     @partial(jax.grad, argnums=(0, 1))
     def gradients(params, features):
         y, _ = decoder.apply(
-            variables | {"params": params}, pyramid.replace(features=features), train=True, mutable=["batch_stats"]
+            variables | {"params": params}, pyramid.replace(maps=features), train=True, mutable=["batch_stats"]
         )
         return (y * jax.random.normal(KEY, y.shape)).sum()
 
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients(variables["params"], pyramid.features)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients(variables["params"], pyramid.maps)):
         assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
 
 

@@ -20,12 +20,12 @@ IMAGES = np.random.default_rng(0).standard_normal((2, 17, 24, 3)).astype(np.floa
 
 
 def small(**fields):
-    return dz.ConvNeXt(**({"stage_sizes": (1, 1, 2, 1), "widths": (4, 8, 8, 12)} | fields))
+    return dz.ConvNeXt(**({"depths": (1, 1, 2, 1), "dims": (4, 8, 8, 12)} | fields))
 
 
 def shallow(**fields):
     """Two stages, which take every path and compile quickly."""
-    return small(stage_sizes=(1, 1, 0, 0), coarsest=8, **fields)
+    return small(depths=(1, 1, 0, 0), coarsest=8, **fields)
 
 
 def shapes(encoder, size=(64, 96)):
@@ -37,16 +37,16 @@ def test_output_stride_keeps_the_size_and_the_weights(stride, reductions):
     encoder = small(output_stride=stride)
     assert (encoder.reductions, encoder.min_size) == (reductions, stride)
     pyramid, variables = shapes(encoder)
-    assert [x.shape[1:3] for x in pyramid.features] == [(64 // r, 96 // r) for r in reductions]
+    assert [x.shape[1:3] for x in pyramid.maps] == [(64 // r, 96 // r) for r in reductions]
     assert variables == shapes(small())[1]
-    assert shapes(encoder, (stride, stride))[0].features[-1].shape[1:3] == (1, 1)
+    assert shapes(encoder, (stride, stride))[0].maps[-1].shape[1:3] == (1, 1)
 
 
 def test_coarsest_leaves_out_the_deeper_stages():
     encoder = small(coarsest=8, drop_path=0.5)
     _, whole = shapes(small())
     pyramid, variables = shapes(encoder)
-    assert [x.shape[-1] for x in pyramid.features] == [4, 8]
+    assert [x.shape[-1] for x in pyramid.maps] == [4, 8]
     kept = {name: whole["params"][name] for name in variables["params"]}
     assert variables["params"] == kept
     assert not any(name.startswith(("stage2", "stage3")) for name in kept)
@@ -70,7 +70,7 @@ def test_drop_path_drops_in_training_only():
     same = np.repeat(IMAGES[:1], 8, 0)
     variables = jax.jit(encoder.init)(KEY, same)
     still, trained = (
-        jax.jit(partial(encoder.apply, train=train, rngs={"dropout": KEY}))(variables, same).features[-1]
+        jax.jit(partial(encoder.apply, train=train, rngs={"dropout": KEY}))(variables, same).maps[-1]
         for train in (False, True)
     )
     np.testing.assert_allclose(still[1:], still[:-1], rtol=1e-5)
@@ -86,7 +86,7 @@ def test_remat_gives_the_same_gradients():
     variables = jax.jit(encoder.init)(KEY, IMAGES)
 
     def gradient(encoder):
-        return jax.jit(jax.grad(lambda v: jnp.square(encoder.apply(v, IMAGES).features[-1]).sum()))(variables)
+        return jax.jit(jax.grad(lambda v: jnp.square(encoder.apply(v, IMAGES).maps[-1]).sum()))(variables)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
@@ -124,9 +124,9 @@ def test_response_norm_starts_as_the_identity_and_survives_channels_of_zeros():
 def test_bfloat16_stays_close():
     encoder = shallow(grn=True, layer_scale=None)
     variables = jax.jit(encoder.init)(KEY, IMAGES)
-    half = jax.jit(encoder.clone(dtype=jnp.bfloat16).apply)(variables, IMAGES).features[-1]
+    half = jax.jit(encoder.clone(dtype=jnp.bfloat16).apply)(variables, IMAGES).maps[-1]
     assert half.dtype == jnp.bfloat16
-    exact = jax.jit(encoder.apply)(variables, IMAGES).features[-1]
+    exact = jax.jit(encoder.apply)(variables, IMAGES).maps[-1]
     assert np.corrcoef(np.ravel(half.astype(jnp.float32)), np.ravel(exact))[0, 1] > 0.99
 
 

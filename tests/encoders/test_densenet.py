@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def small(**fields):
-    return dz.DenseNet(**({"stage_sizes": (2, 1, 1, 2), "width": 8, "growth": 4} | fields))
+    return dz.DenseNet(**({"depths": (2, 1, 1, 2), "width": 8, "growth": 4} | fields))
 
 
 def shapes(encoder, size=(64, 96)):
@@ -26,7 +26,7 @@ def shapes(encoder, size=(64, 96)):
 
 
 def test_layers_add_channels_and_transitions_halve_them():
-    channels = [x.shape[-1] for x in shapes(small())[0].features]
+    channels = [x.shape[-1] for x in shapes(small())[0].maps]
     assert channels == [8, 8 + 2 * 4, 16 // 2 + 4, 12 // 2 + 4, 10 // 2 + 2 * 4]
 
 
@@ -35,7 +35,7 @@ def test_coarsest_leaves_out_the_deeper_stages(coarsest):
     encoder = small(coarsest=coarsest)
     _, whole = shapes(small())
     pyramid, variables = shapes(encoder)
-    assert encoder.reductions == pyramid.reductions == (2, 4, 8, 16, 32)[: len(pyramid.features)]
+    assert encoder.reductions == pyramid.reductions == (2, 4, 8, 16, 32)[: len(pyramid.maps)]
     assert encoder.reductions[-1] == coarsest
     stages = len(encoder.reductions) - 1
     kept = {
@@ -56,9 +56,9 @@ def test_impossible_strides_are_named():
 @pytest.mark.parametrize("coarsest", [4, 8, 32])
 def test_the_smallest_image(coarsest):
     encoder = small(coarsest=coarsest)
-    assert shapes(encoder, (encoder.min_size, 32))[0].features[-1].shape[1] == 1
+    assert shapes(encoder, (encoder.min_size, 32))[0].maps[-1].shape[1] == 1
     if coarsest > 4:
-        with pytest.raises(ValueError, match="window does not fit"):
+        with pytest.raises(ValueError, match=f"at least {encoder.min_size}x"):
             shapes(encoder, (encoder.min_size - 1, 32))
 
 
@@ -69,7 +69,7 @@ def test_without_norm_there_are_biases():
 
 
 def test_remat_changes_neither_the_weights_nor_the_gradients():
-    encoder = small(stage_sizes=(2,))
+    encoder = small(depths=(2,))
     images = np.random.default_rng(0).standard_normal((2, 17, 24, 3)).astype(np.float32)
     variables = jax.jit(encoder.init)(KEY, images)
 
@@ -80,7 +80,7 @@ def test_remat_changes_neither_the_weights_nor_the_gradients():
             pyramid, _ = encoder.clone(remat=remat).apply(
                 variables | {"params": params}, images, train=True, mutable=["batch_stats"]
             )
-            return jnp.square(pyramid.features[-1] - 1).mean()
+            return jnp.square(pyramid.maps[-1] - 1).mean()
 
         return of(variables["params"])
 

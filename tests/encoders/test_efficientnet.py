@@ -39,7 +39,7 @@ def run(encoder, variables, x, **kwargs):
 
 def shapes(encoder, size):
     pyramid, _ = jax.eval_shape(encoder.init_with_output, KEY, jnp.zeros((1, *size, 3)))
-    return [feature.shape[1:] for feature in pyramid.features]
+    return [feature.shape[1:] for feature in pyramid.maps]
 
 
 def test_taps_are_the_last_maps_of_their_size_or_those_given():
@@ -75,7 +75,7 @@ def test_coarsest_leaves_the_deeper_blocks_out(name):
     (features, params), (part_features, part_params) = [
         jax.eval_shape(encoder.init_with_output, KEY, x) for encoder in (whole, part)
     ]
-    assert part_features.features == features.features[:3]
+    assert part_features.maps == features.maps[:3]
     assert set(part_params["params"]) < set(params["params"])
 
 
@@ -85,7 +85,7 @@ def test_same_padding_is_that_of_tensorflow():
     variables = jax.jit(encoder.init)(KEY, x)
     kernel = variables["params"]["conv_stem"]["conv"]["kernel"]
     stem = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    np.testing.assert_allclose(encoder.apply(variables, x).features[0], stem, atol=1e-5)
+    np.testing.assert_allclose(encoder.apply(variables, x).maps[0], stem, atol=1e-5)
 
 
 def test_padding_for_one_size_equals_same_padding_at_that_size():
@@ -93,7 +93,7 @@ def test_padding_for_one_size_equals_same_padding_at_that_size():
     x = images(44, 44)
     variables = jax.jit(encoder.init)(KEY, x)
     same = run(Tiny(padding="SAME"), variables, x)
-    for ours, theirs in zip(run(encoder, variables, x).features, same.features, strict=True):
+    for ours, theirs in zip(run(encoder, variables, x).maps, same.maps, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     # Elsewhere it is fixed, so that odd sides are rounded down where the given image's are even.
     assert shapes(encoder, (45, 47)) == [(22, 23, 8), (11, 11, 8), (6, 6, 8), (3, 3, 12)]
@@ -117,7 +117,7 @@ def test_drop_path_acts_in_training_only():
     variables = jax.jit(encoder.init)(KEY, x)
 
     def last(train):
-        return run(encoder, variables, x, train=train, rngs={"dropout": KEY}).features[-1]
+        return run(encoder, variables, x, train=train, rngs={"dropout": KEY}).maps[-1]
 
     whole, parts = last(False), last(True)
     np.testing.assert_allclose(whole, jnp.broadcast_to(whole[:1], whole.shape), atol=1e-6)
@@ -132,7 +132,7 @@ def test_remat_gives_the_same_gradients():
     def gradient(encoder):
         def loss(params):
             pyramid, _ = encoder.apply(variables | {"params": params}, x, train=True, mutable=["batch_stats"])
-            return sum(jnp.square(feature).mean() for feature in pyramid.features)
+            return sum(jnp.square(feature).mean() for feature in pyramid.maps)
 
         return jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 0})(variables["params"])
 
@@ -143,7 +143,7 @@ def test_remat_gives_the_same_gradients():
 def test_bfloat16_stays_bfloat16():
     encoder = Tiny(dtype=jnp.bfloat16)
     pyramid, variables = jax.eval_shape(encoder.init_with_output, KEY, images(32, 32))
-    assert {feature.dtype for feature in pyramid.features} == {jnp.dtype(jnp.bfloat16)}
+    assert {feature.dtype for feature in pyramid.maps} == {jnp.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
 
 
@@ -163,7 +163,7 @@ def test_checkpoints_of_whole_networks_fit_an_encoder_without_its_last_blocks():
     ("fields", "message"),
     [
         ({"output_stride": 4}, "output_stride is 8, 16 or 32"),
-        ({"coarsest": 1}, "coarsest 2, 4, 8, 16 or 32"),
+        ({"coarsest": 1}, "coarsest is 2, 4, 8, 16 or 32"),
         ({"padding": "VALID"}, 'padding is None or "SAME"'),
         ({"padded_for": 224}, 'and "SAME" with padded_for'),
     ],

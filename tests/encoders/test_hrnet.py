@@ -12,7 +12,7 @@ KEY = jax.random.key(0)
 
 
 def small(**fields):
-    fields = {"stage_sizes": (1, 1), "branch_size": 1, "incre": False} | fields
+    fields = {"depths": (1, 1), "branch_size": 1, "incre": False} | fields
     return dz.HRNet(width=4, layer1_size=1, layer1_features=4, **fields)
 
 
@@ -23,7 +23,7 @@ def small(**fields):
         ({"incre": True}, (2, 4, 8, 16), (64, 128, 256, 512)),
         ({"coarsest": 8}, (4, 8), (4, 8)),
         ({"incre": True, "coarsest": 4}, (2, 4), (64, 128)),
-        ({"stage_sizes": (1, 2, 1)}, (4, 8, 16, 32), (4, 8, 16, 32)),
+        ({"depths": (1, 2, 1)}, (4, 8, 16, 32), (4, 8, 16, 32)),
     ],
 )
 def test_features(fields, reductions, channels):
@@ -32,7 +32,7 @@ def test_features(fields, reductions, channels):
     for size in ((65, 47), (1, 3)):
         pyramid, variables = jax.eval_shape(encoder.init_with_output, KEY, jnp.zeros((1, *size, 3)))
         weights.append(variables)
-        for feature, reduction, width in zip(pyramid.features, reductions, channels, strict=True):
+        for feature, reduction, width in zip(pyramid.maps, reductions, channels, strict=True):
             assert feature.shape == (1, -(-size[0] // reduction), -(-size[1] // reduction), width)
     assert weights[0] == weights[1]
 
@@ -48,13 +48,13 @@ def test_coarsest_builds_no_more_than_is_needed():
 
 @pytest.mark.parity
 def test_every_parameter_counts_even_for_the_finest_scale():
-    encoder, x = small(stage_sizes=(1,), coarsest=4), jax.random.normal(KEY, (2, 24, 17, 3))
+    encoder, x = small(depths=(1,), coarsest=4), jax.random.normal(KEY, (2, 24, 17, 3))
     variables = jax.jit(encoder.init)(KEY, x)
 
     def gradient(encoder):
         def loss(params):
             pyramid, _ = encoder.apply(variables | {"params": params}, x, train=True, mutable=["batch_stats"])
-            return sum((y * jax.random.normal(KEY, y.shape)).sum() for y in pyramid.features)
+            return sum((y * jax.random.normal(KEY, y.shape)).sum() for y in pyramid.maps)
 
         return jax.jit(jax.grad(loss))(variables["params"])
 

@@ -25,7 +25,7 @@ def filled(module, *arguments):
 
 
 def small(**fields):
-    return dz.MixTransformer(**({"depths": (1, 1, 1, 1), "widths": (4, 8, 10, 16)} | fields))
+    return dz.MixTransformer(**({"depths": (1, 1, 1, 1), "embed_dims": (4, 8, 10, 16)} | fields))
 
 
 def shallow(**fields):
@@ -46,7 +46,7 @@ def test_epsilons_of_the_norms_are_the_references():
     (kernel,) = [path for path in flat if path[0].startswith("patch_embed1") and path[-1] == "kernel"]
     flat = {path: jnp.ones_like(x) if path[-1] == "scale" else x for path, x in flat.items()}
     flat[kernel] = 1e-7 * jax.random.normal(KEY, flat[kernel].shape)
-    (found,) = encoder.apply({"params": unflatten_dict(flat)}, IMAGES).features
+    (found,) = encoder.apply({"params": unflatten_dict(flat)}, IMAGES).maps
     x = jax.lax.conv_general_dilated(
         jnp.asarray(IMAGES), flat[kernel], (4, 4), ((3, 3), (3, 3)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -61,14 +61,14 @@ def test_output_stride_keeps_the_size_and_the_weights(stride, reductions):
     encoder = small(output_stride=stride)
     pyramid, variables = shapes(encoder)
     assert encoder.reductions == pyramid.reductions == reductions
-    assert [x.shape[1:3] for x in pyramid.features] == [(64 // r, 96 // r) for r in reductions]
+    assert [x.shape[1:3] for x in pyramid.maps] == [(64 // r, 96 // r) for r in reductions]
     assert variables == shapes(small())[1]
 
 
 def test_coarsest_leaves_out_the_deeper_stages():
     _, whole = shapes(small())
     pyramid, variables = shapes(small(coarsest=8))
-    assert [x.shape[-1] for x in pyramid.features] == [4, 8]
+    assert [x.shape[-1] for x in pyramid.maps] == [4, 8]
     assert variables["params"] == {name: whole["params"][name] for name in variables["params"]}
     assert not any(name[-1] in "34" or "3" in name.split("_")[0] for name in variables["params"])
 
@@ -83,7 +83,7 @@ def test_the_smallest_image_gives_each_attention_one_tile():
     encoder = small()
     assert (encoder.min_size, small(coarsest=4).min_size, small(sr_ratios=(1, 1, 1, 1)).min_size) == (29, 29, 1)
     pyramid, _ = shapes(encoder, (29, 29))
-    assert [x.shape[1:3] for x in pyramid.features] == [(8, 8), (4, 4), (2, 2), (1, 1)]
+    assert [x.shape[1:3] for x in pyramid.maps] == [(8, 8), (4, 4), (2, 2), (1, 1)]
     with pytest.raises(ValueError, match="at least 29x29 pixels"):
         shapes(encoder, (28, 40))
     logits, _ = shapes(dz.create_model("segformer", small()), (5, 40))
@@ -93,9 +93,9 @@ def test_the_smallest_image_gives_each_attention_one_tile():
 def test_drop_path_works_in_training_only():
     encoder = shallow(drop_path=0.9)
     variables = filled(encoder, IMAGES)
-    still = quick(shallow().apply)(variables, IMAGES).features[0]
-    np.testing.assert_array_equal(quick(encoder.apply)(variables, IMAGES).features[0], still)
-    train = quick(lambda key: encoder.apply(variables, IMAGES, train=True, rngs={"dropout": key}).features[0])
+    still = quick(shallow().apply)(variables, IMAGES).maps[0]
+    np.testing.assert_array_equal(quick(encoder.apply)(variables, IMAGES).maps[0], still)
+    train = quick(lambda key: encoder.apply(variables, IMAGES, train=True, rngs={"dropout": key}).maps[0])
     seen = [train(jax.random.key(seed)) for seed in range(2)]
     assert float(jnp.abs(seen[0] - seen[1]).max()) > 1e-3
     # The tables of names have the reference's rate.
@@ -110,7 +110,7 @@ def test_remat_gives_the_same_gradients():
 
         def loss(params, encoder=encoder):
             pyramid = encoder.apply(params, IMAGES, train=True)
-            return sum(jnp.square(x - 1).sum() for x in pyramid.features)
+            return sum(jnp.square(x - 1).sum() for x in pyramid.maps)
 
         gradients.append(quick(jax.grad(loss))(variables))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), *gradients)
@@ -120,6 +120,6 @@ def test_attention_is_stable_in_bfloat16():
     encoder, half = shallow(), shallow(dtype=jnp.bfloat16)
     variables = filled(encoder, IMAGES)
     exact, rounded = quick(encoder.apply)(variables, IMAGES), quick(half.apply)(variables, IMAGES)
-    for x, y in zip(exact.features, rounded.features, strict=True):
+    for x, y in zip(exact.maps, rounded.maps, strict=True):
         assert y.dtype == jnp.bfloat16
         assert np.corrcoef(np.ravel(x), np.ravel(y.astype(jnp.float32)))[0, 1] > 0.999

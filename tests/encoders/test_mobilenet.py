@@ -14,7 +14,7 @@ LEAVES = ("bias", "running_mean", "running_var")
 
 def shapes(encoder, size=(64, 65)):
     pyramid, _ = jax.eval_shape(encoder.init_with_output, KEY, jnp.zeros((1, *size, 3)))
-    return [feature.shape[1:] for feature in pyramid.features]
+    return [feature.shape[1:] for feature in pyramid.maps]
 
 
 def test_the_two_forms_of_v2_differ_in_the_last_feature_and_in_dilation():
@@ -66,7 +66,7 @@ def test_v3_gates_by_hard_sigmoid_after_relu():
     def features(bias):
         expand = gate["expand"] | {"bias": jnp.full_like(gate["expand"]["bias"], bias)}
         block = variables["params"]["blocks_0_0"] | {"gate": gate | {"expand": expand}}
-        return encoder.apply({"params": variables["params"] | {"blocks_0_0": block}}, x).features[0]
+        return encoder.apply({"params": variables["params"] | {"blocks_0_0": block}}, x).maps[0]
 
     # Far out it is 0 or 1 exactly, as a sigmoid never is.
     np.testing.assert_array_equal(features(-100.0), features(-200.0))

@@ -16,7 +16,7 @@ IMAGES = np.random.default_rng(0).standard_normal((2, 33, 47, 3)).astype(np.floa
 
 def small(cls=dz.ResNet, **fields):
     block = dz.CaffeBottleneck if cls is dz.SENet else dz.BasicBlock
-    return cls(**({"stage_sizes": (1, 1, 1, 1), "block": block, "width": 8} | fields))
+    return cls(**({"depths": (1, 1, 1, 1), "block": block, "width": 8} | fields))
 
 
 def shapes(encoder, size=(64, 96)):
@@ -24,7 +24,7 @@ def shapes(encoder, size=(64, 96)):
 
 
 def run(encoder, variables, images=IMAGES, **arguments):
-    return jax.jit(lambda variables: encoder.apply(variables, images, **arguments))(variables).features
+    return jax.jit(lambda variables: encoder.apply(variables, images, **arguments))(variables).maps
 
 
 @pytest.mark.parametrize("cls", [dz.ResNet, dz.SENet])
@@ -33,7 +33,7 @@ def test_output_stride_keeps_the_size_and_the_weights(cls, stride, reductions):
     encoder = small(cls, output_stride=stride)
     assert encoder.reductions == reductions
     pyramid, variables = shapes(encoder)
-    assert [x.shape[1:3] for x in pyramid.features] == [(64 // r, 96 // r) for r in reductions]
+    assert [x.shape[1:3] for x in pyramid.maps] == [(64 // r, 96 // r) for r in reductions]
     assert variables == shapes(small(cls))[1]
 
 
@@ -65,16 +65,16 @@ def test_coarsest_leaves_out_the_deeper_stages():
     encoder = small(coarsest=8, drop_path=0.5)
     _, whole = shapes(small())
     pyramid, variables = shapes(encoder)
-    assert (encoder.reductions, pyramid.reductions, len(pyramid.features)) == ((2, 4, 8), (2, 4, 8), 3)
+    assert (encoder.reductions, pyramid.reductions, len(pyramid.maps)) == ((2, 4, 8), (2, 4, 8), 3)
     assert set(variables["params"]) == {"conv1", "layer1_0", "layer2_0"}
     assert variables["params"] == {name: whole["params"][name] for name in variables["params"]}
     assert small(coarsest=8, output_stride=8).reductions == (2, 4, 8)
 
 
 def test_drop_path_acts_in_training_only():
-    encoder = small(stage_sizes=(1, 1), drop_path=0.999, norm=None)
+    encoder = small(depths=(1, 1), drop_path=0.999, norm=None)
     variables = jax.jit(encoder.init)(KEY, IMAGES)
-    usual = small(stage_sizes=(1, 1), norm=None)
+    usual = small(depths=(1, 1), norm=None)
     without = run(usual, variables)
     np.testing.assert_array_equal(run(encoder, variables)[-1], without[-1])
     train = run(encoder, variables, train=True, rngs={"dropout": KEY})
@@ -86,7 +86,7 @@ def test_drop_path_acts_in_training_only():
 
 
 def test_remat_changes_neither_the_weights_nor_the_gradients():
-    encoder = small(stage_sizes=(2,), drop_path=0.5, squeeze_excite=True)
+    encoder = small(depths=(2,), drop_path=0.5, squeeze_excite=True)
     variables = jax.jit(encoder.init)(KEY, IMAGES)
 
     def gradient(remat):
@@ -96,7 +96,7 @@ def test_remat_changes_neither_the_weights_nor_the_gradients():
             pyramid, _ = encoder.clone(remat=remat).apply(
                 variables | {"params": params}, IMAGES, train=True, mutable=["batch_stats"], rngs={"dropout": KEY}
             )
-            return jnp.square(pyramid.features[-1]).mean()
+            return jnp.square(pyramid.maps[-1]).mean()
 
         return of(variables["params"])
 
@@ -105,7 +105,7 @@ def test_remat_changes_neither_the_weights_nor_the_gradients():
 
 
 def test_average_shortcuts_of_odd_maps_take_the_mean_of_what_is_there():
-    encoder = small(stage_sizes=(1, 1), average_down=True, norm=None)
+    encoder = small(depths=(1, 1), average_down=True, norm=None)
     variables = jax.jit(encoder.init)(KEY, IMAGES[:, :17, :17])
     before = run(encoder, variables, IMAGES[:, :17, :17])[1]
     assert before.shape[1:3] == (5, 5)
@@ -118,9 +118,9 @@ def test_average_shortcuts_of_odd_maps_take_the_mean_of_what_is_there():
 
 def test_senet_floors_odd_sides_and_takes_small_images():
     encoder = small(dz.SENet)
-    assert [x.shape[1:3] for x in shapes(encoder, (65, 47))[0].features][:3] == [(33, 24), (16, 12), (8, 6)]
-    assert shapes(encoder, (encoder.min_size, encoder.min_size))[0].features[-1].shape[1:3] == (1, 1)
-    with pytest.raises(ValueError, match="window"):
+    assert [x.shape[1:3] for x in shapes(encoder, (65, 47))[0].maps][:3] == [(33, 24), (16, 12), (8, 6)]
+    assert shapes(encoder, (encoder.min_size, encoder.min_size))[0].maps[-1].shape[1:3] == (1, 1)
+    with pytest.raises(ValueError, match="at least 3x3"):
         shapes(encoder, (encoder.min_size - 1, 32))
     # Half a window at the end counts what is there.
     x = -jnp.ones((1, 4, 4, 1)).at[0, 3, 3, 0].set(0.5)

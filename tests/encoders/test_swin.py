@@ -21,7 +21,7 @@ IMAGES = np.random.default_rng(0).standard_normal((2, 33, 28, 3)).astype(np.floa
 
 
 def small(**fields):
-    return dz.Swin(**({"stage_sizes": (2, 2, 1, 1), "width": 8, "heads": (1, 2, 2, 4), "window": 3} | fields))
+    return dz.Swin(**({"depths": (2, 2, 1, 1), "embed_dim": 8, "num_heads": (1, 2, 2, 4), "window_size": 3} | fields))
 
 
 def shapes(encoder, size):
@@ -34,11 +34,11 @@ def test_weights_do_not_depend_on_the_size_of_the_images(size):
     assert variables == shapes(small(), (64, 64))[1]
     finest = size[0] // 4, size[1] // 4
     expected = [tuple(-(-side // 2**stage) for side in finest) for stage in range(4)]
-    assert [x.shape[1:3] for x in pyramid.features] == expected
+    assert [x.shape[1:3] for x in pyramid.maps] == expected
 
 
 def test_images_smaller_than_a_patch_are_named():
-    with pytest.raises(ValueError, match=r"4x4 pixels; got images of \(3, 64\)"):
+    with pytest.raises(ValueError, match=r"at least 4x4 pixels, got \(3, 64\)"):
         shapes(small(), (3, 64))
     with pytest.raises(ValueError, match=r"image_size=\(2, 64\)"):
         shapes(small(image_size=(2, 64)), (64, 64))
@@ -78,7 +78,7 @@ def rectangle(size, rows, columns):
     ],
 )
 def test_pixels_see_their_window(shifted, size, pixel, rows, columns):
-    seen = influence(SwinBlock(heads=2, window=4, shifted=shifted), size, pixel)
+    seen = influence(SwinBlock(num_heads=2, window_size=4, shifted=shifted), size, pixel)
     np.testing.assert_array_equal(seen, rectangle(size, rows, columns))
 
 
@@ -88,7 +88,7 @@ def test_a_layout_for_one_size_is_kept_at_others():
     variables = jax.jit(free.init)(KEY, x)
     assert jax.eval_shape(fixed.init, KEY, x) == jax.eval_shape(free.init, KEY, x)
     for height, same in ((24, True), (12, False)):
-        a, b = (jax.jit(encoder.apply)(variables, x[:, :height]).features[-1] for encoder in (free, fixed))
+        a, b = (jax.jit(encoder.apply)(variables, x[:, :height]).maps[-1] for encoder in (free, fixed))
         assert np.allclose(a, b, atol=1e-6) == same
     # Built for small images, the tables are small.
     table = shapes(small(image_size=[32, 16]), (64, 64))[1]["params"]["stage2_block0"]["attn"]
@@ -97,18 +97,18 @@ def test_a_layout_for_one_size_is_kept_at_others():
 
 def test_coarsest_leaves_out_the_deeper_stages():
     pyramid, variables = shapes(small(coarsest=8), (64, 64))
-    assert len(pyramid.features) == 2
+    assert len(pyramid.maps) == 2
     assert not any(name.startswith(("stage2", "stage3")) for name in variables["params"])
-    with pytest.raises(ValueError, match="coarsest=4, 8, 16 or 32, got 5"):
+    with pytest.raises(ValueError, match="coarsest is 4, 8, 16 or 32, got 5"):
         shapes(small(coarsest=5), (64, 64))
 
 
 def test_drop_path_drops_in_training_only():
-    encoder = small(stage_sizes=(2, 0, 0, 0), coarsest=4, drop_path=0.5)
+    encoder = small(depths=(2, 0, 0, 0), coarsest=4, drop_path=0.5)
     same = np.repeat(IMAGES[:1, :16, :16], 32, 0)
     variables = jax.jit(encoder.init)(KEY, same)
     still, trained = (
-        jax.jit(partial(encoder.apply, train=train, rngs={"dropout": KEY}))(variables, same).features[-1]
+        jax.jit(partial(encoder.apply, train=train, rngs={"dropout": KEY}))(variables, same).maps[-1]
         for train in (False, True)
     )
     np.testing.assert_allclose(still[1:], still[:-1], rtol=1e-5, atol=1e-6)
@@ -117,11 +117,11 @@ def test_drop_path_drops_in_training_only():
 
 
 def test_remat_gives_the_same_gradients():
-    encoder = small(stage_sizes=(1, 0, 0, 0), coarsest=4)
+    encoder = small(depths=(1, 0, 0, 0), coarsest=4)
     variables = jax.jit(encoder.init)(KEY, IMAGES)
 
     def gradient(encoder):
-        return jax.jit(jax.grad(lambda v: jnp.square(encoder.apply(v, IMAGES).features[-1]).sum()))(variables)
+        return jax.jit(jax.grad(lambda v: jnp.square(encoder.apply(v, IMAGES).maps[-1]).sum()))(variables)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
@@ -131,11 +131,11 @@ def test_remat_gives_the_same_gradients():
 
 
 def test_bfloat16_stays_close():
-    encoder = small(stage_sizes=(0, 1, 0, 0), coarsest=8)
+    encoder = small(depths=(0, 1, 0, 0), coarsest=8)
     variables = jax.jit(encoder.init)(KEY, IMAGES)
-    half = jax.jit(encoder.clone(dtype=jnp.bfloat16).apply)(variables, IMAGES).features[-1]
+    half = jax.jit(encoder.clone(dtype=jnp.bfloat16).apply)(variables, IMAGES).maps[-1]
     assert half.dtype == jnp.bfloat16
-    exact = jax.jit(encoder.apply)(variables, IMAGES).features[-1]
+    exact = jax.jit(encoder.apply)(variables, IMAGES).maps[-1]
     assert np.corrcoef(np.ravel(half.astype(jnp.float32)), np.ravel(exact))[0, 1] > 0.99
 
 

@@ -23,7 +23,7 @@ def test_coarsest_leaves_out_the_deeper_stages():
     _, whole = shapes(small())
     pyramid, variables = shapes(small(coarsest=2))
     assert pyramid.reductions == (2,)
-    assert [x.shape for x in pyramid.features] == [(1, 16, 24, 8)]
+    assert [x.shape for x in pyramid.maps] == [(1, 16, 24, 8)]
     assert [x.shape for x in pyramid.pool_indices] == [(1, 16, 24, 4)]
     assert variables["params"] == {name: whole["params"][name] for name in ("features_0", "features_3", "features_5")}
     assert small(coarsest=4, full_resolution=True).reductions == (1, 2, 4)
@@ -39,5 +39,5 @@ def test_deeper_layers_of_a_checkpoint_are_ignored():
         arrays[f"features.{layer}.weight"] = np.ones((channels, before, 3, 3), np.float32)
         arrays[f"features.{layer}.bias"] = np.zeros(channels, np.float32)
     assert set(weights.from_torch(small(coarsest=2), arrays)["params"]) == {"features_0", "features_3", "features_5"}
-    with pytest.raises(ValueError, match=r"left over.*features\.11"):
+    with pytest.raises(ValueError, match=r"unexpected.*features\.11"):
         weights.from_torch(small(), arrays | {"features.11.weight": np.ones((8, 8, 3, 3), np.float32)})

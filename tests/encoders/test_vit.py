@@ -27,7 +27,7 @@ def filled(module, *arguments):
 
 
 def small(**fields):
-    return dz.ViT(**({"width": 8, "depth": 4, "heads": 2, "patch_size": 8, "grid": 4} | fields))
+    return dz.ViT(**({"embed_dim": 8, "depth": 4, "num_heads": 2, "patch_size": 8, "grid": 4} | fields))
 
 
 def test_attention_is_the_mean_weighted_by_the_softmax():
@@ -49,13 +49,13 @@ def test_features_are_those_of_evenly_spaced_blocks():
     variables = filled(encoder, IMAGES)
     pyramid = quick(encoder.apply)(variables, IMAGES)
     assert pyramid.reductions == encoder.reductions == (8, 8)
-    assert [x.shape for x in pyramid.features] == [(2, 3, 5, 8)] * 2
+    assert [x.shape for x in pyramid.maps] == [(2, 3, 5, 8)] * 2
     assert [x.shape for x in pyramid.tokens] == [(2, 1, 8)] * 2
     # The second block of five, and the fifth.
     first = small(depth=2, levels=1)
     kept = {name: variables["params"][name] for name in jax.eval_shape(first.init, KEY, IMAGES)["params"]}
     alone = quick(first.apply)({"params": kept}, IMAGES)
-    np.testing.assert_allclose(alone.features[0], pyramid.features[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(alone.maps[0], pyramid.maps[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(alone.tokens[0], pyramid.tokens[0], rtol=1e-5, atol=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_weights_do_not_depend_on_the_image_size_and_zeros_fill_the_last_patches
         assert jax.eval_shape(encoder.init, KEY, jnp.zeros((1, *size, 3))) == jax.eval_shape(lambda: variables)
     padded = np.pad(IMAGES, ((0, 0), (0, 4), (0, 7), (0, 0)))
     pyramids = [quick(encoder.apply)(variables, images) for images in (IMAGES, padded)]
-    jax.tree.map(np.testing.assert_array_equal, pyramids[0].features, pyramids[1].features)
+    jax.tree.map(np.testing.assert_array_equal, pyramids[0].maps, pyramids[1].maps)
     assert [p.image_size for p in pyramids] == [(20, 33), (24, 40)]
 
 
@@ -80,7 +80,7 @@ def test_position_embeddings_are_as_they_are_at_their_own_size():
     assert resample(positions, (7, 2)).shape == (1, 15, 8)
 
 
-@pytest.mark.parametrize("fields", [{"heads": 3}, {"levels": 0}, {"levels": 5}])
+@pytest.mark.parametrize("fields", [{"num_heads": 3}, {"levels": 0}, {"levels": 5}])
 def test_impossible_fields_are_named(fields):
     name, value = next(iter(fields.items()))
     with pytest.raises(ValueError, match=f"{name}={value}"):
@@ -91,9 +91,9 @@ def test_drop_path_works_in_training_only():
     fields = {"depth": 2, "levels": 1}
     encoder = small(drop_path=0.9, **fields)
     variables = filled(encoder, IMAGES)
-    still = quick(small(**fields).apply)(variables, IMAGES).features[-1]
-    np.testing.assert_array_equal(quick(encoder.apply)(variables, IMAGES).features[-1], still)
-    apply = quick(lambda key: encoder.apply(variables, IMAGES, train=True, rngs={"dropout": key}).features[-1])
+    still = quick(small(**fields).apply)(variables, IMAGES).maps[-1]
+    np.testing.assert_array_equal(quick(encoder.apply)(variables, IMAGES).maps[-1], still)
+    apply = quick(lambda key: encoder.apply(variables, IMAGES, train=True, rngs={"dropout": key}).maps[-1])
     assert float(jnp.abs(apply(jax.random.key(1)) - apply(jax.random.key(2))).max()) > 1e-3
 
 
@@ -105,7 +105,7 @@ def test_remat_gives_the_same_gradients():
         encoder = small(remat=remat, **fields)
 
         def loss(params, encoder=encoder):
-            return sum(jnp.square(x).sum() for x in encoder.apply(params, IMAGES).features)
+            return sum(jnp.square(x).sum() for x in encoder.apply(params, IMAGES).maps)
 
         gradients.append(quick(jax.grad(loss))(variables))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *gradients)

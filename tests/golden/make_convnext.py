@@ -19,10 +19,9 @@ if __name__ == "__main__":
     write_encoder("timm_convnext_tiny", tiny, (1, 64, 96, 1), "convnext_tiny")
 
     theirs = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
-    narrow = {"stage_sizes": (1, 1, 2, 1), "widths": (8, 16, 24, 32)}
     for stride, shape in ((8, (1, 65, 47, 3)), (16, (2, 64, 96, 3))):
         model = timm.create_model("convnext_tiny", features_only=True, output_stride=stride, **theirs)
-        write_encoder(f"timm_convnext_stride{stride}", model, shape, "convnext_tiny", output_stride=stride, **narrow)
+        write_encoder(f"timm_convnext_stride{stride}", model, shape, "convnext_tiny", output_stride=stride, **theirs)
 
     model = smp.Unet("tu-convnextv2_atto", encoder_weights=None, in_channels=4, classes=2)
     write_model("smp_unet_convnextv2_atto", model, (1, 64, 96, 4), "unet", "convnextv2_atto")

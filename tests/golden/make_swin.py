@@ -39,13 +39,12 @@ def channels_first(features):
 
 if __name__ == "__main__":
     theirs = {"embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
-    narrow = {"width": 16, "stage_sizes": (2, 2, 2, 2), "heads": (1, 2, 4, 8)}
     # Its maps are 16x24, 8x12, 4x6 and 2x3: some larger than a window and some smaller.
-    write_encoder("timm_swin", BuiltForItsImages(**theirs), (1, 65, 98, 3), TINY, quick=True, **narrow)
+    write_encoder("timm_swin", BuiltForItsImages(**theirs), (1, 65, 98, 3), TINY, quick=True, **theirs)
     # 32x25, 16x13, 8x7 and 4x4: with windows of 3 they shift in all stages, and none divides evenly.
     model = BuiltForItsImages(window_size=3, in_chans=1, **theirs)
-    write_encoder("timm_swin_window3", model, (1, 130, 100, 1), TINY, window=3, **narrow)
+    write_encoder("timm_swin_window3", model, (1, 130, 100, 1), TINY, window_size=3, **theirs)
     write_encoder("timm_swin_tiny", BuiltForItsImages(), (2, 64, 96, 3), TINY)
-    write_encoder("timm_swin_for_224", BuiltForOthers(**theirs), (1, 64, 96, 3), TINY, image_size=(224, 224), **narrow)
+    write_encoder("timm_swin_for_224", BuiltForOthers(**theirs), (1, 64, 96, 3), TINY, image_size=(224, 224), **theirs)
     model = BuiltForOthers(img_size=(64, 96), **theirs)
-    write_encoder("timm_swin_for_64_96", model, (1, 96, 64, 3), TINY, image_size=(64, 96), **narrow)
+    write_encoder("timm_swin_for_64_96", model, (1, 96, 64, 3), TINY, image_size=(64, 96), **theirs)

@@ -78,7 +78,7 @@ def test_rows_and_sizes_of_boxes():
     assert [name for name, _ in layout.columns] == ["encoder", "decoder"]
     # The image stands above the encoder, the logits above the decoder.
     places = dict(zip((box.name for box in read.boxes), layout.places, strict=True))
-    assert places["image"].x == places["encoder.features[0]"].x
+    assert places["image"].x == places["encoder.maps[0]"].x
     assert places["head"].x == places["decoder.block2"].x
     assert terminals(read) == {0: 1, 8: 7}
     assert box_width(64, 64) > box_width(32, 64) and box_height(1) > box_height(2)

@@ -59,8 +59,8 @@ def test_unet(unet, tmp_path):
     pyramid, result, logits = by_hand(variables, IMAGE[None])
     for label, picture in panels(figure).items():
         name, channel = label.split(" channel ")
-        if name.startswith("encoder.features"):
-            expected = pyramid.features[int(name[-2])]
+        if name.startswith("encoder.maps"):
+            expected = pyramid.maps[int(name[-2])]
         elif name == "decoder.block1":
             expected = result
         else:

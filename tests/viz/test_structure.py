@@ -29,11 +29,11 @@ def test_unet():
     assert read.title == "PlainEncoder, UNetDecoder"
     assert read.encoder == "encoder"
     assert boxes(read, "image") == [("image", 1, 4)]
-    assert boxes(read, "encoder") == [(f"encoder.features[{level}]", 2**level, 8 * 2**level) for level in range(4)]
+    assert boxes(read, "encoder") == [(f"encoder.maps[{level}]", 2**level, 8 * 2**level) for level in range(4)]
     assert boxes(read, "decoder") == [("decoder.block0", 4, 32), ("decoder.block1", 2, 16), ("decoder.block2", 1, 8)]
     assert boxes(read, "head") == [("head", 1, 5)]
     assert [box.size for box in read.boxes if box.column == "encoder"] == [(64, 32), (32, 16), (16, 8), (8, 4)]
-    assert skips(read) == [(f"encoder.features[{2 - i}]", f"decoder.block{i}", "concat") for i in range(3)]
+    assert skips(read) == [(f"encoder.maps[{2 - i}]", f"decoder.block{i}", "concat") for i in range(3)]
     assert {box.upsample for box in read.boxes if box.column == "decoder"} == {"Nearest"}
     # Nothing else than the skips, the way down, the way up, and the ends.
     assert [link.kind for link in read.links] == ["forward", *["down"] * 3, *["up", "skip"] * 3, "head"]
@@ -70,8 +70,8 @@ def test_fpn():
     ]
     # The finest encoder map takes no part; the coarsest has nothing to be added to.
     assert skips(read) == [
-        ("encoder.features[2]", "decoder.top_down[1]", "add"),
-        ("encoder.features[1]", "decoder.top_down[0]", "add"),
+        ("encoder.maps[2]", "decoder.top_down[1]", "add"),
+        ("encoder.maps[1]", "decoder.top_down[0]", "add"),
     ]
     # A branch for each level: none, one and two steps up to the finest, where they are added.
     assert sorted(stride for _, stride, _ in boxes(read, "decoder")) == [2, 4, 4, 8]
@@ -86,13 +86,13 @@ def test_fpn():
 
 
 def test_segnet_skips_by_indices():
-    vgg = dz.VGG(stage_sizes=(1, 1, 2), widths=(4, 8, 16))
+    vgg = dz.VGG(depths=(1, 1, 2), widths=(4, 8, 16))
     read = viz.architecture(dz.create_model("segnet", vgg))
     # From the map that was pooled, which at the image's size is not even a feature of the encoder.
     assert [(start, join) for start, _, join in skips(read)] == [
-        ("encoder.features[1]", "indices"),
-        ("encoder.features[0]", "indices"),
-        ("encoder.features_0", "indices"),
+        ("encoder.maps[1]", "indices"),
+        ("encoder.maps[0]", "indices"),
+        ("encoder.maps_0", "indices"),
     ]
     assert {link.join for link in read.links if link.kind == "up"} == {"indices"}
     read = viz.architecture(dz.create_model("segnet", ENCODER))
@@ -128,13 +128,13 @@ class OneBlock(nn.Module):
 
     @nn.compact
     def __call__(self, pyramid, *, train=False):
-        return self.block(name="block")(pyramid.features[1], pyramid.features[0])
+        return self.block(name="block")(pyramid.maps[1], pyramid.maps[0])
 
 
 @pytest.mark.parametrize("block, join", [(FusedBlock, "concat"), (Gate, "multiply")])
 def test_skips_of_other_blocks(block, join):
     model = dz.SegmentationModel(dz.PlainEncoder(features=(4, 8)), OneBlock(block), dz.SegmentationHead(2))
-    assert skips(viz.architecture(model)) == [("encoder.features[0]", "decoder.block", join)]
+    assert skips(viz.architecture(model)) == [("encoder.maps[0]", "decoder.block", join)]
 
 
 class Join(nn.Module):
@@ -149,7 +149,7 @@ class Grid(nn.Module):
 
     @nn.compact
     def __call__(self, pyramid, *, train=False):
-        rows = [[feature] for feature in pyramid.features]
+        rows = [[feature] for feature in pyramid.maps]
         for column in range(1, len(rows)):
             for row in range(len(rows) - column):
                 rows[row].append(Join(name=f"x{row}_{column}")(rows[row + 1][column - 1], rows[row]))
@@ -159,9 +159,9 @@ class Grid(nn.Module):
 def test_dense_skips():
     model = dz.SegmentationModel(dz.PlainEncoder(features=(4, 8, 16)), Grid(), dz.SegmentationHead(2))
     assert skips(viz.architecture(model)) == [
-        ("encoder.features[0]", "decoder.x0_1", "concat"),
-        ("encoder.features[1]", "decoder.x1_1", "concat"),
-        ("encoder.features[0]", "decoder.x0_2", "concat"),
+        ("encoder.maps[0]", "decoder.x0_1", "concat"),
+        ("encoder.maps[1]", "decoder.x1_1", "concat"),
+        ("encoder.maps[0]", "decoder.x0_2", "concat"),
         ("decoder.x0_1", "decoder.x0_2", "concat"),
     ]
 

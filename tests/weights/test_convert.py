@@ -59,7 +59,7 @@ def unet(classes=2):
 
 
 def encoder(**fields):
-    return dz.ResNet(stage_sizes=(1, 1, 1, 1), block=dz.BasicBlock, width=2, **fields)
+    return dz.ResNet(depths=(1, 1, 1, 1), block=dz.BasicBlock, width=2, **fields)
 
 
 def model(classes=2):
@@ -127,7 +127,7 @@ def test_classifiers_are_left_out(classifier):
 
 
 def test_vgg():
-    vgg = dz.VGG(stage_sizes=(1, 2), widths=(2, 3), norm=dz.BatchNorm)
+    vgg = dz.VGG(depths=(1, 2), widths=(2, 3), norm=dz.BatchNorm)
     arrays = conv("features.0", 2, 1, 3, 3, bias=True) | norm("features.1", 2)
     arrays |= conv("features.4", 3, 2, 3, 3, bias=True) | norm("features.5", 3)
     arrays |= conv("features.7", 3, 3, 3, 3, bias=True) | norm("features.8", 3)
@@ -156,7 +156,7 @@ def test_pyramids_of_detectors(prefix, within):
     assert_same(neck["top_down"]["skip1"]["lateral"]["bias"], arrays[blocks[1]])
     assert_same(neck["top_down"]["top"]["bias"], arrays[blocks[2]])
     assert_same(neck["output2"]["bias"], arrays[f"{prefix}fpn.layer_blocks.2{within}.bias"])
-    with pytest.raises(ValueError, match=r"1 left over in the checkpoint: neck\.x"):
+    with pytest.raises(ValueError, match=r"1 unexpected in the checkpoint: neck\.x"):
         from_torch(pyramid, arrays | {"neck.x": np.zeros(3)})
 
 
@@ -263,7 +263,7 @@ def test_a_bias_before_a_norm_goes_into_the_mean():
         after = f"inc.double_conv.{number + 1}."
         x = (x - arrays[after + "running_mean"]) / np.sqrt(arrays[after + "running_var"] + 1e-5)
         x = np.maximum(x * arrays[after + "weight"] + arrays[after + "bias"], 0)
-    ours = dz.PlainEncoder(features=(4,)).apply(variables, image).features[0][0, 0, 0]
+    ours = dz.PlainEncoder(features=(4,)).apply(variables, image).maps[0][0, 0, 0]
     assert np.abs(x).max() > 0.1
     np.testing.assert_allclose(ours, x, rtol=1e-4, atol=1e-5)
 
@@ -271,7 +271,7 @@ def test_a_bias_before_a_norm_goes_into_the_mean():
 def test_a_bias_without_a_running_mean_is_left_over():
     group_norm = functools.partial(nn.GroupNorm, num_groups=2)
     arrays = {name: array for name, array in plain().items() if "running" not in name}
-    with pytest.raises(ValueError, match=r"2 left over in the checkpoint: inc\.double_conv\.0\.bias"):
+    with pytest.raises(ValueError, match=r"2 unexpected in the checkpoint: inc\.double_conv\.0\.bias"):
         from_torch(dz.PlainEncoder(features=(4,), norm=group_norm), arrays)
 
 
@@ -299,7 +299,7 @@ def test_everything_wrong_is_in_one_error():
         from_torch(MODEL, arrays)
     message = str(error.value)
     assert "1 missing in the checkpoint: encoder.layer2.0.conv1.weight" in message
-    assert "1 left over in the checkpoint: decoder.blocks.7.conv1.0.weight" in message
+    assert "1 unexpected in the checkpoint: decoder.blocks.7.conv1.0.weight" in message
     assert "segmentation_head.0.bias came (3,) float32, expected (2,) float32" in message
     assert "encoder.bn1.weight came (2,) int64" in message
 
@@ -345,8 +345,6 @@ def test_not_strict_fills_what_fits_and_warns():
 
 def test_what_has_no_known_name():
     class OwnEncoder(nn.Module):
-        reductions = (1,)
-
         @nn.compact
         def __call__(self, images, *, train=False):
             return dz.Pyramid((dz.Conv(4, name="mine")(images),), None, (1,), images.shape[1:3])
@@ -364,7 +362,7 @@ def test_a_subclass_of_an_encoder_has_its_names():
     class OwnResNet(dz.ResNet):
         pass
 
-    own = OwnResNet(stage_sizes=(1, 1, 1, 1), block=dz.BasicBlock, width=2)
+    own = OwnResNet(depths=(1, 1, 1, 1), block=dz.BasicBlock, width=2)
     assert_same(from_torch(own, ARRAYS["resnet"]), expected("resnet"))
 
 

@@ -31,7 +31,7 @@ SMP = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_range
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """An encoder that the zoo does not have, so that the weights are small."""
-    monkeypatch.setitem(ENCODERS, "tiny_resnet", partial(dz.ResNet, stage_sizes=(1, 1), block=dz.BasicBlock, width=2))
+    monkeypatch.setitem(ENCODERS, "tiny_resnet", partial(dz.ResNet, depths=(1, 1), block=dz.BasicBlock, width=2))
 
 
 @functools.cache

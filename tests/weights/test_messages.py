@@ -14,7 +14,7 @@ import densezoo as dz
 from densezoo.encoders import ENCODERS
 from densezoo.weights import from_torch
 from densezoo.weights._fingerprints import FILE, fingerprint, identify, name_of
-from densezoo.weights._slots import shapes_of, stem_path
+from densezoo.weights._parameters import shapes_of, stem_path
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -54,7 +54,7 @@ def test_another_encoder():
 def test_another_decoder():
     said = message(fpn(), zeros(shapes("smp_linknet_resnet18")))
     assert "It fits the encoder, and nothing of the decoder and the head.\n" in said
-    assert "looks like" not in said and "left over in the checkpoint: decoder.blocks.0" in said
+    assert "looks like" not in said and "unexpected in the checkpoint: decoder.blocks.0" in said
 
 
 def test_an_encoder_alone():

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 import densezoo as dz
 from densezoo.weights._describe import build, describe
-from densezoo.weights._files import read_with_facts
+from densezoo.weights._files import read_with_metadata
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -205,53 +205,53 @@ def test_any_number_of_input_channels(tmp_path):
 
 def rewritten(path, change):
     """The file with another description."""
-    _, facts = read_with_facts(path)
-    assert facts is not None
-    change(facts)
+    _, metadata = read_with_metadata(path)
+    assert metadata is not None
+    change(metadata)
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    header["__metadata__"]["densezoo"] = json.dumps(facts)
+    header["__metadata__"]["densezoo"] = json.dumps(metadata)
     header = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + data[8 + length :])
 
 
-def decoder(facts):
-    return facts["model"]["fields"]["decoder"]
+def decoder(metadata):
+    return metadata["model"]["fields"]["decoder"]
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         (
-            lambda facts: decoder(facts).update({"class": "UNet4000"}),
+            lambda data: decoder(data).update({"class": "UNet4000"}),
             "class 'UNet4000'.*does not know.*by densezoo 9",
         ),
-        (lambda facts: decoder(facts)["fields"].update(warp=3), "the field 'warp' of UNetDecoder.*Update densezoo"),
+        (lambda data: decoder(data)["fields"].update(warp=3), "the field 'warp' of UNetDecoder.*Update densezoo"),
         (
-            lambda facts: decoder(facts)["fields"].update(upsample={"partial": "Warp", "keywords": {}}),
+            lambda data: decoder(data)["fields"].update(upsample={"partial": "Warp", "keywords": {}}),
             "function 'Warp'",
         ),
         (
-            lambda facts: decoder(facts)["fields"].update(upsample={"partial": "Bilinear", "keywords": {"warp": 1}}),
+            lambda data: decoder(data)["fields"].update(upsample={"partial": "Bilinear", "keywords": {"warp": 1}}),
             "the field 'warp' of Bilinear",
         ),
-        (lambda facts: decoder(facts)["fields"].update(act={"function": "os.system"}), "the function 'os.system'"),
-        (lambda facts: decoder(facts)["fields"].update(act={"call": "x"}), "the entry .*call"),
-        (lambda facts: decoder(facts)["fields"].update(dtype={"dtype": "float3"}), "the entry .*float3"),
-        (lambda facts: facts.update(format=2), "the format 2"),
-        (lambda facts: facts.update(model=3), "something else than a model"),
-        (lambda facts: facts["model"]["fields"].pop("head"), "cannot be built.*head"),
-        (lambda facts: decoder(facts)["fields"].update(features="ab"), "a model that cannot be built: "),
-        (lambda facts: decoder(facts)["fields"].update(act=3), "a model that cannot be built: "),
-        (lambda facts: facts["model"]["fields"].update(encoder=3), "a model that cannot be built: "),
+        (lambda data: decoder(data)["fields"].update(act={"function": "os.system"}), "the function 'os.system'"),
+        (lambda data: decoder(data)["fields"].update(act={"call": "x"}), "the entry .*call"),
+        (lambda data: decoder(data)["fields"].update(dtype={"dtype": "float3"}), "the entry .*float3"),
+        (lambda data: data.update(format=2), "the format 2"),
+        (lambda data: data.update(model=3), "something else than a model"),
+        (lambda data: data["model"]["fields"].pop("head"), "cannot be built.*head"),
+        (lambda data: decoder(data)["fields"].update(features="ab"), "a model that cannot be built: "),
+        (lambda data: decoder(data)["fields"].update(act=3), "a model that cannot be built: "),
+        (lambda data: data["model"]["fields"].update(encoder=3), "a model that cannot be built: "),
     ],
 )
 def test_files_of_another_version(change, match, tmp_path):
     model, variables = small()
     path = tmp_path / "model.safetensors"
     dz.save(path, model, variables)
-    rewritten(path, lambda facts: (facts.update(version="9.0"), change(facts)))
+    rewritten(path, lambda data: (data.update(version="9.0"), change(data)))
     with pytest.raises(ValueError, match=match) as error:
         dz.load(path)
     assert str(path) in str(error.value) and len(str(error.value)) < 500
@@ -283,8 +283,26 @@ def test_only_what_is_listed_is_looked_up(tmp_path):
     model, variables = small()
     dz.save(tmp_path / "m.safetensors", model, variables)
     with pytest.raises((ValueError, RecursionError)):
-        rewritten(tmp_path / "m.safetensors", lambda facts: facts.update(model=deep))
+        rewritten(tmp_path / "m.safetensors", lambda data: data.update(model=deep))
         dz.load(tmp_path / "m.safetensors")
+
+
+def test_files_written_before_fields_were_renamed(tmp_path):
+    encoder = dz.VGG((1, 1), (2, 4), norm=dz.BatchNorm)
+    model = dz.create_model("segnet", encoder, 2)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    variables = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), variables)
+    dz.save(tmp_path / "model.safetensors", model, variables)
+
+    def with_old_names(metadata):
+        for part in ("encoder", "decoder"):
+            fields = metadata["model"]["fields"][part]["fields"]
+            fields["stage_sizes"] = fields.pop("depths")
+
+    rewritten(tmp_path / "model.safetensors", with_old_names)
+    again, same = dz.load(tmp_path / "model.safetensors")  # without a warning, which would fail here
+    assert (again.encoder.depths, again.decoder.depths) == (model.encoder.depths, model.decoder.depths)
+    assert_same(same, variables)
 
 
 def test_damaged_and_foreign_files(tmp_path):

@@ -66,8 +66,8 @@ def test_golden(case):
     if "model" in ours:
         assert_close(result, outputs["logits"])
         return
-    assert len(result.features) == len(outputs)
-    for level, feature in enumerate(result.features):
+    assert len(result.maps) == len(outputs)
+    for level, feature in enumerate(result.maps):
         assert_close(thin(feature, max(1, feature.shape[-1] // 8)), outputs[str(level)])
 
 
@@ -75,7 +75,7 @@ def test_torchvision_features():
     arrays, image, outputs = load("torchvision_wide_resnet50_2")
     encoder = dz.create_encoder("wide_resnet50_2")
     pyramid = jax.jit(encoder.apply)(weights.from_torch(encoder, arrays), image)
-    for reduction, feature in zip(pyramid.reductions, pyramid.features, strict=True):
+    for reduction, feature in zip(pyramid.reductions, pyramid.maps, strict=True):
         assert_close(thin(feature, 8), outputs[str(reduction)])
 
 

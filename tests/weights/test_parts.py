@@ -80,7 +80,7 @@ def test_a_part_of_a_whole_checkpoint(part):
     arrays = {name: array for name, array in arrays.items() if name.startswith(begin)}
     arrays |= {"loss.weight": np.zeros(2), "decoder2.x": np.zeros(3)}
     assert_same(of(part, from_torch(MODEL, arrays, part=part)), of(part, variables))
-    with pytest.raises(ValueError, match=rf"1 left over in the checkpoint: {begin}x"):
+    with pytest.raises(ValueError, match=rf"1 unexpected in the checkpoint: {begin}x"):
         from_torch(MODEL, arrays | {f"{begin}x": np.zeros(3)}, part=part)
     lost = next(name for name in arrays if name.endswith(".weight"))
     with pytest.raises(
@@ -123,7 +123,7 @@ def test_parts_whose_names_begin_alike(case, begin, part):
     model, arrays, variables = together(case)
     assert_same(of(part, from_torch(model, arrays, part=part)), of(part, variables))
     if part != "encoder":
-        with pytest.raises(ValueError, match=rf"1 left over in the checkpoint: {begin}x"):
+        with pytest.raises(ValueError, match=rf"1 unexpected in the checkpoint: {begin}x"):
             from_torch(model, arrays | {f"{begin}x": np.zeros(3)}, part=part)
 
 

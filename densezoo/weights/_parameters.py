@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from densezoo.encoders import Encoder
 from densezoo.models import PyramidModel, SegmentationModel
-from densezoo.weights.names import FAMILIES
-from densezoo.weights.names.rules import KERNELS, LEAVES, Family, Naming
+from densezoo.naming import KERNELS, LEAVES, Named, Naming
 
 Path = tuple[str, ...]
 """Where an array is in the variables, the collection first."""
@@ -21,7 +21,7 @@ AUXILIARY = "auxiliary"
 
 
 @dataclasses.dataclass(frozen=True)
-class Slot:
+class Parameter:
     """An array of the model, and where in the reference it comes from.
 
     Attributes:
@@ -46,9 +46,8 @@ class Slot:
 
 def images_for(model: nn.Module, channels: int) -> jax.Array:
     """Images to initialise a model with: large enough for it, and the parameters do not depend on the size."""
-    encoder: Any = getattr(model, "encoder", model)
-    reductions = getattr(encoder, "reductions", None) or ()  # one's own encoder may not tell them
-    side = max(2 * max((32, *reductions)), getattr(encoder, "min_size", 1))
+    encoder = parts_of(model).get("encoder", model)
+    side = max(64, 2 * encoder.reductions[-1], encoder.min_size) if isinstance(encoder, Encoder) else 64
     return jnp.zeros((1, side, side, channels), jnp.float32)
 
 
@@ -80,15 +79,9 @@ def parts_of(model: nn.Module) -> dict[str, nn.Module]:
     return parts or {"": model}
 
 
-def family_of(module: nn.Module) -> Family | None:
-    """What is known of a module's names, by its class or one that it is made from."""
-    return next((FAMILIES[cls] for cls in type(module).__mro__ if cls in FAMILIES), None)
-
-
 def namings_of(module: nn.Module) -> list[Naming]:
-    """The ways in which references name a module's arrays; none of a family that is not known."""
-    family = family_of(module)
-    return list(family.namings(module)) if family else []
+    """The ways in which references name a module's arrays; none for a module that gives none."""
+    return list(module.reference_names()) if isinstance(module, Named) else []
 
 
 def paths_of(part: str, tree: Mapping[Path, Any]) -> list[Path]:
@@ -96,24 +89,24 @@ def paths_of(part: str, tree: Mapping[Path, Any]) -> list[Path]:
     return [path for path in tree if not part or path[1] == part]
 
 
-def slots_of(part: str, tree: Mapping[Path, Any], naming: Naming | None) -> list[Slot]:
+def parameters_of(part: str, tree: Mapping[Path, Any], naming: Naming | None) -> list[Parameter]:
     """A part's arrays with their names in the reference."""
-    slots = []
+    parameters = []
     for path in paths_of(part, tree):
         array = tree[path]
         name, kernel = _reference(path, naming, 2 if part else 1)
         axes = tuple(range(len(array.shape)))
         if path[-1] == "kernel":
             axes = KERNELS["dense" if len(array.shape) == 2 else kernel]
-        slots.append(Slot(path, tuple(array.shape), array.dtype, name, axes))
-    return slots
+        parameters.append(Parameter(path, tuple(array.shape), array.dtype, name, axes))
+    return parameters
 
 
-def whole(slots: list[Slot], tree: Mapping[Path, Any]) -> list[Slot]:
-    """The slots of all parts, and nameless ones for what belongs to none of them."""
-    owned = {slot.path for slot in slots}
+def whole(parameters: list[Parameter], tree: Mapping[Path, Any]) -> list[Parameter]:
+    """The arrays of all parts, and nameless ones for what belongs to none of them."""
+    owned = {p.path for p in parameters}
     others = [path for path in tree if path not in owned and path[1] != AUXILIARY]
-    return slots + [Slot(path, tuple(tree[path].shape), tree[path].dtype, None, ()) for path in others]
+    return parameters + [Parameter(path, tuple(tree[path].shape), tree[path].dtype, None, ()) for path in others]
 
 
 def choose(
@@ -139,22 +132,22 @@ def stem_path(model: nn.Module) -> Path | None:
     """Where the kernel of the encoder's first convolution is, if that is known."""
     parts = parts_of(model)
     part = "encoder" if "encoder" in parts else ""
-    family = family_of(parts[part]) if part in parts else None
-    if family is None or family.stem is None:
+    encoder = parts.get(part)
+    if not isinstance(encoder, Encoder) or encoder.stem is None:
         return None
-    return ("params", *([part] if part else []), *family.stem.split("/"), "kernel")
+    return ("params", *([part] if part else []), *encoder.stem.split("/"), "kernel")
 
 
 def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
     """What of a tree of arrays does not fit the model, a line each, for any number of input channels.
 
-    Only models and encoders of the kinds that are here can be looked into.
+    Only models and encoders of the kinds that are here can be checked.
     """
-    if not (isinstance(model, (SegmentationModel, PyramidModel)) or hasattr(model, "reductions")):
+    if not isinstance(model, (SegmentationModel, PyramidModel, Encoder)):
         return []
     expected = shapes_of(model, 3)
     lines = [f"{'/'.join(path)} is missing" for path in expected if path not in tree]
-    lines += [f"{'/'.join(path)} has no place in it" for path in tree if path not in expected]
+    lines += [f"{'/'.join(path)} is unexpected" for path in tree if path not in expected]
     wrong = {p: (array.shape, tuple(tree[p].shape)) for p, array in expected.items() if p in tree}
     wrong = {path: shapes for path, shapes in wrong.items() if shapes[0] != shapes[1]}
     # What reads images of c channels has c for 3 in its kernel.

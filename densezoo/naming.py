@@ -1,19 +1,21 @@
 """The form of a table of names: how a reference calls the modules of a family, and what their arrays are called.
 
-A module's parameters lie here under paths such as `layer1_0/conv2/norm`; a naming says what a reference calls that
-module, `layer1.0.bn2`. What the arrays in a module are called, and how their axes lie, depends on the array alone and
-is in `LEAVES` and `KERNELS`.
+A module's parameters are here under paths such as `layer1_0/conv2/norm`; a naming gives the name of that module in the
+reference, `layer1.0.bn2`. Encoders, decoders, necks and heads give theirs by a method `reference_names`. What the
+arrays in a module are called, and the order of their axes, depends on the array alone: `LEAVES` and `KERNELS`.
 """
 
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 SMP = "segmentation_models_pytorch"
 TIMM = "torchvision and timm"
 DETECTORS = "torchvision's detectors"
 TORCHVISION = "torchvision's segmentation models"
+PLAIN = "plain U-Nets"
+HRNET = "HRNet's authors"
 """Whose names a naming has."""
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -64,11 +66,13 @@ class Naming:
         return None
 
 
-class Family(NamedTuple):
-    """The namings of a class of modules, and for an encoder the path of its first convolution."""
+@runtime_checkable
+class Named(Protocol):
+    """A module that knows how references name its parameters."""
 
-    namings: Callable[[Any], Sequence[Naming]]
-    stem: str | None = None
+    def reference_names(self) -> Sequence[Naming]:
+        """The ways in which references name them, the usual one first."""
+        ...
 
 
 def backbone(rules: Sequence[Rule], *, wrapped: bool = False) -> list[Naming]:

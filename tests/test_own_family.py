@@ -1,0 +1,125 @@
+"""The decoder and the encoders of docs/own_decoder.md, which are registered from outside of densezoo."""
+
+import re
+import runpy
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import densezoo as dz
+from densezoo import viz
+from densezoo.blueprint import MODELS
+from densezoo.viz.readme import zoo_tables
+
+PAGE = Path(__file__).parents[1] / "docs" / "own_decoder.md"
+CONTRACT = Path(__file__).with_name("test_contract.py")
+IMAGES = jax.ShapeDtypeStruct((1, 33, 50, 3), jnp.float32)
+
+
+def block():
+    return re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+
+
+@pytest.fixture
+def additive():
+    """The family while a test runs."""
+    before = dict(MODELS)
+    exec(block(), {"__name__": "own_decoder"})
+    yield "additive"
+    MODELS.clear()
+    MODELS.update(before)
+
+
+def shapes(model, images=IMAGES):
+    return jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+
+
+def test_it_is_short():
+    assert len(block().splitlines()) <= 60
+
+
+def test_it_is_a_family_like_the_others(additive):
+    assert shapes(dz.create_model(additive, num_classes=3))[0].shape == (1, 33, 50, 3)
+    assert additive in dz.list_models("add*") and dz.blueprints()[-1].name == additive
+    assert f"| `{additive}` | As narrow at every scale" in zoo_tables()
+    with pytest.raises(TypeError, match="no argument 'feature'; did you mean 'features'"):
+        dz.create_model(additive, feature=3)
+    with pytest.raises(ValueError, match="additive does not go with this encoder: it adds maps"):
+        dz.create_model(additive, dz.PlainEncoder((4,)))
+
+
+def test_diagrams_show_its_skips(additive):
+    read = viz.architecture(dz.create_model(additive, dz.PlainEncoder((4, 8, 16))))
+    assert [link.join for link in read.links if link.kind == "skip"] == ["add", "add"]
+
+
+def test_its_weights_come_and_go_by_its_names(additive):
+    model = dz.create_model(additive, dz.ResNet((1, 1), dz.BasicBlock, width=4), 2, features=8)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes(model)[1])
+    arrays = dz.weights.to_torch(model, variables)
+    assert arrays["decoder.convs.1.0.weight"].shape == (8, 8, 3, 3)
+    jax.tree.map(np.testing.assert_array_equal, dz.weights.from_torch(model, arrays), variables)
+    with pytest.raises(ValueError, match=r"1 missing in the checkpoint: decoder\.laterals\.0\.1\.weight"):
+        dz.weights.from_torch(model, {k: v for k, v in arrays.items() if k != "decoder.laterals.0.1.weight"})
+
+
+def test_the_contract_suite_takes_it(additive):
+    contract = runpy.run_path(str(CONTRACT))
+    assert (additive, "resnet") in contract["PAIRS"]
+    contract["test_any_image_gives_logits_of_its_size"](additive)
+    contract["test_every_parameter_receives_a_gradient"](additive, "resnet")
+    contract["test_decoders_use_the_maps_that_their_entry_names"](additive, "resnet")
+
+
+class Halves(dz.Encoder):
+    """An encoder of one's own."""
+
+    coarsest: int = 8
+    scales = (2, 4, 8)
+    min_size = 8
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        self.check(images)
+        x, maps = images, []
+        for level in range(len(self.reductions)):
+            x = dz.Conv(4 * 2**level, strides=2)(x)
+            maps.append(x)
+        return self.pyramid(images, maps)
+
+
+def test_an_encoder_of_ones_own_works_with_every_decoder_that_does_not_refuse_it():
+    for name, entry in MODELS.items():
+        if entry.misfit(Halves()):
+            with pytest.raises(ValueError, match="does not go with"):
+                dz.create_model(name, Halves())
+        else:
+            assert shapes(dz.create_model(name, Halves(), 2))[0].shape == (1, 33, 50, 2), name
+    assert not MODELS["unet"].misfit(Halves()) and MODELS["dpt"].misfit(Halves()) and MODELS["segnet"].misfit(Halves())
+
+
+def test_what_the_base_class_checks():
+    assert Halves().reductions == (2, 4, 8) and Halves(coarsest=4).reductions == (2, 4)
+    assert shapes(dz.create_model("unet", Halves()), jax.ShapeDtypeStruct((1, 3, 9, 3), jnp.float32))[0].shape == (
+        1,
+        3,
+        9,
+        1,
+    )
+    with pytest.raises(ValueError, match=r"Halves needs images of at least 8x8 pixels, got \(3, 9\)"):
+        shapes(Halves(), jax.ShapeDtypeStruct((1, 3, 9, 3), jnp.float32))
+    with pytest.raises(ValueError, match="coarsest is 2, 4, 8, 16 or 32, got 6"):
+        dz.create_model("unet", Halves(coarsest=6))
+    with pytest.raises(NotImplementedError, match="Encoder needs `scales`"):
+        _ = dz.Encoder().reductions
+
+
+def test_encoders_are_registered_by_name(monkeypatch):
+    monkeypatch.setattr("densezoo.encoders.base.ENCODERS", table := {})
+    dz.register_encoders({"halves": Halves})
+    assert table == {"halves": Halves}
