@@ -6,5 +6,16 @@ from densezoo.weights._files import read_checkpoint
 from densezoo.weights._hub import from_hub, preprocessing
 from densezoo.weights._native import load, save
 from densezoo.weights._plain import plain_unet
+from densezoo.weights._slots import check_variables
 
-__all__ = ["from_hub", "from_torch", "load", "plain_unet", "preprocessing", "read_checkpoint", "save", "to_torch"]
+__all__ = [
+    "check_variables",
+    "from_hub",
+    "from_torch",
+    "load",
+    "plain_unet",
+    "preprocessing",
+    "read_checkpoint",
+    "save",
+    "to_torch",
+]

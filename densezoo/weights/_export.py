@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from densezoo.messages import shortened
 from densezoo.weights._convert import Names, as_numpy, folded_biases, read_names
-from densezoo.weights._report import shortened
-from densezoo.weights._slots import Path, Slot, choose, differences, namings_of, parts_of, slots_of, whole
+from densezoo.weights._slots import Path, Slot, check_variables, choose, namings_of, parts_of, slots_of, whole
 from densezoo.weights.names.rules import DETECTORS, SMP, TIMM, Naming
 
 
@@ -55,9 +55,8 @@ def to_torch(
         (8, 4, 3, 3)
         >>> save_file(arrays, tempfile.mkdtemp() + "/resnet.safetensors")
     """
+    check_variables(model, variables)
     tree: dict[Path, Any] = flatten_dict(dict(variables))
-    if lines := differences(model, tree):
-        raise ValueError(f"these are not the variables of the model: {shortened(lines)}")
     parts = parts_of(model)
     if like is not None:
         if naming is not None:

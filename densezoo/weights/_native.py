@@ -14,10 +14,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from densezoo.files import replace
+from densezoo.messages import shortened
 from densezoo.weights._describe import Unknown, build, describe
 from densezoo.weights._files import NATIVE, is_storable, read_with_facts
-from densezoo.weights._report import shortened
-from densezoo.weights._slots import Path, differences
+from densezoo.weights._slots import Path, check_variables, differences
 
 _FORMAT = 1
 
@@ -58,8 +58,7 @@ def save(path: str | os.PathLike[str], model: nn.Module | None, variables: Mappi
     description = None
     if model is not None:
         description = describe(model, type(model).__name__)
-        if lines := differences(model, tree):
-            raise ValueError(f"these are not the variables of the model: {shortened(lines)}")
+        check_variables(model, variables)
     # Copies in C's order: safetensors writes the memory as it lies.
     arrays = {"/".join(path): np.array(value, order="C", copy=True) for path, value in tree.items()}
     if wrong := [f"{name} is {array.dtype}" for name, array in arrays.items() if not is_storable(array.dtype)]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 
+from densezoo.messages import shortened
 from densezoo.weights._fingerprints import identify, name_of
 from densezoo.weights._slots import Slot, choose, parts_of, slots_of, stem_path
 
@@ -112,9 +113,3 @@ class Misfit:
 
     def _fits(self, slot: Slot) -> bool:
         return slot.name is not None and self.came.get(slot.name) == slot.shape_there
-
-
-def shortened(items: Sequence[str]) -> str:
-    """The first few of a list, and how many more there are."""
-    more = f"; and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return "; ".join(items[:_SHOWN]) + more
