@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from densezoo.extras import require
+
 # Given to every Image.open: Pillow goes by content and not by suffix, and EPS in disguise would start Ghostscript.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -132,7 +134,7 @@ def _tiff_layout(shape: tuple[int, ...], axes: str) -> tuple[int, int, int | Non
 
 
 def _tiff_size(path: pathlib.Path) -> tuple[int, int]:
-    import tifffile  # takes 0.1 s, and most folders hold no TIFF
+    tifffile = require("tifffile")  # takes 0.1 s, and most folders hold no TIFF
 
     with tifffile.TiffFile(path) as tiff:
         series = tiff.series[0]
@@ -148,7 +150,7 @@ def _tiff_tag(page: Any, code: int, default: int) -> int:
 
 
 def _decode_tiff(path: pathlib.Path, indices: bool) -> np.ndarray:
-    import tifffile
+    tifffile = require("tifffile")
 
     with tifffile.TiffFile(path) as tiff:
         series, page = tiff.series[0], tiff.pages[0]

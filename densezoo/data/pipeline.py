@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import grain
 import numpy as np
 
 from densezoo.data import _fields, _samples
+from densezoo.extras import require
 
 Batch = dict[str, np.ndarray]
 
@@ -89,8 +89,9 @@ def train_batches(
             "not stack into batches: pass crop_size."
         )
 
+    grain = require("grain")
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()  # pyright: ignore[reportArgumentType]
-    dataset = dataset.random_map(_Crop(names, window, ignore_index)).batch(
+    dataset = dataset.random_map(_Crop(names, window, ignore_index).random_map).batch(
         local, drop_remainder=True, batch_fn=_samples.stack
     )
     # A host's parts are every count-th of the small batches.
@@ -163,7 +164,7 @@ def eval_batches(
         for start in range(0, len(members), batch_size):
             chosen = members[start : start + batch_size]
             parts.append(_Part(size, chosen[0], tuple(chosen[shard[0] * local : (shard[0] + 1) * local])))
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
+    options = require("grain").ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
     return EvalBatches(source, names, parts, local, ignore_index, options)
 
 
@@ -186,7 +187,7 @@ class EvalBatches:
         parts: Sequence[_Part],
         batch_size: int,
         ignore_index: int,
-        options: grain.ReadOptions,
+        options: Any,
     ):
         """Keeps what `eval_batches` has planned."""
         self._source = source
@@ -202,7 +203,7 @@ class EvalBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Reads the batches, from the first."""
-        return _read(grain.MapDataset.source(range(len(self))).map(self._load), self._options)
+        return _read(require("grain").MapDataset.source(range(len(self))).map(self._load), self._options)
 
     def _load(self, number: int) -> Batch:
         part = self._parts[number]
@@ -227,7 +228,7 @@ class EvalBatches:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Crop(grain.transforms.RandomMap):
+class _Crop:
     """Cuts a random window from a sample, and converts what it keeps."""
 
     names: Sequence[str]
@@ -290,7 +291,7 @@ def _choose_fields(source: Source, fields: Sequence[str] | None) -> tuple[str, .
     return tuple(fields)
 
 
-def _read(dataset: Any, options: grain.ReadOptions) -> Iterator[Batch]:
+def _read(dataset: Any, options: Any) -> Iterator[Batch]:
     iterator = iter(dataset.to_iter_dataset(options))
     try:
         yield from iterator
