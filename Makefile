@@ -10,8 +10,8 @@ VERSION := $(shell $(PYTHON) $(PRINT_VERSION))
 STAMP := $(VENV)/.installed-$(VERSION)
 
 # The tests that depend most on the versions of Python and its packages; they take a few minutes.
-QUICK := tests/ops tests/data tests/train tests/viz tests/weights/test_native.py \
-	$(addprefix tests/test_,blocks.py folding.py compiling.py inference.py overview.py zoo.py)
+QUICK := tests/ops tests/data tests/train tests/viz tests/weights/test_native.py tests/inspect \
+	$(addprefix tests/test_,blocks.py compiling.py inference.py nnx.py zoo.py)
 
 .PHONY: demo test test-oldest test-quick parity lint types doctest docs clean
 

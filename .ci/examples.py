@@ -22,6 +22,7 @@ QUICK = {
         "--seeds 2 --steps 2 --val 4 --upsamplers resize_conv transposed_2x2 --out {out}/artifacts"
     ],
     "blueprints.py": ["--out {out}/blueprints"],
+    "nnx_training.py": ["--steps 2 --batch-size 2 --out {out}/nnx"],
 }
 
 

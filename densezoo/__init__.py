@@ -1,6 +1,7 @@
 """densezoo: the JAX/Flax model zoo for dense prediction."""
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from densezoo import losses, metrics, ops
@@ -67,34 +68,45 @@ from densezoo.encoders import (
     ViT,
     register_encoders,
 )
-from densezoo.folding import fold_batch_norm
 from densezoo.heads import DPTHead, SegmentationHead
 from densezoo.inference import Inference, Loaded, compile, load_compiled
+from densezoo.inspect.folding import fold_batch_norm
+from densezoo.inspect.summary import Layer, Summary, summary
 from densezoo.models import PyramidModel, SegmentationModel
 from densezoo.naming import Naming, Rule
-from densezoo.overview import Room, Summary, summary
 from densezoo.preprocessing import Preprocessing
 from densezoo.types import Pyramid
 from densezoo.zoo import blueprints, create_encoder, create_model, list_encoders, list_models
 
 if TYPE_CHECKING:
+    from densezoo.nnx import from_nnx, to_nnx
     from densezoo.predictor import Predictor, load_predictor
     from densezoo.weights import load, save
 
 __version__ = "0.1.0"
 
 # These bring orbax, grain or matplotlib along, which take seconds to import: only on first use.
-_ON_FIRST_USE = ("data", "tasks", "train", "viz", "weights")
-_FROM = {"load": "weights", "save": "weights", "Predictor": "predictor", "load_predictor": "predictor"}
+_ON_FIRST_USE = ("data", "nnx", "tasks", "train", "viz", "weights")
+_HOMES = {
+    "Predictor": "predictor",
+    "from_nnx": "nnx",
+    "load": "weights",
+    "load_predictor": "predictor",
+    "save": "weights",
+    "to_nnx": "nnx",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _ON_FIRST_USE:
         return importlib.import_module(f"densezoo.{name}")
-    if name in _FROM:
-        return getattr(importlib.import_module(f"densezoo.{_FROM[name]}"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"densezoo.{_HOMES[name]}"), name)
+    if name == "Room":
+        warnings.warn("densezoo.Room is called Layer now", DeprecationWarning, stacklevel=2)
+        return Layer
     raise AttributeError(f"module 'densezoo' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ON_FIRST_USE, *_FROM})
+    return sorted({*globals(), *_ON_FIRST_USE, *_HOMES})

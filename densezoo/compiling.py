@@ -4,13 +4,14 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
+from densezoo.inspect.walk import convolutions
 from densezoo.ops.implementation import with_onednn
 
 _log = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         program, shapes = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)
-        if any(map(_is_miscomputed, _convolutions(program.jaxpr))):
+        if any(map(_is_miscomputed, convolutions(program.jaxpr))):
             raise _Miscomputed
         results = jaxpr_as_fun(program)(*jax.tree.leaves((args, kwargs)))
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
@@ -194,18 +195,3 @@ def _is_miscomputed(convolution: Any) -> bool:
     _, *window = (kernel[axis] for axis in numbers.rhs_spec[1:])
     features, *sides = (output[axis] for axis in numbers.out_spec[1:])
     return features == 1 and set(sides) == {1} and set(window) != {1}
-
-
-def _convolutions(program: Any) -> Iterator[Any]:
-    """The convolutions of a traced program, those of inner programs too."""
-    for equation in program.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            yield equation
-        parameters = list(equation.params.values())
-        if platforms := equation.params.get("branches_platforms"):  # one of `jax.lax.platform_dependent` is compiled
-            ours = [i for i, names in enumerate(platforms) if names is None or jax.default_backend() in names]
-            parameters = [equation.params["branches"][ours[0]]]
-        for value in jax.tree.leaves(parameters, is_leaf=lambda value: hasattr(value, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _convolutions(inner)

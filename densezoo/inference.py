@@ -22,8 +22,9 @@ from safetensors.numpy import save_file
 from densezoo import files
 from densezoo.blocks import BatchNorm, Conv
 from densezoo.compiling import Jitted, _onednn, compiler_options
-from densezoo.folding import check_variables
+from densezoo.inspect.walk import module_calls
 from densezoo.types import Dtype
+from densezoo.weights import check_variables
 
 _FORMAT = "densezoo compiled 1"
 
@@ -162,7 +163,7 @@ class Inference:
         return x if self._dtype is None or not jnp.issubdtype(x.dtype, jnp.floating) else x.astype(self._dtype)
 
     def _run(self, images: Float[Array, "b h w c"]) -> Any:
-        with nn.intercept_methods(_Folding(self._exact, self._variables, self._dtype)):
+        with module_calls(_Folding(self._exact, self._variables, self._dtype)):
             return self._model.apply(self._variables, self._cast(images))
 
 
@@ -190,10 +191,9 @@ class _Folding:
         self._exact, self._variables, self._dtype = exact, variables, dtype
         self._made: list[tuple[Any, Conv, Any]] = []  # result, module and input of each convolution
 
-    def __call__(self, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
+    def __call__(self, module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
         # Not of classes made from these, which may compute anything.
-        if context.method_name != "__call__" or type(module) not in (Conv, BatchNorm):
+        if type(module) not in (Conv, BatchNorm):
             return call(*args, **kwargs)
         x = args[0] if args else kwargs["x"]
         if type(module) is Conv:

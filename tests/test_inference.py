@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import densezoo as dz
-from densezoo import compiling, inference
+from densezoo import inference
+from densezoo.inspect.walk import convolutions
 
 KEY = jax.random.key(0)
 
@@ -89,8 +90,8 @@ def test_bfloat16_computes_in_it_and_folds_before_rounding(with_statistics):
     assert result.dtype == jnp.bfloat16
     expected = model.apply(variables, images)
     assert float(jnp.abs(result.astype(jnp.float32) - expected).max() / jnp.abs(expected).max()) < 0.03
-    convolutions = list(compiling._convolutions(jax.make_jaxpr(infer)(images).jaxpr))
-    assert {equation.outvars[0].aval.dtype for equation in convolutions} == {jnp.dtype(jnp.bfloat16)}
+    equations = convolutions(jax.make_jaxpr(infer)(images).jaxpr)
+    assert {equation.outvars[0].aval.dtype for equation in equations} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_programs_go_to_a_file_and_back(tmp_path, recwarn, with_statistics):

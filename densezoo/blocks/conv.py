@@ -112,8 +112,6 @@ class ConvNormAct(nn.Module):
             param_dtype=self.param_dtype,
             name="conv",
         )(x)
-        if self.norm is None:
-            return x if self.act is None else self.act(x)
         return norm_act(
             self.norm, self.act, x, train=train, name="norm", dtype=self.dtype, param_dtype=self.param_dtype
         )

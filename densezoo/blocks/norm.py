@@ -142,7 +142,7 @@ def build(factory: ModuleDef, **fields: Any) -> Any:
 
 
 def norm_act(
-    norm: ModuleDef,
+    norm: ModuleDef | None,
     act: Callable[[jax.Array], jax.Array] | None,
     x: jax.Array,
     *,
@@ -151,7 +151,12 @@ def norm_act(
     dtype: Dtype | None,
     param_dtype: Dtype,
 ) -> jax.Array:
-    """Applies a norm factory, those here or Flax's own (`partial(nn.GroupNorm, num_groups=8)`), and an activation."""
+    """Applies a norm factory, those here or Flax's own (`partial(nn.GroupNorm, num_groups=8)`), and an activation.
+
+    None for either leaves it out.
+    """
+    if norm is None:
+        return x if act is None else act(x)
     layer = build(norm, name=name, dtype=dtype, param_dtype=param_dtype)
     relu = act is nn.relu
     if isinstance(layer, BatchNorm):

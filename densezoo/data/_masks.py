@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from densezoo.data import _decode, _pairing
+from densezoo.data import _decode
 
 Colour = tuple[int, int, int]
 Labels = Mapping[int, int] | Mapping[Colour, int]
@@ -84,7 +84,9 @@ class MaskReader:
         """Lists values that stand for no class, with their numbers of pixels."""
         shown = [f"{self._shown(value)} ({count} pixels)" for value, count in sorted(strangers.items())]
         what = f"{'colour' if self._coloured else 'mask value'}{'s' if len(shown) > 1 else ''}"
-        return f"{what} {_pairing.shorten(shown)} {'outside the classes' if self.labels is None else 'not in labels'}"
+        return (
+            f"{what} {shortened(shown, ', ', 10)} {'outside the classes' if self.labels is None else 'not in labels'}"
+        )
 
     def advise(self, strangers: Iterable[int]) -> str:
         """Says what may be done about values that stand for no class."""

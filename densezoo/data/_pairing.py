@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from densezoo.data import _decode
+from densezoo.messages import shortened
 
 _LAYOUT = (
     "Expected:\n"
@@ -19,21 +20,6 @@ _LAYOUT = (
     "with the same NAME for an image and its mask."
 )
 _JUNK = ("thumbs.db", "desktop.ini")
-
-
-def shorten(lines: Sequence[str], separator: str = ", ", limit: int = 10) -> str:
-    """Joins the first lines and says how many more there are.
-
-    Args:
-        lines: what to list.
-        separator: goes between them.
-        limit: how many to list.
-
-    Returns:
-        The list as one text.
-    """
-    more = [f"and {len(lines) - limit} more"] if len(lines) > limit else []
-    return separator.join([*lines[:limit], *more])
 
 
 def size_difference(
@@ -75,7 +61,7 @@ def pair_files(root: pathlib.Path) -> tuple[list[tuple[pathlib.Path, pathlib.Pat
     images, other_images = _list(root / "images", _decode.IMAGE_SUFFIXES)
     masks, other_masks = _list(root / "masks", _decode.MASK_SUFFIXES)
     if not images:
-        found = f" (found: {shorten(other_images)})" if other_images else ""
+        found = f" (found: {shortened(other_images, ', ', 10)})" if other_images else ""
         raise ValueError(f"{root / 'images'}: the folder holds no images{found}. {layout}")
 
     problems: list[str] = []
@@ -85,12 +71,13 @@ def pair_files(root: pathlib.Path) -> tuple[list[tuple[pathlib.Path, pathlib.Pat
                 problems.append(f"{name}: {len(paths)} files named {stem}: {', '.join(path.name for path in paths)}")
     alone = [images[stem][0].name for stem in sorted(images.keys() - masks.keys())]
     if alone:
-        problems.append(f"{len(alone)} images without a mask: {shorten(alone)}")
+        problems.append(f"{len(alone)} images without a mask: {shortened(alone, ', ', 10)}")
     alone = [masks[stem][0].name for stem in sorted(masks.keys() - images.keys())]
     if alone:
-        problems.append(f"{len(alone)} masks without an image: {shorten(alone)}")
+        problems.append(f"{len(alone)} masks without an image: {shortened(alone, ', ', 10)}")
     skipped = [
-        f"{name}: folders, and files of other types than {' '.join(suffixes)}, are not read: {shorten(others)}"
+        f"{name}: folders, and files of other types than {' '.join(suffixes)}, are not read:"
+        f" {shortened(others, ', ', 10)}"
         for name, others, suffixes in (
             ("images", other_images, _decode.IMAGE_SUFFIXES),
             ("masks", other_masks, _decode.MASK_SUFFIXES),
@@ -114,7 +101,7 @@ def pair_files(root: pathlib.Path) -> tuple[list[tuple[pathlib.Path, pathlib.Pat
                 differing.append(size_difference(image_path, image, mask_path, mask))
     for kind in (unread, differing):
         if kind:
-            problems.append(shorten(kind, "\n  "))
+            problems.append(shortened(kind, "\n  ", 10))
     if problems:
         raise ValueError("\n  ".join([f"{root}: images and masks do not pair up:", *problems]) + f"\n{layout}")
     if skipped:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from densezoo.extras import require
+
 Batch = dict[str, np.ndarray]
 
 
@@ -63,8 +65,4 @@ def read(dataset: Any, options: ReadOptions) -> Iterator[Batch]:
 
 
 def _grain() -> Any:
-    try:
-        import grain
-    except ImportError as error:
-        raise ImportError("train_batches and eval_batches read through grain: pip install grain") from error
-    return grain
+    return require("grain")

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from densezoo.data import _orientation
+from densezoo.extras import require
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -59,11 +60,7 @@ def read_size(path: pathlib.Path) -> tuple[int, int]:
 
 
 def _open(path: pathlib.Path) -> Any:
-    try:
-        import tifffile  # takes 0.1 s, and most folders hold no TIFF
-    except ImportError as error:
-        raise ImportError(f"{path}: TIFF files are read by tifffile: pip install tifffile") from error
-    return tifffile.TiffFile(path)
+    return require("tifffile").TiffFile(path)  # takes 0.1 s to import, and most folders hold no TIFF
 
 
 def _tag(page: Any, code: int, default: int) -> int:

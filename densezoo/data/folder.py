@@ -12,6 +12,8 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from densezoo.data import _decode, _masks, _pairing
+from densezoo.extras import require
+from densezoo.messages import shortened
 
 
 def read_image(path: str | os.PathLike[str], channels: int | None = None) -> np.ndarray:
@@ -174,15 +176,13 @@ class ImageMaskFolder:
             ValueError: if files are damaged, if images hold NaN or infinity, if masks hold other values than the
                 classes, or if images differ in their number of channels. The one message names the files.
         """
-        import rich.console
-        import rich.progress
-
+        bars, console = require("rich.progress"), require("rich.console").Console(stderr=True)
         problems: list[str] = []
         strangers: collections.Counter[int] = collections.Counter()
         present: set[int] = set()
         by_channels: dict[int, list[pathlib.Path]] = collections.defaultdict(list)
         with (
-            rich.progress.Progress(console=rich.console.Console(stderr=True), disable=not progress) as bar,
+            bars.Progress(console=console, disable=not progress) as bar,
             concurrent.futures.ThreadPoolExecutor(num_threads) as pool,
         ):
             # In chunks, so that an interrupt does not wait for the whole folder.
@@ -207,13 +207,13 @@ class ImageMaskFolder:
             return
         lines = [f"{self.root}: {len(self)} pairs, of which some do not fit:"]
         if problems:
-            lines.append(_pairing.shorten(problems, "\n  ", limit=100))
+            lines.append(shortened(problems, "\n  ", 100))
         if strangers:
             lines.append(self._masks.advise(strangers))
         if len(by_channels) > 1:
             lines.append("images differ in their number of channels:")
             for channels, paths in sorted(by_channels.items()):
-                lines.append(f"    {channels}: {_pairing.shorten([path.name for path in paths])}")
+                lines.append(f"    {channels}: {shortened([path.name for path in paths], ', ', 10)}")
             lines.append("Pass channels= to convert them (3 repeats grey; alpha is dropped), or convert the files.")
         raise ValueError("\n  ".join(lines))
 

@@ -11,6 +11,8 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 from PIL import Image
 
+from densezoo.extras import require
+
 Split = Literal["train", "val"]
 
 # Pictures that the wheels of scikit-image and scikit-learn hold. The splits share none, and none shows digits.
@@ -268,9 +270,7 @@ def _cubic_weights(scale: float) -> np.ndarray:
 @functools.lru_cache(maxsize=4)
 def _digits(split: Split, scales: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Gives the labels, the scales, and for each scale all digits' opacity and rim (n, 2, height, width)."""
-    import sklearn.datasets  # takes more than a second
-
-    pixels, labels = sklearn.datasets.load_digits(return_X_y=True)
+    pixels, labels = require("sklearn.datasets").load_digits(return_X_y=True)
     held_out = np.zeros(len(labels), bool)
     for digit in range(10):  # every fifth drawing of each digit: by position alone, some digits would be rare
         held_out[np.flatnonzero(labels == digit)[4::5]] = True
@@ -300,7 +300,7 @@ def _pictures(split: Split, size: tuple[int, int]) -> list[np.ndarray]:
     for package, names in _PICTURES[split].items():
         module, folder = _PLACES[package]
         for name in names:
-            file = importlib.resources.files(module).joinpath(folder, name)
+            file = importlib.resources.files(require(module)).joinpath(folder, name)
             if not file.is_file():
                 raise FileNotFoundError(
                     f"{file}: the installed {_PACKAGES[package]} has no such picture; DigitScenes needs it: "

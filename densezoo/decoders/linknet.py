@@ -46,7 +46,7 @@ class LinknetBlock(nn.Module):
         conv = partial(ConvNormAct, kernel_size=1, norm=self.norm, act=self.act, **dtypes)
         x = conv(max(1, x.shape[-1] // 4), name="reduce")(x, train=train)
         x = build(self.upsample, name="upsample", **dtypes)(x, size)
-        x = self.act(x) if self.norm is None else norm_act(self.norm, self.act, x, train=train, name="norm", **dtypes)
+        x = norm_act(self.norm, self.act, x, train=train, name="norm", **dtypes)
         x = conv(self.features, name="expand")(x, train=train)
         return x if feature is None else x + feature.astype(x.dtype)
 

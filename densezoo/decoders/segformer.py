@@ -1,7 +1,7 @@
 """SegFormer's decoder: every map through a linear layer and to a quarter of the image, then one convolution."""
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.steps import one_scale
 from densezoo.heads import SegmentationHead
 from densezoo.naming import SMP, Naming, Rule
-from densezoo.ops.implementation import chosen
+from densezoo.ops import reference
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, Size, size_of
 
 
@@ -93,32 +93,11 @@ class SegFormerDecoder(nn.Module):
         dtype = jnp.result_type(*features, fuse) if self.dtype is None else self.dtype
         features = [x.astype(dtype) for x in features]
 
-        linear = {type(upsampler) for upsampler in upsamplers} <= {Nearest, Bilinear, Bicubic, type(None)}
-        if chosen() == "reference" or not linear:
-            maps = [_linear(x, *weights) for x, weights in zip(features, stages, strict=True)]
-            maps = [_resize(x, size, upsampler) for x, upsampler in zip(maps, upsamplers, strict=True)]
-            x = _linear(jnp.concatenate(maps, axis=-1), fuse[0, 0], bias)
-        else:
-            # Nothing between a feature and the sum is nonlinear, and the weights of a resize add up to 1. So all
-            # products can be at the feature's own size or the result's, whichever is the coarser, and a feature's two
-            # are one, if its pixels are more than the rows of the kernel.
-            maps, shifts = [], [] if bias is None else [bias]
-            for x, weights, part, upsampler in zip(
-                features, stages, fuse.reshape(-1, width, width), upsamplers, strict=True
-            ):
-                kernel, shift = weights
-                if shift is not None:
-                    shifts.append(shift @ part)
-                x = _resize(x, size, upsampler) if _is_finer(x, size) else x
-                merge = x.size // x.shape[-1] > x.shape[-1]
-                x = _linear(x, kernel @ part) if merge else _linear(_linear(x, kernel), part)
-                maps.append(_resize(x, size, upsampler))
-            shift = reduce(jnp.add, shifts).astype(dtype)
-            x = reduce(jnp.add, maps) + jnp.expand_dims(shift, (0, 1, 2))
-        if self.norm is None:
-            x = self.act(x)
-        else:
-            x = norm_act(self.norm, self.act, x, train=train, name="fuse_norm", **dtypes)
+        resizes = [partial(_resize, upsampler=upsampler) for upsampler in upsamplers]
+        interpolate = {type(upsampler) for upsampler in upsamplers} <= {Nearest, Bilinear, Bicubic, type(None)}
+        fusion = ops.resize_concat_linear if interpolate else reference.resize_concat_linear
+        x = fusion(features, stages, fuse[0, 0], bias, resizes, size)
+        x = norm_act(self.norm, self.act, x, train=train, name="fuse_norm", **dtypes)
         return SpatialDropout(self.dropout)(x, train=train)
 
     def reference_names(self) -> list[Naming]:
@@ -129,11 +108,6 @@ class SegFormerDecoder(nn.Module):
             Rule("fuse_norm", "fuse_stage.1"),
         ]
         return [Naming(SMP, rules, "decoder.")]
-
-
-def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    y = x @ kernel.astype(x.dtype)
-    return y if bias is None else y + jnp.expand_dims(bias.astype(x.dtype), (0, 1, 2))
 
 
 def _is_finer(x: jax.Array, size: Size) -> bool:

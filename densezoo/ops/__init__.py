@@ -1,6 +1,7 @@
 """Pure functions on arrays: no parameters, no modules."""
 
 from densezoo.ops.convolution import conv
+from densezoo.ops.fused_linear import resize_concat_linear
 from densezoo.ops.implementation import IMPLEMENTATIONS, implementation
 from densezoo.ops.norm import batch_norm, group_norm
 from densezoo.ops.pool import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool, max_pool_with_indices, max_unpool
@@ -27,6 +28,7 @@ __all__ = [
     "pixel_shuffle",
     "resize_bicubic",
     "resize_bilinear",
+    "resize_concat_linear",
     "resize_nearest",
     "sample_bilinear",
     "upsample_concat_conv",

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.depthwise import depthwise, depthwise_gradients
 from densezoo.ops.implementation import chosen, onednn
+from densezoo.ops.materialize import materialize, materialize_on_cpu
 from densezoo.ops.sharding import explicitly_sharded, reduced_like
 
 
@@ -24,7 +25,7 @@ def conv(
     """Convolution of maps with zeros around them.
 
     On CPU the gradients of a 1x1 convolution are products of two matrices, in which XLA is up to 1.7 times faster than
-    in the gradients of its convolution, and those of others begin with maps that are there (`_fence`). One with a group
+    in the gradients of its convolution, and those of others first materialise their inputs. One with a group
     for every channel is a sum of shifted maps there (`ops.depthwise`), some 50 times faster.
 
     Reverse mode only, but for the plain form.
@@ -91,11 +92,11 @@ def conv(
             dx, dkernel = depthwise_gradients(x, kernel, g, **as_depthwise)
             return dx, reduced_like(dkernel, kernel)
         if by_onednn:
-            g = _fence(g)
+            g = materialize(g)
             (dx,) = jax.vjp(lambda x: plain(x, kernel), x)[1](g)
             return dx, reduced_like(_kernel_gradient(x, g, kernel.shape, strides, pads), kernel)
         if not pointwise or explicitly_sharded(x, kernel):
-            return gradients(x, kernel, _fence(g))
+            return gradients(x, kernel, materialize(g))
         pixels, g_pixels = x.reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3])
         return (g_pixels @ kernel[0, 0].T).reshape(x.shape), reduced_like(
             (pixels.T @ g_pixels).reshape(kernel.shape), kernel
@@ -124,7 +125,9 @@ def conv(
 
     def forward(x, kernel):
         if not pointwise and not by_channel:
-            x = jax.lax.platform_dependent(x, cpu=_fence, default=lambda x: x)
+            # Or XLA:CPU fuses a batch norm or a ReLU into the transposition that the kernel's gradient begins with,
+            # where they take several times as long.
+            x = materialize_on_cpu(x)
         return compute(x, kernel), (x, kernel)
 
     function.defvjp(forward, backward)
@@ -205,13 +208,3 @@ def _kernel_gradient(x, g, shape: tuple[int, ...], strides: int, pads) -> jax.Ar
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return y.reshape(shape)
-
-
-def _fence(x: jax.Array) -> jax.Array:
-    """`x`, as a map that XLA:CPU builds once.
-
-    It would fuse the steps before (a batch norm, a ReLU) into the transposition that the gradient of a kernel begins
-    with, where they take several times as long; an update in place is not fused, and a barrier is gone by then.
-    """
-    first = x[:, :, :1, :1]  # all of the axes over which devices may share the map
-    return jax.lax.dynamic_update_slice(x, first, (0,) * x.ndim)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int8
 from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_size, check_whole
 from densezoo.ops.implementation import chosen
+from densezoo.ops.materialize import materialize_on_cpu
 from densezoo.ops.norm import pixel_sum
 from densezoo.types import Size, accumulator_dtype
 
@@ -86,11 +87,6 @@ def _pool(x, window, stride, padding):
     for position, tap in reversed(list(enumerate(_taps(x, window, stride, padding)))):
         index = jnp.where(tap < bound, index, jnp.int8(position))
     return best, index
-
-
-def _stored(index):
-    """`index`, as an array that XLA:CPU works out once: an update in place is not fused."""
-    return jax.lax.dynamic_update_slice(index, index[:, :, :1, :1], (0, 0, 0, 0))
 
 
 def _unpool_windows(g, index, shape, window, stride, padding):
@@ -174,7 +170,7 @@ def max_pool_with_indices(
     def forward(x):
         y, index = _pool(x, window, stride, padding)
         # Otherwise XLA:CPU would find every position anew for every pixel that asks for it in the backward pass.
-        return (y, index), jax.lax.platform_dependent(index, cpu=_stored, default=lambda index: index)
+        return (y, index), materialize_on_cpu(index)
 
     def backward(index, cotangents):
         return (_unpool_windows(cotangents[0], index, shape, window, stride, padding),)

@@ -197,3 +197,16 @@ def sample_bilinear(x: Float[Array, "b h w c"], positions: Float[Array, "b h2 w2
             corner = (jnp.clip(i.astype(int), 0, height - 1), jnp.clip(j.astype(int), 0, width - 1))
             y = y + vertical * horizontal * maps[sample, *corner, group]
     return y.reshape(batch, *out, channels).astype(x.dtype)
+
+
+def linear(x: Float[Array, "b h w c"], kernel: Float[Array, "c d"], bias: Float[Array, " d"] | None = None):
+    """A linear layer of every pixel, in the maps' dtype."""
+    y = x @ kernel.astype(x.dtype)
+    return y if bias is None else y + jnp.expand_dims(bias.astype(x.dtype), (0, 1, 2))
+
+
+def resize_concat_linear(maps, layers, kernel, bias, resizes, size: Size) -> Float[Array, "b _ _ e"]:
+    """The layers of the maps, resized, concatenated, and one layer more."""
+    results = [linear(x, *layer) for x, layer in zip(maps, layers, strict=True)]
+    results = [resize(x, size) for x, resize in zip(results, resizes, strict=True)]
+    return linear(jnp.concatenate(results, axis=-1), kernel, bias)

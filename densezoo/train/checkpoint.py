@@ -19,7 +19,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from densezoo.train.state import TrainState, describe_differences, first_lines
+from densezoo.messages import indented
+from densezoo.train.state import TrainState, describe_differences
 
 _COLLECTION = "collection:"
 _FINISHED = re.compile(r"\d+-step-\d+")
@@ -144,7 +145,7 @@ def restore_state(directory: str | Path, state: TrainState, which: str = "last")
         of_model = not all(line.startswith(("ema", "training")) for line in lines)
         raise ValueError(
             f"this checkpoint is of another {'model' if of_model else 'optimizer or ema_decay'}: {path}\n"
-            f"{len(lines)} arrays differ.\n{first_lines(lines)}\n"
+            f"{len(lines)} arrays differ.\n{indented(lines)}\n"
             "Build the model and the optimizer as for the run that wrote it; load_variables reads its model alone."
         )
     read = _read(path, wanted)

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from densezoo.extras import require
 from densezoo.files import replace
 
 Record = dict[str, Any]
@@ -128,16 +127,19 @@ class Meter:
 
 @contextlib.contextmanager
 def display(enabled: bool, done: int, steps: int) -> Iterator[Callable[[int, Record], None]]:
-    """A function that shows a record on stderr: in a progress line on a terminal, else as a line of its own."""
-    console = Console(stderr=True)
+    """A function that shows a record on stderr: in a progress line on a terminal with rich, else on its own line."""
     if not enabled:
         yield lambda step, record: None
         return
-    if not console.is_terminal:
+    try:
+        console, bars = require("rich.console").Console(stderr=True), require("rich.progress")
+    except ModuleNotFoundError:
+        console = bars = None
+    if console is None or bars is None or not console.is_terminal:
         yield lambda step, record: print(f"step {step}/{steps}  {_words(record)}", file=sys.stderr, flush=True)
         return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console) as progress:
+    columns = bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn()
+    with bars.Progress(*columns, bars.TextColumn("{task.description}"), console=console) as progress:
         task = progress.add_task("compiling", total=steps, completed=done)
         shown = {"metrics": "", "scores": ""}
 

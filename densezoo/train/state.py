@@ -12,6 +12,8 @@ from flax import struct
 from flax.core import unfreeze
 from jaxtyping import Array, Int, Key, PyTree
 
+from densezoo.messages import indented
+
 
 class TrainState(struct.PyTreeNode):
     """Parameters, statistics, optimizer memory and random key of a training; made by `create_state`.
@@ -167,12 +169,6 @@ def describe_differences(here: PyTree, given: PyTree, given_name: str) -> list[s
     return lines
 
 
-def first_lines(lines: list[str], limit: int = 8) -> str:
-    """The first lines of a long list, indented, for an error message."""
-    rest = [f"... and {len(lines) - limit} more"] if len(lines) > limit else []
-    return "\n".join(f"  {line}" for line in lines[:limit] + rest)
-
-
 def _check_frozen(frozen: tuple[str, ...], params: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(frozen, str):
         raise ValueError(f"model.frozen is a tuple of names; got the string {frozen!r}: write ({frozen!r},)")
@@ -189,6 +185,6 @@ def _check_variables(variables: PyTree, expected: PyTree) -> None:
 
     if lines := describe_differences(shapes(expected), shapes(variables), "variables"):
         raise ValueError(
-            f"variables are of another model: {len(lines)} arrays differ.\n{first_lines(lines)}\n"
+            f"variables are of another model: {len(lines)} arrays differ.\n{indented(lines)}\n"
             "Build the model with the options that the variables were made with."
         )

@@ -14,11 +14,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 
-from densezoo.ops import implementation
+from densezoo.inspect.walk import Path, as_reference, called_program, module_calls
 from densezoo.types import Size
-
-Path = tuple[str, ...]
-"""Names of modules, from the model's own fields inwards."""
 
 
 @dataclasses.dataclass
@@ -87,25 +84,21 @@ def run_with_maps(model: nn.Module, variables: Any, images: jax.Array, visit: Ca
     """
     calls = 0
 
-    def intercept(call, args, kwargs, context):
+    def note(module, call, args, kwargs):
         nonlocal calls
         given = call(*args, **kwargs)
-        if context.method_name != "__call__":
-            return given
         number, calls = calls, calls + 1
 
-        def note(path, x):
+        def visit_map(path, x):
             if getattr(x, "ndim", 0) != 4:
                 return x
             inside = jax.tree_util.keystr(path)
-            return visit(f"{number}{inside}", x, context.module, inside, (*args, *kwargs.values()))
+            return visit(f"{number}{inside}", x, module, inside, (*args, *kwargs.values()))
 
-        return jax.tree_util.tree_map_with_path(note, given)
+        return jax.tree_util.tree_map_with_path(visit_map, given)
 
     # Written plainly, so that every map is there and every upsampler and skip is called.
-    if hasattr(model, "impl"):
-        model = model.clone(impl="reference")
-    with nn.intercept_methods(intercept), implementation("reference"):
+    with as_reference(model) as model, module_calls(note):
         return model.apply(variables, images, train=False)
 
 
@@ -165,7 +158,7 @@ def _follow(program: Any, given: list[Marks], numbers: dict[str, int], maps: lis
     for equation in program.eqns:
         inputs = [look_up(variable) for variable in equation.invars]
         number = numbers.get(equation.params["name"]) if equation.primitive.name == "name" else None
-        inner = _inner_program(equation)
+        inner = called_program(equation)
         if number is not None:
             maps[number].sources = inputs[0]
             outputs = [{number: ""}]
@@ -175,16 +168,6 @@ def _follow(program: Any, given: list[Marks], numbers: dict[str, int], maps: lis
             outputs = [_meet(equation.primitive.name, inputs)] * len(equation.outvars)
         known.update(zip(equation.outvars, outputs, strict=True))
     return [look_up(variable) for variable in program.outvars]
-
-
-def _inner_program(equation: Any) -> Any:
-    """The program that an equation calls (jit, custom derivatives, remat) with its own arguments, if there is one."""
-    for value in equation.params.values():
-        program = getattr(value, "jaxpr", value)
-        if hasattr(program, "eqns"):
-            counts = (len(program.invars), len(program.outvars))
-            return program if counts == (len(equation.invars), len(equation.outvars)) else None
-    return None
 
 
 def _meet(primitive: str, inputs: list[Marks]) -> Marks:

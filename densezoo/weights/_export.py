@@ -9,19 +9,19 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from densezoo.messages import shortened
 from densezoo.naming import DETECTORS, SMP, TIMM, Naming
 from densezoo.weights._convert import Names, as_numpy, folded_biases, read_names
 from densezoo.weights._parameters import (
     Parameter,
     Path,
+    check_variables,
     choose,
-    differences,
     namings_of,
     parameters_of,
     parts_of,
     whole,
 )
-from densezoo.weights._report import shortened
 
 
 def to_torch(
@@ -64,9 +64,8 @@ def to_torch(
         (8, 4, 3, 3)
         >>> save_file(arrays, tempfile.mkdtemp() + "/resnet.safetensors")
     """
+    check_variables(model, variables)
     tree: dict[Path, Any] = flatten_dict(dict(variables))
-    if lines := differences(model, tree):
-        raise ValueError(f"these are not the variables of the model: {shortened(lines)}")
     parts = parts_of(model)
     if like is not None:
         if naming is not None:

@@ -1,6 +1,5 @@
 """Weights and settings from repositories of the Hugging Face hub, or from folders laid out like them."""
 
-import importlib
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import flax.linen as nn
 import jax
 
 from densezoo.encoders import ENCODERS
+from densezoo.extras import require
 from densezoo.weights._convert import from_torch
 from densezoo.weights._parameters import parts_of
 from densezoo.zoo import create_encoder
@@ -151,13 +151,8 @@ def _file(repository: str | os.PathLike[str], names: tuple[str, ...], revision: 
         return found
     if not isinstance(repository, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise FileNotFoundError(f"expected a repository as owner/name, or a folder that exists; got {repository}")
-    try:
-        hub = importlib.import_module("huggingface_hub")
-        missing = importlib.import_module("huggingface_hub.errors").EntryNotFoundError
-    except ImportError as error:
-        raise ImportError(
-            f'to fetch {repository}, pip install "densezoo[hub]"; or pass a folder with its files'
-        ) from error
+    hub = require("huggingface_hub", instead="or pass a folder with the files of the repository")
+    missing = require("huggingface_hub.errors").EntryNotFoundError
     reasons = []
     for name in names:
         try:

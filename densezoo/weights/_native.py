@@ -15,10 +15,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from densezoo.files import replace
+from densezoo.messages import shortened
 from densezoo.weights._describe import Unknown, build, describe
 from densezoo.weights._files import NATIVE, is_storable, read_with_metadata
-from densezoo.weights._parameters import Path, differences
-from densezoo.weights._report import shortened
+from densezoo.weights._parameters import Path, check_variables, differences
 
 _FORMAT = 1
 
@@ -77,8 +77,7 @@ def save(
             description = describe(model, type(model).__name__)
         except ValueError as error:
             raise NotDescribable(str(error)) from error
-        if lines := differences(model, tree):
-            raise ValueError(f"these are not the variables of the model: {shortened(lines)}")
+        check_variables(model, variables)
     # Copies in C's order: safetensors writes the memory as it lies.
     arrays = {"/".join(path): np.array(value, order="C", copy=True) for path, value in tree.items()}
     if wrong := [f"{name} is {array.dtype}" for name, array in arrays.items() if not is_storable(array.dtype)]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from densezoo.encoders import Encoder
+from densezoo.messages import shortened
 from densezoo.models import PyramidModel, SegmentationModel
 from densezoo.naming import KERNELS, LEAVES, Named, Naming
 
@@ -160,6 +161,21 @@ def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
     ):
         wrong = {}
     return lines + [f"{'/'.join(p)} is {came}, expected {wanted}" for p, (wanted, came) in wrong.items()]
+
+
+def check_variables(model: nn.Module, variables: Any) -> None:
+    """Refuses what is no model, or the variables of another one.
+
+    Raises:
+        TypeError: the model and the variables in each other's place.
+        ValueError: variables without `params`, or of another model.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model comes first, then its variables; got a {type(model).__name__} as the model")
+    if "params" not in variables:
+        raise ValueError(f"expected variables with params and batch_stats, got {sorted(variables)}")
+    if lines := differences(model, flatten_dict(dict(variables))):
+        raise ValueError(f"these are not the variables of the model: {shortened(lines)}")
 
 
 def _reference(path: Path, naming: Naming | None, start: int) -> tuple[str | None, str]:

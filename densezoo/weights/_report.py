@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 
+from densezoo.messages import shortened
 from densezoo.weights._fingerprints import identify, name_of
 from densezoo.weights._parameters import Parameter, choose, parameters_of, parts_of, stem_path
 
@@ -112,9 +113,3 @@ class Report:
 
     def _fits(self, parameter: Parameter) -> bool:
         return parameter.name is not None and self.came.get(parameter.name) == parameter.shape_there
-
-
-def shortened(items: Sequence[str]) -> str:
-    """The first few of a list, and how many more there are."""
-    more = f"; and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return "; ".join(items[:_SHOWN]) + more

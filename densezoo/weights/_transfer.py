@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from densezoo.messages import shortened
 from densezoo.weights._convert import from_torch
 from densezoo.weights._files import read_with_metadata
 from densezoo.weights._parameters import Path, initialise, parts_of, shapes_of
-from densezoo.weights._report import shortened
 
 _log = logging.getLogger(__name__)
 _HEADS = ("head", "auxiliary")

@@ -175,7 +175,7 @@ def test_what_cannot_be_had(tmp_path, monkeypatch):
 
     def missing(name):
         if name == "huggingface_hub":
-            raise ImportError(name)
+            raise ModuleNotFoundError(name, name=name)
         return import_module(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)

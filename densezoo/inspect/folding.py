@@ -1,6 +1,7 @@
 """Variables made ready for inference."""
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -10,11 +11,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
 from densezoo.blocks import BatchNorm, Conv
+from densezoo.inspect.walk import Path, traced, walk
 from densezoo.types import accumulator_dtype
-from densezoo.weights._parameters import differences
-from densezoo.weights._report import shortened
-
-Path = tuple[str, ...]
+from densezoo.weights import check_variables
 
 
 def fold_batch_norm(model: nn.Module, variables: Any, images: Any = None) -> Any:
@@ -70,25 +69,14 @@ def fold_batch_norm(model: nn.Module, variables: Any, images: Any = None) -> Any
     return {**variables, "params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}
 
 
-def check_variables(model: nn.Module, variables: Any) -> None:
-    """Refuses what is no model, or the variables of another one."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model comes first, then its variables; got a {type(model).__name__} as the model")
-    if "params" not in variables:
-        raise ValueError(f"expected variables with params and batch_stats, got {sorted(variables)}")
-    if lines := differences(model, flatten_dict(dict(variables))):
-        raise ValueError(f"these are not the variables of the model: {shortened(lines)}")
-
-
 def _pairs(model: nn.Module, variables: Any, images: Any) -> dict[Path, tuple[Path, float]]:
     """Path of each convolution -> path and epsilon of the batch norm that alone reads its result."""
     made: list[tuple[Any, Path]] = []  # results of convolutions; kept, so that no identity is used twice
     norms: dict[Path, Counter] = {}  # of each convolution: which norms read it, how often
     sources: dict[Path, set[Path | None]] = {}  # of each norm: what it reads
 
-    def watch(call, args, kwargs, context):
-        module = context.module
-        if context.method_name != "__call__" or type(module) not in (Conv, BatchNorm):
+    def watch(module, call, args, kwargs):
+        if type(module) not in (Conv, BatchNorm):
             return call(*args, **kwargs)
         if type(module) is Conv:
             if not made and images is None and isinstance(args[0], jax.Array):  # the stem, unless it is of another kind
@@ -106,15 +94,13 @@ def _pairs(model: nn.Module, variables: Any, images: Any) -> dict[Path, tuple[Pa
             norms.setdefault(conv, Counter())[module.path, module.epsilon] += 1
         return call(*args, **kwargs)
 
-    def run(variables, x):
-        with nn.intercept_methods(watch):
-            return model.apply(variables, x, train=False)
-
     side = max(64, getattr(getattr(model, "encoder", model), "min_size", 1))
     shape = (1, side, side, 3) if images is None else images.shape
-    program = jax.make_jaxpr(run)(variables, jax.ShapeDtypeStruct(shape, jnp.float32))
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
+    program = traced(partial(model.apply, train=False), variables, image, visit=watch)
     calls = Counter(path for _, path in made)
-    elsewhere = {name for name, readers in _readers(program.jaxpr) if readers > 1}
+    named = [step for step in walk(program) if step.name == "name"]
+    elsewhere = {step.equation.params["name"] for step in named if _readers(step.program, step.equation.outvars[0]) > 1}
     pairs = {}
     for conv, found in norms.items():
         ((norm, epsilon), times), *others = found.items()
@@ -124,16 +110,7 @@ def _pairs(model: nn.Module, variables: Any, images: Any) -> dict[Path, tuple[Pa
     return pairs
 
 
-def _readers(program: Any) -> list[tuple[str, int]]:
-    """For every named array of a traced program, how many steps read it."""
-    found = []
-    for equation in program.eqns:
-        if equation.primitive.name == "name":
-            (variable,) = equation.outvars
-            uses = [v for other in program.eqns for v in other.invars if v is variable]
-            found.append((equation.params["name"], len(uses) + sum(v is variable for v in program.outvars)))
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                found += _readers(inner)
-    return found
+def _readers(program: Any, variable: Any) -> int:
+    """How many steps of a traced program read an array, its end included."""
+    read = (other for equation in program.eqns for other in equation.invars)
+    return sum(other is variable for other in (*read, *program.outvars))

@@ -1,8 +1,9 @@
-"""A model at a glance: for each of its rooms the shape of its result, its parameters, FLOPs and bytes."""
+"""A model at a glance: for each of its layers the shape of its result, its parameters, FLOPs and bytes."""
 
 import collections
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,16 +11,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
-from jax.extend import core
 
-from densezoo import ops
+from densezoo.inspect.walk import Path, as_reference, traced, walk
 from densezoo.types import Dtype, Pyramid
-
-Path = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Room:
+class Layer:
     """A module of the model, with all that is in it.
 
     Attributes:
@@ -39,24 +37,30 @@ class Room:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The rooms of a model, each before those in it; `print` shows a table.
+    """The layers of a model, each before those in it; `print` shows a table.
 
     Attributes:
-        rooms: the first is the model as a whole.
+        layers: the first is the model as a whole.
         image_shape: of the images, NHWC.
         parameter_bytes: of all parameters and running statistics.
     """
 
-    rooms: tuple[Room, ...]
+    layers: tuple[Layer, ...]
     image_shape: tuple[int, ...]
     parameter_bytes: int
 
+    @property
+    def rooms(self) -> tuple[Layer, ...]:
+        """The old name of `layers`."""
+        warnings.warn("Summary.rooms is called layers now", DeprecationWarning, stacklevel=2)
+        return self.layers
+
     def __str__(self) -> str:
         rows = [("module", "result", "parameters", "GFLOPs", "MiB")]
-        for room in self.rooms:
-            name = "  " * len(room.path) + (room.path[-1] if room.path else f"images {_text([self.image_shape])}")
-            mebibytes = f"{room.bytes / 2**20:.2f}"
-            rows.append((name, _text(room.shapes) or "-", f"{room.parameters:,}", f"{room.flops / 1e9:.3f}", mebibytes))
+        for layer in self.layers:
+            name = "  " * len(layer.path) + (layer.path[-1] if layer.path else f"images {_text([self.image_shape])}")
+            counts = f"{layer.parameters:,}", f"{layer.flops / 1e9:.3f}", f"{layer.bytes / 2**20:.2f}"
+            rows.append((name, _text(layer.shapes) or "-", *counts))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = [
             "  ".join(f"{x:<{w}}" if i < 2 else f"{x:>{w}}" for i, (x, w) in enumerate(zip(row, widths, strict=True)))
@@ -69,7 +73,7 @@ class Summary:
 def summary(
     model: nn.Module, image_shape: Sequence[int] = (1, 256, 256, 3), *, depth: int = 2, dtype: Dtype = jnp.float32
 ) -> Summary:
-    """Looks through a model without running it.
+    """Lists the layers of a model without running it.
 
     FLOPs are those of the architecture as one would write it down (`impl="reference"`): what the fast implementation
     leaves out is counted.
@@ -86,36 +90,31 @@ def summary(
     Example:
         >>> import densezoo as dz
         >>> table = summary(dz.create_model("unet", "resnet18"), (224, 224, 3))
-        >>> table.rooms[0].parameters, table.rooms[0].shapes
+        >>> table.layers[0].parameters, table.layers[0].shapes
         (14328209, ((1, 224, 224, 1),))
     """
-    if hasattr(image_shape, "shape"):  # images, which tell both
+    if hasattr(image_shape, "shape"):  # images, which have both
         image_shape, dtype = tuple(image_shape.shape), image_shape.dtype  # pyright: ignore[reportAttributeAccessIssue]
     shape = (1, *image_shape) if len(image_shape) == 3 else tuple(image_shape)
     if len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"image_shape is (batch, height, width, channels) or without the batch; got {image_shape}")
     images = jax.ShapeDtypeStruct(shape, dtype)
-    if hasattr(model, "impl"):
-        model = model.clone(impl="reference")
     results: dict[Path, Any] = {}
 
-    def note(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        result = run(*args, **kwargs)
-        if context.method_name == "__call__" and (args or kwargs):  # what takes nothing only holds weights
-            results[context.module.path] = result.maps if isinstance(result, Pyramid) else result
+    def note(module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
+        result = call(*args, **kwargs)
+        if args or kwargs:  # what takes nothing only holds weights
+            results[module.path] = result.maps if isinstance(result, Pyramid) else result
         return result
 
-    def apply(variables: Any, images: Any) -> Any:
-        with nn.intercept_methods(note):
-            return model.apply(variables, images)
-
-    with ops.implementation("reference"):
+    with as_reference(model) as model:
         variables = jax.eval_shape(model.init, jax.random.key(0), images)
         # The results are those of tracing, which have shapes.
-        jaxpr = jax.make_jaxpr(apply)(variables, images)
+        program = traced(model.apply, variables, images, visit=note)
     flops: collections.Counter[Path] = collections.Counter()
-    for names, count in _counted(jaxpr.jaxpr):
-        path = _room(names, results)
+    for step in walk(program):
+        path = _innermost(step.scopes, results)
+        count = step.times * _flops(step.equation)
         flops.update({path[:end]: count for end in range(len(path) + 1)})
     parameters: collections.Counter[Path] = collections.Counter()
     arrays: Any = flatten_dict(variables.get("params", {}))
@@ -123,14 +122,14 @@ def summary(
         parameters.update({path[:end]: array.size for end in range(len(path))})
     # A part that has weights and does not run is one for training, such as the auxiliary heads.
     results |= {path: () for path in parameters if len(path) == 1 and path not in results}
-    rooms = []
+    layers = []
     for path in _ordered(path for path in results if len(path) <= depth):
         given = [leaf for leaf in jax.tree.leaves(results[path]) if hasattr(leaf, "shape")]
         shapes = tuple(tuple(array.shape) for array in given)
         size = sum(array.size * array.dtype.itemsize for array in given)
-        rooms.append(Room(path, shapes, parameters[path], flops[path], size))
+        layers.append(Layer(path, shapes, parameters[path], flops[path], size))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
-    return Summary(tuple(rooms), shape, weights)
+    return Summary(tuple(layers), shape, weights)
 
 
 def _ordered(paths: Iterator[Path]) -> list[Path]:
@@ -145,40 +144,27 @@ def _ordered(paths: Iterator[Path]) -> list[Path]:
     return walk(())
 
 
-def _counted(jaxpr: core.Jaxpr, outside: Path = ()) -> Iterator[tuple[Path, int]]:
-    """Names of modules around each convolution and matrix product, and its FLOPs."""
-    for equation in jaxpr.eqns:
-        names = (*outside, *str(equation.source_info.name_stack).split("/"))
-        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for inner in _inner(equation.params.values()):
-            for path, count in _counted(inner, names):
-                yield path, times * count
-        operands: list[Any] = [variable.aval for variable in equation.invars]
-        results: list[Any] = [variable.aval for variable in equation.outvars]
-        if equation.primitive.name == "conv_general_dilated":
-            kernel, layout = operands[1].shape, equation.params["dimension_numbers"]
-            # Every number of the result sums over all of a kernel's numbers for its output channel; in a transposed
-            # convolution most of them would meet the zeros between the input's numbers.
-            zeros = math.prod(equation.params["lhs_dilation"])
-            yield names, 2 * results[0].size * math.prod(kernel) // kernel[layout.rhs_spec[0]] // zeros
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            yield names, 2 * results[0].size * math.prod(operands[0].shape[axis] for axis in contracted)
+def _flops(equation: Any) -> int:
+    """Of a convolution or a matrix product, 0 for anything else."""
+    operands: list[Any] = [variable.aval for variable in equation.invars]
+    results: list[Any] = [variable.aval for variable in equation.outvars]
+    if equation.primitive.name == "conv_general_dilated":
+        kernel, layout = operands[1].shape, equation.params["dimension_numbers"]
+        # Every number of the result sums over all of a kernel's numbers for its output channel; in a transposed
+        # convolution most of them would meet the zeros between the input's numbers.
+        zeros = math.prod(equation.params["lhs_dilation"])
+        return 2 * results[0].size * math.prod(kernel) // kernel[layout.rhs_spec[0]] // zeros
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return 2 * results[0].size * math.prod(operands[0].shape[axis] for axis in contracted)
+    return 0
 
 
-def _inner(params: Any) -> Iterator[core.Jaxpr]:
-    for value in params:
-        # Before JAX 0.12 a program with constants was of a class of its own, around the other.
-        program = getattr(value, "jaxpr", value)
-        if isinstance(program, core.Jaxpr):
-            yield program
-
-
-def _room(names: Path, rooms: dict[Path, Any]) -> Path:
-    """The innermost module that these names of scopes lead to."""
+def _innermost(scopes: Path, modules: dict[Path, Any]) -> Path:
+    """The innermost module that these names lead to."""
     path: Path = ()
-    for name in names:
-        if (*path, name) in rooms:
+    for name in scopes:
+        if (*path, name) in modules:
             path = (*path, name)
     return path
 

@@ -1,0 +1,39 @@
+"""Packages that only some uses need, and the extra of densezoo that installs each."""
+
+import importlib
+from typing import Any
+
+EXTRAS = {
+    "data": {"grain": "grain", "skimage": "scikit-image", "sklearn": "scikit-learn", "tifffile": "tifffile"},
+    "cli": {"rich": "rich", "tyro": "tyro"},
+    "hub": {"huggingface_hub": "huggingface_hub"},
+}
+"""For each extra: the modules that it brings, and the packages that hold them."""
+
+
+def require(module: str, *, instead: str = "") -> Any:
+    """Imports a module of an extra.
+
+    Args:
+        module: its name, such as `grain` or `sklearn.datasets`.
+        instead: what else the user can do, for the message.
+
+    Returns:
+        The module.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; the message has the command that installs it.
+
+    Example:
+        >>> require("tifffile").__name__
+        'tifffile'
+    """
+    top = module.split(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != top:
+            raise  # the package is there, and lacks one of its own
+        extra, package = next((extra, modules[top]) for extra, modules in EXTRAS.items() if top in modules)
+        message = f'this needs {package}, which is not installed: pip install "densezoo[{extra}]"'
+        raise ModuleNotFoundError(f"{message}; {instead}" if instead else message, name=error.name) from error

@@ -1,0 +1,143 @@
+"""Models as Flax NNX modules, and back: `to_nnx` and `from_nnx`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+from flax import nnx
+from flax.core import unfreeze
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from densezoo.weights import check_variables
+
+_TYPES: dict[str, type[nnx.Variable]] = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+
+
+class Frozen(nnx.Variable):
+    """A parameter of a part that `model.frozen` names. It is no `nnx.Param`, so that optimizers leave it out."""
+
+
+class NNXModel(nnx.Module):
+    """What `to_nnx` returns: an NNX module that owns the variables of a Linen model and computes as it does.
+
+    Attributes:
+        model: the Linen model.
+        variables: the collections of the model as nested dictionaries of `nnx.Param`, `Frozen`, `nnx.BatchStat`, and
+            `nnx.Variable` for any other collection.
+        rngs: random streams, read in training only.
+        deterministic: whether dropout is off, and
+        use_running_average: whether batch norms use their running statistics. `train()` and `eval()` set both.
+    """
+
+    def __init__(self, model: nn.Module, variables: Mapping[str, Any], rngs: nnx.Rngs):
+        frozen = {("params", name) for name in getattr(model, "frozen", ())}
+        held = {
+            path: (Frozen if path[:2] in frozen else _TYPES.get(path[0], nnx.Variable))(value)
+            for path, value in flatten_dict(unfreeze(dict(variables))).items()
+        }
+        self.model = model
+        self.variables = nnx.data(unflatten_dict(held))
+        self.rngs = rngs
+        self.deterministic = self.use_running_average = True
+
+    def __call__(self, *inputs: Any, train: bool | None = None) -> Any:
+        """Runs the model; in training it also updates the running statistics and draws from the random streams.
+
+        Args:
+            *inputs: of the model, such as images.
+            train: as of the model; None is what `train()` or `eval()` set.
+        """
+        if train is None:
+            if self.deterministic != self.use_running_average:
+                raise ValueError(
+                    "a model trains as a whole: deterministic and use_running_average are both False after train() and "
+                    f"both True after eval(); got {self.deterministic} and {self.use_running_average}"
+                )
+            train = not self.deterministic
+        variables = from_nnx(self)
+        if not train:
+            return self.model.apply(variables, *inputs)
+        # Linen takes the stream of this name in place of any that it is not given.
+        rngs = {"params" if name == "default" else name: stream() for name, stream in self.rngs.items()}
+        mutable = [collection for collection in variables if collection != "params"]
+        result, updated = self.model.apply(variables, *inputs, train=True, mutable=mutable, rngs=rngs)
+        held = flatten_dict(self.variables)
+        for path, value in flatten_dict(updated).items():
+            if path in held:  # what a module only sows has no place
+                held[path].set_value(value)
+        return result
+
+    def set_view(self, deterministic: bool | None = None, use_running_average: bool | None = None) -> None:
+        """Called by `nnx.view`.
+
+        Args:
+            deterministic: whether dropout is off; goes with
+            use_running_average: whether batch norms use their running statistics.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+def to_nnx(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs | int = 0) -> NNXModel:
+    """Makes an NNX module of a model and its variables, as `model.init` or `dz.weights.from_torch` gives them.
+
+    The module is called like the model: `module(images)` equals `model.apply(variables, images)`. After
+    `module.train()` it computes with `train=True`, updates the running batch statistics and drops what the model drops;
+    `module.eval()` ends that. Everything of NNX works on it: `nnx.jit`, `nnx.value_and_grad`, `nnx.Optimizer`,
+    `nnx.split` and `nnx.state`. Parameters are `nnx.Param`, but for those of the parts that `model.frozen` names, which
+    are `densezoo.nnx.Frozen`: `nnx.Optimizer(module, optimizer, wrt=nnx.Param)` trains the others.
+
+    Args:
+        model: a Linen model.
+        variables: of the model.
+        rngs: random streams for training, of which the module gets its own (`fork`), or a seed for them. `default`
+            serves every stream that has no name of its own.
+
+    Returns:
+        The module, in the mode of `eval()`.
+
+    Raises:
+        TypeError: the model and the variables in each other's place.
+        ValueError: variables of another model.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from flax import nnx
+        >>> import densezoo as dz
+        >>> model = dz.create_model("unet", dz.PlainEncoder((4, 8)), num_classes=2)
+        >>> images = jnp.ones((2, 16, 16, 3))
+        >>> module = dz.to_nnx(model, jax.jit(model.init)(jax.random.key(0), images))
+        >>> optimizer = nnx.Optimizer(module, optax.adam(1e-3), wrt=nnx.Param)
+        >>> module.train()
+        >>> loss, gradients = nnx.value_and_grad(lambda module: jnp.mean(module(images) ** 2))(module)
+        >>> _ = optimizer.update(module, gradients)
+        >>> variables = dz.from_nnx(module)
+        >>> sorted(variables)
+        ['batch_stats', 'params']
+    """
+    check_variables(model, variables)
+    if unknown := sorted(set(getattr(model, "frozen", ())) - set(variables["params"])):
+        raise ValueError(f"model.frozen names {unknown}, but the parameter subtrees are {sorted(variables['params'])}")
+    return NNXModel(model, variables, nnx.Rngs(rngs) if isinstance(rngs, int) else rngs.fork())
+
+
+def from_nnx(module: NNXModel) -> dict[str, Any]:
+    """The variables of a module that `to_nnx` made, as they are now: what `model.apply`, `dz.save` and others take.
+
+    Raises:
+        TypeError: another module.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> model = dz.PlainEncoder((4, 8))
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 16, 16, 3)))
+        >>> same = dz.from_nnx(dz.to_nnx(model, variables))
+        >>> jax.tree.all(jax.tree.map(jnp.array_equal, same, variables)).item()
+        True
+    """
+    if not isinstance(module, NNXModel):
+        raise TypeError(f"expected a module that dz.to_nnx made, got a {type(module).__name__}")
+    return unflatten_dict({path: held.get_value() for path, held in flatten_dict(module.variables).items()})
