@@ -88,12 +88,12 @@ def milliseconds_of(call: Any, names: set[str], passes: int) -> dict[str, float]
     times: dict[str, float] = collections.defaultdict(float)
     # A GPU's kernels have a plane of their own; the host's then says only when they were launched.
     planes = list(trace.planes)
-    planes = [plane for plane in planes if plane.name.startswith("/device:GPU")] or planes
-    for plane in planes:
+    gpus = [plane for plane in planes if plane.name.startswith("/device:GPU")]
+    for plane in gpus or planes:
         for line in plane.lines:
             for event in line.events:
                 name = event.name.split("__onednn")[0]
-                if name not in names:
+                if gpus and name not in names:  # a kernel's own name, and the instruction's beside it
                     name = dict(event.stats).get("hlo_op", name)
                 if name in names:
                     times[name] += event.duration_ns / 1e6 / passes

@@ -64,7 +64,7 @@ class NNXModel(nnx.Module):
         held = flatten_dict(self.variables)
         for path, value in flatten_dict(updated).items():
             if path in held:  # what a module only sows has no place
-                held[path].set_value(value)
+                held[path].set_value(value)  # pyright: ignore[reportAttributeAccessIssue]
         return result
 
     def set_view(self, deterministic: bool | None = None, use_running_average: bool | None = None) -> None:
@@ -140,4 +140,5 @@ def from_nnx(module: NNXModel) -> dict[str, Any]:
     """
     if not isinstance(module, NNXModel):
         raise TypeError(f"expected a module that dz.to_nnx made, got a {type(module).__name__}")
-    return unflatten_dict({path: held.get_value() for path, held in flatten_dict(module.variables).items()})
+    held: dict[Any, Any] = flatten_dict(module.variables)
+    return unflatten_dict({path: variable.get_value() for path, variable in held.items()})

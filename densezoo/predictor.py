@@ -151,7 +151,7 @@ def _of_old_run(folder: Path, multiple: int) -> Predictor:
     try:
         old = json.loads(path.read_text())
         classes = old["num_classes"]
-        fields = {
+        fields: dict[str, Any] = {
             field: look_up(old[field], table, kind)
             for field, table, kind in (("upsample", UPSAMPLERS, "upsampler"), ("skip", SKIPS, "skip"))
             if old.get(field)

@@ -118,7 +118,7 @@ class ConvNeXt(Encoder):
     remat: bool = False
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
-    scales = (4, 8, 16, 32)
+    scales = (4, 8, 16, 32)  # pyright: ignore[reportAssignmentType]
     stem = "stem_conv"
 
     @property

@@ -233,7 +233,7 @@ class Swin(Encoder):
     remat: bool = False
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
-    scales = (4, 8, 16, 32)
+    scales = (4, 8, 16, 32)  # pyright: ignore[reportAssignmentType]
     min_size = 4
     stem = "patch_embed_proj"
 

@@ -1,7 +1,7 @@
 """The members that every task has, which `densezoo.train` and the predictor call."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from densezoo.train.recipe import Recipe
@@ -14,24 +14,16 @@ class Task(Protocol):
     arrays as `densezoo.data` makes them, their images normalised.
     """
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Entries of a batch that the task reads; the model's inputs come first."""
-        ...
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Entries of a batch that the model takes."""
-        ...
+    fields: ClassVar[tuple[str, ...]]
+    """Entries of a batch that the task reads; the model's inputs come first."""
+    inputs: ClassVar[tuple[str, ...]]
+    """Entries of a batch that the model takes."""
+    best: ClassVar[str]
+    """The score by which the best checkpoint is chosen; greater is better."""
 
     @property
     def fill(self) -> int:
         """What a label map holds where there is no image."""
-        ...
-
-    @property
-    def best(self) -> str:
-        """The score by which the best checkpoint is chosen; greater is better."""
         ...
 
     def loss(self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any) -> Any:

@@ -86,7 +86,10 @@ class Recipe:
     @property
     def crop(self) -> tuple[int, int]:
         """Height and width of the crops."""
-        return (self.crop_size, self.crop_size) if isinstance(self.crop_size, int) else tuple(self.crop_size)
+        if isinstance(self.crop_size, int):
+            return self.crop_size, self.crop_size
+        height, width = self.crop_size
+        return height, width
 
 
 def train(

@@ -134,9 +134,8 @@ def stem_path(model: nn.Module) -> Path | None:
     parts = parts_of(model)
     part = "encoder" if "encoder" in parts else ""
     encoder = parts.get(part)
-    if not isinstance(encoder, Encoder) or encoder.stem is None:
-        return None
-    return ("params", *([part] if part else []), *encoder.stem.split("/"), "kernel")
+    stem: str | None = encoder.stem if isinstance(encoder, Encoder) else None
+    return None if stem is None else ("params", *([part] if part else []), *stem.split("/"), "kernel")
 
 
 def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
