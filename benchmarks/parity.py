@@ -72,8 +72,8 @@ def main(arguments: Arguments) -> int:
     """Measures, or reports; gives the exit code, 1 if an error is over 1e-4."""
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     if not arguments.report:
-        tables: Any = ((arguments.models, MODELS, "model"), (arguments.encoders, ALL_ENCODERS, "encoder"))
-        for names, table, kind in tables:
+        chosen: Any = ((arguments.models, MODELS, "model"), (arguments.encoders, ALL_ENCODERS, "encoder"))
+        for names, table, kind in chosen:
             for name in names:  # before the first of them takes its time
                 look_up(name, table, kind)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

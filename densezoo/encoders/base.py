@@ -1,6 +1,7 @@
 """What every encoder has: the scales of its maps, known before it runs, and the checks that go with them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -48,7 +49,7 @@ class Encoder(nn.Module):
     dtype = None
     min_size = 1
     pools = False
-    stem = None
+    stem: ClassVar[str | None] = None
 
     @property
     def scales(self) -> tuple[int, ...]:
