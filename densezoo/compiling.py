@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
-from densezoo.inspect.walk import convolutions
+from densezoo.inspect.onednn import fault
 from densezoo.ops.implementation import with_onednn
 
 _log = logging.getLogger(__name__)
@@ -123,10 +123,10 @@ class Jitted:
         if self._wants_onednn():
             try:
                 return call(self._by_onednn)
-            except _Miscomputed:
+            except _Refused as refusal:
                 self._trusted = False
                 name = getattr(self._function, "__name__", "a function")
-                _log.warning("%s is compiled without oneDNN, which would compute one of its convolutions wrongly", name)
+                _log.warning("%s is compiled without oneDNN: %s", name, refusal)
         return call(self._by_xla)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -168,30 +168,18 @@ def _cache_is_on() -> bool:
 _say_once = functools.cache(_log.warning)
 
 
-class _Miscomputed(Exception):
-    """A program has a convolution that oneDNN would compute wrongly."""
+class _Refused(Exception):
+    """Why a program is better compiled without oneDNN."""
 
 
 def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which raises `_Miscomputed` while it is traced if oneDNN cannot be trusted with it."""
+    """`function`, which raises `_Refused` while it is traced if oneDNN should not have it."""
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         program, shapes = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)
-        if any(map(_is_miscomputed, convolutions(program.jaxpr))):
-            raise _Miscomputed
+        if reason := fault(program.jaxpr):
+            raise _Refused(reason)
         results = jaxpr_as_fun(program)(*jax.tree.leaves((args, kwargs)))
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     return checked
-
-
-def _is_miscomputed(convolution: Any) -> bool:
-    """Whether a window as large as the map gives a single value: jaxlib 0.12's oneDNN mistakes the kernel's layout.
-
-    The gradient of a 1x1 kernel with one feature is such a convolution, as autodiff makes it.
-    """
-    numbers = convolution.params["dimension_numbers"]
-    kernel, output = convolution.invars[1].aval.shape, convolution.outvars[0].aval.shape
-    _, *window = (kernel[axis] for axis in numbers.rhs_spec[1:])
-    features, *sides = (output[axis] for axis in numbers.out_spec[1:])
-    return features == 1 and set(sides) == {1} and set(window) != {1}

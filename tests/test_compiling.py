@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import densezoo as dz
-from densezoo import compiling
+from densezoo import compiling, ops
 
 
 def test_compiler_options_are_options_that_compile():
@@ -77,6 +77,40 @@ def test_what_onednn_miscomputes_is_compiled_without_it(onednn):
     for features, taken in ((2, True), (1, False)):
         text = compiling.Jitted(gradient).lower(jnp.ones((1, 1, 16, features)), x).compile().as_text()
         assert ("__onednn$convolution" in text) == taken
+
+
+@pytest.mark.parametrize(
+    ("shape", "taken"),
+    [
+        ((2, 8, 8, 16), True),
+        ((1, 1, 1, 16), True),
+        ((2, 1, 1, 16), True),
+        ((2, 8, 8, 1), False),
+        ((1, 8, 8, 16), False),
+    ],
+)
+def test_what_onednn_adds_slowly_is_compiled_without_it(onednn, caplog, shape, taken):
+    def function(x, kernel, bias, y):
+        y = jax.jit(jnp.negative)(jnp.broadcast_to(y, (2, 8, 8, 16)))
+        return jax.jit(partial(ops.conv, padding=1))(x, kernel) + jnp.expand_dims(bias, (0, 1, 2)) + y
+
+    x, kernel = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16))
+    text = compiling.Jitted(function).lower(x, kernel, jnp.ones(16), jnp.ones(shape)).compile().as_text()
+    assert ("__onednn$convolution" in text) == taken
+    assert ("100 times" in caplog.text) != taken
+
+
+def test_a_layer_norm_after_a_skip_trains_with_onednn(onednn):
+    # Without care, the gradient adds a mean over channels to a convolution's gradient.
+    conv, norm = dz.Conv(16), dz.LayerNorm()
+    x = jnp.ones((2, 8, 8, 16))
+    variables = conv.init(jax.random.key(0), x), norm.init(jax.random.key(1), x)
+
+    def loss(x, variables):
+        return (conv.apply(variables[0], x) * norm.apply(variables[1], x)).sum()
+
+    text = compiling.Jitted(jax.grad(loss), training=True).lower(x, variables).compile().as_text()
+    assert "__onednn$convolution" in text
 
 
 def test_a_1x1_convolution_of_densezoo_keeps_onednn(onednn):
