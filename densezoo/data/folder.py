@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import os
 import pathlib
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
 
@@ -39,24 +40,32 @@ def to_float(image: np.ndarray) -> Float32[np.ndarray, "*shape"]:
     return np.multiply(image, np.float32(1.0 / np.iinfo(image.dtype).max), dtype=np.float32)
 
 
-def read_image(path: str | os.PathLike[str], channels: int | None = None) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], channels: int | None = None, *, bits: int | None = None) -> np.ndarray:
     """Reads one picture as a training folder would.
 
     Bit depth and channels stay as in the file: 8 or 16 bits; grey (1 channel), grey + alpha (2), RGB (3), RGBA (4), or
-    any number from a TIFF, channels first or last. Palettes become RGB, 1-bit pictures become 0 and 255, and an EXIF
-    orientation is applied. Alpha is an ordinary channel, never blended with a background; `channels` drops it.
+    any number from a TIFF, channels first or last. Palettes become RGB, grey of less than 8 bits is scaled to 0..255
+    (1-bit pictures become 0 and 255), white is the largest value, and an EXIF orientation is applied. Alpha is an
+    ordinary channel, never blended with a background; `channels` drops it. 64-bit floats become 32-bit.
+
+    Most TIFF files need the imagecodecs package. Of several pages, those like the first become channels. Pictures of
+    more than 12 bytes x `PIL.Image.MAX_IMAGE_PIXELS`, 1 GiB by default, are refused.
 
     Args:
         path: a png, jpg, tif, bmp or webp file.
         channels: how many channels to give: 3 repeats grey, 1 takes the luminance of colours, and both drop alpha.
             None for as many as the file has.
+        bits: how many bits of the file's type its pixels use: 12 for pictures of 0..4095 in 16-bit files. They are
+            scaled to the full range of the type, as they would be 16 times too dark. None for all.
 
     Returns:
         (height, width, channels) in the file's type; `to_float` scales it.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, of another format or too large, or if the channels cannot be converted.
+        ValueError: if it is damaged, of another format or too large, if the channels cannot be converted, or if a pixel
+            does not fit `bits`.
+        MemoryError: if the memory does not suffice.
 
     Example:
         >>> import pathlib, tempfile
@@ -69,10 +78,11 @@ def read_image(path: str | os.PathLike[str], channels: int | None = None) -> np.
         ((4, 6, 1), (4, 6, 3))
     """
     _check_positive("channels", channels)
+    _check_positive("bits", bits)
     path = pathlib.Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such image file.")
-    return _decode.convert_channels(_decode.decode_image(path), channels, path)
+    return _decode.decode_image(path, channels, bits)
 
 
 class ImageMaskFolder:
@@ -90,6 +100,7 @@ class ImageMaskFolder:
         num_classes: the number of classes, or None if masks may hold any number.
         ignore_index: the mask value that stands for "unlabelled", or None.
         channels: the channels that images are converted to, or None.
+        bits: the bits that pixels use of their type, or None for all.
         names: the names of the items, in order.
         sizes: the (height, width) of the items, in order.
 
@@ -114,6 +125,7 @@ class ImageMaskFolder:
         num_classes: int | None = None,
         ignore_index: int | None = None,
         channels: int | None = None,
+        bits: int | None = None,
     ):
         """Lists the folder, pairs the files and compares their sizes.
 
@@ -122,6 +134,7 @@ class ImageMaskFolder:
             num_classes: if given, reading an item whose mask holds any other value than 0..num_classes-1 is an error.
             ignore_index: a mask value that is allowed besides the classes, for pixels without a label.
             channels: what `read_image` converts to.
+            bits: how many bits pixels use, if fewer than their type has, as in `read_image`.
 
         Raises:
             FileNotFoundError: if a folder is missing.
@@ -130,19 +143,22 @@ class ImageMaskFolder:
         """
         _check_positive("num_classes", num_classes)
         _check_positive("channels", channels)
+        _check_positive("bits", bits)
         self.root = pathlib.Path(root)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.channels = channels
+        self.bits = bits
         pairs, self.sizes = _pairing.pair_files(self.root)
         self.names = tuple(image.stem for image, _ in pairs)
         self._pairs = pairs
 
     def __repr__(self) -> str:
         """Gives a name that stays the same between runs, as grain's checkpoints want."""
+        bits = f", bits={self.bits}" if self.bits else ""  # runs from before there were bits go on
         return (
             f"ImageMaskFolder({str(self.root)!r}, num_classes={self.num_classes}, "
-            f"ignore_index={self.ignore_index}, channels={self.channels})"
+            f"ignore_index={self.ignore_index}, channels={self.channels}{bits})"
         )
 
     def __len__(self) -> int:
@@ -163,7 +179,7 @@ class ImageMaskFolder:
             ValueError: if a file is damaged or the mask holds other values than the classes.
         """
         image_path, mask_path = self._pairs[index]
-        image = _decode.convert_channels(_decode.decode_image(image_path), self.channels, image_path)
+        image = _decode.decode_image(image_path, self.channels, self.bits)
         mask = _decode.decode_mask(mask_path)
         if image.shape[:2] != mask.shape:
             raise ValueError(f"{_pairing.size_difference(image_path, image.shape[:2], mask_path, mask.shape)}.")
@@ -174,6 +190,8 @@ class ImageMaskFolder:
 
     def check(self, *, progress: bool = True, num_threads: int = 4) -> None:
         """Decodes every file and reports everything that is wrong with any of them.
+
+        Warns if pixels of 16 bits or more use fewer bits than their type has, which `bits` mends.
 
         Args:
             progress: whether to show a bar, on the standard error stream.
@@ -190,6 +208,7 @@ class ImageMaskFolder:
         strangers: collections.Counter[int] = collections.Counter()
         present: set[int] = set()
         by_channels: dict[int, list[pathlib.Path]] = collections.defaultdict(list)
+        largest: dict[np.dtype, int] = collections.defaultdict(int)
         with (
             rich.progress.Progress(console=rich.console.Console(stderr=True), disable=not progress) as bar,
             concurrent.futures.ThreadPoolExecutor(num_threads) as pool,
@@ -198,20 +217,25 @@ class ImageMaskFolder:
             task = bar.add_task(f"Checking {self.root}", total=len(self))
             for start in range(0, len(self), 8 * num_threads):
                 chunk = self._pairs[start : start + 8 * num_threads]
-                for (image_path, _), (found, channels, values, labels) in zip(
+                for (image_path, _), (found, image, values, labels) in zip(
                     chunk, pool.map(self._check, chunk), strict=True
                 ):
                     problems.extend(found)
                     present.update(labels)
                     strangers.update(values)
-                    if channels is not None:
+                    if image is not None:
+                        channels, dtype, highest = image
                         by_channels[channels].append(image_path)
+                        largest[dtype] = max(largest[dtype], highest)
                     bar.advance(task)
         if self.num_classes and self.ignore_index in present and len(present) == 2:
             problems.append(
                 f"the masks hold {min(present)} and {max(present)} alone, and {self.ignore_index} is ignore_index: that"
                 " leaves nothing to tell apart. If it is a class, store it under its number: 1 in a binary mask."
             )
+        dark = None if self.bits else _decode.describe_range(largest)
+        if dark:
+            warnings.warn(f"{self.root}: {dark}", stacklevel=2)
         if not problems and len(by_channels) <= 1:
             return
         lines = [f"{self.root}: {len(self)} pairs, of which some do not fit:"]
@@ -228,15 +252,14 @@ class ImageMaskFolder:
 
     def _check(
         self, pair: tuple[pathlib.Path, pathlib.Path]
-    ) -> tuple[list[str], int | None, Mapping[int, int], set[int]]:
-        """Gives the problems of one pair, its channels, the mask values that are no classes, and all mask values."""
+    ) -> tuple[list[str], tuple[int, np.dtype, int] | None, Mapping[int, int], set[int]]:
+        """Gives the problems of one pair, the image's channels, type and largest value, strange and all mask values."""
         image_path, mask_path = pair
         problems: list[str] = []
         image = mask = None
         strangers: dict[int, int] = {}
         try:
-            image = _decode.decode_image(image_path)
-            image = _decode.convert_channels(image, self.channels, image_path)
+            image = _decode.decode_image(image_path, self.channels, self.bits)
         except (ValueError, OSError) as error:
             problems.append(str(error))
         try:
@@ -249,7 +272,8 @@ class ImageMaskFolder:
         if strangers:
             problems.append(f"{mask_path}: {_values(strangers)}")
         labels = set() if mask is None else set(np.unique(mask).tolist())
-        return problems, None if image is None else image.shape[-1], strangers, labels
+        found = None if image is None else (image.shape[-1], image.dtype, _decode.largest(image))
+        return problems, found, strangers, labels
 
     def _strangers(self, mask: Int32[np.ndarray, "h w"]) -> dict[int, int]:
         """Counts the mask's pixels by value, for the values that are no classes."""
