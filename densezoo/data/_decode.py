@@ -21,6 +21,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
 
 _PNG16 = {"LA;16B": 2, "RGB;16B": 3, "RGBA;16B": 4}  # Pillow's names of 16-bit PNGs, and their channels
 _GREY_STEPS = {"L;2": np.uint8(85), "L;4": np.uint8(17)}  # what Pillow multiplies grey of 2 and 4 bits by
+_OUT_OF_MEMORY = ("out of memory", "MEM_ERROR", "start new thread")  # by Pillow, imagecodecs and Python
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -40,7 +41,7 @@ def _named_errors(path: pathlib.Path) -> Iterator[None]:
     except Exception as error:  # decoders raise anything, from struct.error to IndexError, on damaged input
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # the system's errors, such as a missing permission, name the file and say nothing about its content
-        if isinstance(error, MemoryError) or "out of memory" in str(error):
+        if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
             raise MemoryError(f"{path}: not enough memory to decode the picture.") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: cannot be decoded ({reason}). The file is damaged or of another format.") from error
@@ -152,8 +153,6 @@ def decode_image(path: pathlib.Path, channels: int | None = None, bits: int | No
         array = _tiff.decode(path, False) if _is_tiff(path) else _decode_pillow(path, False)
         if array.dtype == np.float64 or array.dtype == np.float16:
             array = array.astype(np.float32)
-        if array.dtype.kind not in "iuf":
-            raise Unsupported(f"its pixels are of type {array.dtype}; expected integers or floats.")
         array = np.ascontiguousarray(array if array.ndim == 3 else array[:, :, None])
     return convert_channels(scale_bits(array, bits, path), channels, path)
 

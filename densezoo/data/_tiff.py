@@ -82,11 +82,13 @@ def _first_series(path: pathlib.Path) -> Iterator[tuple[Any, Any, tuple[int, int
     with tifffile.TiffFile(path) as tiff:
         series = tiff.series[0]
         page = series.keyframe
-        if series.dtype is None:
+        if page.dtype is None:
             raise Unsupported(
                 f"its samples have {page.bitspersample} bits (sample format {int(page.sampleformat)}), "
                 "which no array type holds: save it with 8, 16 or 32 bits."
             )
+        if series.dtype.kind not in "biuf":
+            raise Unsupported(f"its pixels are of type {series.dtype}; expected integers or floats.")
         if 0 in series.shape:
             raise ValueError(f"its shape is {series.shape}")
         row, column, channel = _layout(series.shape, series.axes)
