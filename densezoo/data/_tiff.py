@@ -113,6 +113,11 @@ def read_size(path: pathlib.Path) -> tuple[int, int]:
 
 
 def _read(series: Any, page: Any) -> np.ndarray:
+    # Decoders of JPEG fill what a cut file lacks with grey; without compression, tifffile checks the lengths.
+    for part in filter(None, series.pages if page.compression != 1 else ()):
+        ends = (offset + length for offset, length in zip(part.dataoffsets, part.databytecounts, strict=False))
+        if max(ends, default=0) > part.parent.filehandle.size:
+            raise ValueError("image file is truncated")
     try:
         array = np.asarray(series.asarray())
     except Exception as error:

@@ -92,8 +92,8 @@ class ImageMaskFolder:
     headers, and reports every problem that shows there in one error; `check` decodes everything. Items are sorted by
     name; hidden files are skipped and links are followed.
 
-    Pixels are read as by `read_image`. Masks hold class numbers: grey values of 8 or 16 bits, palette indices, or the
-    0 and 1 of a 1-bit file.
+    Pixels are read as by `read_image`. Masks hold class numbers: grey values of any number of bits, as they
+    are stored, or palette indices.
 
     Attributes:
         root: the folder.

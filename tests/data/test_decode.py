@@ -3,6 +3,7 @@ import importlib.util
 import os
 import signal
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -146,6 +147,24 @@ def test_damage_is_not_blamed_on_imagecodecs(tmp_path):
     path = write_tiff(tmp_path / "a.tif", b"\xff" * 9, t256=[4], t257=[4], t259=[34712])
     with pytest.raises(ValueError, match=r"cannot be decoded.*damaged"):
         read_image(path)
+
+
+@needs_imagecodecs
+@pytest.mark.parametrize("compression", ["jpeg", "lzw", "deflate", "zstd"])
+def test_cut_strips_are_noticed(tmp_path, compression):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(64, 64), compression=compression)  # writes the pixels last
+    assert read_image(path).shape == (64, 64, 1)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"a\.tif: cannot be decoded \(image file is truncated\)"):
+        read_image(path)
+
+
+def test_tifffile_is_asked_for(tmp_path, monkeypatch):
+    tifffile.imwrite(tmp_path / "a.tif", noise(4, 4))
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(ValueError, match=r"a\.tif: .*pip install tifffile imagecodecs"):
+        read_image(tmp_path / "a.tif")
 
 
 # --- the range of pixels ---
