@@ -72,10 +72,15 @@ def _decode_tiles(path: pathlib.Path, rawmode: str) -> np.ndarray:
         return np.asarray(image)
 
 
+def _rawmode(image: Image.Image) -> str:
+    """Gives Pillow's name of how a PNG's pixels are stored."""
+    args = image.tile[0].args if image.tile else ""
+    return args if isinstance(args, str) else ""
+
+
 def _check_size(image: Image.Image) -> None:
     """Applies the limit in bytes, which Pillow lacks; its own, in pixels, it has applied."""
-    rawmode = image.tile[0].args if image.tile else None
-    bytes_per_pixel = 2 * _PNG16[rawmode] if isinstance(rawmode, str) and rawmode in _PNG16 else 4
+    bytes_per_pixel = 2 * _PNG16.get(_rawmode(image), 2)
     check_size(image.height, image.width, image.height * image.width * bytes_per_pixel)
 
 
@@ -93,7 +98,7 @@ def _decode_pillow(path: pathlib.Path, indices: bool) -> np.ndarray:
     with Image.open(path, formats=_FORMATS) as image:
         _check_size(image)
         orientation = _orientation(image)
-        rawmode = image.tile[0].args if image.tile else None
+        rawmode = _rawmode(image)
         if rawmode in _PNG16:
             array = _decode_png16(path, rawmode, image.height, image.width)
         elif image.mode == "1":

@@ -64,6 +64,6 @@ def seen_size(height: int, width: int, orientation: int) -> tuple[int, int]:
 def widen(array: np.ndarray, bits: int) -> np.ndarray:
     """Scales integers of `bits` bits to the full range of their type: 3 of 2 bits becomes 255 in uint8."""
     top, full = 2**bits - 1, int(np.iinfo(array.dtype).max)
-    if full % top == 0:
+    if full % top == 0 or array.dtype.itemsize == 8:  # floats do not hold all integers of 64 bits
         return array * array.dtype.type(full // top)
     return np.rint(array * (full / top)).astype(array.dtype)

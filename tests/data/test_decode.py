@@ -1,3 +1,4 @@
+import functools
 import importlib
 import importlib.util
 import os
@@ -134,12 +135,37 @@ def test_other_colours_are_named(tmp_path, photometric, name):
         read_image(path)
 
 
-@pytest.mark.parametrize("compression", ["tiff_lzw", "zstd", "jpeg"])
-def test_imagecodecs_is_asked_for(tmp_path, no_imagecodecs, compression):
-    Image.fromarray(noise(8, 8)).save(tmp_path / "a.tif", compression=compression)
-    with pytest.raises(ValueError, match=r"a\.tif: .*compression .*another package: pip install imagecodecs") as error:
-        read_image(tmp_path / "a.tif")
-    assert "damaged" not in str(error.value)
+def write_lzw(path, *bands, **tags):
+    height, width = bands[0].shape[:2]
+    bits = [8 * bands[0].itemsize] * tags.get("t277", [1])[0]
+    strips = [lzw(band.tobytes()) for band in bands]
+    return write_tiff(path, *strips, **{"t256": [width], "t257": [height], "t258": bits, "t259": [5]} | tags)
+
+
+def write_pages(path, **options):
+    page = Image.fromarray(noise(8, 8))
+    page.save(path, save_all=True, append_images=[page], **options)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        functools.partial(write_pages, compression="tiff_lzw"),
+        functools.partial(write_pages, compression="zstd"),
+        functools.partial(write_pages, compression="jpeg"),
+        lambda path: write_lzw(path, *noise(2, 8, 8), t277=[2], t284=[2]),
+        lambda path: write_lzw(path, noise(8, 8, 2, dtype=np.uint16), t277=[2]),
+        lambda path: write_lzw(path, noise(8, 8), t262=[0]),
+        lambda path: write_tiff(path, bytes(16), t256=[8], t257=[8], t258=[2]),
+    ],
+    ids=["pages", "zstd", "jpeg", "bands", "16 bits", "white is zero", "2 bits"],
+)
+def test_imagecodecs_is_asked_for(tmp_path, no_imagecodecs, write):
+    write(tmp_path / "a.tif")
+    for read in (read_image, _decode.decode_mask):
+        with pytest.raises(ValueError, match=r"a\.tif: reading it \(compression .*pip install imagecodecs") as error:
+            read(tmp_path / "a.tif")
+        assert "damaged" not in str(error.value)
 
 
 @needs_imagecodecs
