@@ -152,7 +152,7 @@ def decode_image(path: pathlib.Path, channels: int | None = None, bits: int | No
 
     Raises:
         ValueError: if the file is damaged, of another format, or too large, or does not fit `channels` or `bits`.
-        MemoryError: if the memory does not suffice.
+        MemoryError: if there is not enough memory.
     """
     with _named_errors(path):
         array = _tiff.decode(path, False) if _is_tiff(path) else _decode_pillow(path, False)

@@ -137,8 +137,8 @@ def _read(series: Any, page: Any) -> np.ndarray:
 def decode(path: pathlib.Path, indices: bool) -> np.ndarray:
     """Decodes to (h, w) or (h, w, channels): the numbers of a mask if `indices`, else the pixels of a picture.
 
-    Both differ in palettes (numbers or colours), in samples of less than 8 bits (as they are or scaled to 0..255) and
-    where 0 stands for white (as it is or turned).
+    A picture's palette is applied, samples of less than 8 bits are scaled to 0..255, and where 0 is white the values
+    are inverted; a mask keeps its numbers, but for the bits of a 1-bit file in which 0 is white.
     """
     with _first_series(path) as (series, page, (row, column, channel)):
         space = _COLOUR_SPACES.get(int(page.photometric or 0))

@@ -48,15 +48,16 @@ def read_image(path: str | os.PathLike[str], channels: int | None = None, *, bit
     (1-bit pictures become 0 and 255), white is the largest value, and an EXIF orientation is applied. Alpha is an
     ordinary channel, never blended with a background; `channels` drops it. 64-bit floats become 32-bit.
 
-    Most TIFF files need the imagecodecs package. Of several pages, those like the first become channels. Pictures of
-    more than 12 bytes x `PIL.Image.MAX_IMAGE_PIXELS`, 1 GiB by default, are refused.
+    TIFF files need the imagecodecs package for most compressions. Pages of the same kind as the first become channels;
+    others, such as overviews, are ignored. Pictures that take more than 12 * `PIL.Image.MAX_IMAGE_PIXELS` bytes (1 GiB
+    by default) are refused.
 
     Args:
         path: a png, jpg, tif, bmp or webp file.
         channels: how many channels to give: 3 repeats grey, 1 takes the luminance of colours, and both drop alpha.
             None for as many as the file has.
-        bits: how many bits of the file's type its pixels use: 12 for pictures of 0..4095 in 16-bit files. They are
-            scaled to the full range of the type, as they would be 16 times too dark. None for all.
+        bits: how many bits of the file's type the pixels use: 12 for pictures of 0..4095 in 16-bit files, which
+            otherwise come out 16 times too dark. Pixels are scaled to the full range of the type. None for all bits.
 
     Returns:
         (height, width, channels) in the file's type; `to_float` scales it.
@@ -65,7 +66,7 @@ def read_image(path: str | os.PathLike[str], channels: int | None = None, *, bit
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, of another format or too large, if the channels cannot be converted, or if a pixel
             does not fit `bits`.
-        MemoryError: if the memory does not suffice.
+        MemoryError: if there is not enough memory.
 
     Example:
         >>> import pathlib, tempfile
@@ -100,7 +101,7 @@ class ImageMaskFolder:
         num_classes: the number of classes, or None if masks may hold any number.
         ignore_index: the mask value that stands for "unlabelled", or None.
         channels: the channels that images are converted to, or None.
-        bits: the bits that pixels use of their type, or None for all.
+        bits: how many bits the pixels use, or None for all bits of their type.
         names: the names of the items, in order.
         sizes: the (height, width) of the items, in order.
 
@@ -134,7 +135,7 @@ class ImageMaskFolder:
             num_classes: if given, reading an item whose mask holds any other value than 0..num_classes-1 is an error.
             ignore_index: a mask value that is allowed besides the classes, for pixels without a label.
             channels: what `read_image` converts to.
-            bits: how many bits pixels use, if fewer than their type has, as in `read_image`.
+            bits: how many bits the pixels use, as in `read_image`.
 
         Raises:
             FileNotFoundError: if a folder is missing.
@@ -191,7 +192,7 @@ class ImageMaskFolder:
     def check(self, *, progress: bool = True, num_threads: int = 4) -> None:
         """Decodes every file and reports everything that is wrong with any of them.
 
-        Warns if pixels of 16 bits or more use fewer bits than their type has, which `bits` mends.
+        Warns if the images never use the upper half of a type of 16 bits or more, and suggests `bits`.
 
         Args:
             progress: whether to show a bar, on the standard error stream.
