@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from densezoo.data import _decode
+from densezoo.messages import shortened
 
 Colour = tuple[int, int, int]
 Labels = Mapping[int, int] | Mapping[Colour, int]
