@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import pathlib
-from collections.abc import Iterator
+import stat
+import sys
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from PIL import Image
 
-from densezoo.data import _orientation, _tiff
+from densezoo.data import _tiff
+from densezoo.data._pixels import ORIENTATION, Unsupported, check_size, orient, seen_size, widen
 
 # Given to every Image.open: Pillow goes by content and not by suffix, and EPS in disguise would start Ghostscript.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
+
+_PNG16 = {"LA;16B": 2, "RGB;16B": 3, "RGBA;16B": 4}  # Pillow's names of 16-bit PNGs, and their channels
+_GREY_STEPS = {"L;2": np.uint8(85), "L;4": np.uint8(17)}  # what Pillow multiplies grey of 2 and 4 bits by
+_OUT_OF_MEMORY = ("out of memory", "MEM_ERROR", "start new thread")  # by Pillow, imagecodecs and Python
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -24,22 +32,34 @@ def _named_errors(path: pathlib.Path) -> Iterator[None]:
     """Makes whatever a decoder raises on a damaged file one ValueError that names the file."""
     try:
         yield
-    except (FileNotFoundError, PermissionError, IsADirectoryError, ImportError):
-        raise
+    except Unsupported as error:
+        raise ValueError(f"{path}: {error}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"{path}: {error} Cut the picture into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
         ) from error
     except Exception as error:  # decoders raise anything, from struct.error to IndexError, on damaged input
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the system's errors, such as a missing permission, name the file and say nothing about its content
+        if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
+            raise MemoryError(f"{path}: not enough memory to decode the picture.") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: cannot be decoded ({reason}). The file is damaged or of another format.") from error
 
 
-def _orientation_of(image: Image.Image) -> int:
+def _is_tiff(path: pathlib.Path) -> bool:
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise Unsupported("it is a pipe, socket or device: expected a regular file.")  # opening a pipe waits for ever
+    with open(path, "rb") as file:
+        return file.read(4) in _tiff.MAGIC
+
+
+def _orientation(image: Image.Image) -> int:
     # PngImageFile.getexif decodes the whole picture to look for a late chunk; cameras write none.
     if image.format == "PNG" and "exif" not in image.info:
         return 1
-    return image.getexif().get(_orientation.TAG, 1)
+    return image.getexif().get(ORIENTATION, 1)
 
 
 # --- Pillow: everything but TIFF ---
@@ -52,22 +72,39 @@ def _decode_tiles(path: pathlib.Path, rawmode: str) -> np.ndarray:
         return np.asarray(image)
 
 
-def _decode_png16(path: pathlib.Path, rawmode: str) -> np.ndarray:
+def _rawmode(image: Image.Image) -> str:
+    """Gives Pillow's name of how a PNG's pixels are stored."""
+    args = image.tile[0].args if image.tile else ""
+    return args if isinstance(args, str) else ""
+
+
+def _check_size(image: Image.Image) -> None:
+    """Applies the limit in bytes, which Pillow lacks; its own, in pixels, it has applied."""
+    bytes_per_pixel = 2 * _PNG16.get(_rawmode(image), 2)
+    check_size(image.height, image.width, image.height * image.width * bytes_per_pixel)
+
+
+def _decode_png16(path: pathlib.Path, rawmode: str, height: int, width: int) -> np.ndarray:
     """Decodes a 16-bit PNG with several channels, of which Pillow by itself keeps the upper 8 bits only."""
     if rawmode == "LA;16B":  # four bytes a pixel, so that RGBA's unpacker hands them over as they are
         return _decode_tiles(path, "RGBA").view(">u2").astype(np.uint16)
-    high, low = (_decode_tiles(path, rawmode[:-1] + order).astype(np.uint16) for order in ("B", "L"))
-    return high << 8 | low
+    halves = np.empty((height, width, _PNG16[rawmode], 2), np.uint8)
+    for half, order in enumerate("LB" if sys.byteorder == "little" else "BL"):
+        halves[..., half] = _decode_tiles(path, rawmode[:-1] + order)
+    return halves.view(np.uint16)[..., 0]
 
 
 def _decode_pillow(path: pathlib.Path, indices: bool) -> np.ndarray:
     with Image.open(path, formats=_FORMATS) as image:
-        orientation = _orientation_of(image)
-        rawmode = image.tile[0].args if image.tile else None
-        if rawmode in ("LA;16B", "RGB;16B", "RGBA;16B"):
-            array = _decode_png16(path, rawmode)
+        _check_size(image)
+        orientation = _orientation(image)
+        rawmode = _rawmode(image)
+        if rawmode in _PNG16:
+            array = _decode_png16(path, rawmode, image.height, image.width)
         elif image.mode == "1":
             array = np.asarray(image).astype(np.uint8) * np.uint8(1 if indices else 255)
+        elif indices and rawmode in _GREY_STEPS:
+            array = np.asarray(image) // _GREY_STEPS[rawmode]
         elif image.mode == "P":
             array = np.asarray(image if indices else image.convert("RGB"))
         elif image.mode in ("L", "LA", "RGB", "RGBA", "F"):
@@ -76,10 +113,10 @@ def _decode_pillow(path: pathlib.Path, indices: bool) -> np.ndarray:
             array = np.asarray(image).astype(np.uint16)
         else:  # CMYK and YCbCr photographs, premultiplied alpha
             array = np.asarray(image.convert("RGBA" if image.mode in ("PA", "RGBa") else "RGB"))
-    return _orientation.orient(array, orientation)
+    return orient(array, orientation)
 
 
-# --- both ---
+# --- all formats ---
 
 
 def read_size(path: pathlib.Path) -> tuple[int, int]:
@@ -95,31 +132,34 @@ def read_size(path: pathlib.Path) -> tuple[int, int]:
         ValueError: if the file is damaged, of another format, or too large.
     """
     with _named_errors(path):
-        if _tiff.is_tiff(path):
+        if _is_tiff(path):
             return _tiff.read_size(path)
         with Image.open(path, formats=_FORMATS) as image:
-            return _orientation.seen(image.height, image.width, _orientation_of(image))
+            _check_size(image)
+            return seen_size(image.height, image.width, _orientation(image))
 
 
-def decode_image(path: pathlib.Path) -> np.ndarray:
+def decode_image(path: pathlib.Path, channels: int | None = None, bits: int | None = None) -> np.ndarray:
     """Decodes a picture to (h, w, channels), with its orientation applied.
 
     Args:
         path: the file.
+        channels: as in `convert_channels`.
+        bits: as in `scale_bits`.
 
     Returns:
         The pixels in the file's type.
 
     Raises:
-        ValueError: if the file is damaged, of another format, or too large.
+        ValueError: if the file is damaged, of another format, or too large, or does not fit `channels` or `bits`.
+        MemoryError: if there is not enough memory.
     """
     with _named_errors(path):
-        array = _tiff.decode(path, False) if _tiff.is_tiff(path) else _decode_pillow(path, False)
+        array = _tiff.decode(path, False) if _is_tiff(path) else _decode_pillow(path, False)
         if array.dtype == np.float64 or array.dtype == np.float16:
             array = array.astype(np.float32)
-        if array.dtype.kind not in "iuf":
-            raise ValueError(f"its pixels are of type {array.dtype}; expected integers or floats")
-        return np.ascontiguousarray(array if array.ndim == 3 else array[:, :, None])
+        array = np.ascontiguousarray(array if array.ndim == 3 else array[:, :, None])
+    return convert_channels(scale_bits(array, bits, path), channels, path)
 
 
 def decode_mask(path: pathlib.Path, *, several: bool = False) -> np.ndarray:
@@ -136,7 +176,7 @@ def decode_mask(path: pathlib.Path, *, several: bool = False) -> np.ndarray:
         ValueError: if the file is damaged, has several channels where one is expected, or holds fractions.
     """
     with _named_errors(path):
-        array = _tiff.decode(path, True) if _tiff.is_tiff(path) else _decode_pillow(path, True)
+        array = _tiff.decode(path, True) if _is_tiff(path) else _decode_pillow(path, True)
     if several and array.ndim == 2:
         array = array[:, :, None]
     elif not several and array.ndim == 3 and array.shape[-1] == 1:
@@ -147,7 +187,8 @@ def decode_mask(path: pathlib.Path, *, several: bool = False) -> np.ndarray:
             "If its colours stand for classes, pass labels={(red, green, blue): class}; if each channel is a label of "
             "its own, pass multilabel=True."
         )
-    numbers = array.astype(np.int32)
+    with np.errstate(invalid="ignore"):  # what does not fit is an error below
+        numbers = array.astype(np.int32)
     if (array.dtype.kind == "f" or array.dtype.itemsize >= 4) and not np.array_equal(numbers, array):
         raise ValueError(f"{path}: a mask of type {array.dtype} with values that are not 32-bit whole numbers.")
     return np.ascontiguousarray(numbers)
@@ -165,7 +206,7 @@ def decode_colours(path: pathlib.Path) -> np.ndarray:
     Raises:
         ValueError: if the file is damaged, or does not hold 8-bit grey, palette or RGB.
     """
-    colours = convert_channels(decode_image(path), 3, path)
+    colours = decode_image(path, 3)
     if colours.dtype != np.uint8:
         raise ValueError(f"{path}: colours of type {colours.dtype}; expected 8 bits.")
     return colours.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
@@ -201,3 +242,51 @@ def convert_channels(image: np.ndarray, channels: int | None, path: pathlib.Path
         f"{path}: {present} channels cannot become {channels}; the conversions are grey to 3, colour to 1, "
         f"and alpha dropped. Pass channels={present} or None, or convert the file."
     )
+
+
+def scale_bits(image: np.ndarray, bits: int | None, path: pathlib.Path) -> np.ndarray:
+    """Scales integers that use fewer bits than their type to the type's full range.
+
+    Args:
+        image: the pixels.
+        bits: how many bits they use; None to leave them as they are.
+        path: the file, for the error.
+
+    Returns:
+        The same shape and type.
+
+    Raises:
+        ValueError: if the pixels are floats or use more bits.
+    """
+    if bits is None:
+        return image
+    if image.dtype.kind != "u" or bits > 8 * image.dtype.itemsize:
+        raise ValueError(f"{path}: bits={bits} does not fit pixels of type {image.dtype}.")
+    if image.max() >= 2**bits:
+        raise ValueError(f"{path}: the largest pixel is {image.max()}, which needs more than bits={bits}.")
+    return widen(image, bits)
+
+
+def largest(image: np.ndarray) -> int:
+    """Gives the largest pixel of unsigned integers, and 0 for other types, whose range has no fixed end."""
+    return int(image.max()) if image.dtype.kind == "u" else 0
+
+
+def describe_range(largest: Mapping[np.dtype, int]) -> str | None:
+    """Says what range was seen in a folder if its pictures never use the upper half of a type of 16 bits or more.
+
+    Args:
+        largest: the largest pixel by type.
+
+    Returns:
+        A sentence that says what to do, or None.
+    """
+    for dtype, value in largest.items():
+        if dtype.itemsize > 1 and 0 < value < 2 ** (8 * dtype.itemsize - 1):
+            bits = value.bit_length()
+            return (
+                f"the largest pixel of the {dtype} images is {value}, which fits {bits} bits. to_float divides by "
+                f"{np.iinfo(dtype).max}, so they come out as 0 to {value / np.iinfo(dtype).max:.2g}. If white is "
+                f"{2**bits - 1}, pass bits={bits}."
+            )
+    return None

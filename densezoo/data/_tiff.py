@@ -1,125 +1,163 @@
-"""TIFF files to NumPy arrays, by tifffile."""
+"""TIFF files to NumPy arrays, by tifffile; imagecodecs holds the decoders of most compressions."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import math
 import pathlib
-from typing import Any
+import struct
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from densezoo.data import _orientation
-from densezoo.extras import require
+from densezoo.data._pixels import ORIENTATION, Unsupported, check_size, orient, seen_size, widen
 
-_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MAX_PAGES = 10_000
+_MIN_IS_WHITE, _PALETTE, _YCBCR = 0, 3, 6
+_COLOUR_SPACES = {
+    5: "CMYK",
+    6: "YCbCr",
+    8: "CIE L*a*b*",
+    9: "ICC L*a*b*",
+    10: "ITU L*a*b*",
+    32844: "LogL",
+    32845: "LogLuv",
+}
+_JPEG = (6, 7)  # compressions whose decoder turns YCbCr into RGB
 
 
-def is_tiff(path: pathlib.Path) -> bool:
-    """Tells by the first bytes whether a file is a TIFF."""
-    with open(path, "rb") as file:
-        return file.read(4) in _MAGIC
-
-
-def _check_pixels(height: int, width: int) -> None:
-    """Applies Pillow's limit to what Pillow does not read."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and height * width > 2 * limit:
-        raise Image.DecompressionBombError(
-            f"Image size ({height * width} pixels) exceeds limit of {2 * limit} pixels, "
-            "could be decompression bomb DOS attack."
-        )
+def _check_pages(file: BinaryIO) -> None:
+    """Refuses pages that link in a loop, which tifffile follows for ever, and more than a picture has channels."""
+    header = file.read(16)
+    order = "<" if header[:2] == b"II" else ">"
+    big = header[2:4] in (b"+\0", b"\0+")
+    count, entry_size, link = (order + "Q", 20, order + "Q") if big else (order + "H", 12, order + "I")
+    seen: set[int] = set()
+    try:
+        (offset,) = struct.unpack_from(link, header, 8 if big else 4)
+        while offset:
+            if offset in seen:
+                raise ValueError("its pages link in a loop")
+            if len(seen) == _MAX_PAGES:
+                raise Unsupported(f"it holds more than {_MAX_PAGES} pages: save one picture a file.")
+            seen.add(offset)
+            file.seek(offset)
+            (entries,) = struct.unpack(count, file.read(struct.calcsize(count)))
+            file.seek(offset + struct.calcsize(count) + entries * entry_size)
+            (offset,) = struct.unpack(link, file.read(struct.calcsize(link)))
+    except (struct.error, OSError, OverflowError):
+        return  # the chain is cut, and tifffile stops there too
 
 
 def _layout(shape: tuple[int, ...], axes: str) -> tuple[int, int, int | None]:
-    """Gives the positions of rows, columns and channels among a TIFF's axes.
+    """Gives the positions of rows, columns and channels among the axes.
 
-    Files without metadata number their pages with a letter that says nothing, whichever axis it is. Then the smallest
-    of the first and the last axis holds the channels.
+    tifffile writes (height, width, channels) as one page a row unless told that the last axis holds channels, and then
+    gives the first axis the letter Q. There the smaller one of the first and the last axis holds the channels.
     """
-    if len(shape) == 2:
-        return 0, 1, None
-    if len(shape) != 3:
-        raise ValueError(
+    if len(shape) not in (2, 3) or "Y" not in axes or "X" not in axes:
+        raise Unsupported(
             f"it holds an array of shape {shape} (axes {axes}); expected (height, width), (height, width, channels) "
-            "or (channels, height, width): save one picture a file"
+            "or (channels, height, width): save one picture a file."
         )
-    if axes[-1] == "S" or (axes[0] not in "SC" and shape[-1] < shape[0]):
+    if axes == "QYX" and shape[2] < shape[0]:
         return 0, 1, 2
-    return 1, 2, 0
+    row, column = axes.index("Y"), axes.index("X")
+    return row, column, None if len(shape) == 2 else 3 - row - column
+
+
+@contextlib.contextmanager
+def _first_series(path: pathlib.Path) -> Iterator[tuple[Any, Any, tuple[int, int, int | None]]]:
+    """Opens the first picture: pages of one kind (a series of tifffile's), the first of them, and the layout."""
+    try:
+        import tifffile  # takes 0.1 s, and most folders hold no TIFF
+    except ImportError:
+        raise Unsupported("TIFF files need two packages: pip install tifffile imagecodecs") from None
+
+    with open(path, "rb") as file:
+        _check_pages(file)
+    with tifffile.TiffFile(path) as tiff:
+        series = tiff.series[0]
+        page = series.keyframe
+        if page.dtype is None:
+            raise Unsupported(
+                f"its samples have {page.bitspersample} bits (sample format {int(page.sampleformat)}), "
+                "which no array type holds: save it with 8, 16 or 32 bits."
+            )
+        if series.dtype.kind not in "biuf":
+            raise Unsupported(f"its pixels are of type {series.dtype}; expected integers or floats.")
+        if 0 in series.shape:
+            raise ValueError(f"its shape is {series.shape}")
+        row, column, channel = _layout(series.shape, series.axes)
+        samples = math.prod(series.shape)
+        if page.photometric == _PALETTE:
+            samples *= 3
+        if page.is_tiled:  # a tile is decoded whole, however little of it the picture covers
+            samples = max(samples, math.prod(page.tile) * page.samplesperpixel)
+        check_size(series.shape[row], series.shape[column], samples * series.dtype.itemsize)
+        yield series, page, (row, column, channel)
+
+
+def _orientation(page: Any) -> int:
+    tag = page.tags.get(ORIENTATION)
+    return 1 if tag is None else int(tag.value)
 
 
 def read_size(path: pathlib.Path) -> tuple[int, int]:
-    """Reads height and width from the header."""
-    with _open(path) as tiff:
-        series = tiff.series[0]
-        row, column, _ = _layout(series.shape, series.axes)
-        height, width = series.shape[row], series.shape[column]
-        _check_pixels(height, width)
-        return _orientation.seen(height, width, _tag(tiff.pages[0], _orientation.TAG, 1))
+    """Reads the height and width that decoding will give."""
+    with _first_series(path) as (series, page, (row, column, _)):
+        return seen_size(series.shape[row], series.shape[column], _orientation(page))
 
 
-def _open(path: pathlib.Path) -> Any:
-    return require("tifffile").TiffFile(path)  # takes 0.1 s to import, and most folders hold no TIFF
-
-
-def _tag(page: Any, code: int, default: int) -> int:
-    tag = page.tags.get(code)
-    return default if tag is None else int(tag.value)
+def _read(series: Any, page: Any) -> np.ndarray:
+    # Decoders of JPEG fill what a cut file lacks with grey; without compression, tifffile checks the lengths.
+    for part in filter(None, series.pages if page.compression != 1 else ()):
+        ends = (offset + length for offset, length in zip(part.dataoffsets, part.databytecounts, strict=False))
+        if max(ends, default=0) > part.parent.filehandle.size:
+            raise ValueError("image file is truncated")
+    try:
+        array = np.asarray(series.asarray())
+    except Exception as error:
+        # Without imagecodecs, tifffile raises whatever it meets: KeyError, ModuleNotFoundError, NotImplementedError.
+        if importlib.util.find_spec("imagecodecs") or not (isinstance(error, ImportError) or "codecs" in str(error)):
+            raise
+        compression = getattr(page.compression, "name", page.compression)
+        raise Unsupported(
+            f"reading it (compression {compression}, {page.bitspersample} bits a sample) needs another package: "
+            "pip install imagecodecs"
+        ) from error
+    if array.shape != series.shape:
+        raise ValueError(f"it holds {array.shape} pixels instead of {series.shape}")
+    return array
 
 
 def decode(path: pathlib.Path, indices: bool) -> np.ndarray:
-    """Decodes a picture, or the numbers of classes as they are stored, to (h, w) or (h, w, channels)."""
-    with _open(path) as tiff:
-        series, page = tiff.series[0], tiff.pages[0]
-        row, column, channel = _layout(series.shape, series.axes)
-        _check_pixels(series.shape[row], series.shape[column])
-        try:
-            array = np.asarray(series.asarray())
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
-                raise
-            return _decode_compressed(path, math.prod(series.shape), _tag(page, 262, 1), indices, error)
-        photometric = _tag(page, 262, 1)
-        orientation = _tag(page, _orientation.TAG, 1)
-        colours = getattr(page, "colormap", None)
-    if channel is not None:
-        array = array.transpose(row, column, channel)
-    bilevel = array.dtype == np.bool_
-    if bilevel:
-        array = array.astype(np.uint8)
-    if photometric == 0 and (bilevel or not indices) and array.dtype.kind == "u":  # min-is-white
-        array = np.array(1 if bilevel else np.iinfo(array.dtype).max, array.dtype) - array
-    if not indices:
-        if bilevel:
-            array = array * np.uint8(255)
-        if photometric == 3 and colours is not None:
-            array = (np.asarray(colours).T >> 8).astype(np.uint8)[array]
-    return _orientation.orient(array.astype(array.dtype.newbyteorder("=")), orientation)
+    """Decodes to (h, w) or (h, w, channels): the numbers of a mask if `indices`, else the pixels of a picture.
 
-
-def _decode_compressed(path: pathlib.Path, size: int, white: int, indices: bool, error: ValueError) -> np.ndarray:
-    """Reads LZW or JPEG compressed files through Pillow, where it can without loss.
-
-    `size` is the number of values that the file holds, and `white` the photometric interpretation.
+    A picture's palette is applied, samples of less than 8 bits are scaled to 0..255, and where 0 is white the values
+    are inverted; a mask keeps its numbers, but for the bits of a 1-bit file in which 0 is white.
     """
-    refusal = ValueError(f"{error}; pip install imagecodecs, or save it uncompressed or with deflate")
-    try:
-        image = Image.open(path, formats=("TIFF",))
-    except UnidentifiedImageError:
-        raise refusal from error
-    with image:
-        bits = max(getattr(image, "tag_v2", {}).get(258, (1,)))
-        scaled = indices and image.mode == "L" and bits != 8  # as Pillow does with greys of few bits
-        plain = bits <= 8 and image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") and not scaled
-        # Of several pages, or of channels that are stored one after the other, Pillow reads the first alone.
-        whole = image.width * image.height * len(image.getbands()) == size
-        if not whole or not (plain or image.mode in ("I;16", "F")):
-            raise refusal from error
-        if indices and image.mode == "1":
-            return np.asarray(image).astype(np.uint8)
-        if indices and image.mode == "L" and white == 0:  # Pillow has inverted what are class numbers
-            return np.uint8(255) - np.asarray(image)
-        if image.mode in ("1", "P") and not indices:
-            image = image.convert("L" if image.mode == "1" else "RGB")
-        return np.asarray(image)  # Pillow has applied the orientation to a TIFF
+    with _first_series(path) as (series, page, (row, column, channel)):
+        space = _COLOUR_SPACES.get(int(page.photometric or 0))
+        if space and not (page.photometric == _YCBCR and page.compression in _JPEG):
+            raise Unsupported(f"its colours are {space}: save it as RGB or grey.")
+        array = _read(series, page)
+        if channel is not None:
+            array = array.transpose(row, column, channel)
+        bits = page.bitspersample
+        if array.dtype == np.bool_:
+            array, bits = array.astype(np.uint8), 1
+        if page.photometric == _MIN_IS_WHITE and array.dtype.kind == "u" and (bits == 1 or not indices):
+            array = array.copy()  # the series' own, which may be read-only
+            grey = array[:, :, :1] if page.samplesperpixel > 1 else array  # and not the alpha and other bands beside it
+            np.subtract(array.dtype.type(2**bits - 1), grey, out=grey)
+        if not indices and page.photometric == _PALETTE:
+            if array.ndim == 3:
+                raise Unsupported(f"it has a palette and {array.shape[2]} channels: save it as RGB.")
+            array = (np.asarray(page.colormap).T >> 8).astype(np.uint8)[array]
+        elif not indices and array.dtype.kind == "u" and isinstance(bits, int) and bits < 8:
+            array = widen(array, bits)
+        return orient(array.astype(array.dtype.newbyteorder("="), copy=False), _orientation(page))

@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import os
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex
 
@@ -16,24 +17,33 @@ from densezoo.extras import require
 from densezoo.messages import shortened
 
 
-def read_image(path: str | os.PathLike[str], channels: int | None = None) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], channels: int | None = None, *, bits: int | None = None) -> np.ndarray:
     """Reads one picture as a training folder would.
 
     Bit depth and channels stay as in the file: 8 or 16 bits; grey (1 channel), grey + alpha (2), RGB (3), RGBA (4), or
-    any number from a TIFF, channels first or last. Palettes become RGB, 1-bit pictures become 0 and 255, and an EXIF
-    orientation is applied. Alpha is an ordinary channel, never blended with a background; `channels` drops it.
+    any number from a TIFF, channels first or last. Palettes become RGB, grey of less than 8 bits is scaled to 0..255
+    (1-bit pictures become 0 and 255), white is the largest value, and an EXIF orientation is applied. Alpha is an
+    ordinary channel, never blended with a background; `channels` drops it. 64-bit floats become 32-bit.
+
+    TIFF files need the imagecodecs package for most compressions. Pages of the same kind as the first become channels;
+    others, such as overviews, are ignored. Pictures that take more than 12 * `PIL.Image.MAX_IMAGE_PIXELS` bytes (1 GiB
+    by default) are refused.
 
     Args:
         path: a png, jpg, tif, bmp or webp file.
         channels: how many channels to give: 3 repeats grey, 1 takes the luminance of colours, and both drop alpha.
             None for as many as the file has.
+        bits: how many bits of the file's type the pixels use: 12 for pictures of 0..4095 in 16-bit files, which
+            otherwise come out 16 times too dark. Pixels are scaled to the full range of the type. None for all bits.
 
     Returns:
         (height, width, channels) in the file's type; `to_float` scales it.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, of another format or too large, or if the channels cannot be converted.
+        ValueError: if it is damaged, of another format or too large, if the channels cannot be converted, or if a pixel
+            does not fit `bits`.
+        MemoryError: if there is not enough memory.
 
     Example:
         >>> import pathlib, tempfile
@@ -46,10 +56,11 @@ def read_image(path: str | os.PathLike[str], channels: int | None = None) -> np.
         ((4, 6, 1), (4, 6, 3))
     """
     _check_positive("channels", channels)
+    _check_positive("bits", bits)
     path = pathlib.Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such image file.")
-    return _decode.convert_channels(_decode.decode_image(path), channels, path)
+    return _decode.decode_image(path, channels, bits)
 
 
 class ImageMaskFolder:
@@ -59,8 +70,8 @@ class ImageMaskFolder:
     headers, and reports every problem that shows there in one error; `check` decodes everything. Items are sorted by
     name; hidden files are skipped, links are followed, and a warning names other files and folders that are not read.
 
-    Pixels are read as by `read_image`. Masks hold class numbers: grey values of 8 or 16 bits, palette indices, or the
-    0 and 1 of a 1-bit file. `labels` maps other numbers, or colours, to classes:
+    Pixels are read as by `read_image`. Masks hold class numbers: grey values of any number of bits, as they
+    are stored, or palette indices. `labels` maps other numbers, or colours, to classes:
 
         ImageMaskFolder(root, labels={7: 0, 11: 1, 26: 2, 0: 255}, ignore_index=255)
         ImageMaskFolder(root, labels={(0, 0, 0): 0, (128, 64, 128): 1}, class_names=("background", "road"))
@@ -71,6 +82,7 @@ class ImageMaskFolder:
         class_names: the names of the classes; empty if there are none.
         ignore_index: the mask value that stands for "unlabelled", or None.
         channels: the channels that images are converted to, or None.
+        bits: how many bits the pixels use, or None for all bits of their type.
         names: the names of the items, in order.
         sizes: the (height, width) of the items, in order.
 
@@ -95,6 +107,7 @@ class ImageMaskFolder:
         num_classes: int | None = None,
         ignore_index: int | None = None,
         channels: int | None = None,
+        bits: int | None = None,
         labels: _masks.Labels | None = None,
         class_names: Sequence[str] = (),
         multilabel: bool = False,
@@ -106,6 +119,7 @@ class ImageMaskFolder:
             num_classes: if given, reading an item whose mask holds any other value than 0..num_classes-1 is an error.
             ignore_index: a mask value that is allowed besides the classes, for pixels without a label.
             channels: what `read_image` converts to.
+            bits: how many bits the pixels use, as in `read_image`.
             labels: classes by mask value, or by colour (red, green, blue); a value or colour that is missing here is an
                 error. `ignore_index` as a class leaves pixels out.
             class_names: names of the classes, in order; empty for none.
@@ -120,11 +134,13 @@ class ImageMaskFolder:
         """
         _check_positive("num_classes", num_classes)
         _check_positive("channels", channels)
+        _check_positive("bits", bits)
         self.root = pathlib.Path(root)
         self.num_classes = _masks.count_classes(num_classes, class_names, None if multilabel else labels, ignore_index)
         self.class_names = tuple(class_names)
         self.ignore_index = ignore_index
         self.channels = channels
+        self.bits = bits
         self._masks = _masks.MaskReader(self.num_classes, ignore_index, labels, multilabel)
         pairs, self.sizes = _pairing.pair_files(self.root)
         self.names = tuple(image.stem for image, _ in pairs)
@@ -132,10 +148,12 @@ class ImageMaskFolder:
 
     def __repr__(self) -> str:
         """Gives a name that stays the same between runs, as grain's checkpoints want."""
+        given = {"bits": self.bits, "labels": self._masks.labels, "class_names": self.class_names}
+        given |= {"multilabel": self._masks.multilabel}  # named only if given: runs from before there were any go on
+        more = "".join(f", {name}={value!r}" for name, value in given.items() if value)
         return (
             f"ImageMaskFolder({str(self.root)!r}, num_classes={self.num_classes}, "
-            f"ignore_index={self.ignore_index}, channels={self.channels}, labels={self._masks.labels}, "
-            f"class_names={self.class_names}, multilabel={self._masks.multilabel})"
+            f"ignore_index={self.ignore_index}, channels={self.channels}{more})"
         )
 
     def __len__(self) -> int:
@@ -157,7 +175,7 @@ class ImageMaskFolder:
             ValueError: if a file is damaged or the mask holds other values than the classes.
         """
         image_path, mask_path = self._pairs[index]
-        image = _decode.convert_channels(_decode.decode_image(image_path), self.channels, image_path)
+        image = _decode.decode_image(image_path, self.channels, self.bits)
         mask, strangers = self._masks.read(mask_path)
         if image.shape[:2] != mask.shape[:2]:
             raise ValueError(f"{_pairing.size_difference(image_path, image.shape[:2], mask_path, mask.shape)}.")
@@ -167,6 +185,8 @@ class ImageMaskFolder:
 
     def check(self, *, progress: bool = True, num_threads: int = 4) -> None:
         """Decodes every file and reports everything that is wrong with any of them.
+
+        Warns if the images never use the upper half of a type of 16 bits or more, and suggests `bits`.
 
         Args:
             progress: whether to show a bar, on the standard error stream.
@@ -181,6 +201,7 @@ class ImageMaskFolder:
         strangers: collections.Counter[int] = collections.Counter()
         present: set[int] = set()
         by_channels: dict[int, list[pathlib.Path]] = collections.defaultdict(list)
+        largest: dict[np.dtype, int] = collections.defaultdict(int)
         with (
             bars.Progress(console=console, disable=not progress) as bar,
             concurrent.futures.ThreadPoolExecutor(num_threads) as pool,
@@ -189,20 +210,25 @@ class ImageMaskFolder:
             task = bar.add_task(f"Checking {self.root}", total=len(self))
             for start in range(0, len(self), 8 * num_threads):
                 chunk = self._pairs[start : start + 8 * num_threads]
-                for (image_path, _), (found, channels, values, labels) in zip(
+                for (image_path, _), (found, image, values, labels) in zip(
                     chunk, pool.map(self._check, chunk), strict=True
                 ):
                     problems.extend(found)
                     present.update(labels)
                     strangers.update(values)
-                    if channels is not None:
+                    if image is not None:
+                        channels, dtype, highest = image
                         by_channels[channels].append(image_path)
+                        largest[dtype] = max(largest[dtype], highest)
                     bar.advance(task)
         if self.num_classes and self.ignore_index in present and len(present) == 2:
             problems.append(
                 f"the masks hold {min(present)} and {max(present)} alone, and {self.ignore_index} is ignore_index: that"
                 " leaves nothing to tell apart. If it is a class, store it under its number: 1 in a binary mask."
             )
+        dark = None if self.bits else _decode.describe_range(largest)
+        if dark:
+            warnings.warn(f"{self.root}: {dark}", stacklevel=2)
         if not problems and len(by_channels) <= 1:
             return
         lines = [f"{self.root}: {len(self)} pairs, of which some do not fit:"]
@@ -219,17 +245,16 @@ class ImageMaskFolder:
 
     def _check(
         self, pair: tuple[pathlib.Path, pathlib.Path]
-    ) -> tuple[list[str], int | None, Mapping[int, int], set[int]]:
-        """Gives the problems of one pair, its channels, the mask values that are no classes, and all mask values."""
+    ) -> tuple[list[str], tuple[int, np.dtype, int] | None, Mapping[int, int], set[int]]:
+        """Gives the problems of one pair, the image's channels, type and largest value, strange and all mask values."""
         image_path, mask_path = pair
         problems: list[str] = []
         image = mask = None
         strangers: dict[int, int] = {}
         try:
-            image = _decode.decode_image(image_path)
+            image = _decode.decode_image(image_path, self.channels, self.bits)
             if image.dtype.kind == "f" and (wrong := int(np.count_nonzero(~np.isfinite(image)))):
                 problems.append(f"{image_path}: {wrong} values are NaN or infinite; replace them, by 0 for instance")
-            image = _decode.convert_channels(image, self.channels, image_path)
         except (ValueError, OSError) as error:
             problems.append(str(error))
         try:
@@ -241,7 +266,8 @@ class ImageMaskFolder:
         if strangers:
             problems.append(f"{mask_path}: {self._masks.describe(strangers)}")
         labels = set() if mask is None else set(np.unique(mask).tolist())
-        return problems, None if image is None else image.shape[-1], strangers, labels
+        found = None if image is None else (image.shape[-1], image.dtype, _decode.largest(image))
+        return problems, found, strangers, labels
 
 
 def _check_positive(name: str, value: int | None) -> None:
