@@ -92,5 +92,5 @@ def move_instances(
             moved[name] = kind.move(array, zoom, shift) if isinstance(kind, Boxes) else array
         return _instances.settle(before, moved, height, width, caller)
 
-    parts = ({name: batch[name] for name in names} for batch in (before, after))
-    return {**after, **jax.vmap(move)(*parts, zoom, shift)}
+    then, now = ({name: batch[name] for name in names} for batch in (before, after))
+    return {**after, **jax.vmap(move)(then, now, zoom, shift)}

@@ -130,10 +130,11 @@ class ImageMaskFolder:
 
     def __repr__(self) -> str:
         """Gives a name that stays the same between runs, as grain's checkpoints want."""
+        given = {"labels": self._masks.labels, "class_names": self.class_names, "multilabel": self._masks.multilabel}
+        more = "".join(f", {name}={value!r}" for name, value in given.items() if value)  # as before where none is given
         return (
             f"ImageMaskFolder({str(self.root)!r}, num_classes={self.num_classes}, "
-            f"ignore_index={self.ignore_index}, channels={self.channels}, labels={self._masks.labels}, "
-            f"class_names={self.class_names}, multilabel={self._masks.multilabel})"
+            f"ignore_index={self.ignore_index}, channels={self.channels}{more})"
         )
 
     def __len__(self) -> int:
