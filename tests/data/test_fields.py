@@ -216,13 +216,15 @@ def test_crops_of_the_pipeline_drop_the_same():
 def test_values_of_instances_follow_and_unknown_ids_stay(monkeypatch):
     monkeypatch.setitem(fields.KINDS, "crowds", fields.Rows())
     ids = np.zeros((1, 1, 6), np.int32)
-    ids[0, 0] = [1, 0, 9, -1, 2, 2]
-    boxes = np.array([[[0, 0, 1, 1], [4, 0, 6, 1]]], np.float32)
-    batch = {"instances": ids, "boxes": boxes, "labels": np.array([[7, 8]], np.int32), "crowds": np.ones((1, 2), int)}
+    ids[0, 0] = [1, 0, 9, -2, 3, 3]
+    boxes = np.array([[[0, 0, 1, 1], [2, 0, 4, 1], [4, 0, 6, 1]]], np.float32)  # the second is not on the map
+    labels = np.array([[7, 6, 8]], np.int32)
+    batch = {"instances": ids, "boxes": boxes, "labels": labels, "crowds": np.ones((1, 3), np.int32)}
     batch = {name: jnp.asarray(np.repeat(array, 16, axis=0)) for name, array in batch.items()}
     result = jax.jit(transforms.random_crop((1, 4)))(KEY, batch)
     kinds = {tuple(row) for row in np.asarray(result["instances"])[:, 0].tolist()}
-    assert kinds == {(1, 0, 9, -1), (0, 9, -1, 2), (9, -1, 2, 2)}
+    assert kinds == {(1, 0, 9, -2), (0, 9, -2, 3), (9, -2, 3, 3)}
+    assert (result["labels"][:, 1] == 6).all()
     np.testing.assert_array_equal(result["crowds"] == 1, np.asarray(result["labels"]) >= 0)
 
 
