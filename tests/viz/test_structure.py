@@ -92,7 +92,7 @@ def test_segnet_skips_by_indices():
     assert [(start, join) for start, _, join in skips(read)] == [
         ("encoder.maps[1]", "indices"),
         ("encoder.maps[0]", "indices"),
-        ("encoder.maps_0", "indices"),
+        ("encoder.features_0", "indices"),
     ]
     assert {link.join for link in read.links if link.kind == "up"} == {"indices"}
     read = viz.architecture(dz.create_model("segnet", ENCODER))
