@@ -61,7 +61,7 @@ class NNXModel(nnx.Module):
         rngs = {"params" if name == "default" else name: stream() for name, stream in self.rngs.items()}
         mutable = [collection for collection in variables if collection != "params"]
         result, updated = self.model.apply(variables, *inputs, train=True, mutable=mutable, rngs=rngs)
-        held: Mapping[Any, Any] = flatten_dict(self.variables)
+        held: Any = flatten_dict(self.variables)
         for path, value in flatten_dict(updated).items():
             if path in held:  # what a module only sows has no place
                 held[path].set_value(value)
@@ -140,5 +140,5 @@ def from_nnx(module: NNXModel) -> dict[str, Any]:
     """
     if not isinstance(module, NNXModel):
         raise TypeError(f"expected a module that dz.to_nnx made, got a {type(module).__name__}")
-    held: Mapping[Any, Any] = flatten_dict(module.variables)
+    held: Any = flatten_dict(module.variables)
     return unflatten_dict({path: variable.get_value() for path, variable in held.items()})

@@ -49,14 +49,14 @@ def test_composing_training_compiling_and_saving_need_the_core_alone(tmp_path):
         model = dz.create_model("unet", dz.PlainEncoder((4, 8)), num_classes=2)
         batch = {"image": jnp.ones((2, 16, 16, 3)), "mask": jnp.zeros((2, 16, 16), jnp.int32)}
         state = create_state(model, make_optimizer(1e-3, steps=4), jax.random.key(0), batch["image"])
-        loss = lambda logits, batch: dz.losses.cross_entropy(logits, batch["mask"])
+        loss = lambda apply, batch, *key: dz.losses.cross_entropy(apply(batch["image"]), batch["mask"])
         step = make_train_step(loss)
         state, metrics = step(state, batch)
         state, history = fit(state, step, [batch], steps=4, log_every=1, directory=f"{sys.argv[1]}/run")
         assert history[-1]["loss"] < float(metrics["loss"])
         assert jnp.isfinite(make_eval_step(loss)(state, batch))
         path = f"{sys.argv[1]}/model.safetensors"
-        dz.save(path, model, state.variables)
+        dz.save(path, model, state.variables, preprocessing=dz.Preprocessing(channels=3))
         model, variables = dz.load(path)
         infer = dz.compile(model, variables)
         assert jnp.allclose(infer(batch["image"]), model.apply(variables, batch["image"]), atol=1e-4)

@@ -7,9 +7,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "densezoo"
 # Each may import from those before it.
-ORDER = ("ops", "blocks", "encoders", "heads", "decoders", "models", "zoo", "weights")
+ORDER = ("ops", "blocks", "encoders", "heads", "decoders", "models", "zoo", "weights", "inspect")
 # The vocabulary that all of them share, which imports none of them.
-SHARED = ("types", "deprecation", "naming", "blueprint")
+SHARED = ("types", "deprecation", "extras", "messages", "naming", "blueprint")
 
 
 def imported(path):

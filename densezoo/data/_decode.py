@@ -8,6 +8,7 @@ import pathlib
 import stat
 import sys
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -74,7 +75,8 @@ def _decode_tiles(path: pathlib.Path, rawmode: str) -> np.ndarray:
 
 def _rawmode(image: Image.Image) -> str:
     """Gives Pillow's name of how a PNG's pixels are stored."""
-    args = image.tile[0].args if image.tile else ""
+    tiles: Any = getattr(image, "tile", None)
+    args = tiles[0].args if tiles else ""
     return args if isinstance(args, str) else ""
 
 
