@@ -95,8 +95,8 @@ def _first_series(path: pathlib.Path) -> Iterator[tuple[Any, Any, tuple[int, int
         samples = math.prod(series.shape)
         if page.photometric == _PALETTE:
             samples *= 3
-        if page.is_tiled:  # a tile is decoded whole, however little of it the picture covers
-            samples = max(samples, math.prod(page.tile) * page.samplesperpixel)
+        # A tile is decoded whole, however little of it the picture covers.
+        samples = max(samples, math.prod(page.tile or ()) * page.samplesperpixel)
         check_size(series.shape[row], series.shape[column], samples * series.dtype.itemsize)
         yield series, page, (row, column, channel)
 
