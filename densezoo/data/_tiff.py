@@ -145,7 +145,7 @@ def decode(path: pathlib.Path, indices: bool) -> np.ndarray:
         if space and not (page.photometric == _YCBCR and page.compression in _JPEG):
             raise Unsupported(f"its colours are {space}: save it as RGB or grey.")
         coloured, interleaved = page.photometric in (_RGB, _YCBCR), page.planarconfig == 1
-        if page.compression in _JPEG and page.samplesperpixel > 1 and coloured != interleaved:
+        if page.compression in _JPEG and page.samplesperpixel > 2 and coloured != interleaved:
             # tifffile takes the channels of such JPEGs for other colours than they are
             raise Unsupported("its JPEG compression of several channels is not read: save it with another one.")
         array = _read(series, page)
