@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from densezoo.data import _tiff
 from densezoo.data._pixels import ORIENTATION, Unsupported, check_size, orient, seen_size, widen
@@ -73,14 +73,14 @@ def _decode_tiles(path: pathlib.Path, rawmode: str) -> np.ndarray:
         return np.asarray(image)
 
 
-def _rawmode(image: Image.Image) -> str:
+def _rawmode(image: ImageFile.ImageFile) -> str:
     """Gives Pillow's name of how a PNG's pixels are stored."""
     tiles: Any = getattr(image, "tile", None)
     args = tiles[0].args if tiles else ""
     return args if isinstance(args, str) else ""
 
 
-def _check_size(image: Image.Image) -> None:
+def _check_size(image: ImageFile.ImageFile) -> None:
     """Applies the limit in bytes, which Pillow lacks; its own, in pixels, it has applied."""
     bytes_per_pixel = 2 * _PNG16.get(_rawmode(image), 2)
     check_size(image.height, image.width, image.height * image.width * bytes_per_pixel)

@@ -16,7 +16,7 @@ from densezoo.data._pixels import ORIENTATION, Unsupported, check_size, orient, 
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAX_PAGES = 10_000
-_MIN_IS_WHITE, _PALETTE, _YCBCR = 0, 3, 6
+_MIN_IS_WHITE, _RGB, _PALETTE, _YCBCR = 0, 2, 3, 6
 _COLOUR_SPACES = {
     5: "CMYK",
     6: "YCbCr",
@@ -95,8 +95,8 @@ def _first_series(path: pathlib.Path) -> Iterator[tuple[Any, Any, tuple[int, int
         samples = math.prod(series.shape)
         if page.photometric == _PALETTE:
             samples *= 3
-        if page.is_tiled:  # a tile is decoded whole, however little of it the picture covers
-            samples = max(samples, math.prod(page.tile or ()) * page.samplesperpixel)
+        # A tile is decoded whole, however little of it the picture covers.
+        samples = max(samples, math.prod(page.tile or ()) * page.samplesperpixel)
         check_size(series.shape[row], series.shape[column], samples * series.dtype.itemsize)
         yield series, page, (row, column, channel)
 
@@ -144,6 +144,10 @@ def decode(path: pathlib.Path, indices: bool) -> np.ndarray:
         space = _COLOUR_SPACES.get(int(page.photometric or 0))
         if space and not (page.photometric == _YCBCR and page.compression in _JPEG):
             raise Unsupported(f"its colours are {space}: save it as RGB or grey.")
+        coloured, interleaved = page.photometric in (_RGB, _YCBCR), page.planarconfig == 1
+        if page.compression in _JPEG and page.samplesperpixel > 2 and coloured != interleaved:
+            # tifffile takes the channels of such JPEGs for other colours than they are
+            raise Unsupported("its JPEG compression of several channels is not read: save it with another one.")
         array = _read(series, page)
         if channel is not None:
             array = array.transpose(row, column, channel)

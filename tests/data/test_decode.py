@@ -128,6 +128,14 @@ def test_palette_of_one_bit(tmp_path):
     np.testing.assert_array_equal(_decode.decode_mask(path)[0], bits)
 
 
+@pytest.mark.parametrize(("photometric", "planes"), [(1, 1), (2, 2)])
+def test_jpegs_whose_colours_are_unclear(tmp_path, photometric, planes):
+    tags = {"t258": [8, 8, 8], "t259": [7], "t262": [photometric], "t277": [3], "t284": [planes]}
+    path = write_tiff(tmp_path / "a.tif", *[b"?"] * (3 if planes == 2 else 1), t256=[8], t257=[8], **tags)
+    with pytest.raises(ValueError, match=r"a\.tif: its JPEG compression of several channels is not read"):
+        read_image(path)
+
+
 @pytest.mark.parametrize(("photometric", "name"), [(5, "CMYK"), (6, "YCbCr"), (8, r"CIE L\*a\*b\*")])
 def test_other_colours_are_named(tmp_path, photometric, name):
     path = write_tiff(tmp_path / "a.tif", noise(9, 10).tobytes(), t256=[10], t257=[9], t262=[photometric])
