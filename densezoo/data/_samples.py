@@ -11,6 +11,32 @@ from densezoo.data import _fields
 from densezoo.data.folder import to_float
 
 
+class Reader:
+    """A source whose errors cannot be taken for its end: an iterator that reads it would end at a StopIteration."""
+
+    def __init__(self, source: Any):
+        """Keeps the source."""
+        self._source = source
+
+    def __repr__(self) -> str:
+        """Names the source alone."""
+        return repr(self._source)
+
+    def __len__(self) -> int:
+        """Gives the number of samples."""
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Mapping[str, Any]:
+        """Reads one sample."""
+        try:
+            return self._source[index]
+        except StopIteration as error:
+            raise RuntimeError(
+                f"reading sample {index} of {self!r} raised StopIteration: mend the source, where an iterator that has"
+                " ended is read on"
+            ) from error
+
+
 def extent(item: Mapping[str, Any]) -> tuple[int, int]:
     """Gives the height and width of a sample, which all its images and maps share."""
     shapes = {name: item[name].shape for name in item if _fields.is_image(name) or _fields.is_map(name)}

@@ -89,7 +89,7 @@ def train_batches(
             "not stack into batches: pass crop_size."
         )
 
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()  # pyright: ignore[reportArgumentType]
+    dataset = grain.MapDataset.source(_samples.Reader(source)).seed(seed).shuffle().repeat()
     dataset = dataset.random_map(_Crop(names, window, ignore_index)).batch(
         local, drop_remainder=True, batch_fn=_samples.stack
     )
@@ -152,9 +152,10 @@ def eval_batches(
     if num_threads < 0 or prefetch < 1:
         raise ValueError(f"num_threads={num_threads}, prefetch={prefetch}; expected at least 0 and 1.")
     names = _choose_fields(source, fields)
+    reader = _samples.Reader(source)
     sizes = getattr(source, "sizes", None)
     if sizes is None:
-        sizes = [_samples.extent(source[index]) for index in range(len(source))]
+        sizes = [_samples.extent(reader[index]) for index in range(len(reader))]
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (height, width) in enumerate(sizes):
         groups.setdefault((height + -height % multiple, width + -width % multiple), []).append(index)
@@ -164,7 +165,7 @@ def eval_batches(
             chosen = members[start : start + batch_size]
             parts.append(_Part(size, chosen[0], tuple(chosen[shard[0] * local : (shard[0] + 1) * local])))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
-    return EvalBatches(source, names, parts, local, ignore_index, options)
+    return EvalBatches(reader, names, parts, local, ignore_index, options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,7 +280,7 @@ def _choose_fields(source: Source, fields: Sequence[str] | None) -> tuple[str, .
     """Reads a sample to see which fields there are."""
     if len(source) == 0:
         raise ValueError(f"{source!r} has no samples.")
-    sample = source[0]
+    sample = _samples.Reader(source)[0]
     numbers = tuple(name for name in sample if np.asarray(sample[name]).dtype.kind in "biuf")
     if fields is None:
         return numbers
