@@ -120,16 +120,22 @@ class ImageMaskFolder:
         Args:
             root: the folder that holds `images` and `masks`.
             num_classes: if given, reading an item whose mask holds any other value than 0..num_classes-1 is an error.
-            ignore_index: a mask value that is allowed besides the classes, for pixels without a label.
+            ignore_index: a mask value, no class, that is allowed besides the classes, for pixels without a label.
             channels: what `read_image` converts to.
 
         Raises:
             FileNotFoundError: if a folder is missing.
-            ValueError: if there are no images, or for any image or mask that is alone, that shares its name with
-                another, that cannot be read, or that differs in size from its partner. All are named at once.
+            ValueError: if ignore_index is one of the classes, if there are no images, or for any image or mask that is
+                alone, that shares its name with another, that cannot be read, or that differs in size from its partner.
+                All files are named at once.
         """
         _check_positive("num_classes", num_classes)
         _check_positive("channels", channels)
+        if num_classes is not None and ignore_index is not None and 0 <= ignore_index < num_classes:
+            raise ValueError(
+                f"ignore_index={ignore_index} is one of the classes 0..{num_classes - 1}: pass None if every class"
+                " counts, or a number that is no class."
+            )
         self.root = pathlib.Path(root)
         self.num_classes = num_classes
         self.ignore_index = ignore_index

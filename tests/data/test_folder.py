@@ -357,6 +357,9 @@ def test_mask_values_outside_the_classes(folder):
     with pytest.raises(ValueError, match=r"0\.\.1 and ignore_index=7"):
         ImageMaskFolder(folder, num_classes=2, ignore_index=7)[1]
     assert ImageMaskFolder(folder)[1]["mask"][0, 0] == 255
+    for classes, ignored in ((300, 255), (2, 0)):
+        with pytest.raises(ValueError, match=f"ignore_index={ignored} is one of the classes"):
+            ImageMaskFolder(folder, num_classes=classes, ignore_index=ignored)
 
 
 def test_check_names_every_bad_file(tmp_path, capfd):
