@@ -9,7 +9,8 @@ plain name is a whole checkpoint, and the checksums in it tell if it was damaged
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -164,9 +165,23 @@ def number_of(path: Path) -> int:
 
 
 def hide_repeated_errors() -> None:
-    """A checkpoint that cannot be written or read is one error here; orbax logs a traceback per array besides."""
+    """A checkpoint that cannot be written or read is one error here; orbax reports every array of it besides."""
     for name in ("asyncio", "absl"):
         logging.getLogger(name).addFilter(_is_news)
+    if not isinstance(sys.unraisablehook, _HideClosedLoop):
+        sys.unraisablehook = _HideClosedLoop(sys.unraisablehook)
+
+
+class _HideClosedLoop:
+    """Python's report of errors that nobody can catch, without those of arrays that are done after a failed write."""
+
+    def __init__(self, report: Callable[[Any], object]):
+        self._report = report
+
+    def __call__(self, unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            self._report(unraisable)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
