@@ -43,10 +43,10 @@ class CheckpointWriter:
         handler = ocp.PyTreeCheckpointHandler()
         finalize = handler.finalize
 
-        def add_checksums(folder: Any) -> None:
-            """Runs in the background, when all arrays are written and the folder still has its temporary name."""
-            finalize(folder)
-            write_checksums(Path(folder), self._facts)
+        def add_checksums(directory: Any) -> None:
+            """Runs in the background, when all arrays are written and the directory still has its temporary name."""
+            finalize(directory)
+            write_checksums(Path(directory), self._facts)
 
         handler.finalize = add_checksums
         self._orbax = ocp.AsyncCheckpointer(handler)

@@ -157,7 +157,8 @@ def display(enabled: bool, done: int, steps: int) -> Iterator[Callable[[int, Rec
 
 def _words(record: Record) -> str:
     if "scores" in record:
-        return "  ".join(f"{name} {value:.4g}" for name, value in record["scores"].items() if value is not None)
+        known = [f"{name} {value:.4g}" for name, value in record["scores"].items() if value is not None]
+        return "  ".join(known[:12] + ["..."] * (len(known) > 12))
     shown = {"loss {:.4g}": record.get("loss"), "{:.4g} images/s": record["images_per_second"]}
     return "  ".join(words.format(value) for words, value in shown.items() if value is not None)
 
