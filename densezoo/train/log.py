@@ -45,8 +45,11 @@ class Log:
         record = _json(record)
         self.history.append(record)
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as error:  # which does not name the file if the disk is full
+                raise OSError(error.errno, error.strerror, str(self._path)) from error
         return record
 
 
