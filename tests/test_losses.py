@@ -214,6 +214,15 @@ def test_one_huge_logit(name, classes):
             assert not np.isnan(value) and np.all(np.isfinite(gradient)), (huge, index)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_cross_entropy_of_one_huge_logit(smoothing):
+    logits, labels = jnp.zeros((1, 2, 2, 3)).at[0, 0, 0, 2].set(3e38), jnp.zeros((1, 2, 2), jnp.int32)
+    value, gradient = jax.value_and_grad(losses.cross_entropy)(logits, labels, label_smoothing=smoothing)
+    np.testing.assert_allclose(value, 3e38 / 4 * (1 - smoothing / 3), rtol=1e-6)
+    target = np.array([1 - smoothing * 2 / 3, smoothing / 3, smoothing / 3])
+    np.testing.assert_allclose(gradient[0, 0, 0], (np.array([0, 0, 1]) - target) / 4, atol=1e-6)
+
+
 @pytest.mark.parametrize("per_image", [False, True])
 @pytest.mark.parametrize("shape", [(0, 5, 7), (2, 0, 7)])
 @pytest.mark.parametrize("classes", [1, 4])
