@@ -52,11 +52,13 @@ def cross_entropy(
     pixels = prepare(logits, labels, ignore_index)
     log_p, costs, weights = log_likelihoods(pixels, class_weights)
     class_weights = check_class_weights(class_weights, log_p.shape[-1]).reshape(1, 1, 1, -1)
-    # each class's share is scaled before the sum over classes, which could overflow
-    spread = jnp.sum(times(label_smoothing / log_p.shape[-1] * class_weights, log_p), axis=-1)
+    costs = times((1.0 - label_smoothing) * weights, costs)
+    if not isinstance(label_smoothing, int | float) or label_smoothing != 0:  # it may be traced
+        # each class's share is scaled before the sum over classes, which could overflow
+        spread = jnp.sum(times(label_smoothing / log_p.shape[-1] * class_weights, log_p), axis=-1)
+        costs = costs - jnp.where(pixels.counted, spread, 0.0)
     total = jnp.sum(weights)
-    sums = jnp.sum(times((1.0 - label_smoothing) * weights, costs) - jnp.where(pixels.counted, spread, 0.0))
-    return pixels.finish(sums / jnp.where(total > 0, total, 1.0))
+    return pixels.finish(jnp.sum(costs) / jnp.where(total > 0, total, 1.0))
 
 
 def log_likelihoods(
