@@ -1,5 +1,7 @@
 """Writing files so that there is never half of one."""
 
+import errno
+import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,9 @@ def replace(path: str | Path, write: Callable[[Path], object]) -> Path:
 
     Returns:
         The path as it was given.
+
+    Raises:
+        OSError: if there is no room, with the path in its message, whatever error `write` raises then.
     """
     given = Path(path)
     path = given.resolve()
@@ -24,6 +29,10 @@ def replace(path: str | Path, write: Callable[[Path], object]) -> Path:
         write(temporary)
         temporary.chmod(mode)  # a writer may have its own: safetensors lets nobody but the owner read
         temporary.replace(path)
+    except Exception as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(given)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     return given

@@ -160,5 +160,5 @@ def _of_old_run(folder: Path, multiple: int) -> Predictor:
         preprocessing = Preprocessing(old["channels"], old["mean"], old["std"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not the configuration of a model: {error!r}") from error
-    task = tasks.Segmentation(num_classes=classes)
+    task = tasks.Segmentation(num_classes=classes, ignore_index=None)  # which a prediction does not need
     return Predictor(task, model, load_variables(folder, "best"), preprocessing, multiple=multiple)

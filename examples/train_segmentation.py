@@ -200,6 +200,16 @@ def write_options(path: Path, arguments: Arguments) -> None:
     replace(path, lambda temporary: temporary.write_text(json.dumps(options_of(arguments), indent=2) + "\n"))
 
 
+def read_options(path: Path) -> dict[str, Any]:
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # which JSON's and Unicode's errors are
+        raise ValueError(f"{path} does not hold the options of a run, which a resume needs: {error}") from error
+    if not isinstance(options, dict) or "steps" not in options:
+        raise ValueError(f"{path} does not hold the options of a run, which a resume needs")
+    return options
+
+
 def check_out(arguments: Arguments) -> None:
     """Makes sure that no other run is in --out, and that what is resumed is the same training of the same model."""
     out = arguments.out
@@ -209,7 +219,7 @@ def check_out(arguments: Arguments) -> None:
         raise FileExistsError(f"{out} holds a run: continue it with --resume, or choose another --out")
     if not (out / "options.json").is_file():
         raise ValueError(f"{out} holds a run of an older densezoo, which cannot go on here: choose another --out")
-    options, before = options_of(arguments), json.loads((out / "options.json").read_text())
+    options, before = options_of(arguments), read_options(out / "options.json")
     if options["steps"] != before["steps"]:
         print(f"the schedule now spans {options['steps']} steps, before {before['steps']}", file=sys.stderr)
     changed = {name: value for name, value in options.items() if name not in FREE}

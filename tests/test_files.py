@@ -1,5 +1,6 @@
 """Files are replaced whole or not at all."""
 
+import errno
 import os
 
 import pytest
@@ -45,3 +46,24 @@ def test_a_new_file_has_the_usual_permissions(tmp_path):
 
     replace(tmp_path / "new", private)
     assert (tmp_path / "new").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+class NotAnOSError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        NotAnOSError("I/O error: No space left on device (os error 28)"),  # as safetensors says it
+    ],
+)
+def test_a_full_disk_is_one_error_that_names_the_file(tmp_path, error):
+    def write(temporary):
+        temporary.write_text("half")
+        raise error
+
+    with pytest.raises(OSError, match=r"No space left on device: .*model\.safetensors"):
+        replace(tmp_path / "model.safetensors", write)
+    assert list(tmp_path.iterdir()) == []

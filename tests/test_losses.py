@@ -192,6 +192,106 @@ def test_extreme_logits_are_finite(name, classes):
 
 
 @each
+def test_a_nan_is_not_hidden(name, classes):
+    logits, labels = example(classes)
+    for wrong in (labels, np.where(labels == IGNORE, IGNORE, 0)):  # with one channel, the second has no foreground
+        one = np.where(np.arange(logits.size).reshape(logits.shape) == 0, np.float32(np.nan), logits)
+        assert wrong[0, 0, 0] != IGNORE
+        for x in (one, np.full_like(logits, np.nan)):
+            assert np.isnan(value_and_grad(name)(x, wrong)[0])
+
+
+@each
+def test_one_huge_logit(name, classes):
+    """Three times the largest float32 is infinite: whatever the target, no sum over classes may come to it."""
+    logits, labels = example(classes)
+    for huge in (3e38, -3e38):
+        for index in range(classes):
+            x = logits.copy()
+            x[0, 0, 0, index] = huge
+            value, gradient = value_and_grad(name)(x, labels)
+            # class weights, and weights at boundaries, may make the cost of a wrong one infinite, but not NaN
+            assert not np.isnan(value) and np.all(np.isfinite(gradient)), (huge, index)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_cross_entropy_of_one_huge_logit(smoothing):
+    logits, labels = jnp.zeros((1, 2, 2, 3)).at[0, 0, 0, 2].set(3e38), jnp.zeros((1, 2, 2), jnp.int32)
+    value, gradient = jax.value_and_grad(losses.cross_entropy)(logits, labels, label_smoothing=smoothing)
+    np.testing.assert_allclose(value, 3e38 / 4 * (1 - smoothing / 3), rtol=1e-6)
+    target = np.array([1 - smoothing * 2 / 3, smoothing / 3, smoothing / 3])
+    np.testing.assert_allclose(gradient[0, 0, 0], (np.array([0, 0, 1]) - target) / 4, atol=1e-6)
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("shape", [(0, 5, 7), (2, 0, 7)])
+@pytest.mark.parametrize("classes", [1, 4])
+def test_nothing_costs_nothing(shape, classes, per_image):
+    logits, labels = jnp.zeros((*shape, classes)), jnp.zeros(shape, jnp.int32)
+    for name, loss in losses.LOSSES.items():
+        options = {"per_image": per_image} if name == "lovasz" else {}
+        value, gradient = jax.value_and_grad(functools.partial(loss, **options))(logits, labels)
+        assert value == 0 and gradient.shape == logits.shape, name
+
+
+# a class that is ruled out for every pixel, and its label is not in the batch: what is left are two classes
+RULED_OUT = {
+    "cross_entropy": ({}, {}),
+    "class_weights": ({"class_weights": (1.0, 2.0, 3.0)}, {"class_weights": (1.0, 2.0)}),
+    # a smoothed target has a part of every class; one of weight zero changes only the size of the others' parts
+    "weight_zero": (
+        {"class_weights": (1.0, 2.0, 0.0), "label_smoothing": 0.3},
+        {"class_weights": (1.0, 2.0), "label_smoothing": 0.2},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULED_OUT)
+def test_cross_entropy_with_a_class_ruled_out(name):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(2, 3, 4, 3)).astype(np.float32), rng.integers(0, 2, (2, 3, 4)).astype(np.int32)
+    logits[..., 2] = -np.inf
+    with_third, without = RULED_OUT[name]
+    value, gradient = jax.jit(jax.value_and_grad(functools.partial(losses.cross_entropy, **with_third)))(logits, labels)
+    rows = [(log_softmax(row.astype(np.float64)), label) for row, label, _ in pixels(logits[..., :2], labels)]
+    weights, smoothing = without.get("class_weights", (1.0, 1.0)), with_third.get("label_smoothing", 0.0)
+    cost = sum(
+        -weights[label] * (1 - smoothing) * log_p[label] - smoothing / 3 * np.dot(weights, log_p)
+        for log_p, label in rows
+    )
+    np.testing.assert_allclose(value, cost / sum(weights[label] for _, label in rows), rtol=1e-6)
+    assert np.all(np.isfinite(gradient)) and np.all(gradient[..., 2] == 0)
+
+
+def test_a_class_ruled_out_by_its_logit():
+    logits = jnp.array([0.0, 1.0, -jnp.inf]).reshape(1, 1, 1, 3)
+    own, other = jnp.full((1, 1, 1), 2), jnp.zeros((1, 1, 1), int)
+    assert losses.focal_loss(logits, own) == jnp.inf
+    for loss in (losses.cross_entropy, losses.boundary_weighted_cross_entropy):
+        assert loss(logits, own) == jnp.inf
+        assert np.all(np.isfinite(jax.grad(loss)(logits, own)))
+    assert losses.cross_entropy(logits, other, label_smoothing=0.1) == jnp.inf  # as in PyTorch
+    assert losses.cross_entropy(logits, own, class_weights=(1.0, 1.0, 0.0)) == 0
+    for gamma in (0.0, 0.5, 2.0):
+        focal = functools.partial(losses.focal_loss, gamma=gamma)
+        value, gradient = jax.value_and_grad(focal)(logits, other)
+        costs = [0.5**gamma * np.log(2), (1 / (1 + np.exp(-1))) ** gamma * np.log1p(np.e), 0.0]
+        np.testing.assert_allclose(value, np.mean(costs), rtol=1e-6)
+        assert np.all(np.isfinite(gradient))
+    assert losses.focal_loss(logits, own, class_weights=(1.0, 1.0, 0.0)) < 1
+    assert losses.focal_loss(logits, own, alpha=0.0) < 1  # of the positives, one of which would cost infinity
+    two = jnp.array([0.0, -jnp.inf]).reshape(1, 1, 1, 2)
+    for loss in (losses.dice_loss, losses.jaccard_loss, losses.lovasz_loss):
+        assert loss(two, other) == 0 and not np.isnan(jax.grad(loss)(two, other)).any()
+    one = jnp.array([-jnp.inf, 1.0]).reshape(1, 1, 2, 1)
+    labels = jnp.array([[[0, 1]]])
+    for loss in losses.LOSSES.values():
+        value, gradient = jax.value_and_grad(loss)(one, labels)
+        assert np.isfinite(value) and np.all(np.isfinite(gradient)), loss
+    assert losses.lovasz_loss(one, 1 - labels) == jnp.inf
+
+
+@each
 def test_ignored_pixels(name, classes):
     logits, labels = example(classes)
     logits_with_nan = np.where(labels[..., None] == IGNORE, np.float32(np.nan), logits)

@@ -74,6 +74,35 @@ def test_a_label_outside_the_classes_makes_a_false_positive():
     np.testing.assert_array_equal(numbers(counts), [[0, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 1]])
 
 
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (2, 1, 3), ()])
+@pytest.mark.parametrize("classes", [3, 5])
+def test_labels_of_any_shape(shape, classes):
+    labels = jnp.asarray(np.resize([0, 1, 2, 2, 1, -1], shape))
+    counts = metrics.confusion_counts(labels, labels, num_classes=classes)
+    expected = [np.sum(np.asarray(labels) == each) for each in range(classes)]
+    np.testing.assert_array_equal(numbers(counts)[0], expected)
+
+
+@pytest.mark.parametrize("classes", [19, 300])
+def test_many_classes_take_no_memory_and_count_right(classes):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(-1, classes + 2, (2, 64, 64)).astype(np.int32)  # among them labels outside the classes
+    predictions = np.where(rng.random(labels.shape) < 0.5, labels, rng.integers(0, classes, labels.shape))
+    count = jax.jit(functools.partial(metrics.confusion_counts, num_classes=classes, ignore_index=3))
+    compiled = count.lower(predictions.astype(np.int32), labels).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= 20 * labels.size * 4  # some arrays of pixels
+    boundary = jax.jit(functools.partial(metrics.boundary_counts, num_classes=classes, ignore_index=3))
+    temporary = boundary.lower(predictions.astype(np.int32), labels).compile().memory_analysis().temp_size_in_bytes
+    assert temporary <= 20 * labels.size * 4
+    tp, fp, fn, tn = numbers(count(predictions.astype(np.int32), labels))
+    counted = labels != 3
+    for each in (0, 3, 7, classes - 1):
+        true, predicted = (labels == each) & counted, (predictions == each) & counted
+        expected = [(true & predicted).sum(), (predicted & ~true).sum(), (true & ~predicted).sum()]
+        assert [tp[each], fp[each], fn[each]] == expected
+        assert tn[each] == counted.sum() - sum(expected)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8])
 def test_small_integers(dtype):
     predictions, labels = scenes()

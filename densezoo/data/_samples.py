@@ -15,6 +15,32 @@ from densezoo.data.resizing import ResizeTo, target_size
 Sample = dict[str, np.ndarray]
 
 
+class Reader:
+    """A source whose errors cannot be taken for its end: an iterator that reads it would end at a StopIteration."""
+
+    def __init__(self, source: Any):
+        """Keeps the source."""
+        self._source = source
+
+    def __repr__(self) -> str:
+        """Names the source alone."""
+        return repr(self._source)
+
+    def __len__(self) -> int:
+        """Gives the number of samples."""
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Mapping[str, Any]:
+        """Reads one sample."""
+        try:
+            return self._source[index]
+        except StopIteration as error:
+            raise RuntimeError(
+                f"reading sample {index} of {self!r} raised StopIteration: mend the source, where an iterator that has"
+                " ended is read on"
+            ) from error
+
+
 def extent(item: Mapping[str, Any]) -> tuple[int, int]:
     """Gives the height and width of a sample, which all its images and maps share."""
     shapes = {name: np.shape(item[name]) for name in item if isinstance(kind_of(name), Map)}
@@ -29,7 +55,7 @@ def choose_fields(source: Any, fields: Sequence[str] | None, caller: str) -> tup
     """Reads a sample to see which fields there are, and checks those that will be given."""
     if len(source) == 0:
         raise ValueError(f"{source!r} has no samples.")
-    sample = source[0]
+    sample = Reader(source)[0]
     numbers = tuple(name for name in sample if np.asarray(sample[name]).dtype.kind in "biuf")
     for name in fields or ():
         if name not in numbers and name != SIZE:

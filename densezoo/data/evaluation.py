@@ -67,9 +67,9 @@ def eval_batches(
     options = read_options(num_threads, prefetch)
     resizing.check(resize)
     names = _samples.choose_fields(source, fields, "eval_batches")
-    sizes = getattr(source, "sizes", None)
+    sizes, reader = getattr(source, "sizes", None), _samples.Reader(source)
     if sizes is None:
-        sizes = [_samples.extent(source[index]) for index in range(len(source))]
+        sizes = [_samples.extent(reader[index]) for index in range(len(reader))]
     groups: dict[tuple[int, int], list[int]] = {}
     for index, size in enumerate(sizes):
         height, width = resizing.target_size(resize, *size)
@@ -79,7 +79,7 @@ def eval_batches(
         for start in range(0, len(members), batch_size):
             chosen = members[start : start + batch_size]
             parts.append(_Part(size, chosen[0], tuple(chosen[shard[0] * local : (shard[0] + 1) * local])))
-    return EvalBatches(source, names, parts, local, resize, ignore_index, options)
+    return EvalBatches(reader, names, parts, local, resize, ignore_index, options)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,14 +128,20 @@ class ImageMaskFolder:
 
         Raises:
             FileNotFoundError: if a folder is missing.
-            ValueError: if labels or class_names do not fit; if there are no images, or for any image or mask that is
-                alone, that shares its name with another, that cannot be read, or that differs in size from its partner.
-                All are named at once.
+            ValueError: if ignore_index is one of the classes, or labels or class_names do not fit; if there are no
+                images, or for any image or mask that is alone, that shares its name with another, that cannot be read,
+                or that differs in size from its partner. All are named at once.
         """
         _check_positive("num_classes", num_classes)
         _check_positive("channels", channels)
         _check_positive("bits", bits)
         self.root = pathlib.Path(root)
+        values = 2 if multilabel else num_classes or 0
+        if labels is None and ignore_index is not None and 0 <= ignore_index < values:
+            raise ValueError(
+                f"ignore_index={ignore_index} is one of the classes 0..{values - 1}: pass None if every class"
+                " counts, or a number that is no class."
+            )
         self.num_classes = _masks.count_classes(num_classes, class_names, None if multilabel else labels, ignore_index)
         self.class_names = tuple(class_names)
         self.ignore_index = ignore_index

@@ -83,7 +83,7 @@ def train_batches(
             "not stack into batches: pass crop_size."
         )
 
-    dataset = options.source(source).seed(seed).shuffle().repeat()
+    dataset = options.source(_samples.Reader(source)).seed(seed).shuffle().repeat()
     dataset = dataset.random_map(_Crop(names, window, resize, ignore_index)).batch(
         local, drop_remainder=True, batch_fn=_samples.stack
     )

@@ -6,7 +6,9 @@ Every loss follows these rules; its own docstring says the rest.
   0 to c - 1. (`focal_loss` and the binary `lovasz_loss` use neither; they say what they do.)
 - Logits may have any float dtype; everything is computed in float32.
 - `ignore_index`, which may lie outside the classes, marks pixels that do not count: whatever their logits hold, NaN
-  included, they change neither the loss nor the gradient. If no pixel counts, the loss and its gradient are zero.
+  included, they change neither the loss nor the gradient. If no pixel counts, or there is none, the loss and its
+  gradient are zero.
+- A NaN among the logits of the pixels that count makes the loss NaN.
 - Any other label outside the classes makes the loss NaN. Values cannot be checked inside `jax.jit`, and a wrong number
   that looks right (a mask stored as 0 and 255, say) would be worse.
 """

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from densezoo.losses._pixels import ClassWeights, Pixels, check_class_weights, prepare, weighted_mean
+from densezoo.losses._pixels import ClassWeights, Pixels, check_class_weights, prepare, times, weighted_mean
 
 
 def cross_entropy(
@@ -21,7 +21,11 @@ def cross_entropy(
     and the mean divides the sum of the costs by the sum of v_y. One channel x is the same as the two channels (0, x):
     binary cross entropy with k = 2 classes, for the weights and the smoothing too.
 
-    Differs from torch where that gives NaN: if no pixel counts or all weights are zero, the loss is zero.
+    Differs from torch where that gives NaN: if no pixel counts or all weights are zero, the loss is zero, and a class
+    of weight zero may have a logit of -inf.
+
+    A logit of -inf rules a class out: it changes nothing for the pixels of other classes, and makes the loss infinite
+    for its own. With label smoothing it makes the loss infinite everywhere, as every class is a part of the target.
 
     Args:
         logits: Scores, (b, h, w, c).
@@ -48,10 +52,13 @@ def cross_entropy(
     pixels = prepare(logits, labels, ignore_index)
     log_p, costs, weights = log_likelihoods(pixels, class_weights)
     class_weights = check_class_weights(class_weights, log_p.shape[-1]).reshape(1, 1, 1, -1)
-    spread = jnp.where(pixels.counted, -jnp.mean(class_weights * log_p, axis=-1), 0.0)
+    costs = times((1.0 - label_smoothing) * weights, costs)
+    if not isinstance(label_smoothing, int | float) or label_smoothing != 0:  # it may be traced
+        # each class's share is scaled before the sum over classes, which could overflow
+        spread = jnp.sum(times(label_smoothing / log_p.shape[-1] * class_weights, log_p), axis=-1)
+        costs = costs - jnp.where(pixels.counted, spread, 0.0)
     total = jnp.sum(weights)
-    sums = jnp.sum((1.0 - label_smoothing) * weights * costs + label_smoothing * spread)
-    return pixels.finish(sums / jnp.where(total > 0, total, 1.0))
+    return pixels.finish(jnp.sum(costs) / jnp.where(total > 0, total, 1.0))
 
 
 def log_likelihoods(
@@ -116,9 +123,9 @@ def focal_loss(
     targets = pixels.targets
     margins = jnp.where(targets, pixels.logits, -pixels.logits)
     # (1 - p_t)^gamma through its logarithm: a power of zero has an infinite gradient if gamma < 1
-    costs = -jnp.exp(gamma * jax.nn.log_sigmoid(-margins)) * jax.nn.log_sigmoid(margins)
+    costs = -jnp.exp(times(gamma, jax.nn.log_sigmoid(-margins))) * jax.nn.log_sigmoid(margins)
     if alpha is not None:
-        costs = costs * jnp.where(targets, alpha, 1.0 - alpha)
+        costs = times(jnp.where(targets, alpha, 1.0 - alpha), costs)
     sums = jnp.sum(jnp.where(pixels.counted[..., None], costs, 0.0), axis=(0, 1, 2))
     means = sums / jnp.maximum(jnp.sum(pixels.counted), 1).astype(jnp.float32)
     return pixels.finish(weighted_mean(means, check_class_weights(class_weights, classes)))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
-from densezoo.losses._pixels import prepare, weighted_mean
+from densezoo.losses._pixels import prepare, times, weighted_mean
 
 
 def lovasz_loss(
@@ -51,6 +51,8 @@ def lovasz_loss(
         Berman et al., The Lovasz-Softmax loss, CVPR 2018 (algorithm 1, equations 9 and 11).
     """
     pixels = prepare(logits, labels, ignore_index)
+    if labels.size == 0:  # nothing to sort
+        return jnp.sum(pixels.logits)
     classes = logits.shape[-1]
     targets = pixels.targets
     if classes == 1:
@@ -93,4 +95,4 @@ def _extension(errors: Float[Array, " p"], targets: Bool[Array, " p"]) -> Float[
 
     # the weights are piecewise constant in the errors, so the gradient is theirs alone
     weights = weights[jnp.searchsorted(ordered, keys)]
-    return jnp.sum(errors * weights)
+    return jnp.sum(times(weights, errors))

@@ -75,11 +75,12 @@ def tversky_loss(
     denominators = true_positives + alpha * false_positives + beta * false_negatives + smooth
     scores = (true_positives + smooth) / jnp.maximum(denominators, _EPSILON)
     losses = -jnp.log(jnp.maximum(scores, _EPSILON)) if log_loss else 1.0 - scores
-    losses = jnp.where(jnp.any(targets, axis=over_batch), losses, 0.0)
+    # NaN is kept here and below: a loss of zero would hide that the model's outputs are NaN
+    losses = jnp.where(jnp.any(targets, axis=over_batch) | jnp.isnan(losses), losses, 0.0)
 
     mean = weighted_mean(losses, weights)
-    power = jnp.where(mean > 0, mean, 1.0) ** gamma
-    return pixels.finish(jnp.where(mean > 0, power, 0.0))
+    power = jnp.where(mean <= 0, 1.0, mean) ** gamma
+    return pixels.finish(jnp.where(mean <= 0, 0.0, power))
 
 
 def dice_loss(

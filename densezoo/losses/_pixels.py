@@ -77,7 +77,12 @@ def check_class_weights(class_weights: ClassWeights | None, classes: int) -> Flo
     return weights
 
 
+def times(weights: Float[Array, "..."] | float, values: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Weights times values, in which a weight of zero leaves out an infinite value too. NaN is kept."""
+    return jnp.where((jnp.asarray(weights) == 0) & jnp.isinf(values), 0.0, weights * values)
+
+
 def weighted_mean(values: Float[Array, "*shape"], weights: Float[Array, "*shape"]) -> Float[Array, ""]:
     """Sum of weights * values over the sum of weights; zero, with a zero gradient, if all weights are zero."""
     total = jnp.sum(weights)
-    return jnp.sum(weights * values) / jnp.where(total > 0, total, 1.0)
+    return jnp.sum(times(weights, values)) / jnp.where(total > 0, total, 1.0)

@@ -7,7 +7,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Integer
 
 from densezoo.losses._boundary import label_edges
-from densezoo.metrics._counts import Counts, Tally, checked, confusion, inside, iou, ratio
+from densezoo.metrics._counts import Counts, Tally, checked, confusion, histogram, inside, iou, ratio
 
 
 @struct.dataclass
@@ -83,13 +83,14 @@ def boundary_counts(
     counted = checked(predictions, labels, ignore_index)
     _check_maps(labels, "tolerance", tolerance, 0)
     predicted, true = (inside(label_edges(m, counted), m, num_classes) for m in (predictions, labels))
+    per_class = lambda m: Tally.of(histogram(m, num_classes))  # noqa: E731
     near_true = _finds_itself(predicted, true, tolerance)
     near_predicted = _finds_itself(true, predicted, tolerance)
     return BoundaryCounts(
-        matched=_per_class(inside(near_true, predicted, num_classes), num_classes),
-        predicted=_per_class(predicted, num_classes),
-        matched_true=_per_class(inside(near_predicted, true, num_classes), num_classes),
-        true=_per_class(true, num_classes),
+        matched=per_class(inside(near_true, predicted, num_classes)),
+        predicted=per_class(predicted),
+        matched_true=per_class(inside(near_predicted, true, num_classes)),
+        true=per_class(true),
     )
 
 
@@ -162,11 +163,6 @@ def _check_maps(labels: Integer[Array, "b h w"], name: str, pixels: int, least: 
         raise ValueError(f"labels have shape {labels.shape}: expected (b, h, w)")
     if pixels < least:
         raise ValueError(f"{name} is {pixels}: expected at least {least} pixels")
-
-
-def _per_class(labels: Integer[Array, "*shape"], num_classes: int) -> Tally:
-    one_hot = jax.nn.one_hot(labels.reshape(-1), num_classes, dtype=bool)
-    return Tally.of(jnp.sum(one_hot, axis=0, dtype=jnp.uint32))
 
 
 def _finds_itself(

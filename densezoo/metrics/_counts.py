@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer, UInt32
 
 from densezoo.losses._pixels import counted_pixels
 
@@ -297,8 +297,9 @@ def checked(
 
 
 def inside(mask: Bool[Array, "*shape"], labels: Integer[Array, "*shape"], num_classes: int) -> Integer[Array, "*shape"]:
-    """Labels inside the mask, and num_classes, which is no class, outside."""
-    return jnp.where(mask, labels.astype(jnp.int32), num_classes)
+    """Labels inside the mask, and num_classes, which is no class, outside and for every label outside the classes."""
+    labels = labels.astype(jnp.int32)
+    return jnp.where(mask & (labels >= 0) & (labels < num_classes), labels, num_classes)
 
 
 def confusion(
@@ -307,12 +308,25 @@ def confusion(
     counted: Bool[Array, "*shape"],
     num_classes: int,
 ) -> Counts:
-    predicted, true = (
-        jax.nn.one_hot(inside(counted, m, num_classes).reshape(-1), num_classes, dtype=bool)
-        for m in (predictions, labels)
-    )
-    tp, fp, fn = (
-        jnp.sum(pixels, axis=0, dtype=jnp.uint32) for pixels in (predicted & true, predicted & ~true, ~predicted & true)
-    )
+    predicted, true = (inside(counted, m, num_classes) for m in (predictions, labels))
+    tp = histogram(inside(predicted == true, true, num_classes), num_classes)
+    fp, fn = (histogram(m, num_classes) - tp for m in (predicted, true))
     tn = jnp.sum(counted, dtype=jnp.uint32) - tp - fp - fn
     return Counts(Tally.of(tp), Tally.of(fp), Tally.of(fn), Tally.of(tn))
+
+
+def histogram(labels: Integer[Array, "*shape"], num_classes: int) -> UInt32[Array, " c"]:
+    """The number of pixels of each class; the label num_classes is not counted, and there is no other.
+
+    A sum over one-hot labels makes an array of pixels times classes; adding each pixel to its class does not. On two
+    CPU cores, 512 x 512 pixels take 0.6 and 1.1 ms with 2 classes, 29 and 1.0 ms with 19.
+    """
+    if num_classes <= 4:
+        return jnp.sum(
+            labels.reshape(1, -1) == jnp.arange(num_classes, dtype=jnp.int32)[:, None], axis=-1, dtype=jnp.uint32
+        )
+    # Image by image, so that each device of a mesh counts its own.
+    images = labels if labels.ndim > 1 else labels.reshape(1, -1)
+    empty = jnp.zeros((num_classes + 1,), jnp.uint32)
+    each = jax.vmap(lambda image: empty.at[image.reshape(-1)].add(jnp.uint32(1)))(images)
+    return jnp.sum(each, axis=0, dtype=jnp.uint32)[:num_classes]

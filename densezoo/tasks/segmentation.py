@@ -27,7 +27,7 @@ class Segmentation:
         label_smoothing: of the cross-entropy.
         multilabel: a pixel may have several classes or none: masks are (b, h, w, num_classes) of 0 and 1, and each
             class has a sigmoid of its own.
-        ignore_index: mask value of pixels without a label, None if there are none.
+        ignore_index: mask value of pixels without a label, which is no class; None if there are none.
         class_names: for the scores and the legend; empty for numbers.
         auxiliary_weight: of the auxiliary heads' losses together, for a model with deep supervision.
 
@@ -70,6 +70,13 @@ class Segmentation:
             raise ValueError(f"class_names repeat: {self.class_names}")
         if self.class_weights is not None and (min(self.class_weights) < 0 or sum(self.class_weights) == 0):
             raise ValueError(f"class_weights are at least 0, and not all 0; got {self.class_weights}")
+        values = 2 if self.multilabel else self.classes
+        if self.ignore_index is not None and 0 <= self.ignore_index < values:
+            raise ValueError(
+                f"ignore_index={self.ignore_index} is one of the mask values 0 to {values - 1}, whose pixels would not"
+                " count: if every class counts, pass ignore_index=None, or a number that is no class, such as -1 or"
+                f" 65535; a class that does not count gets a number outside 0 to {values - 1} in the masks"
+            )
         self._criterion()  # names what is wrong in it now, not in the first step
 
     @property

@@ -3,9 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from densezoo.train.checkpoint import load_variables, read_facts, restore_state
 from densezoo.train.loop import fit
 from densezoo.train.optimizer import freeze, make_optimizer, one_cycle
+from densezoo.train.restore import load_variables, read_facts, restore_state
 from densezoo.train.state import TrainState, create_state
 from densezoo.train.step import make_eval_step, make_train_step
 

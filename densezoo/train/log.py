@@ -6,7 +6,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +33,22 @@ class Log:
             return
         path = directory / "log.jsonl"
         if path.exists():
-            records = map(_parse, path.read_text().splitlines())
-            self.history = [record for record in records if record and record["step"] <= done]
+            self.history = [record for record in _records(path) if record["step"] <= done]
         if jax.process_index() == 0:
             self._path = path
             text = "".join(json.dumps(record) + "\n" for record in self.history)
-            replace(path, lambda temporary: temporary.write_text(text))
+            replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def write(self, record: Record) -> Record:
         """Adds a record; returns it as written."""
         record = _json(record)
         self.history.append(record)
         if self._path is not None:
-            with self._path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as error:  # which does not name the file if the disk is full
+                raise OSError(error.errno, error.strerror, str(self._path)) from error
         return record
 
 
@@ -54,13 +56,16 @@ class Meter:
     """Means of metrics, and where the time goes.
 
     The clock starts when the first step, the one that compiles, is complete. It stands still during an evaluation.
+
+    Args:
+        unlogged: metrics of steps that a run before this one did after its last record, as its meter gave them.
     """
 
-    def __init__(self):
+    def __init__(self, unlogged: Mapping[str, Sequence[float | str]]):
         self._start: float | None = None
         self._recompilations = 0
         self._paused = self._waited = self._window_start = 0.0
-        self._values: list[Mapping[str, float]] = []
+        self._columns = {name: [float(value) for value in values] for name, values in unlogged.items()}
         self._completed = self._images = 0
 
     @contextlib.contextmanager
@@ -104,7 +109,8 @@ class Meter:
 
     def completed(self, values: Mapping[str, float], images: int) -> None:
         """A step is complete; these are its metrics."""
-        self._values.append(values)
+        for name, value in values.items():
+            self._columns.setdefault(name, []).append(value)
         if self._completed:  # The first one's time is not on the clock.
             self._images += images
         self._completed += 1
@@ -113,16 +119,20 @@ class Meter:
         """Means and timings since the last call."""
         now = time.perf_counter() - self._paused
         total = now - (self._start or now)
-        columns: dict[str, list[float]] = {}
-        for values in self._values:
-            for name, value in values.items():
-                columns.setdefault(name, []).append(value)
-        record: Record = {name: math.fsum(column) / len(column) for name, column in columns.items()}
+        record: Record = {name: _mean(column) for name, column in self._columns.items()}
         record["images_per_second"] = self._images / (now - self._window_start) if self._images else None
         record["input_wait"] = self._waited / total if total > 0 else 0.0
         record["recompilations"] = self._recompilations
-        self._values, self._images, self._window_start = [], 0, now
+        self._columns, self._images, self._window_start = {}, 0, now
         return record
+
+    @property
+    def unlogged(self) -> dict[str, list[float | str]]:
+        """The metrics of the steps since the last record, as JSON holds them: those that are not finite as text."""
+        return {
+            name: [value if math.isfinite(value) else str(value) for value in column]
+            for name, column in self._columns.items()
+        }
 
 
 @contextlib.contextmanager
@@ -152,17 +162,35 @@ def display(enabled: bool, done: int, steps: int) -> Iterator[Callable[[int, Rec
 
 def _words(record: Record) -> str:
     if "scores" in record:
-        return "  ".join(f"{name} {value:.4g}" for name, value in record["scores"].items() if value is not None)
+        known = [f"{name} {value:.4g}" for name, value in record["scores"].items() if value is not None]
+        return "  ".join(known[:12] + ["..."] * (len(known) > 12))
     shown = {"loss {:.4g}": record.get("loss"), "{:.4g} images/s": record["images_per_second"]}
     return "  ".join(words.format(value) for words, value in shown.items() if value is not None)
 
 
-def _parse(line: str) -> Record | None:
+def _records(path: Path) -> Iterator[Record]:
+    """The records of a log, but for the last line if the process was killed while it wrote it."""
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError:  # The process was killed while it wrote this line.
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not the log of a run, which is UTF-8 text ({error}); move it away") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            whole = isinstance(record, dict) and isinstance(record.get("step"), int)
+        except json.JSONDecodeError:
+            whole = False
+        if whole:
+            yield record
+        elif line.strip() and number < len(lines):  # Only a line without its end may be cut off.
+            raise ValueError(f"{path}: line {number} is not a record of a log; mend it, or remove the line")
+
+
+def _mean(values: Sequence[float]) -> float:
+    try:
+        return math.fsum(values) / len(values)
+    except (ValueError, OverflowError):  # infinities of both signs, or a sum that is too large
+        return math.nan
 
 
 def _json(value: Any) -> Any:

@@ -1,20 +1,24 @@
 """The training loop: steps, evaluation, checkpoints, a log and a progress line."""
 
 import contextlib
+import logging
 import math
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from densezoo.train.checkpoint import CheckpointWriter, newest_checkpoint, read_facts, restore_state
+from densezoo.train.checkpoint import UNLOGGED, CheckpointWriter, checkpoint_of_step, newest_checkpoint
 from densezoo.train.log import Log, Meter, Record, display
+from densezoo.train.process import only_run, stop_signals
+from densezoo.train.restore import DamagedCheckpoint, read_facts, restore, restore_newest
 from densezoo.train.state import TrainState
 from densezoo.train.step import Batch
+
+_log = logging.getLogger(__name__)
 
 
 def fit(
@@ -31,6 +35,7 @@ def fit(
     checkpoint_every: int = 500,
     log_every: int = 10,
     on_best: Callable[[TrainState], None] | None = None,
+    on_record: Callable[[Record], None] | None = None,
     progress: bool = True,
 ) -> tuple[TrainState, list[Record]]:
     """Trains until `state.step == steps`.
@@ -54,6 +59,8 @@ def fit(
         log_every: steps between log records.
         on_best: called with the state whenever it reaches the highest score so far, for instance to export it. It must
             not donate the state.
+        on_record: called with each new record of the history when it is written, for instance to send it to TensorBoard
+            or Weights & Biases; on the first process alone.
         progress: show a progress line on stderr (plain lines where stderr is not a terminal).
 
     Returns:
@@ -66,6 +73,7 @@ def fit(
 
     Raises:
         FileExistsError: if `directory` holds a run and `resume` is False.
+        BlockingIOError: if another process trains in `directory`.
         FloatingPointError: if loss or gradient norm is not finite. The last checkpoint is from before that.
         KeyboardInterrupt: after Ctrl-C; SystemExit after SIGTERM. The last step is saved.
         OSError: if a checkpoint cannot be written.
@@ -93,30 +101,43 @@ def fit(
     if directory is None and resume:
         raise ValueError("resume=True needs directory=, where the run is")
     directory = None if directory is None else Path(directory).resolve()
-    best_score = -math.inf
-    if directory is not None and resume:
-        state, best_score = _restore(directory, state, best)
-    elif directory is not None and _holds_run(directory):
-        raise FileExistsError(f"{directory} holds a run: continue it with resume=True, or choose another directory")
-
-    done = int(state.step)
-    if done > steps:
-        raise ValueError(f"steps={steps} is the length of the whole training, of which {done} steps are done already")
-    saved = done if directory is not None and newest_checkpoint(directory, "last") else 0
-    log = Log(directory, done)
-    meter = Meter()
-    stream = _stream(batches, done)
-    unread: tuple[int, Any, int] | None = None  # Step, metrics still on their way from the device, number of images.
-    exhausted = False
-
     with contextlib.ExitStack() as stack:
+        facts: Mapping[str, Any] = {}
+        best_score = -math.inf
+        if directory is not None:
+            stack.enter_context(only_run(directory))
+            if not resume and _holds_run(directory):
+                raise FileExistsError(
+                    f"{directory} holds a run: continue it with resume=True, or choose another directory"
+                )
+            if newest_checkpoint(directory, "last"):
+                state, facts = restore_newest(directory, state)
+            best_score = _best_on_disk(directory, best)
+
+        done = int(state.step)
+        if done > steps:
+            raise ValueError(
+                f"steps={steps} is the length of the whole training, of which {done} steps are done already"
+            )
+        saved = done if facts else 0
+        log = Log(directory, done)
+        meter = Meter(facts.get(UNLOGGED, {}))
+        stream = _stream(batches, done)
+        unread: tuple[int, Any, int] | None = None  # Step, metrics still on their way from the device, number of images
+        exhausted = False
         writers: dict[str, CheckpointWriter] = {}
         if directory is not None:
-            writers = {which: CheckpointWriter(directory, which) for which in ("last", "best")}
+            writers = {"last": CheckpointWriter(directory, "last", keep=2), "best": CheckpointWriter(directory, "best")}
             for writer in writers.values():
                 stack.callback(writer.close)
-        signals = stack.enter_context(_stop_signals())
+        signals = stack.enter_context(stop_signals())
         show = stack.enter_context(display(progress and jax.process_index() == 0, done, steps))
+
+        def write(step: int, record: Record) -> None:
+            record = log.write({"step": step} | record)
+            show(step, record)
+            if on_record is not None and jax.process_index() == 0:
+                on_record(record)
 
         def read() -> None:
             """Waits for the metrics that are on their way; checks and logs them."""
@@ -131,36 +152,62 @@ def fit(
                 raise FloatingPointError(_not_finite(step, values, directory))
             meter.completed(values, images)
             if step % log_every == 0 or step == steps:
-                show(step, log.write({"step": step} | meter.record()))
-
-        def save(which: str, **facts: Any) -> None:
-            if which in writers:
-                writers[which].save(state, {"step": done} | facts)
+                write(step, meter.record())
 
         def save_last() -> None:
             nonlocal saved
             read()  # A state that is not finite is never saved.
-            if done > saved:
-                save("last")
+            if done > saved and writers:
+                # A best state that is still being written is also in `last`, until it is whole.
+                writers["best"].wait()
+                unlogged = meter.unlogged
+                writers["last"].save(state, {"step": done} | ({UNLOGGED: unlogged} if unlogged else {}))
                 saved = done
 
-        def score() -> None:
+        def keep_best(state: TrainState, score: float) -> None:
             nonlocal best_score
+            best_score = score
+            if on_best is not None:  # Before it is saved: a run that is killed meanwhile does both again.
+                with meter.paused():
+                    on_best(state)
+            if writers:
+                writers["best"].save(state, {"step": int(state.step), "name": best, "score": score})
+
+        def keep_lost_best() -> None:
+            """Saves the best state so far if the run was stopped before it could."""
+            scored = [r for r in log.history if "scores" in r and r["scores"].get(best) is not None]
+            first_best = max(scored, key=lambda record: record["scores"][best], default=None)
+            if first_best is None or not first_best["scores"][best] > best_score or directory is None:
+                return
+            step, score = first_best["step"], first_best["scores"][best]
+            path = checkpoint_of_step(directory, "last", step)
+            try:
+                kept = state if step == done else restore(path, state)[0] if path else None
+            except DamagedCheckpoint:
+                kept = None
+            if kept is None:
+                _log.warning("the best state of %s, of step %d with %s %.4g, is lost", directory, step, best, score)
+            else:
+                keep_best(kept, score)
+
+        def score() -> None:
             save_last()  # Whatever goes wrong in an evaluation, the training up to it is kept.
             assert evaluate is not None
             with meter.paused():
                 scores = {name: float(value) for name, value in evaluate(state).items()}
-            show(done, log.write({"step": done, "scores": scores}))
+            write(done, {"scores": scores})
             if best is not None and _score(scores, best) > best_score:
-                best_score = scores[best]
-                save("best", name=best, score=best_score)
-                if on_best is not None:
-                    with meter.paused():
-                        on_best(state)
+                keep_best(state, scores[best])
+
+        def due(step: int) -> bool:
+            """Whether there is an evaluation after this step."""
+            return evaluate is not None and (step == steps or bool(evaluate_every and step % evaluate_every == 0))
 
         try:
-            if evaluate is not None and done == steps and not _scored(log.history, done):
-                score()  # Stopped between the last step and its evaluation.
+            if best is not None and facts:
+                keep_lost_best()
+            if due(done) and (facts or done == steps) and not _scored(log.history, done):
+                score()  # Stopped between a step and its evaluation.
             while done < steps and not signals:
                 try:
                     with meter.waiting(unread):
@@ -179,7 +226,7 @@ def fit(
                 unread = done, metrics, len(jax.tree.leaves(batch)[0])
                 if done % checkpoint_every == 0:
                     save_last()
-                if evaluate is not None and (done == steps or (evaluate_every and done % evaluate_every == 0)):
+                if due(done):
                     score()
         except KeyboardInterrupt:
             if signals:  # The second one.
@@ -207,16 +254,18 @@ def _holds_run(directory: Path) -> bool:
     return (log.exists() and log.stat().st_size > 0) or any(newest_checkpoint(directory, w) for w in ("last", "best"))
 
 
-def _restore(directory: Path, state: TrainState, best: str | None) -> tuple[TrainState, float]:
-    """The last checkpoint's state, or the state itself where there is none yet; and the best score so far."""
-    if newest_checkpoint(directory, "last") is not None:
-        state = restore_state(directory, state)
+def _best_on_disk(directory: Path, best: str | None) -> float:
+    """The score of the `best` checkpoint, which is to be one of the same name; -inf if there is none that is whole."""
     if best is None or newest_checkpoint(directory, "best") is None:
-        return state, -math.inf
-    facts = read_facts(directory, "best")
+        return -math.inf
+    try:
+        facts = read_facts(directory, "best")
+    except DamagedCheckpoint as error:
+        _log.warning("%s", error)
+        return -math.inf
     if facts["name"] != best:
         raise ValueError(f"{directory} keeps the state with the best {facts['name']!r}; it cannot go on with {best!r}")
-    return state, facts["score"]
+    return facts["score"]
 
 
 def _stream(batches: Iterable[Batch] | Callable[[int], Iterator[Batch]], done: int) -> Iterator[Batch]:
@@ -248,24 +297,3 @@ def _score(scores: Mapping[str, float], name: str) -> float:
     if name not in scores:
         raise ValueError(f"best={name!r} is not among the scores {sorted(scores)}")
     return scores[name]  # Nothing is greater than the best so far by being nan.
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM, so that a step is never cut in two; the second one raises at once."""
-    received: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        received.append(number)
-        if len(received) > 1:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only.
-        yield received
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)

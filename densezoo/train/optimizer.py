@@ -1,5 +1,6 @@
 """The optimizer of the recipes: AdamW with a one-cycle learning rate and optional clipping; and frozen parts."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -22,7 +23,7 @@ def one_cycle(peak: float, steps: int) -> optax.Schedule:
         A function from the number of updates done to the learning rate.
 
     Raises:
-        ValueError: if `steps` is not positive.
+        ValueError: if `steps` is not positive, or `peak` is not finite.
 
     Example:
         >>> schedule = one_cycle(0.1, 10)
@@ -35,6 +36,8 @@ def one_cycle(peak: float, steps: int) -> optax.Schedule:
     """
     if steps < 1:
         raise ValueError(f"a one-cycle schedule needs at least one step; got steps={steps}")
+    if isinstance(peak, int | float) and not math.isfinite(peak):
+        raise ValueError(f"a learning rate is a finite number, got {peak}")
     top, end = 0.3 * steps - 1, steps - 1
 
     def cosine(start: float, stop: float, fraction):
@@ -73,7 +76,7 @@ def make_optimizer(
         An optax gradient transformation.
 
     Raises:
-        ValueError: if `steps` is not positive.
+        ValueError: if `steps` is not positive, or the learning rate is not finite.
 
     Example:
         >>> import jax.numpy as jnp

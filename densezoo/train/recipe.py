@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from densezoo.data import Source, eval_batches, train_batches
 from densezoo.preprocessing import Preprocessing
 from densezoo.train.loop import fit
-from densezoo.train.optimizer import make_optimizer
+from densezoo.train.optimizer import make_optimizer, one_cycle
 from densezoo.train.state import TrainState, create_state
 from densezoo.train.step import make_eval_step, make_train_step
 
@@ -78,8 +79,12 @@ class Recipe:
             raise ValueError(f"crop_size is at least 1, got {self.crop_size}")
         if self.rotate and self.crop[0] != self.crop[1]:
             raise ValueError(f"rotate turns by 90 degrees, which needs square crops; got crop_size={self.crop_size}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is above 0, got {self.learning_rate}")
+        for name in ("learning_rate", "weight_decay", "clip_norm", "ema_decay", "scale", "color_jitter"):
+            values = np.array(getattr(self, name) or 0.0, float)
+            if not np.isfinite(values).all() or (values < 0).any():
+                raise ValueError(f"{name} is a number of at least 0, got {getattr(self, name)}")
+        if self.learning_rate == 0:
+            raise ValueError("learning_rate is above 0, got 0")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
 
@@ -103,6 +108,7 @@ def train(
     variables: Any = None,
     directory: str | Path | None = None,
     resume: bool = False,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
     progress: bool = True,
 ) -> tuple[TrainState, list[dict[str, Any]]]:
     """Trains a model for a task on crops of one source and scores it on the whole images of another.
@@ -121,6 +127,7 @@ def train(
         variables: start from these instead of random ones.
         directory: where checkpoints, the log and the model file go; None writes nothing.
         resume: continue the run in `directory` exactly.
+        on_record: called with each new record of the history; see `fit`.
         progress: show a progress line on stderr.
 
     Returns:
@@ -144,9 +151,8 @@ def train(
     channels = train_source[0][task.inputs[0]].shape[-1]
     preprocessing = Preprocessing(channels) if preprocessing is None else preprocessing
     image = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.crop, channels), jnp.float32)
-    optimizer = make_optimizer(
-        recipe.learning_rate, recipe.steps, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm
-    )
+    schedule = one_cycle(recipe.learning_rate, recipe.steps)
+    optimizer = make_optimizer(schedule, recipe.steps, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm)
     state = create_state(
         model,
         optimizer,
@@ -157,7 +163,10 @@ def train(
     )
     change, normalize = task.augment(recipe), preprocessing.normalize()
     train_step = make_train_step(
-        task.loss, augment=lambda key, batch: normalize(key, change(key, batch)), accumulate=recipe.accumulate
+        task.loss,
+        augment=lambda key, batch: normalize(key, change(key, batch)),
+        accumulate=recipe.accumulate,
+        learning_rate=schedule,
     )
     batches = train_batches(
         preprocessing.view(train_source),
@@ -180,6 +189,7 @@ def train(
         resume=resume,
         checkpoint_every=recipe.checkpoint_every,
         on_best=save,
+        on_record=on_record,
         progress=progress,
     )
     if directory is not None and not (Path(directory) / MODEL_FILE).exists():

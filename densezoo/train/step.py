@@ -25,6 +25,7 @@ def make_train_step(
     *,
     augment: Callable[[Key[Array, ""], Any], Any] | None = None,
     accumulate: int = 1,
+    learning_rate: optax.Schedule | None = None,
     inputs: tuple[str, ...] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A jitted function that does one update.
@@ -42,11 +43,12 @@ def make_train_step(
         accumulate: split the batch into this many parts and take them one after the other. The gradient is the mean of
             the parts' gradients; batch statistics are updated part by part. On an accelerator the parts are a loop and
             activations take about that fraction of the memory; on a CPU they are unrolled, which saves no memory.
+        learning_rate: the optimizer's schedule, to report its value as the metric `learning_rate`.
         inputs: deprecated, for a loss of the form `loss(outputs, batch)`: names of the model's inputs in the batch.
 
     Returns:
-        `train_step(state, batch) -> (state, metrics)`; metrics are scalars on the device: `loss`, `grad_norm`, and
-        what the loss reports.
+        `train_step(state, batch) -> (state, metrics)`; metrics are scalars on the device: `loss`, `grad_norm`,
+        `learning_rate` if its schedule is given, and what the loss reports.
 
     Raises:
         ValueError: if `accumulate` is not positive; when the step is first called, if it does not divide the batch or
@@ -107,6 +109,8 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats.
             updates, opt_state = state.optimizer.update(gradients, state.opt_state, trainable)
             trainable: Any = optax.apply_updates(trainable, updates)
+            if learning_rate is not None:
+                metrics["learning_rate"] = jnp.asarray(learning_rate(state.step)).astype(jnp.float32)
         metrics["grad_norm"] = _norm(gradients)
         step = state.step + 1
         state = state.replace(
@@ -236,7 +240,7 @@ def _split(batch: Batch, parts: int) -> PyTree:
 def _scalars(result: Any) -> tuple[Float[Array, ""], Metrics]:
     """What a loss gave, as a float32 scalar and a dict of float32 scalars."""
     value, reported = result if isinstance(result, tuple) else (result, {})
-    if taken := sorted({"loss", "grad_norm"} & set(reported)):
+    if taken := sorted({"loss", "grad_norm", "learning_rate"} & set(reported)):
         raise ValueError(f"the loss reports {taken}, names that the step itself uses: choose others")
     for name, x in {"loss": value, **reported}.items():
         if jnp.shape(x) != ():

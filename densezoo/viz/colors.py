@@ -35,16 +35,16 @@ def palette(n: int) -> UInt8[np.ndarray, "n 3"]:
 
     The first 8 are those of Okabe and Ito, black first (for the background). Each further one is the colour that is
     furthest from all before it, for normal, deuteranopic and protanopic eyes alike; so `palette(n)` begins with
-    `palette(n - 1)`.
+    `palette(n - 1)`. After 256 colours, all but the black repeat.
 
     Args:
-        n: number of classes, 1 to 256. Beyond about 20, colours alone do not tell classes apart.
+        n: number of classes. Beyond about 20, colours alone do not tell classes apart.
 
     Returns:
         RGB, 0 to 255.
 
     Raises:
-        ValueError: if `n` is not within 1..256.
+        ValueError: if `n` is less than 1.
 
     Example:
         >>> palette(3).tolist()
@@ -55,9 +55,10 @@ def palette(n: int) -> UInt8[np.ndarray, "n 3"]:
         Machado et al., A physiologically-based model for simulation of color vision deficiency, 2009 (severity 1.0)
         Ottosson, A perceptual color space for image processing, 2020. https://bottosson.github.io/posts/oklab/
     """
-    if not 1 <= n <= 256:
-        raise ValueError(f"a palette has 1 to 256 colours, got n={n}")
-    return _colours(n).copy()
+    if n < 1:
+        raise ValueError(f"a palette has at least 1 colour, got n={n}")
+    numbers = np.arange(n)
+    return _colours(min(n, 256))[np.where(numbers < 256, numbers, 1 + (numbers - 1) % 255)]
 
 
 @functools.cache
@@ -209,9 +210,14 @@ def to_labels(mask: ArrayLike) -> Int[np.ndarray, "h w"]:
     return labels.astype(np.int64)
 
 
+def enough(label: Any) -> int:
+    """Number of colours for labels up to this one; not more than labels of 16 bits need, or one odd label takes all."""
+    return min(2**16, max(2, int(label) + 1))
+
+
 def _palette_for(labels: np.ndarray, given: ArrayLike | None) -> np.ndarray:
     if given is None:
-        return palette(min(256, max(2, int(labels.max(initial=0)) + 1)))
+        return palette(enough(labels.max(initial=0)))
     colours = np.asarray(given)
     if colours.ndim != 2 or colours.shape[1] != 3 or colours.dtype != np.uint8:
         raise ValueError(f"a palette is uint8 of shape (n, 3), got {colours.dtype} of shape {colours.shape}")

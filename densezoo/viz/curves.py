@@ -12,6 +12,7 @@ from densezoo.viz.colors import palette
 
 _RATES = ("learning_rate", "lr")
 _NOT_SHOWN = ("step", "epoch", "time", "seconds", "images_per_second", "input_wait", "recompilations")
+_LEGEND = 16  # the most curves that a panel's legend names
 Curve = tuple[list[float], list[float]]
 """Steps, and values."""
 
@@ -61,7 +62,16 @@ def training_curves(log: str | Path | Iterable[Mapping[str, Any]], *, smoothing:
         axes.spines[["top", "right"]].set_visible(False)
         if len(curves) > 1 or title in ("scores", "reported"):
             # Beside the axes, so that it hides none of many curves.
-            axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            handles = axes.get_legend_handles_labels()[0]
+            title = f"{_LEGEND} of {len(handles)}" if len(handles) > _LEGEND else None
+            axes.legend(
+                handles=handles[:_LEGEND],
+                title=title,
+                fontsize=8,
+                frameon=False,
+                loc="center left",
+                bbox_to_anchor=(1.0, 0.5),
+            )
     return figure
 
 

@@ -13,6 +13,8 @@ from densezoo.viz import colors
 WIDTH = 2.2
 """Inches of a picture."""
 WRONG = (213, 0, 50)
+LEGEND = 40
+"""The most classes that a legend names."""
 
 
 def predictions(
@@ -51,12 +53,15 @@ def predictions(
     truths = None if masks is None else [colors.to_labels(mask) for mask in masks]
     pictures = [colors.to_rgb(image) for image in images]
     _check(pictures, truths, guesses)
-    labels = np.unique(np.concatenate([mask.ravel() for mask in [*guesses, *(truths or [])]]))
-    classes = [int(label) for label in labels if label != ignore_index]
+    labels, counts = np.unique(
+        np.concatenate([mask.ravel() for mask in [*guesses, *(truths or [])]]), return_counts=True
+    )
+    pixels = dict(zip(labels.tolist(), counts.tolist(), strict=True))
+    classes = [label for label in pixels if label != ignore_index]
     if class_names is not None and classes and not 0 <= max(classes) < len(class_names):
         raise ValueError(f"there are {len(class_names)} class_names, and a mask has the label {max(classes)}")
     if palette is None:
-        palette = colors.palette(max([2, len(class_names or ()), *(label + 1 for label in classes)]))
+        palette = colors.palette(colors.enough(max([len(class_names or ()) - 1, *classes])))
 
     rows = []
     for index, (picture, guess) in enumerate(zip(pictures, guesses, strict=True)):
@@ -69,10 +74,14 @@ def predictions(
         else:
             row.append(_errors(picture, truths[index], guess, ignore_index))
         rows.append(row)
-    names = {label: class_names[label] if class_names is not None else f"class {label}" for label in classes}
+    # Of many classes, the legend names the largest.
+    shown = sorted(sorted(classes, key=lambda label: -pixels[label])[:LEGEND])
+    names = {label: class_names[label] if class_names is not None else f"class {label}" for label in shown}
     entries = [Patch(facecolor=_hex(np.asarray(palette)[label]), label=name) for label, name in names.items()]
-    if ignore_index is not None and ignore_index in labels:
+    if ignore_index is not None and ignore_index in pixels:
         entries.append(Patch(facecolor=_hex(colors.IGNORED), label="ignored"))
+    if len(shown) < len(classes):
+        entries.append(Patch(facecolor="none", label=f"and {len(classes) - len(shown)} more"))
     return _draw(rows, entries)
 
 

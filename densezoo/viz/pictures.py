@@ -27,9 +27,10 @@ def save_mask(
     """Writes a mask as a PNG whose values are the classes, whole or not at all; with a palette it can be looked at.
 
     Args:
-        mask: classes, 0 to 255; with 256 or more classes the file has 16 bits and no palette.
+        mask: classes, 0 to 65535. The file has 8 bits; if a class is above 255, or the palette has more than 256
+            colours, it has 16 bits and no palette.
         path: of the file, ending in .png. Folders are made.
-        palette: a colour for each class.
+        palette: a colour for each class. All masks of one palette have the same number of bits.
 
     Returns:
         The path.
@@ -49,7 +50,7 @@ def save_mask(
         raise ValueError(f"a mask is written as .png, which keeps its values; got {path}")
     if mask.min() < 0 or mask.max() > 65535:
         raise ValueError(f"a PNG holds the values 0 to 65535; this mask has {mask.min()} to {mask.max()}")
-    wide = mask.max() > 255
+    wide = mask.max() > 255 or (palette is not None and len(palette) > 256)
     picture = Image.fromarray(mask.astype(np.uint16 if wide else np.uint8))
     if palette is not None and not wide:
         picture.putpalette(palette.astype(np.uint8).tobytes())

@@ -394,3 +394,9 @@ def test_check_notices_files_that_change(folder):
 def test_arguments_out_of_range(folder, arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         ImageMaskFolder(folder, **arguments)
+
+
+def test_an_ignore_index_that_is_a_class(folder):
+    for classes, ignored in ((300, 255), (2, 0)):
+        with pytest.raises(ValueError, match=f"ignore_index={ignored} is one of the classes"):
+            ImageMaskFolder(folder, num_classes=classes, ignore_index=ignored)

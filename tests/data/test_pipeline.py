@@ -227,6 +227,27 @@ def test_errors_of_the_source_reach_the_reader():
             take(train_batches(Broken(9), batch_size=2, num_threads=num_threads)(0), 9)
 
 
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_a_stop_iteration_of_the_source_does_not_end_the_batches(num_threads):
+    class Ended(Numbers):
+        sizes = ((4, 6),) * 9  # so that no sample is read before the batches are
+
+        def __repr__(self):
+            return "Named"
+
+        def __getitem__(self, index):
+            if index == 5:
+                raise StopIteration
+            return super().__getitem__(index)
+
+    for batches in (
+        eval_batches(Ended(9), batch_size=2, num_threads=num_threads),
+        train_batches(Ended(9), batch_size=3, num_threads=num_threads)(0),
+    ):
+        with pytest.raises(RuntimeError, match="reading sample 5 of Named raised StopIteration"):
+            list(itertools.islice(batches, 9))
+
+
 def test_threads_end_with_the_iterator():
     before = set(threading.enumerate())
     iterator = train_batches(Numbers(9), batch_size=2, num_threads=3)(0)

@@ -190,6 +190,16 @@ def test_mistaken_arguments_are_named_before_training(data, changes, message):
     assert not list((data.parent / "run").rglob("*step*"))
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe{", b"[]"])
+def test_damaged_options_are_named(data, content):
+    run = data.parent / "run"
+    run.mkdir()
+    (run / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    (run / "options.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"options\.json does not hold the options of a run"):
+        train_segmentation.main(arguments(data, resume=True))
+
+
 def test_a_mistake_ends_the_script_with_one_message(tmp_path):
     command = [sys.executable, str(EXAMPLES / "train_segmentation.py"), "--data", str(tmp_path / "none")]
     done = subprocess.run([*command, "--num-classes", "2"], capture_output=True, text=True)

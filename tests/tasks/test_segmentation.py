@@ -11,7 +11,7 @@ import pytest
 import densezoo as dz
 from densezoo import losses
 from densezoo.tasks import Segmentation, describe, from_description
-from densezoo.train import Recipe, create_state, evaluator, make_optimizer, train
+from densezoo.train import Recipe, create_state, evaluator, make_optimizer, one_cycle, train
 
 GREY = dz.Preprocessing(channels=1)
 
@@ -51,13 +51,18 @@ def test_recipe_learns_and_reports_scores(tmp_path):
     model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2)
     recipe = Recipe(crop_size=(24, 32), batch_size=4, steps=30, learning_rate=2e-2, evaluate_every=15)
     task = Segmentation(2, criterion="cross_entropy+dice", class_names=("ground", "square"))
-    state, history = train(task, model, Squares(), Squares(), recipe, directory=tmp_path / "run", progress=False)
+    records = []
+    options = {"directory": tmp_path / "run", "on_record": records.append, "progress": False}
+    state, history = train(task, model, Squares(), Squares(), recipe, **options)
     scores = [record["scores"] for record in history if "scores" in record]
     assert len(scores) == 2
     assert scores[-1]["mean_iou"] > 0.85
     assert scores[-1]["iou_square"] > 0.75
     assert int(state.step) == 30
     assert (tmp_path / "run" / "log.jsonl").exists()
+    assert records == history
+    rates = [float(one_cycle(2e-2, 30)(step)) for step in range(20)]
+    np.testing.assert_allclose(history[0]["learning_rate"], np.mean(rates[:10]), rtol=1e-5)
     # The run leaves its best model, which predicts as the state does.
     predict = dz.load_predictor(tmp_path / "run")
     assert predict.task == task and predict.preprocessing == GREY
@@ -158,11 +163,31 @@ def test_several_labels_a_pixel(tmp_path):
         ({"class_weights": (1.0,)}, "class_weights needs 3 entries"),
         ({"class_names": ("a", "b", "b")}, "repeat"),
         ({"num_classes": 0}, "at least 1"),
+        ({"num_classes": 300}, "ignore_index=255 is one of the mask values 0 to 299.*ignore_index=None"),
+        ({"num_classes": 1, "ignore_index": 1}, "ignore_index=1 is one of the mask values 0 to 1"),
+        ({"multilabel": True, "ignore_index": 0}, "ignore_index=0 is one of the mask values 0 to 1"),
     ],
 )
 def test_mistaken_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         Segmentation(**{"num_classes": 3} | options)
+
+
+def test_many_classes_all_count():
+    batch = {"image": jnp.zeros((1, 4, 4, 1)), "mask": jnp.full((1, 4, 4), 255)}
+    for ignore_index in (None, -1, 65535):
+        task = Segmentation(300, ignore_index=ignore_index)
+        apply = lambda images: jnp.zeros((*images.shape[:3], 300))  # noqa: E731
+        np.testing.assert_allclose(task.loss(apply, batch, None), np.log(300), rtol=1e-6)
+        assert task.scores(task.measure(apply, batch))["iou_255"] == 0
+    assert Segmentation(255).ignore_index == Segmentation(300, multilabel=True).ignore_index == 255
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "clip_norm", "ema_decay", "color_jitter", "scale"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_numbers_of_a_recipe_are_finite(name, value):
+    with pytest.raises(ValueError, match=f"{name} is a number of at least 0, got"):
+        Recipe(**{name: (1.0, value) if name == "scale" else value})
 
 
 def test_a_batch_without_its_field_or_of_another_shape_is_named():

@@ -90,6 +90,17 @@ def train_step() -> Callable:
     return make_train_step(of_image(mean_squared_error))
 
 
+@pytest.fixture
+def quick():
+    """A step without a model: what the loop does around it takes no compilation. The loss is the step's number."""
+
+    def train_step(state, batch):
+        state = state.replace(step=state.step + 1)
+        return state, {"loss": state.step.astype(jnp.float32), "grad_norm": jnp.float32(1)}
+
+    return train_step
+
+
 @pytest.fixture(scope="session")
 def leaves() -> Callable[[Any], dict[str, np.ndarray]]:
     """A pytree as a dict of numpy arrays by path, copied, random keys as their data."""

@@ -25,17 +25,6 @@ def stream(batch_of):
     return batches
 
 
-@pytest.fixture
-def quick():
-    """A step without a model: what the loop does around it takes no compilation. The loss is the step's number."""
-
-    def train_step(state, batch):
-        state = state.replace(step=state.step + 1)
-        return state, {"loss": state.step.astype(jnp.float32), "grad_norm": jnp.float32(1)}
-
-    return train_step
-
-
 def lines(directory):
     return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
 
@@ -189,6 +178,17 @@ def test_resuming(new_state, quick, batch_of, tmp_path):
     assert history[3]["loss"] == 4.0
     state, history = fit(new_state(), quick, batches, steps=5, **options)  # Nothing left to do.
     assert int(state.step) == 5 and steps_of(history) == [1, 2, 3, 4, 5]
+
+
+def test_every_record_is_given_on(new_state, quick, batch_of, tmp_path):
+    records = []
+    options = {"log_every": 1, "directory": tmp_path, "on_record": records.append, "progress": False}
+    options |= {"evaluate": lambda state: {"iou": 0.5}}
+    _, history = fit(new_state(), quick, [batch_of()], steps=2, **options)
+    assert records == history and [("scores" in record) for record in records] == [False, False, True]
+    records.clear()
+    _, history = fit(new_state(), quick, [batch_of()], steps=3, resume=True, **options)
+    assert records == history[3:] and len(records) == 2  # The new ones alone.
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(new_state, quick, batch_of, tmp_path):

@@ -37,7 +37,12 @@ def test_palette():
     np.testing.assert_array_equal(viz.palette(30)[:12], viz.palette(12))
     viz.palette(3)[:] = 9  # The next caller has its own.
     assert viz.palette(3)[0].tolist() == [0, 0, 0]
-    for n in (0, 257):
+    # After 256, colours repeat, but for the background's black.
+    many = viz.palette(600)
+    np.testing.assert_array_equal(many[:256], viz.palette(256))
+    np.testing.assert_array_equal(many[256:511], many[1:256])
+    assert many[1:].any(axis=1).all()
+    for n in (0, -1):
         with pytest.raises(ValueError, match=f"n={n}"):
             viz.palette(n)
 

@@ -54,6 +54,15 @@ def test_it_is_drawn(tmp_path):
     assert viz.save(figure, tmp_path / "curves.png", dpi=40).is_file()
 
 
+def test_more_curves_than_a_legend_holds(tmp_path):
+    scores = {f"iou_{number}": 0.5 for number in range(300)}
+    figure = viz.training_curves([{"step": 4, "scores": scores}])
+    assert len(curves(figure, "scores")) == 300
+    legend = figure.axes[0].get_legend()
+    assert legend.get_title().get_text() == "16 of 300" and len(legend.get_texts()) == 16
+    viz.save(figure, tmp_path / "curves.png", dpi=40)  # A legend that is too high would be a warning.
+
+
 def test_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"log\.jsonl"):
         viz.training_curves(tmp_path)

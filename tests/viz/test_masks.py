@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from densezoo import viz
 
@@ -45,6 +46,24 @@ def test_images_of_several_sizes_and_many_classes_are_drawn(tmp_path):
     names = [f"a class with number {number}" for number in range(24)]
     path = viz.save(viz.predictions(images, masks, masks, class_names=names), tmp_path / "a.png", dpi=40)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_more_classes_than_colours(tmp_path):
+    mask = np.concatenate([np.arange(300), np.full(20, 299)]).reshape(16, 20)
+    image = np.zeros((16, 20, 3), np.uint8)
+    figure = viz.predictions([image], [mask], [mask])
+    entries = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(entries) == 41 and entries[-2:] == ["class 299", "and 260 more"]
+    assert viz.save(figure, tmp_path / "a.png", dpi=40).is_file()
+    assert viz.overlay(image, mask, palette=viz.palette(300)).shape == image.shape
+    # Every mask of one palette has 16 bits, also one with small labels alone.
+    for labels in (mask, mask % 7):
+        written = Image.open(viz.save_mask(labels, tmp_path / "mask.png", palette=viz.palette(300)))
+        assert written.mode.startswith("I;16")
+        np.testing.assert_array_equal(np.asarray(written), labels)
+    np.testing.assert_array_equal(viz.colorize(mask), viz.colorize(mask, viz.palette(300)))
+    with pytest.raises(ValueError, match=r"the label 1000000, and the palette has colours for 0\.\.65535"):
+        viz.colorize(np.array([[10**6]]))
 
 
 def test_errors():

@@ -1,0 +1,70 @@
+"""What a training has to do with its process: signals that stop it, and the lock on its directory."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM, so that a step is never cut in two; the second one raises at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only.
+        yield received
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def only_run(directory: Path) -> Iterator[None]:
+    """Keeps other runs out of a directory, by a lock on its file `.lock`.
+
+    The system releases the lock when the process ends, however it ends. Where the file system has no locks, and on
+    Windows, nothing is locked.
+
+    Raises:
+        BlockingIOError: if another run has the directory.
+    """
+    if fcntl is None or jax.process_index() != 0:
+        yield
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BlockingIOError(
+                f"{directory} is in use by another run ({file.read().strip() or 'unknown process'}): wait for it or"
+                " stop it, or choose another directory"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        with contextlib.suppress(OSError):  # on a full disk the message above knows no process
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield
