@@ -1,7 +1,7 @@
 """What every encoder has: the scales of its maps, known before it runs, and the checks that go with them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -43,6 +43,7 @@ class Encoder(nn.Module):
         (1, 33, 50, 2)
     """
 
+    scales: ClassVar[Any] = ()
     coarsest = None
     output_stride = None
     remat = False
@@ -52,15 +53,12 @@ class Encoder(nn.Module):
     stem: ClassVar[str | None] = None
 
     @property
-    def scales(self) -> tuple[int, ...]:
-        raise NotImplementedError(f"{type(self).__name__} needs `scales`, such as scales = (2, 4, 8)")
-
-    @property
     def reductions(self) -> tuple[int, ...]:
         """Image size over map size, fine to coarse: `scales` up to `coarsest`, none above `output_stride`."""
         scales = self.scales
-        finest = min(scales, default=1)
-        for field, value, least in (("coarsest", self.coarsest, finest), ("output_stride", self.output_stride, 8)):
+        if not scales:
+            raise NotImplementedError(f"{type(self).__name__} needs `scales`, such as scales = (2, 4, 8)")
+        for field, value, least in (("coarsest", self.coarsest, scales[0]), ("output_stride", self.output_stride, 8)):
             *choices, last = [2**power for power in range(16) if least <= 2**power <= max(32, *scales)]
             if value is not None and value not in (*choices, last):
                 raise ValueError(f"{field} is {', '.join(map(str, choices))} or {last}, got {value}")
