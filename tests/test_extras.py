@@ -96,7 +96,7 @@ def test_what_needs_an_extra_names_it(tmp_path):
 def test_the_extras_are_those_of_the_package():
     project = tomllib.loads(Path(__file__).parent.parent.joinpath("pyproject.toml").read_text())["project"]
     listed = {
-        extra: {re.split(r"[<>=]", requirement)[0] for requirement in project["optional-dependencies"][extra]}
+        extra: {re.split(r"[<>=[]", requirement)[0] for requirement in project["optional-dependencies"][extra]}
         for extra in EXTRAS
     }
     assert listed == {extra: set(packages.values()) for extra, packages in EXTRAS.items()}

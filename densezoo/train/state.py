@@ -1,6 +1,5 @@
 """What training changes from step to step, as one pytree."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from flax import struct
 from flax.core import unfreeze
 from jaxtyping import Array, Int, Key, PyTree
 
+from densezoo.compiling import jitted_once
 from densezoo.messages import indented
 
 
@@ -123,8 +123,6 @@ def create_state(
         variables = unfreeze(dict(variables))
         _check_variables(variables, expected)
 
-    # LLVM would spend most of its time on the random numbers of each parameter: 12 s for 2 of a ResNet's, to save 0.05.
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
     def create(key, variables):
         init_key, step_key = jax.random.split(key)
         if variables is None:
@@ -147,7 +145,7 @@ def create_state(
             ema_decay=ema_decay,
         )
 
-    return create(key, variables)
+    return jitted_once(create)(key, variables)
 
 
 def describe_differences(here: PyTree, given: PyTree, given_name: str) -> list[str]:

@@ -101,3 +101,15 @@ def test_a_key_of_the_old_kind_is_an_error(net):
 def test_the_decay_is_a_fraction(net, decay):
     with pytest.raises(ValueError, match="ema_decay"):
         state_of(net(), ema_decay=decay)
+
+
+def test_a_state_is_made_inside_other_programs_too(net, leaves):
+    def create(key):
+        return create_state(net(), optax.adam(0.1), key, IMAGE)
+
+    key = jax.random.key(3, impl="rbg")
+    made = create(key)
+    inside, shapes = jax.jit(create)(key), jax.eval_shape(create, key)
+    for x, y, shape in zip(leaves(made).values(), leaves(inside).values(), jax.tree.leaves(shapes), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)
+        assert shape.shape == jnp.shape(y)[: shape.ndim]

@@ -40,11 +40,11 @@ def test_unet(unet, tmp_path):
     found = words(figure)
     assert {"encoder \N{DOWNWARDS ARROW}", "decoder \N{UPWARDS ARROW}", "image", "prediction"} <= set(found)
     assert [word for word in found if "stride" in word] == [
-        "features[0], stride 1, 4 channels",
+        "maps[0], stride 1, 4 channels",
         "block1, stride 1, 4 channels",
-        "features[1], stride 2, 8 channels",
+        "maps[1], stride 2, 8 channels",
         "block0, stride 2, 8 channels",
-        "features[2], stride 4, 16 channels",
+        "maps[2], stride 4, 16 channels",
     ]
     assert len(panels(figure)) == 5 * 2
 
