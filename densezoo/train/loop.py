@@ -88,7 +88,7 @@ def fit(
         ...         return nn.Conv(1, (3, 3))(images)
         >>> batch = {"image": jnp.ones((2, 8, 8, 3)), "target": jnp.ones((2, 8, 8, 1))}
         >>> state = create_state(Net(), optax.sgd(0.01), jax.random.key(0), batch["image"])
-        >>> step = make_train_step(lambda prediction, batch: jnp.mean((prediction - batch["target"]) ** 2))
+        >>> step = make_train_step(lambda apply, batch, key: jnp.mean((apply(batch["image"]) - batch["target"]) ** 2))
         >>> state, history = fit(state, step, [batch], steps=4, log_every=2, progress=False)
         >>> [record["step"] for record in history], history[1]["loss"] < history[0]["loss"]
         ([2, 4], True)

@@ -141,7 +141,7 @@ def train(
         >>> from densezoo.data import DigitScenes
         >>> task = dz.tasks.Segmentation(num_classes=11)
         >>> model = dz.create_model("unet", dz.PlainEncoder((4, 8)), task.num_classes)
-        >>> train_source, val_source = DigitScenes(8, size=(32, 32)), DigitScenes(2, size=(32, 32), split="val")
+        >>> train_source, val_source = DigitScenes(8, size=(48, 48)), DigitScenes(2, size=(48, 48), split="val")
         >>> recipe = Recipe(crop_size=16, batch_size=2, steps=1)
         >>> state, history = train(task, model, train_source, val_source, recipe, progress=False)
         >>> "mean_iou" in history[-1]["scores"]
