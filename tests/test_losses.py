@@ -460,3 +460,10 @@ def test_errors_say_what_to_do():
         losses.focal_loss(logits[..., :1], labels, class_weights=[1.0, 2.0])
     with pytest.raises(ValueError, match="radius is 0"):
         losses.boundary_weights(labels, radius=0)
+
+
+def test_a_label_of_255_is_not_the_ignored_minus_one():
+    # -1 as uint8 is 255: compared in that type, the label that is no class would be left out in silence.
+    labels = jnp.array([[[0, 255]]], jnp.uint8)
+    assert jnp.isnan(losses.cross_entropy(jnp.zeros((1, 1, 2, 2)), labels, ignore_index=-1))
+    assert jnp.isfinite(losses.cross_entropy(jnp.zeros((1, 1, 2, 2)), labels, ignore_index=255))
