@@ -18,7 +18,6 @@ from densezoo.metrics._boundary import (
 )
 from densezoo.metrics._counts import (
     Counts,
-    Tally,
     accuracy,
     class_mean,
     confusion_counts,
@@ -32,6 +31,7 @@ from densezoo.metrics._counts import (
     predict,
     recall,
 )
+from densezoo.metrics._tally import Tally
 
 __all__ = [
     "BoundaryCounts",

@@ -7,7 +7,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Integer
 
 from densezoo.losses._boundary import label_edges
-from densezoo.metrics._counts import Counts, Tally, checked, confusion, histogram, inside, iou, ratio
+from densezoo.metrics._counts import Counts, checked, confusion, histogram, inside, iou, ratio
+from densezoo.metrics._tally import Tally
 
 
 @struct.dataclass
