@@ -65,14 +65,18 @@ class Preprocessing:
         Raises:
             ValueError: another shape or number of channels.
         """
-        if image.ndim != 3 or image.shape[-1] != self.channels:
-            raise ValueError(f"expected a picture of shape (h, w, {self.channels}), got shape {image.shape}")
+        self.check(image)
         if self.value_range is None:
             from densezoo.data import to_float
 
             return to_float(image)
         low, high = self.value_range
         return (image.astype(np.float32) - np.float32(low)) * np.float32(1 / (high - low))
+
+    def check(self, image: np.ndarray) -> None:
+        """Raises a ValueError if a picture is not (h, w, channels)."""
+        if image.ndim != 3 or image.shape[-1] != self.channels:
+            raise ValueError(f"expected a picture of shape (h, w, {self.channels}), got shape {image.shape}")
 
     def normalize(self) -> Callable[[Any, Any], Any]:
         """`(key, batch) -> batch` with normalised images, on the device."""
@@ -81,12 +85,15 @@ class Preprocessing:
         return transforms.normalize(self.mean, self.std)
 
     def view(self, source: "Source") -> "Source":
-        """The samples of a source with their images prepared."""
+        """The samples of a source, their images checked, and scaled if there is a `value_range`.
+
+        Without one they stay in the type of their file: batches are converted after they were cropped.
+        """
         return _Prepared(source, self)
 
 
 class _Prepared:
-    """A source whose images are prepared."""
+    """A source whose images are checked and, with a value range, scaled."""
 
     def __init__(self, source: "Source", preprocessing: Preprocessing):
         self._source, self._preprocessing = source, preprocessing
@@ -97,8 +104,13 @@ class _Prepared:
         return len(self._source)
 
     def __getitem__(self, index: Any) -> Mapping[str, Any]:
-        sample = self._source[index]
-        return {
-            name: self._preprocessing.prepare(np.asarray(value)) if name.startswith("image") else value
-            for name, value in sample.items()
-        }
+        from densezoo.data.fields import Image, kind_of
+
+        sample = dict(self._source[index])
+        for name in [name for name in sample if isinstance(kind_of(name), Image)]:
+            image = np.asarray(sample[name])
+            if self._preprocessing.value_range is None:
+                self._preprocessing.check(image)
+            else:
+                sample[name] = self._preprocessing.prepare(image)
+        return sample

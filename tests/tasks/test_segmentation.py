@@ -119,6 +119,14 @@ def test_predictor_checks_the_picture_and_gives_probabilities():
     assert predict(np.full((2, 2, 1), 4095, np.uint16)).all() and not predict(np.full((2, 2, 1), 1000, np.uint16)).any()
 
 
+def test_a_source_is_converted_after_the_crop_unless_its_range_is_given():
+    assert GREY.view(Squares())[0]["image"].dtype == np.uint8  # all of a large picture would be converted for a crop
+    scaled = dataclasses.replace(GREY, value_range=(0, 51)).view(Squares())[0]["image"]
+    np.testing.assert_allclose(scaled, Squares()[0]["image"] / 51, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"shape \(h, w, 3\)"):
+        dz.Preprocessing().view(Squares())[0]
+
+
 class Both(nn.Module):
     """Logits of two classes from a parameter each."""
 
