@@ -65,7 +65,7 @@ def _known(training: bool) -> dict[str, str]:
 
 
 @functools.cache
-def _onednn() -> dict[str, str]:
+def onednn_options() -> dict[str, str]:
     """The option for oneDNN, if a small convolution shows that this jaxlib follows it on this processor."""
     if jax.default_backend() != "cpu":
         return {}
@@ -103,7 +103,7 @@ class Jitted:
     @functools.cached_property
     def _by_onednn(self) -> Any:  # made on the first call, since it starts the backend
         function = functools.wraps(self._function)(with_onednn()(_checked(self._function)))
-        return self._jit(function, compiler_options(training=self._training) | _onednn())
+        return self._jit(function, compiler_options(training=self._training) | onednn_options())
 
     @functools.cached_property
     def _by_xla(self) -> Any:
@@ -117,7 +117,7 @@ class Jitted:
         return jax.jit(function, compiler_options=options, donate_argnums=self._donated)
 
     def _wants_onednn(self) -> bool:
-        return self._trusted and bool(_onednn()) and not _cache_is_on()
+        return self._trusted and bool(onednn_options()) and not _cache_is_on()
 
     def _first(self, call: Callable[[Any], Any]) -> Any:
         """`call` of the jitted function, with oneDNN if it can be."""

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from densezoo import files
 from densezoo.blocks import BatchNorm, Conv
-from densezoo.compiling import Jitted, _onednn, compiler_options
+from densezoo.compiling import Jitted, compiler_options, onednn_options
 from densezoo.inspect.walk import module_calls
 from densezoo.types import Dtype
 from densezoo.weights import check_variables
@@ -139,7 +139,7 @@ class Inference:
         wanted = self._shapes | {(tuple(shape), "float32"): None for shape in shapes}
         if not wanted:
             raise ValueError("there is nothing to save yet: call it with images first, or give the shapes of images")
-        if _onednn():
+        if onednn_options():
             warnings.warn(
                 "programs with oneDNN's convolutions cannot be written to a file: it has XLA's own, which are slower",
                 stacklevel=2,

@@ -34,23 +34,23 @@ def test_training_keeps_the_passes_that_the_user_left_out(monkeypatch):
 @pytest.fixture
 def onednn():
     """Skips where this jaxlib has no oneDNN, or follows the option on no such processor."""
-    if not compiling._onednn():
+    if not compiling.onednn_options():
         pytest.skip("no oneDNN here")
 
 
 def test_a_probe_finds_onednn(monkeypatch):
-    compiling._onednn.cache_clear()
+    compiling.onednn_options.cache_clear()
     try:
         monkeypatch.setattr(compiling, "_compiled", lambda *_: 'custom_call_target="__onednn$convolution"')
-        assert compiling._onednn() == ({} if jax.default_backend() != "cpu" else compiling._ONEDNN)
-        compiling._onednn.cache_clear()
+        assert compiling.onednn_options() == ({} if jax.default_backend() != "cpu" else compiling._ONEDNN)
+        compiling.onednn_options.cache_clear()
         monkeypatch.setattr(compiling, "_compiled", lambda *_: "convolution(")
-        assert compiling._onednn() == {}
-        compiling._onednn.cache_clear()
+        assert compiling.onednn_options() == {}
+        compiling.onednn_options.cache_clear()
         monkeypatch.setattr(compiling, "_compiled", lambda *_: None)  # the option is unknown
-        assert compiling._onednn() == {}
+        assert compiling.onednn_options() == {}
     finally:
-        compiling._onednn.cache_clear()
+        compiling.onednn_options.cache_clear()
 
 
 @pytest.mark.parametrize("features", [1, 2])

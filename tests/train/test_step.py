@@ -334,7 +334,7 @@ def test_evaluation_is_inference_with_the_averaged_parameters(new_state, train_s
 
 @pytest.mark.parametrize("available", [False, True])
 def test_a_step_knows_whether_onednn_compiles_it(monkeypatch, batch_of, loss, available):
-    monkeypatch.setattr(compiling, "_onednn", lambda: compiling._ONEDNN if available else {})
+    monkeypatch.setattr(compiling, "onednn_options", lambda: compiling._ONEDNN if available else {})
     seen = []
 
     def looking(prediction, batch):
