@@ -23,6 +23,7 @@ import numpy as np
 
 import densezoo as dz
 from benchmarks.machine import Refused
+from densezoo.compiling import jitted_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +129,7 @@ def main(arguments: Arguments) -> None:
     except (TypeError, ValueError) as error:
         raise Refused(str(error)) from error
     images = jnp.asarray(np.random.default_rng(0).standard_normal((*shape, 3), np.float32))
-    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
-    infer = dz.compile(model, init(jax.random.key(0), images[:1]), dtype=dtype)
+    infer = dz.compile(model, jitted_once(model.init)(jax.random.key(0), images[:1]), dtype=dtype)
     program = infer.lower(images).compile()
     seconds = []
     for _ in range(arguments.passes + 1):

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.timing import wait_for
+
 CLASSES = 8
 PEAK = 1e-3
 STEPS = 1_000_000  # of the learning rate's cycle: in all samples it stays near its start
@@ -48,7 +50,7 @@ def inference(report: Any) -> None:
         options = {"freezing": frozen, "max_autotune_conv_backends": "ATEN"}
         # no_grad, not inference_mode: freezing needs it.
         with torch.no_grad(), config.patch(options):
-            found, seconds = _timed(torch, lambda: function(images).clone())
+            found, seconds = _timed(lambda: function(images).clone())
         truth.append(found)
         error = float((found - truth[0]).float().norm() / truth[0].float().norm())
 
@@ -89,7 +91,7 @@ def training(report: Any) -> None:
             optimizer.step()
             return loss.detach()
 
-        loss, seconds = _timed(torch, lambda: call().clone())
+        loss, seconds = _timed(lambda: call().clone())
         return call, {"compile_seconds": seconds, "loss": float(loss)}
 
     mode = "default" if report.quick else "reduce-overhead"
@@ -121,11 +123,10 @@ def _start(report: Any) -> tuple[Any, str | None]:
     return torch, device
 
 
-def _timed(torch: Any, function: Callable[[], Any]) -> tuple[Any, float]:
+def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     start = time.perf_counter()
     result = function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait_for(result)
     return result, time.perf_counter() - start
 
 

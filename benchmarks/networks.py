@@ -14,6 +14,7 @@ from benchmarks.machine import Refused
 from benchmarks.options import Options, parse_shape
 from benchmarks.protocol import Worker
 from benchmarks.seeded import perturbed
+from densezoo.compiling import jitted_once
 
 Shape = tuple[int, int, int]
 
@@ -82,8 +83,7 @@ def compile_model(model: Any, variables: Any, dtype: str) -> Callable[[Any], Any
 def random_variables(pair: tuple[str, str], options: NetworkOptions, shape: Shape) -> dict[str, Any]:
     """Float32 variables for where there is no peer to take them from, with statistics as after some training."""
     model = make_model(pair, options, shape, "reference", "float32")
-    # Runs once: not worth the compiler's optimisation.
-    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
+    init = jitted_once(model.init)
     variables: Mapping[Any, Any] = flatten_dict(init(jax.random.key(options.seed), jnp.zeros((1, *shape[1:], 3))))
     generator = np.random.default_rng(options.seed)
     return unflatten_dict(

@@ -25,6 +25,10 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "tversky": tversky_loss,
 }
 """Names that `named_loss` takes."""
+_OPTIONS = {
+    name: [p.name for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for name, loss in LOSSES.items()
+}
 
 _TERM = re.compile(r"(?:([\d.]+(?:e-?\d+)?)\s*\*\s*)?(\w+)\s*(?:\(([^()]*)\))?")
 
@@ -68,16 +72,15 @@ def named_loss(
     if label_smoothing:
         given["label_smoothing"] = label_smoothing
     for option in given:
-        if not any(option in inspect.signature(LOSSES[name]).parameters for _, name, _ in terms):
+        if not any(option in _OPTIONS[name] for _, name, _ in terms):
             raise ValueError(f"{option} was given, and no loss of {text!r} takes it")
 
     def total(logits: Any, labels: Any) -> jax.Array:
         values = []
         for weight, name, arguments in terms:
-            taken = set(inspect.signature(LOSSES[name]).parameters)
+            options = {option: value for option, value in given.items() if option in _OPTIONS[name]}
             if logits.shape[-1] == 1 and name != "cross_entropy":
-                taken.discard("class_weights")  # one channel is one class for these
-            options = {option: value for option, value in given.items() if option in taken}
+                options.pop("class_weights", None)  # one channel is one class for these
             values.append(weight * LOSSES[name](logits, labels, **options | arguments))
         return jnp.sum(jnp.stack(values))
 
@@ -113,9 +116,8 @@ def _term(part: str, text: str) -> tuple[float, str, dict[str, Any]]:
     arguments = {}
     for option in filter(None, (each.strip() for each in (options or "").split(","))):
         key, _, value = (each.strip() for each in option.partition("="))
-        known = [p.name for p in inspect.signature(LOSSES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        if key not in known:
-            raise ValueError(f"the loss {name} has no argument {key!r}; it has {', '.join(known)}")
+        if key not in _OPTIONS[name]:
+            raise ValueError(f"the loss {name} has no argument {key!r}; it has {', '.join(_OPTIONS[name])}")
         try:
             arguments[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError) as error:

@@ -176,7 +176,8 @@ def train(
         ignore_index=task.fill,
         fields=task.fields,
     )
-    save = functools.partial(_save, directory, model, task, preprocessing)
+    path = None if directory is None else Path(directory) / MODEL_FILE
+    save = None if path is None else functools.partial(_save, path, model, task, preprocessing)
     state, history = fit(
         state,
         train_step,
@@ -192,7 +193,7 @@ def train(
         on_record=on_record,
         progress=progress,
     )
-    if directory is not None and not (Path(directory) / MODEL_FILE).exists():
+    if path is not None and save is not None and not path.exists():
         save(state)  # no score was a number
     return state, history
 
@@ -226,15 +227,10 @@ def evaluator(
     return evaluate
 
 
-def _save(
-    directory: str | Path | None, model: nn.Module, task: Any, preprocessing: Preprocessing, state: TrainState
-) -> None:
-    """Writes the model file of a run, if the run writes any."""
-    if directory is None:
-        return
+def _save(path: Path, model: nn.Module, task: Any, preprocessing: Preprocessing, state: TrainState) -> None:
+    """Writes the model file of a run."""
     from densezoo import weights  # which imports half of densezoo
 
-    path = Path(directory) / MODEL_FILE
     try:
         weights.save(path, model, state.ema_variables, task=task, preprocessing=preprocessing)
     except weights.NotDescribable:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from densezoo.compiling import jitted_once
 from densezoo.encoders import Encoder
 from densezoo.messages import shortened
 from densezoo.models import PyramidModel, SegmentationModel
@@ -65,9 +66,7 @@ def initialise(model: nn.Module, paths: list[Path], channels: int, key: jax.Arra
         variables: dict[Path, Any] = flatten_dict(model.init(key, images_for(model, channels)))
         return [variables[path] for path in paths]
 
-    # Runs once, so it is not worth the compiler's optimisation, which would take five times as long.
-    once = jax.jit(some, compiler_options={"xla_backend_optimization_level": 0})
-    return dict(zip(paths, once(key), strict=True))
+    return dict(zip(paths, jitted_once(some)(key), strict=True))
 
 
 def parts_of(model: nn.Module) -> dict[str, nn.Module]:

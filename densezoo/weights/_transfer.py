@@ -93,7 +93,7 @@ def start_from(
     for name in sorted(refitted):
         _log.warning("the %s of %s does not fit this model, for instance by its classes: it starts anew", name, path)
     rest = [name for name in expected if name not in taken]
-    return unflatten_dict(taken | initialise(model, rest, channels, _key(key)))
+    return unflatten_dict(taken | initialise(model, rest, channels, jax.random.key(0) if key is None else key))
 
 
 def _from_pytorch(
@@ -118,7 +118,3 @@ def _from_pytorch(
     name = "the checkpoint" if isinstance(path, Mapping) else path
     _log.warning("the head of %s does not fit this model, for instance by its classes: it starts anew", name)
     return variables
-
-
-def _key(key: jax.Array | None) -> jax.Array:
-    return jax.random.key(0) if key is None else key
