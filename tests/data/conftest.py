@@ -1,0 +1,14 @@
+"""What several tests of data need."""
+
+import pytest
+
+from tests.data.pictures import noise, save
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pairs of grey images with masks of the classes 0 and 1."""
+    for name in ("b", "a"):
+        save(tmp_path / "images" / f"{name}.png", noise(6, 8))
+        save(tmp_path / "masks" / f"{name}.png", noise(6, 8) % 2)
+    return tmp_path
