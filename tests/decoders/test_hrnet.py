@@ -13,7 +13,10 @@ KEY = jax.random.key(0)
 
 
 def pyramid_of(*sizes):
-    maps = [jax.random.normal(KEY, (2, *size, level)) for level, size in enumerate(sizes, start=1)]
+    rng = np.random.default_rng(0)
+    maps = [
+        jnp.asarray(rng.standard_normal((2, *size, level)), jnp.float32) for level, size in enumerate(sizes, start=1)
+    ]
     return dz.Pyramid(tuple(maps))
 
 
