@@ -39,6 +39,26 @@ def pytest_configure(config):
         exec(compile(code, file, "exec"), {"__name__": Path(file).stem})
 
 
+def resident_bytes():
+    """The memory that this process holds; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+limit = 1.2e9
+
+
+def pytest_runtest_logfinish():
+    """Lets go of what was traced and compiled when it has become much: to clear after each file would cost more."""
+    global limit
+    if resident_bytes() > limit:
+        jax.clear_caches()
+        gc.collect()
+        limit = max(limit, resident_bytes() + 3e8)
+
+
 @pytest.fixture(scope="session")
 def compilations():
     """A context in which to count what is compiled: a list with an entry for each program."""
