@@ -1,8 +1,12 @@
 """What several tests of data need."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 
-from tests.data.pictures import noise, save
+pictures = runpy.run_path(str(Path(__file__).with_name("pictures.py")))
+noise, save = pictures["noise"], pictures["save"]
 
 
 @pytest.fixture

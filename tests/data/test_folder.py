@@ -2,6 +2,7 @@ import os
 import pathlib
 import pickle
 import re
+import runpy
 import struct
 import unicodedata
 import zlib
@@ -12,7 +13,9 @@ import tifffile
 from PIL import Image
 
 from densezoo.data import ImageMaskFolder, read_image, to_float
-from tests.data.pictures import noise, save
+
+pictures = runpy.run_path(str(pathlib.Path(__file__).with_name("pictures.py")))
+noise, save = pictures["noise"], pictures["save"]
 
 
 def write_png16(path, pixels, *, sub_filter=True):

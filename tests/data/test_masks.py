@@ -1,12 +1,17 @@
 """Masks of every kind of file: class numbers, other numbers, colours, and several labels a pixel."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
 from densezoo.data import ImageMaskFolder, read_image
-from tests.data.pictures import noise, save
+
+pictures = runpy.run_path(str(Path(__file__).with_name("pictures.py")))
+noise, save = pictures["noise"], pictures["save"]
 
 
 def test_kinds_of_masks(tmp_path):
