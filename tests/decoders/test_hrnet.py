@@ -25,8 +25,8 @@ def test_maps_are_concatenated_fine_to_coarse(upsample):
     pyramid = pyramid_of((9, 13), (5, 7), (3, 4))
     decoder = dz.HRNetDecoder(upsample=upsample, norm=None, act=lambda x: x)
     params = {"conv": {"conv": {"kernel": jnp.reshape(jnp.eye(6), (1, 1, 6, 6)), "bias": jnp.arange(6.0)}}}
-    y = decoder.apply({"params": params}, pyramid)
-    resized = [upsample().apply({}, x, (9, 13)) for x in pyramid.maps]
+    y = jax.jit(decoder.apply)({"params": params}, pyramid)
+    resized = jax.jit(lambda maps: [upsample().apply({}, x, (9, 13)) for x in maps])(pyramid.maps)
     np.testing.assert_allclose(y, np.concatenate(resized, -1) + np.arange(6.0), atol=1e-5)
 
 
