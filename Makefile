@@ -9,9 +9,11 @@ VERSION := $(shell $(PYTHON) $(PRINT_VERSION))
 # Named after the version, because the environment of another Python does not do.
 STAMP := $(VENV)/.installed-$(VERSION)
 
-# The tests that depend most on the versions of Python and its packages; they take a few minutes.
-QUICK := tests/ops tests/data tests/train tests/viz tests/weights/test_native.py tests/inspect \
-	$(addprefix tests/test_,blocks.py compiling.py inference.py nnx.py zoo.py)
+# The tests that depend most on the versions of JAX and of what is built on it: what is traced, compiled and written.
+# Of the language, pyright checks that Python 3.11 has it.
+QUICK := tests/ops tests/train tests/inspect tests/weights/test_native.py \
+	$(addprefix tests/data/test_,pipeline.py transforms.py) $(addprefix tests/viz/test_,structure.py tracing.py) \
+	$(addprefix tests/test_,blocks.py compiling.py extras.py import.py inference.py nnx.py)
 
 .PHONY: demo test test-oldest test-quick parity lint types doctest docs clean
 

@@ -1,11 +1,15 @@
 """Every test runs with strict dtype and rank promotion, and with the shapes of the pure functions checked."""
 
+import contextlib
 import gc
+import math
+import os
 import re
-import zlib
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
@@ -15,8 +19,9 @@ gc.set_threshold(100_000, 10, 10)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tests compile far more than they compute.
+# Tests compile far more than they compute, and so do the processes that they start.
 jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
 # The hook must be there before the modules are first imported.
 install_import_hook(["densezoo.ops", "densezoo.losses", "densezoo.metrics"], "beartype.beartype")
@@ -34,20 +39,60 @@ def pytest_configure(config):
         exec(compile(code, file, "exec"), {"__name__": Path(file).stem})
 
 
+def resident_bytes():
+    """The memory that this process holds; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+limit = 1.2e9
+
+
+def pytest_runtest_logfinish():
+    """Lets go of what was traced and compiled when it has become much: to clear after each file would cost more."""
+    global limit
+    if resident_bytes() > limit:
+        jax.clear_caches()
+        gc.collect()
+        limit = max(limit, resident_bytes() + 3e8)
+
+
+@pytest.fixture(scope="session")
+def compilations():
+    """A context in which to count what is compiled: a list with an entry for each program."""
+
+    @contextlib.contextmanager
+    def counting():
+        found = []
+
+        def listen(event, duration_secs, **_):
+            if event == "/jax/core/compile/backend_compile_duration":
+                found.append(duration_secs)
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            yield found
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+
+    return counting
+
+
 @pytest.fixture(scope="session")
 def with_statistics():
     """Variables of a model whose norms do something: random scales, biases, means and variances."""
-    key = jax.random.key(0)
 
     def initialise(model, images):
-        variables = jax.jit(model.init)(key, images)
+        rng = np.random.default_rng(0)  # numbers of `init` would have to be compiled
 
-        def disturb(path, x):
-            noise = jax.random.uniform(
-                jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode())), x.shape
-            )
-            return {"var": 0.5 + noise, "mean": noise, "scale": 0.5 + noise, "bias": noise}.get(path[-1].key, x)
+        def fill(path, x):
+            noise = rng.uniform(size=x.shape)
+            kernel = rng.normal(0, (2 / max(1, math.prod(x.shape[:-1]))) ** 0.5, x.shape)
+            by_name = {"var": 0.5 + noise, "mean": noise, "scale": 0.5 + noise, "bias": noise}
+            return jnp.asarray(by_name.get(path[-1].key, kernel), x.dtype)
 
-        return jax.tree_util.tree_map_with_path(disturb, variables)
+        return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(model.init, jax.random.key(0), images))
 
     return initialise

@@ -263,32 +263,50 @@ def test_cross_entropy_with_a_class_ruled_out(name):
     assert np.all(np.isfinite(gradient)) and np.all(gradient[..., 2] == 0)
 
 
+def values_and_gradients(*cases):
+    """The value and the gradient for each (loss, logits, labels), in one program."""
+    programs = [jax.value_and_grad(loss) for loss, _, _ in cases]
+    compiled = jax.jit(lambda arguments: [program(*each) for program, each in zip(programs, arguments, strict=True)])
+    return compiled([(logits, labels) for _, logits, labels in cases])
+
+
 def test_a_class_ruled_out_by_its_logit():
+    cross_entropy, focal, partial = losses.cross_entropy, losses.focal_loss, functools.partial
     logits = jnp.array([0.0, 1.0, -jnp.inf]).reshape(1, 1, 1, 3)
     own, other = jnp.full((1, 1, 1), 2), jnp.zeros((1, 1, 1), int)
-    assert losses.focal_loss(logits, own) == jnp.inf
-    for loss in (losses.cross_entropy, losses.boundary_weighted_cross_entropy):
-        assert loss(logits, own) == jnp.inf
-        assert np.all(np.isfinite(jax.grad(loss)(logits, own)))
-    assert losses.cross_entropy(logits, other, label_smoothing=0.1) == jnp.inf  # as in PyTorch
-    assert losses.cross_entropy(logits, own, class_weights=(1.0, 1.0, 0.0)) == 0
-    for gamma in (0.0, 0.5, 2.0):
-        focal = functools.partial(losses.focal_loss, gamma=gamma)
-        value, gradient = jax.value_and_grad(focal)(logits, other)
+    weightless = {"class_weights": (1.0, 1.0, 0.0)}
+    infinite, of_boundary, smoothed, of_focal, without, focal_without, positives = values_and_gradients(
+        (cross_entropy, logits, own),
+        (losses.boundary_weighted_cross_entropy, logits, own),
+        (partial(cross_entropy, label_smoothing=0.1), logits, other),
+        (focal, logits, own),
+        (partial(cross_entropy, **weightless), logits, own),
+        (partial(focal, **weightless), logits, own),
+        (partial(focal, alpha=0.0), logits, own),  # of the positives, one of which would cost infinity
+    )
+    for value, gradient in (infinite, of_boundary):
+        assert value == jnp.inf and np.all(np.isfinite(gradient))
+    assert smoothed[0] == of_focal[0] == jnp.inf  # the first as in PyTorch
+    assert without[0] == 0 and focal_without[0] < 1 and positives[0] < 1
+
+    gammas = (0.0, 0.5, 2.0)
+    found = values_and_gradients(*((partial(focal, gamma=gamma), logits, other) for gamma in gammas))
+    for gamma, (value, gradient) in zip(gammas, found, strict=True):
         costs = [0.5**gamma * np.log(2), (1 / (1 + np.exp(-1))) ** gamma * np.log1p(np.e), 0.0]
         np.testing.assert_allclose(value, np.mean(costs), rtol=1e-6)
         assert np.all(np.isfinite(gradient))
-    assert losses.focal_loss(logits, own, class_weights=(1.0, 1.0, 0.0)) < 1
-    assert losses.focal_loss(logits, own, alpha=0.0) < 1  # of the positives, one of which would cost infinity
+
     two = jnp.array([0.0, -jnp.inf]).reshape(1, 1, 1, 2)
-    for loss in (losses.dice_loss, losses.jaccard_loss, losses.lovasz_loss):
-        assert loss(two, other) == 0 and not np.isnan(jax.grad(loss)(two, other)).any()
-    one = jnp.array([-jnp.inf, 1.0]).reshape(1, 1, 2, 1)
-    labels = jnp.array([[[0, 1]]])
-    for loss in losses.LOSSES.values():
-        value, gradient = jax.value_and_grad(loss)(one, labels)
-        assert np.isfinite(value) and np.all(np.isfinite(gradient)), loss
-    assert losses.lovasz_loss(one, 1 - labels) == jnp.inf
+    for value, gradient in values_and_gradients(
+        *((loss, two, other) for loss in (losses.dice_loss, losses.jaccard_loss, losses.lovasz_loss))
+    ):
+        assert value == 0 and not np.isnan(gradient).any()
+    one, labels = jnp.array([-jnp.inf, 1.0]).reshape(1, 1, 2, 1), jnp.array([[[0, 1]]])
+    for name, (value, gradient) in zip(
+        losses.LOSSES, values_and_gradients(*((loss, one, labels) for loss in losses.LOSSES.values())), strict=True
+    ):
+        assert np.isfinite(value) and np.all(np.isfinite(gradient)), name
+    assert values_and_gradients((losses.lovasz_loss, one, 1 - labels))[0][0] == jnp.inf
 
 
 @each

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+import densezoo as dz
 from benchmarks.breakdown import Arguments, main, milliseconds_of, operations_of, table
 
 
@@ -32,7 +33,9 @@ def test_times_come_from_the_trace():
     assert times and all(0 < value < 1e4 for value in times.values())
 
 
-def test_the_command_prints_both_tables(capsys):
+def test_the_command_prints_both_tables(capsys, monkeypatch):
+    tiny = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2)
+    monkeypatch.setattr(dz, "create_model", lambda *_, **__: tiny)
     main(Arguments(model="unet:plain", shape="1x16x16", passes=1, top=1))
     text = capsys.readouterr().out
     assert "unet:plain 1x16x16 float32:" in text

@@ -59,11 +59,15 @@ def test_shapes_suit_the_model():
 
 
 def test_training_compiles_again_from_the_cache(tmp_path, monkeypatch):
-    before = jax.config.jax_compilation_cache_dir
+    before, events = jax.config.jax_compilation_cache_dir, []
+    listen = lambda event, **_: events.append(event)  # noqa: E731
+    jax.monitoring.register_event_listener(listen)
     assert options.run_command(training.main, training.Arguments, (*TINY, "--out", str(tmp_path))) == 0
+    jax.monitoring.unregister_event_listener(listen)
     assert jax.config.jax_compilation_cache_dir == before
     (row,) = json.loads(next(tmp_path.glob("training-quick-*.json")).read_text())["rows"]
-    assert row["cached_compile_seconds"] < row["compile_seconds"]
+    assert "/jax/compilation_cache/cache_hits" in events
+    assert row["cached_compile_seconds"] > 0 and row["compile_seconds"] > 0
     found = row["checked"]
     assert found["second loss"] < found["first loss"] and found["gradient norm"] > 0
     assert row["peak_bytes"] > 0 and row["mode"] == "training"

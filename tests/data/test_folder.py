@@ -2,6 +2,7 @@ import os
 import pathlib
 import pickle
 import re
+import runpy
 import struct
 import unicodedata
 import zlib
@@ -13,12 +14,8 @@ from PIL import Image
 
 from densezoo.data import ImageMaskFolder, read_image, to_float
 
-
-def noise(*shape, dtype=np.uint8):
-    rng = np.random.default_rng(0)
-    if np.dtype(dtype).kind == "f":
-        return rng.normal(size=shape).astype(dtype)
-    return rng.integers(np.iinfo(dtype).max + 1, size=shape, dtype=dtype)
+pictures = runpy.run_path(str(pathlib.Path(__file__).with_name("pictures.py")))
+noise, save = pictures["noise"], pictures["save"]
 
 
 def write_png16(path, pixels, *, sub_filter=True):
@@ -37,21 +34,6 @@ def write_png16(path, pixels, *, sub_filter=True):
     header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
     signature = b"\x89PNG\r\n\x1a\n"
     path.write_bytes(signature + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b""))
-
-
-def save(path, array, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(path, **options)
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Two pairs of grey images with masks of the classes 0 and 1."""
-    for name in ("b", "a"):
-        save(tmp_path / "images" / f"{name}.png", noise(6, 8))
-        save(tmp_path / "masks" / f"{name}.png", noise(6, 8) % 2)
-    return tmp_path
 
 
 # --- pixels ---

@@ -1,5 +1,8 @@
 """Masks of every kind of file: class numbers, other numbers, colours, and several labels a pixel."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -7,29 +10,8 @@ from PIL import Image
 
 from densezoo.data import ImageMaskFolder, read_image
 
-
-def noise(*shape, dtype=np.uint8):
-    rng = np.random.default_rng(0)
-    return (
-        rng.random(shape, dtype)
-        if np.dtype(dtype).kind == "f"
-        else rng.integers(np.iinfo(dtype).max + 1, size=shape, dtype=dtype)
-    )
-
-
-def save(path, array, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(path, **options)
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Two pairs of grey images with masks of the classes 0 and 1."""
-    for name in ("b", "a"):
-        save(tmp_path / "images" / f"{name}.png", noise(6, 8))
-        save(tmp_path / "masks" / f"{name}.png", noise(6, 8) % 2)
-    return tmp_path
+pictures = runpy.run_path(str(Path(__file__).with_name("pictures.py")))
+noise, save = pictures["noise"], pictures["save"]
 
 
 def test_kinds_of_masks(tmp_path):

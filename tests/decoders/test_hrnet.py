@@ -13,7 +13,10 @@ KEY = jax.random.key(0)
 
 
 def pyramid_of(*sizes):
-    maps = [jax.random.normal(KEY, (2, *size, level)) for level, size in enumerate(sizes, start=1)]
+    rng = np.random.default_rng(0)
+    maps = [
+        jnp.asarray(rng.standard_normal((2, *size, level)), jnp.float32) for level, size in enumerate(sizes, start=1)
+    ]
     return dz.Pyramid(tuple(maps))
 
 
@@ -22,8 +25,8 @@ def test_maps_are_concatenated_fine_to_coarse(upsample):
     pyramid = pyramid_of((9, 13), (5, 7), (3, 4))
     decoder = dz.HRNetDecoder(upsample=upsample, norm=None, act=lambda x: x)
     params = {"conv": {"conv": {"kernel": jnp.reshape(jnp.eye(6), (1, 1, 6, 6)), "bias": jnp.arange(6.0)}}}
-    y = decoder.apply({"params": params}, pyramid)
-    resized = [upsample().apply({}, x, (9, 13)) for x in pyramid.maps]
+    y = jax.jit(decoder.apply)({"params": params}, pyramid)
+    resized = jax.jit(lambda maps: [upsample().apply({}, x, (9, 13)) for x in maps])(pyramid.maps)
     np.testing.assert_allclose(y, np.concatenate(resized, -1) + np.arange(6.0), atol=1e-5)
 
 

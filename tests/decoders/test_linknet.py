@@ -38,7 +38,7 @@ def test_adds_the_encoders_maps():
     variables = jax.jit(decoder.init)(KEY, maps)
     norm = variables["params"]["block0"]["expand"]["norm"]
     norm["scale"] = jnp.zeros_like(norm["scale"])
-    np.testing.assert_array_equal(decoder.apply(variables, maps), maps.maps[0])
+    np.testing.assert_array_equal(jax.jit(decoder.apply)(variables, maps), maps.maps[0])
 
 
 @pytest.mark.parametrize("name", sorted(UPSAMPLERS))
@@ -49,22 +49,19 @@ def test_any_upsampler_will_do(name):
     assert y.shape == (1, 40, 37, 32)
 
 
-@pytest.mark.parametrize("norm", [None, dz.BatchNorm])
-def test_every_parameter_receives_a_gradient(norm):
-    decoder = dz.LinknetDecoder(features=4, norm=norm, dropout=0.25)
-    maps = pyramid((2, 4))
-    variables = jax.jit(decoder.init)(KEY, maps)
+def test_every_parameter_receives_a_gradient_without_norms_too():
+    decoder = dz.LinknetDecoder(features=4, norm=None, dropout=0.25)
 
-    def loss(params):
-        y, _ = decoder.apply(
-            variables | {"params": params}, maps, train=True, rngs={"dropout": KEY}, mutable=["batch_stats"]
-        )
-        return jnp.square(y - 1.0).mean()
+    @jax.jit
+    def gradient(maps):
+        def loss(params):
+            y = decoder.apply({"params": params}, maps, train=True, rngs={"dropout": KEY})
+            return jnp.square(y - 1.0).mean()
 
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(variables["params"])):
-        name = jax.tree_util.keystr(path)
-        normed = norm is not None and name.endswith("['upsample']['bias']")  # so that it has no effect
-        assert normed or float(jnp.abs(leaf).max()) > 0, name
+        return jax.grad(loss)(decoder.init(KEY, maps)["params"])
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(pyramid((2, 4)))):
+        assert bool(leaf.any()), jax.tree_util.keystr(path)
 
 
 def test_bfloat16_over_float32_features():

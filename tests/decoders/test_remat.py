@@ -9,18 +9,18 @@ import densezoo as dz
 
 KEY = jax.random.key(0)
 DECODERS = {
-    "unet": dz.UNetDecoder((8, 4)),
-    "unetplusplus": dz.UNetPlusPlusDecoder((8, 4)),
-    "manet": dz.MAnetDecoder((8, 4), reduction=2),
+    "unet": dz.UNetDecoder((8,)),
+    "unetplusplus": dz.UNetPlusPlusDecoder((8,)),
+    "manet": dz.MAnetDecoder((8,), reduction=2),
     "linknet": dz.LinknetDecoder(4),
 }
 
 
 def pyramid():
     rng = np.random.default_rng(0)
-    shapes = ((2, 9, 7, 4), (2, 5, 4, 8))
+    shapes = ((2, 17, 13, 4), (2, 9, 7, 8))
     features = tuple(jnp.asarray(rng.standard_normal(shape).astype(np.float32)) for shape in shapes)
-    return dz.Pyramid(features, reductions=(2, 4), image_size=(17, 13))
+    return dz.Pyramid(features, reductions=(1, 2), image_size=(17, 13))
 
 
 @pytest.mark.parametrize("name", DECODERS)

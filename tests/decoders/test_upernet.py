@@ -5,6 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import densezoo as dz
@@ -15,7 +16,11 @@ KEY = jax.random.key(0)
 def pyramid_of(reductions, size=(33, 50), told=True):
     """Noise, with as many channels as their place in the pyramid, doubled."""
     sizes = [(-(-size[0] // r), -(-size[1] // r)) for r in reductions]
-    maps = [jax.random.normal(KEY, (2, *size, 2 * level)) for level, size in enumerate(sizes, start=1)]
+    rng = np.random.default_rng(0)
+    maps = [
+        jnp.asarray(rng.standard_normal((2, *size, 2 * level)), jnp.float32)
+        for level, size in enumerate(sizes, start=1)
+    ]
     return dz.Pyramid(tuple(maps), None, tuple(reductions) if told else None, size)
 
 

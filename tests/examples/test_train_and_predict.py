@@ -1,6 +1,7 @@
 """The two scripts on small folders: they work, they resume, and they name what is wrong before any training."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -209,22 +210,25 @@ def test_a_mistake_ends_the_script_with_one_message(tmp_path):
     assert str(tmp_path / "none") in done.stderr
 
 
-def test_starts_from_an_encoder_of_pytorch(data):
+def test_starts_from_an_encoder_of_pytorch(data, monkeypatch):
     # VGG without norms, so that only the decoder has batch statistics.
     from safetensors.numpy import save_file
 
+    from densezoo.encoders import ENCODERS, VGG
     from densezoo.train import load_variables
 
+    depths, widths = (1, 2), (4, 8)
+    monkeypatch.setitem(ENCODERS, "tiny_vgg", functools.partial(VGG, depths=depths, widths=widths))
     rng = np.random.default_rng(0)
     checkpoint, width, position = {}, 1, 0
-    for convolutions, features in zip((1, 1, 2, 2, 2), (64, 128, 256, 512, 512), strict=True):
+    for convolutions, features in zip(depths, widths, strict=True):
         for _ in range(convolutions):
             checkpoint[f"features.{position}.weight"] = rng.normal(0, 0.05, (features, width, 3, 3)).astype(np.float32)
             checkpoint[f"features.{position}.bias"] = np.zeros(features, np.float32)
             width, position = features, position + 2
         position += 1
-    save_file(checkpoint, data.parent / "vgg11.safetensors")
-    options = {"encoder": "vgg11", "encoder_weights": data.parent / "vgg11.safetensors", "freeze_encoder": True}
+    save_file(checkpoint, data.parent / "vgg.safetensors")
+    options = {"encoder": "tiny_vgg", "encoder_weights": data.parent / "vgg.safetensors", "freeze_encoder": True}
     train_segmentation.main(arguments(data, **options))
     trained = load_variables(data.parent / "run", "last")["params"]["encoder"]
     expected = checkpoint["features.0.weight"].transpose(2, 3, 1, 0)

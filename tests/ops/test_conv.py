@@ -29,16 +29,10 @@ def test_conv_transpose_equals_loop(size, stride, padding):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 5, 4, 3)).astype(np.float32)
     kernel = rng.standard_normal((size, size, 3, 2)).astype(np.float32)
-    y = conv_transpose(jnp.asarray(x), jnp.asarray(kernel), stride=stride, padding=padding)
+    compute = jax.jit(lambda x, kernel: conv_transpose(x, kernel, stride=stride, padding=padding))
+    y = compute(x, kernel)
     np.testing.assert_allclose(y, conv_transpose_loop(x, kernel, stride, padding), atol=1e-5)
-    check_grads(
-        lambda x, k: conv_transpose(jnp.asarray(x), jnp.asarray(k), stride=stride, padding=padding),
-        (jnp.asarray(x), jnp.asarray(kernel)),
-        order=1,
-        modes=["rev"],
-        atol=2e-2,
-        rtol=2e-2,
-    )
+    check_grads(compute, (jnp.asarray(x), jnp.asarray(kernel)), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
 
 
 def test_conv_transpose_is_the_gradient_of_a_strided_convolution():
@@ -89,12 +83,17 @@ def test_conv_equals_the_plain_form(size, options):
     x = jnp.asarray(rng.standard_normal((2, 6, 5, 4)).astype(np.float32))
     groups = options.get("groups", 1)
     kernel = jnp.asarray(rng.standard_normal((size, size, 4 // groups, 6)).astype(np.float32))
-    results = []
-    for impl in ("auto", "reference"):
-        with ops.implementation(impl):
-            y, vjp = jax.vjp(lambda x, kernel: ops.conv(x, kernel, **options), x, kernel)
-        results.append((y, *vjp(jnp.cos(y))))
-    for a, b in zip(*results, strict=True):
+
+    @jax.jit
+    def both(x, kernel):
+        results = []
+        for impl in ("auto", "reference"):
+            with ops.implementation(impl):
+                y, vjp = jax.vjp(lambda x, kernel: ops.conv(x, kernel, **options), x, kernel)
+                results.append((y, *vjp(jnp.cos(y))))
+        return results
+
+    for a, b in zip(*both(x, kernel), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -115,10 +114,12 @@ def test_kernel_gradient_for_onednn(size, strides, padding):
     kernel = jnp.asarray(rng.standard_normal((size, size, 3, 5)), jnp.float32)
 
     def gradients(available):
-        with with_onednn(available):
-            y, pull = jax.vjp(lambda x, kernel: ops.conv(x, kernel, strides=strides, padding=padding), x, kernel)
-            g = jnp.asarray(np.random.default_rng(7).standard_normal(y.shape), jnp.float32)
-            return str(jax.make_jaxpr(pull)(g)), pull(g)
+        def run(x, kernel):
+            with with_onednn(available):
+                y, pull = jax.vjp(lambda x, kernel: ops.conv(x, kernel, strides=strides, padding=padding), x, kernel)
+                return pull(jnp.asarray(np.random.default_rng(7).standard_normal(y.shape), jnp.float32))
+
+        return str(jax.make_jaxpr(run)(x, kernel)), jax.jit(run)(x, kernel)
 
     (plain, expected), (merged, found) = gradients(False), gradients(True)
     assert plain != merged

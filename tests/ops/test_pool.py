@@ -29,7 +29,7 @@ def pool_loop(x, window, stride, padding):
 def test_pool_equals_loop(size, window, stride, padding):
     # Few distinct values, so that ties occur: the first must win.
     x = np.random.default_rng(0).integers(0, 3, (2, *size, 3)).astype(np.float32)
-    y, index = max_pool_with_indices(jnp.asarray(x), window, stride, padding)
+    y, index = jax.jit(max_pool_with_indices, static_argnums=(1, 2, 3))(x, window, stride, padding)
     expected, expected_index = pool_loop(x, window, stride, padding)
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(index, expected_index)
@@ -41,7 +41,7 @@ def test_pool_equals_loop(size, window, stride, padding):
 def test_pool_gradient(window, stride, padding):
     # Distinct whole numbers, so that a finite difference of 0.1 does not change the winner.
     x = jnp.asarray(np.random.default_rng(1).permutation(1 * 7 * 6 * 2).reshape(1, 7, 6, 2).astype(np.float32))
-    check_grads(lambda x: max_pool(jnp.asarray(x), window, stride, padding), (x,), 1, ["rev"], 1e-2, 1e-2, eps=0.1)
+    check_grads(jax.jit(lambda x: max_pool(x, window, stride, padding)), (x,), 1, ["rev"], 1e-2, 1e-2, eps=0.1)
 
 
 def test_pool_gradient_goes_to_the_first_of_equals():
@@ -93,7 +93,7 @@ def test_unpool_equals_loop():
 def test_unpool_gradient_and_jit():
     x = jnp.asarray(np.random.default_rng(3).standard_normal((1, 4, 6, 2)).astype(np.float32))
     y, index = max_pool_with_indices(x)
-    check_grads(lambda y: max_unpool(jnp.asarray(y), index, (5, 6)), (y,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+    check_grads(jax.jit(lambda y: max_unpool(y, index, (5, 6))), (y,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
     np.testing.assert_array_equal(jax.jit(max_unpool)(y, index), max_unpool(y, index))
 
 
@@ -137,12 +137,13 @@ def test_adaptive_avg_pool_equals_loop(size, bins):
             slice(k * n // m, math.ceil((k + 1) * n / m)) for k, n, m in zip((i, j), size, bins, strict=True)
         )
         expected[:, i, j] = x[:, rows, columns].mean((1, 2))
-    np.testing.assert_allclose(adaptive_avg_pool(jnp.asarray(x), bins), expected, atol=1e-6)
+    found = jax.jit(adaptive_avg_pool, static_argnums=1)(x, bins)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_adaptive_avg_pool_gradients():
     x = jnp.asarray(np.random.default_rng(5).standard_normal((1, 5, 4, 2)).astype(np.float32))
-    check_grads(lambda x: adaptive_avg_pool(jnp.asarray(x), (3, 6)), (x,), 2, ["fwd", "rev"], 1e-2, 1e-2)
+    check_grads(jax.jit(lambda x: adaptive_avg_pool(x, (3, 6))), (x,), 2, ["fwd", "rev"], 1e-2, 1e-2)
 
 
 def test_adaptive_avg_pool_sums_halves_in_float32():
@@ -163,5 +164,5 @@ def test_the_mean_of_each_map():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 7, 3)), jnp.float32)
     expected = np.asarray(x).mean((1, 2), keepdims=True)
     np.testing.assert_allclose(ops.global_avg_pool(x), expected, atol=1e-6)
-    check_grads(lambda x: ops.global_avg_pool(jnp.asarray(x)), (x,), 1, modes=["rev"], rtol=1e-2)
+    check_grads(jax.jit(ops.global_avg_pool), (x,), 1, modes=["rev"], rtol=1e-2)
     assert ops.global_avg_pool(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16

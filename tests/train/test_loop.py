@@ -244,30 +244,46 @@ def test_fit_runs_in_a_thread(new_state, quick, batch_of):
     assert int(results[0][0].step) == 2
 
 
-def test_waiting_for_input_is_measured(new_state, quick, batch_of):
+@pytest.fixture
+def spend(monkeypatch):
+    """Lets seconds pass on a clock that stands still otherwise."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def spend(seconds):
+        now[0] += seconds
+
+    return spend
+
+
+def test_waiting_for_input_is_measured(new_state, quick, batch_of, spend):
+    def step(state, batch):  # Its metrics are there before the next batch is.
+        spend(0.01)
+        return jax.block_until_ready(quick(state, batch))
+
     def slow(done):
         while True:
-            time.sleep(0.03)
+            spend(0.03)
             yield batch_of()
 
-    _, history = fit(new_state(), quick, slow, steps=8, progress=False)
-    assert history[-1]["input_wait"] > 0.5
-    assert history[-1]["images_per_second"] < 4 / 0.03
+    _, history = fit(new_state(), step, slow, steps=8, progress=False)
+    assert history[-1]["input_wait"] == pytest.approx(0.75)
+    assert history[-1]["images_per_second"] == pytest.approx(4 / 0.04)
+    _, history = fit(new_state(), step, [batch_of()], steps=8, progress=False)  # Batches are there at once.
+    assert history[-1]["input_wait"] == 0
+    assert history[-1]["images_per_second"] == pytest.approx(4 / 0.01)
 
-    def slow_step(state, batch):  # Batches are there at once.
-        time.sleep(0.03)
+
+def test_evaluation_is_not_training_time(new_state, quick, batch_of, spend):
+    def step(state, batch):
+        spend(0.01)
         return quick(state, batch)
 
-    _, history = fit(new_state(), slow_step, [batch_of()], steps=8, progress=False)
-    assert history[-1]["input_wait"] < 0.2
-
-
-def test_evaluation_is_not_training_time(new_state, quick, batch_of):
-    options = {"evaluate": lambda state: time.sleep(0.2) or {}, "evaluate_every": 2, "progress": False}
-    _, history = fit(new_state(), quick, [batch_of()], steps=6, log_every=6, **options)
+    options = {"evaluate": lambda state: spend(5.0) or {}, "evaluate_every": 2, "progress": False}
+    _, history = fit(new_state(), step, [batch_of()], steps=6, log_every=6, **options)
     assert history[0]["step"] == 6 or "scores" in history[0]
     record = next(record for record in history if "loss" in record)
-    assert record["images_per_second"] > 5 * 4 / 0.4  # Two evaluations of 0.2 s lie in between.
+    assert record["images_per_second"] == pytest.approx(4 / 0.01)
 
 
 def test_recompilations_are_counted(new_state, batch_of):

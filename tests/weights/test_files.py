@@ -8,7 +8,7 @@ import random
 import runpy
 import struct
 import tarfile
-import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -196,18 +196,19 @@ def test_legacy_storages(tmp_path):
 
 
 def test_zip_bombs(tmp_path):
-    start = time.perf_counter()
     zeros = ("0", "FloatStorage", 10**7, 0, (10**7,), (1,))
     path = write_zip(tmp_path / "w.pth", tensors(zeros), {"0": bytes(4 * 10**7)}, zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 10**5
+    tracemalloc.start()
     refused(path, "compressed")
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
     # Entries that claim more than there is, in the central directory.
     data = bytearray(write_zip(tmp_path / "v.pth", tensors(ONE), {"0": NUMBERS}).read_bytes())
     directory = data.rindex(b"PK\x01\x02")
     data[directory + 20 : directory + 28] = struct.pack("<II", 2**31, 2**31)
     (tmp_path / "v.pth").write_bytes(data)
     refused(tmp_path / "v.pth", "larger than the file")
-    assert time.perf_counter() - start < 5
 
 
 @pytest.mark.parametrize(

@@ -63,12 +63,12 @@ def test_an_encoder_alone():
 
 
 def test_a_prefix_that_some_names_lack():
-    arrays = zeros(shapes("torchvision_wide_resnet50_2"))
+    arrays = {k.removeprefix("encoder."): v for k, v in zeros(shapes("smp_fpn_resnet18")).items() if "encoder" in k}
     wrapped = {f"model.{name}": array for name, array in arrays.items()} | zeros({"mean": (3,), "std": (3,)})
     for model, options in (
-        (dz.create_encoder("wide_resnet50_2"), {}),
-        (dz.create_model("fpn", "wide_resnet50_2", 2), {}),
-        (dz.create_model("fpn", "wide_resnet50_2", 2), {"part": "encoder"}),
+        (dz.create_encoder("resnet18"), {}),
+        (fpn(), {}),
+        (fpn(), {"part": "encoder"}),
     ):
         said = message(model, wrapped, **options)
         assert "No name fits" in said and "model.conv1.weight; " in said

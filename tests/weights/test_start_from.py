@@ -67,12 +67,13 @@ def test_what_does_not_fit_is_named(trained, tmp_path):
 
 
 def test_a_pytorch_checkpoint_of_other_classes(tmp_path, caplog):
-    model = dz.create_model("unet", "resnet18", num_classes=2)
+    encoder, features = dz.ResNet((1, 1), dz.BasicBlock, width=4), (6, 5, 4)
+    model = dz.create_model("unet", encoder, num_classes=2, features=features)
     variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: rng.random(x.shape, np.float32), variables)
     checkpoint = dz.weights.to_torch(model, variables)
-    found = start_from(dz.create_model("unet", "resnet18", num_classes=4), checkpoint)
+    found = start_from(dz.create_model("unet", encoder, num_classes=4, features=features), checkpoint)
     for part in ("encoder", "decoder"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found["params"][part], variables["params"][part]
