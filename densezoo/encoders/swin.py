@@ -22,9 +22,11 @@ from densezoo.blocks import (
     truncated_normal,
 )
 from densezoo.deprecation import renamed
-from densezoo.encoders.base import Encoder, register_encoders
+from densezoo.encoders.base import ENCODERS, Encoder, register_encoders
 from densezoo.naming import SMP, TIMM, Naming, Rule
 from densezoo.types import Dtype, Pyramid, Size, accumulator_dtype, size_of
+
+_LARGEST_WINDOW = 64
 
 
 class WindowAttention(nn.Module):
@@ -119,6 +121,7 @@ class SwinBlock(nn.Module):
     window_size: int = 7
     shifted: bool = False
     layout: Size | None = None
+    pad_to_window: bool = False
     act: Callable[[jax.Array], jax.Array] = partial(nn.gelu, approximate=False)
     drop_path: float = 0.0
     dtype: Dtype | None = None
@@ -137,7 +140,8 @@ class SwinBlock(nn.Module):
     def _attend(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         layout = size_of(x) if self.layout is None else self.layout
-        window = min(self.window_size, layout[0]), min(self.window_size, layout[1])
+        least = self.window_size if self.pad_to_window else 1
+        window = min(self.window_size, max(least, layout[0])), min(self.window_size, max(least, layout[1]))
         half = self.window_size // 2 if self.shifted else 0
         shift = (half if layout[0] > self.window_size else 0, half if layout[1] > self.window_size else 0)
         if any(shift):
@@ -205,6 +209,8 @@ class Swin(Encoder):
         num_heads: attention heads in each stage.
         window_size: side of the windows.
         image_size: (height, width) of the images for which windows are laid out; None means those that come.
+        pad_to_window: maps smaller than the window are padded to its size, as in torchvision, where otherwise the
+          window shrinks to theirs. Larger ones are the same either way.
         act: activation.
         drop_path: rate of stochastic depth in the last block; the rates grow to it in equal steps. timm trains
           with 0.1.
@@ -227,6 +233,7 @@ class Swin(Encoder):
     num_heads: Sequence[int]
     window_size: int = 7
     image_size: Size | None = None
+    pad_to_window: bool = False
     act: Callable[[jax.Array], jax.Array] = partial(nn.gelu, approximate=False)
     drop_path: float = 0.0
     coarsest: int = 32
@@ -236,10 +243,16 @@ class Swin(Encoder):
     scales = (4, 8, 16, 32)  # pyright: ignore[reportAssignmentType]
     min_size = 4
     stem = "patch_embed_proj"
+    unseen = ("pad_to_window",)
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
         self.check(images)
+        if self.window_size > _LARGEST_WINDOW:
+            raise ValueError(
+                f"attention within a window takes memory by the fourth power of its side: window_size is"
+                f" {_LARGEST_WINDOW} at most, got {self.window_size}"
+            )
         if self.image_size is not None and min(self.image_size) < self.min_size:
             raise ValueError(f"Swin's patches are 4x4 pixels; got image_size={self.image_size}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -266,6 +279,7 @@ class Swin(Encoder):
                     self.window_size,
                     index % 2 == 1,
                     None if self.image_size is None else _map_size(self.image_size, stage),
+                    self.pad_to_window,
                     self.act,
                     next(rates),
                     name=f"stage{stage}_block{index}",
@@ -276,7 +290,7 @@ class Swin(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm and of Swin's authors."""
+        """Those of timm, of Swin's authors and of torchvision."""
         coarsest = len(self.reductions) - 1
 
         def naming(source: str, prefix: str, dot: str, step_in_stage_before: bool = False) -> Naming:
@@ -303,7 +317,27 @@ class Swin(Encoder):
         places += [(SMP, "encoder.", "."), (SMP, "encoder.", "_")]
         # The authors' steps down end the stage before, timm's begin the next. First, since timm's names of the first
         # few stages are in the authors' checkpoints too.
-        return [naming("Swin's authors", "", ".", True), *(naming(*place) for place in places)]
+        namings = [naming("Swin's authors", "", ".", True), *(naming(*place) for place in places)]
+        return [self._torchvision(), *namings] if self.pad_to_window else [*namings, self._torchvision()]
+
+    def _torchvision(self) -> Naming:
+        block = r"stage(\d)_block(\d+)"
+
+        def within(match: re.Match[str]) -> str:
+            return f"features.{2 * int(match[1]) + 1}.{match[2]}.{match[3].replace('/', '.')}"
+
+        def linear(match: re.Match[str]) -> str:
+            return f"features.{2 * int(match[1]) + 1}.{match[2]}.mlp.{0 if match[3] == '1' else 3}"
+
+        rules = [
+            Rule("patch_embed_proj", "features.0.0"),
+            Rule("patch_embed_norm", "features.0.2"),
+            Rule(r"stage(\d)_downsample/(norm|reduction)", lambda m: f"features.{2 * int(m[1])}.{m[2]}"),
+            Rule(rf"{block}/(norm\d|attn/\w+)", within),
+            Rule(rf"{block}/fc(\d)", linear),
+        ]
+        others = rf"(norm|head)\..*|.*\.relative_position_index|features\.[{2 * len(self.reductions)}-9]\..*"
+        return Naming(TIMM, rules, "", others)
 
 
 def _map_size(image_size: Size, stage: int) -> Size:
@@ -317,5 +351,12 @@ register_encoders(
         "swin_tiny_patch4_window7_224": partial(Swin, depths=(2, 2, 6, 2), embed_dim=96, num_heads=(3, 6, 12, 24)),
         "swin_small_patch4_window7_224": partial(Swin, depths=(2, 2, 18, 2), embed_dim=96, num_heads=(3, 6, 12, 24)),
         "swin_base_patch4_window7_224": partial(Swin, depths=(2, 2, 18, 2), embed_dim=128, num_heads=(4, 8, 16, 32)),
+    }
+)
+# torchvision's
+register_encoders(
+    {
+        f"swin_{size[0]}": partial(ENCODERS[f"swin_{size}_patch4_window7_224"], pad_to_window=True)
+        for size in ("tiny", "small", "base")
     }
 )

@@ -36,10 +36,14 @@ class SegmentationHead(nn.Module):
 
     def reference_names(self) -> list[Naming]:
         """Those of segmentation_models_pytorch, plain U-Nets, torchvision and HRNet's authors."""
+        upsample = build(self.upsample)
+        differs = "its head has upsample=dz.Bilinear, without aligned corners"
+        if isinstance(upsample, Bilinear) and not upsample.align_corners:
+            differs = ""
         return [
             Naming(SMP, [Rule("conv", "segmentation_head.0")]),
             Naming(PLAIN, [Rule("conv", "outc.conv")]),
             Naming(PLAIN, [Rule("conv", "outc")]),
-            Naming(TORCHVISION, [Rule("conv", "classifier.4")]),
+            Naming(TORCHVISION, [Rule("conv", "classifier.4")], differs=differs),
             Naming(HRNET, [Rule("conv", "last_layer.3")]),
         ]

@@ -21,6 +21,7 @@ from densezoo.weights._files import NATIVE, is_storable, read_with_metadata
 from densezoo.weights._parameters import Path, check_variables, differences
 
 _FORMAT = 1
+_ALWAYS_ALLOWED = 4096
 
 
 class NotDescribable(ValueError):
@@ -126,7 +127,9 @@ def load_with_metadata(
         )
     tree = {tuple(name.split("/")): _array(value) for name, value in arrays.items()}
     if model is None:
-        model = _build(path, metadata)
+        # No field of a model is larger than its largest axis, but for sizes in pixels and the like.
+        largest = max(_ALWAYS_ALLOWED, len(arrays), *(side for array in arrays.values() for side in array.shape), 0)
+        model = _build(path, metadata, largest)
         try:
             lines = differences(model, tree)
         except Exception as error:  # of Flax, JAX or a module: anything may stand in a field
@@ -138,13 +141,13 @@ def load_with_metadata(
     return model, unflatten_dict(tree), metadata
 
 
-def _build(path: str | os.PathLike[str], metadata: dict[str, Any]) -> nn.Module:
+def _build(path: str | os.PathLike[str], metadata: dict[str, Any], largest: float) -> nn.Module:
     if metadata["model"] is None:
         raise ValueError(f"{path} holds variables alone: build their model in code and call dz.load(path, model=model)")
     try:
         if metadata["format"] > _FORMAT:
             raise Unknown(f"the format {metadata['format']}")
-        model = build(metadata["model"])
+        model = build(metadata["model"], largest)
         if isinstance(model, nn.Module):
             return model
         raise Unknown("something else than a model")
