@@ -34,6 +34,7 @@ class SegmentationHead(nn.Module):
         x = Conv(self.num_classes, self.kernel_size, kernel_init=self.kernel_init, name="conv", **dtypes)(x)
         return x if x.shape[1:3] == size else build(self.upsample, name="upsample", **dtypes)(x, size)
 
+    @nn.nowrap
     def reference_names(self) -> list[Naming]:
         """Those of segmentation_models_pytorch, plain U-Nets, torchvision and HRNet's authors."""
         upsample = build(self.upsample)

@@ -1,0 +1,137 @@
+"""Checkpoints whose names and shapes fit and whose networks compute something else: an error or a warning names it."""
+
+import functools
+import json
+import warnings
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import densezoo as dz
+from densezoo.encoders import ENCODERS
+from densezoo.weights import from_torch, to_torch
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@functools.cache
+def weights(case):
+    """Arrays of the reference's names and shapes; variances of one."""
+    shapes = json.loads(str(np.load(GOLDEN / f"{case}.npz")["shapes"]))
+    return {name: np.full(shape, "running_var" in name, np.float32) for name, shape in shapes.items()}
+
+
+@functools.cache
+def exported(name, source=None, model=None):
+    """The arrays of an encoder of the zoo, or of a model over it, by the names of a reference."""
+    module = dz.create_encoder(name) if model is None else dz.create_model(model, name, num_classes=2)
+    tree = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    return to_torch(module, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree), naming=source)
+
+
+def said(module, arrays, **options):
+    """What loading warns of; nothing if it does not."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        from_torch(module, arrays, **options)
+    return "\n".join(str(warning.message) for warning in caught)
+
+
+def refused(module, arrays, **options):
+    with pytest.raises(ValueError) as error:
+        from_torch(module, arrays, **options)
+    return str(error.value)
+
+
+def test_efficientnet_pytorch_is_another_network_than_timms():
+    # Named `efficientnet-b2` in segmentation_models_pytorch; the arrays are those of efficientnet_b2.
+    arrays = weights("smp_efficientnet-b2")
+    assert not said(dz.create_encoder("efficientnet-b2"), arrays)
+    message = refused(dz.create_encoder("efficientnet_b2"), arrays)
+    assert "looks like a checkpoint over efficientnet-b2; the model's encoder is efficientnet_b2." in message
+    assert "padding='SAME' where the model's encoder has None" in message
+    assert "epsilon=0.001 where the model's encoder has 1e-05" in message
+    inside = {f"encoder.{name}": array for name, array in arrays.items()}
+    for name in ("efficientnet_b2", "tf_efficientnet_b2", "timm-efficientnet-b2"):
+        model = dz.create_model("fpn", name, num_classes=2)
+        assert "looks like a checkpoint over efficientnet-b2" in refused(model, inside, part="encoder")
+
+
+def test_what_the_arrays_do_not_tell_is_an_argument_or_a_warning():
+    for names, ours, other in (
+        ("timm_efficientnet_b0", "efficientnet_b0", "tf_efficientnet_b0"),
+        ("timm_tf_efficientnet_b1", "tf_efficientnet_b1", "efficientnet_b1"),
+        ("timm_tf_mobilenetv3_large_100", "mobilenetv3_large_100", "tf_mobilenetv3_large_100"),
+    ):
+        encoder, arrays = dz.create_encoder(ours), weights(names)
+        message = said(encoder, arrays)
+        assert f"also those of {other}" in message and f"architecture='{ours}'" in message
+        assert "padding=" in message and "epsilon=" in message
+        assert not said(encoder, arrays, architecture=ours)
+        message = refused(encoder, arrays, architecture=other)
+        assert f"{other} has padding=" in message and f"Create the encoder as '{other}'" in message
+    assert "perhaps efficientnet_b0" in refused(encoder, arrays, architecture="efficientnet_bO")
+    assert "resnet18 is a ResNet" in refused(encoder, arrays, architecture="resnet18")
+    # Within a model of segmentation_models_pytorch, whose own `timm-efficientnet-*` have no other reading.
+    arrays = exported("timm-efficientnet-b0", model="fpn")
+    assert "encoder.conv_stem.weight" in arrays
+    assert not said(dz.create_model("fpn", "timm-efficientnet-b0", num_classes=2), arrays)
+    assert "timm-efficientnet-b0" in said(dz.create_model("fpn", "tf_efficientnet_b0", num_classes=2), arrays)
+
+
+def test_families_without_such_variants_load_silently():
+    for case, ours in (("timm_mobilenetv2_100", "mobilenetv2_100"), ("timm_convnext_tiny", "convnext_tiny")):
+        assert not said(dz.create_encoder(ours), weights(case))
+
+
+def test_torchvisions_epsilon_goes_into_the_variances():
+    arrays = weights("torchvision_mobilenet_v3_small")
+    name = "mobilenetv3_small_100"
+    encoder = dz.create_encoder(name)
+    stats = from_torch(encoder, arrays)["batch_stats"]["conv_stem"]["norm"]
+    np.testing.assert_allclose(stats["var"], 1 + 1e-3 - 1e-5, rtol=1e-6)
+    as_there = dz.create_encoder(name, norm=partial(dz.BatchNorm, epsilon=1e-3))
+    assert (from_torch(as_there, arrays)["batch_stats"]["conv_stem"]["norm"]["var"] == 1).all()
+    back = to_torch(encoder, from_torch(encoder, arrays), like=arrays)
+    np.testing.assert_allclose(back["features.0.1.running_var"], 1, rtol=1e-6)
+    small = {n: a * 0 if "running_var" in n else a for n, a in arrays.items()}
+    assert "smaller epsilon" in refused(dz.create_encoder(name, norm=partial(dz.BatchNorm, epsilon=1e-2)), small)
+    # These names are those of symmetric padding.
+    assert "No name fits" in refused(dz.create_encoder(f"tf_{name}"), arrays)
+
+
+def test_torchvisions_swin_pads_small_maps():
+    arrays = weights("torchvision_swin")
+    fields = {"depths": (2, 2, 2, 2), "embed_dim": 12, "num_heads": (1, 2, 3, 6)}
+    assert not said(dz.create_encoder("swin_t", **fields), arrays)
+    full = exported("swin_t")
+    assert "features.0.0.weight" in full
+    message = said(dz.create_encoder("swin_tiny_patch4_window7_224"), full)
+    assert "swin_t, which has pad_to_window=True where the model's encoder has False" in message
+    timms = exported("swin_tiny_patch4_window7_224")
+    assert "swin_tiny_patch4_window7_224" in said(dz.create_encoder("swin_t"), timms)
+
+
+def test_torchvisions_deeplab_is_another_model_than_segmentation_models_pytorchs():
+    arrays = weights("torchvision_deeplabv3_resnet50")
+    model = dz.create_model("deeplabv3", "resnet50", num_classes=2)
+    message = refused(model, arrays)
+    assert "its head has upsample=dz.Bilinear" in message and "output_stride=8, dilate_first=False" in message
+    with pytest.warns(UserWarning, match="output_stride=8, dilate_first=False"):
+        from_torch(model, arrays, strict=False)
+    with pytest.warns(UserWarning, match="output_stride=8, dilate_first=False"):
+        from_torch(dz.create_encoder("resnet50"), arrays)
+    assert not said(dz.create_encoder("resnet50", output_stride=8, dilate_first=False), arrays)
+    # Others too call an encoder `backbone`.
+    assert not said(dz.create_encoder("resnet50"), {n: a for n, a in arrays.items() if "classifier" not in n})
+
+
+def test_every_encoder_that_hides_something_has_its_own_names():
+    for name in ("tf_efficientnet_b0", "swin_s", "mobilenetv3_large_100"):
+        encoder = ENCODERS[name]()
+        assert isinstance(encoder, dz.Encoder) and encoder.unseen
+        assert all(hasattr(encoder, field) for field in encoder.unseen)
