@@ -48,15 +48,15 @@ def open_containers(contents: Any, entry: str | None = None) -> Mapping[Any, Any
                 f"it has no tensors by their names but the entries {_listed(list(contents))}; of these, {having}"
             )
         chosen = found[0] if found else others[0]
-        copies = [key for key in others if entry is None and _same_names(contents[key], contents[chosen])]
-        if copies:
+        copies = [key for key in others if key != chosen and _same_names(contents[key], contents[chosen])]
+        if copies and entry is None:
             warnings.warn(
                 f"the checkpoint has weights with the same names in {_listed([chosen, *copies])}; {chosen!r} is taken."
                 f" For the others: entry={copies[0]!r}",
                 stacklevel=2,
             )
         contents = contents[chosen]
-    return contents
+    raise NoWeights("its dictionaries are within each other, and none of the outer ones has tensors")
 
 
 def _entry(contents: Any, entry: str) -> Any:

@@ -72,6 +72,6 @@ def read_index(index: Path, read: Callable[[Path], Mapping[str, Any]], entry: st
     for name in files:
         shard = read(index.parent / name)
         if lacking := [array for array, file in weight_map.items() if file == name and array not in shard]:
-            raise ValueError(f"{index.parent / name} lacks what {index.name} says is in it: {shortened(lacking)}")
+            raise ValueError(f"{index} says of {name} that it has what is not in it: {shortened(lacking)}")
         arrays |= {array: shard[array] for array, file in weight_map.items() if file == name}
     return dict(open_containers(arrays, entry))

@@ -123,7 +123,7 @@ def test_what_is_beside_a_prefix_is_left_out_with_a_warning(prefix):
 
 
 def test_an_encoder_behind_any_prefix():
-    arrays = {f"student.body.{name}": array for name, array in ARRAYS["resnet"].items()}
+    arrays = {f"student.trunk.{name}": array for name, array in ARRAYS["resnet"].items()}
     assert_same(from_torch(encoder(), arrays), expected("resnet"))
 
 
