@@ -105,14 +105,15 @@ def from_torch(
     wanted = parts if part is None else {part: parts[part]}
     channels = in_channels or 3
     tree = shapes_of(model, channels)
-    left = names.take_off(prefix_of(names, expected_names(wanted, tree), names.source))
+    expected = expected_names(parts, tree)
+    left = names.take_off(prefix_of(names, [expected[name] for name in wanted], names.source))
     if left:
         warnings.warn(
             f"{names.source}: names begin with {names.wrapper!r}, and {len(left)} do not; these were left out:"
             f" {shortened(left, ', ')}",
             stacklevel=2,
         )
-    namings = choose(parts, tree, names)
+    namings = choose(parts, expected, names)
     _check_conventions(model, wanted, namings, names, tree, architecture, strict=strict)
 
     def parameters_in(chosen: Iterable[str]) -> list[Parameter]:

@@ -73,8 +73,9 @@ def to_torch(
         if naming is not None:
             raise ValueError(f"the names are those of `like`: leave naming={naming!r} out")
         names = read_names(like)
-        names.take_off(prefix_of(names, expected_names(parts, tree), names.source))
-        chosen = choose(parts, tree, names)
+        expected = expected_names(parts, tree)
+        names.take_off(prefix_of(names, expected.values(), names.source))
+        chosen = choose(parts, expected, names)
         parameters = [p for part in parts for p in parameters_of(part, tree, chosen[part], parts[part])]
         parameters = whole(parameters, tree)
         return _completed(_arrays(parameters, tree, names.source), parameters, names)

@@ -137,12 +137,12 @@ def parameters_of(
     return parameters
 
 
-def expected_names(parts: Mapping[str, nn.Module], tree: Mapping[Path, Any]) -> list[list[set[str]]]:
-    """For each part and each of its namings, the names there."""
-    return [
-        [{p.name for p in parameters_of(part, tree, naming) if p.name} for naming in namings_of(module)]
+def expected_names(parts: Mapping[str, nn.Module], tree: Mapping[Path, Any]) -> dict[str, list[set[str]]]:
+    """For each part, the names that its arrays have in each of its namings."""
+    return {
+        part: [{p.name for p in parameters_of(part, tree, naming) if p.name} for naming in namings_of(module)]
         for part, module in parts.items()
-    ]
+    }
 
 
 def whole(parameters: list[Parameter], tree: Mapping[Path, Any]) -> list[Parameter]:
@@ -153,14 +153,17 @@ def whole(parameters: list[Parameter], tree: Mapping[Path, Any]) -> list[Paramet
 
 
 def choose(
-    parts: Mapping[str, nn.Module], tree: Mapping[Path, Any], names: Container[str | None]
+    parts: Mapping[str, nn.Module], expected: Mapping[str, list[set[str]]], names: Container[str]
 ) -> dict[str, Naming | None]:
-    """For each part the naming of which `names` has most; where it has none, that of the other parts."""
+    """For each part the naming of which `names` has most; where it has none, that of the other parts.
+
+    `expected` is what `expected_names` gives.
+    """
     chosen: dict[str, Naming | None] = {}
     unknown = []
     for part, module in parts.items():
-        namings, paths, start = namings_of(module), paths_of(part, tree), 2 if part else 1
-        found = [sum(_reference(path, naming, start)[0] in names for path in paths) for naming in namings]
+        namings = namings_of(module)
+        found = [sum(name in names for name in known) for known in expected[part]]
         best = found.index(max(found)) if found else None
         chosen[part] = None if best is None else namings[best]
         if best is not None and not found[best]:
@@ -190,7 +193,7 @@ def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
     """
     if not isinstance(model, (SegmentationModel, PyramidModel, Encoder)):
         return []
-    left = 100 + 10 * len(tree)
+    left = 50 + 10 * len(tree)
 
     def count(function: Any, args: Any, keywords: Any, _: Any) -> Any:
         nonlocal left
