@@ -106,13 +106,8 @@ def from_torch(
     channels = in_channels or 3
     tree = shapes_of(model, channels)
     expected = expected_names(parts, tree)
-    left = names.take_off(prefix_of(names, [expected[name] for name in wanted], names.source))
-    if left:
-        warnings.warn(
-            f"{names.source}: names begin with {names.wrapper!r}, and {len(left)} do not; these were left out:"
-            f" {shortened(left, ', ')}",
-            stacklevel=2,
-        )
+    names.take_off(prefix_of(names, [expected[name] for name in wanted], names.source))
+    names.warn_of_others()
     namings = choose(parts, expected, names)
     _check_conventions(model, wanted, namings, names, tree, architecture, strict=strict)
 
@@ -165,17 +160,25 @@ class Names(dict[str, Any]):
         self.source, self.wrapper = source, ""
         self.beside: dict[str, Any] = {}
 
-    def take_off(self, wrapper: str) -> list[str]:
-        """Takes a prefix off, and leaves out what has another one; returns the names of that."""
+    def take_off(self, wrapper: str) -> None:
+        """Takes a prefix off; what does not have it is then in `beside`."""
         if not wrapper:
-            return []
+            return
         arrays = dict(self)
         self.clear()
         for name, array in arrays.items():
             inside = name.startswith(wrapper)
             (self if inside else self.beside)[name.removeprefix(wrapper)] = array
         self.wrapper = wrapper
-        return list(self.beside)
+
+    def warn_of_others(self) -> None:
+        """Warns of what did not have the prefix and was left out."""
+        if self.beside:
+            warnings.warn(
+                f"{self.source}: names begin with {self.wrapper!r}, and {len(self.beside)} do not; these were left out:"
+                f" {shortened(list(self.beside), ', ')}",
+                stacklevel=3,
+            )
 
 
 def read_names(checkpoint: str | os.PathLike[str] | Mapping[str, Any], entry: str | None = None) -> Names:

@@ -64,6 +64,7 @@ def plain_unet(
     names = read_names(checkpoint)
     begin = [{f"{n.find('block0/conv1/conv')[0]}.weight"} for n in _plain(PlainEncoder())]  # pyright: ignore
     names.take_off(prefix_of(names, [begin], names.source))
+    names.warn_of_others()
     shapes = {name: tuple(np.shape(array)) for name, array in names.items()}
 
     def shape(naming: Naming, path: str) -> tuple[int, ...] | None:
