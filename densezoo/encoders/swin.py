@@ -121,7 +121,7 @@ class SwinBlock(nn.Module):
     window_size: int = 7
     shifted: bool = False
     layout: Size | None = None
-    pad_to_window: bool = False
+    pad_first: bool = False
     act: Callable[[jax.Array], jax.Array] = partial(nn.gelu, approximate=False)
     drop_path: float = 0.0
     dtype: Dtype | None = None
@@ -140,17 +140,21 @@ class SwinBlock(nn.Module):
     def _attend(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         layout = size_of(x) if self.layout is None else self.layout
-        least = self.window_size if self.pad_to_window else 1
+        least = self.window_size if self.pad_first else 1
         window = min(self.window_size, max(least, layout[0])), min(self.window_size, max(least, layout[1]))
         half = self.window_size // 2 if self.shifted else 0
         shift = (half if layout[0] > self.window_size else 0, half if layout[1] > self.window_size else 0)
-        if any(shift):
-            x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
-        # What is added below and on the right takes part: timm masks it as little.
         rows, columns = -(-height // window[0]), -(-width // window[1])
         padded = rows * window[0], columns * window[1]
-        x = jnp.pad(x, ((0, 0), (0, padded[0] - height), (0, padded[1] - width), (0, 0)))
-        windows = x.reshape(batch, rows, window[0], columns, window[1], channels).swapaxes(2, 3)
+        padding = ((0, 0), (0, padded[0] - height), (0, padded[1] - width), (0, 0))
+        if self.pad_first:
+            x = jnp.pad(x, padding)
+        if any(shift):
+            x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
+        # What is added below and on the right takes part: neither reference masks it.
+        if not self.pad_first:
+            x = jnp.pad(x, padding)
+        x = x.reshape(batch, rows, window[0], columns, window[1], channels).swapaxes(2, 3)
         windows = WindowAttention(
             self.num_heads,
             (self.window_size, self.window_size) if self.layout is None else window,
@@ -158,12 +162,16 @@ class SwinBlock(nn.Module):
             self.param_dtype,
             name="attn",
         )(
-            windows.reshape(batch, rows * columns, *window, channels),
+            x.reshape(batch, rows * columns, *window, channels),
             _regions(padded, window, shift) if any(shift) else None,
         )
         x = windows.reshape(batch, rows, columns, *window, channels).swapaxes(2, 3)
-        x = x.reshape(batch, *padded, channels)[:, :height, :width]
-        return jnp.roll(x, shift, (1, 2)) if any(shift) else x
+        x = x.reshape(batch, *padded, channels)
+        if not self.pad_first:
+            x = x[:, :height, :width]
+        if any(shift):
+            x = jnp.roll(x, shift, (1, 2))
+        return x[:, :height, :width]
 
 
 class PatchMerging(nn.Module):
@@ -209,8 +217,8 @@ class Swin(Encoder):
         num_heads: attention heads in each stage.
         window_size: side of the windows.
         image_size: (height, width) of the images for which windows are laid out; None means those that come.
-        pad_to_window: maps smaller than the window are padded to its size, as in torchvision, where otherwise the
-          window shrinks to theirs. Larger ones are the same either way.
+        pad_first: maps are padded to whole windows before these shift, as in torchvision; otherwise they shift first,
+          and the window shrinks to smaller maps, as in timm. The same for images whose sides are multiples of 224.
         act: activation.
         drop_path: rate of stochastic depth in the last block; the rates grow to it in equal steps. timm trains
           with 0.1.
@@ -233,7 +241,7 @@ class Swin(Encoder):
     num_heads: Sequence[int]
     window_size: int = 7
     image_size: Size | None = None
-    pad_to_window: bool = False
+    pad_first: bool = False
     act: Callable[[jax.Array], jax.Array] = partial(nn.gelu, approximate=False)
     drop_path: float = 0.0
     coarsest: int = 32
@@ -243,7 +251,7 @@ class Swin(Encoder):
     scales = (4, 8, 16, 32)  # pyright: ignore[reportAssignmentType]
     min_size = 4
     stem = "patch_embed_proj"
-    unseen = ("pad_to_window",)
+    unseen = ("pad_first",)
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
@@ -279,7 +287,7 @@ class Swin(Encoder):
                     self.window_size,
                     index % 2 == 1,
                     None if self.image_size is None else _map_size(self.image_size, stage),
-                    self.pad_to_window,
+                    self.pad_first,
                     self.act,
                     next(rates),
                     name=f"stage{stage}_block{index}",
@@ -318,7 +326,7 @@ class Swin(Encoder):
         # The authors' steps down end the stage before, timm's begin the next. First, since timm's names of the first
         # few stages are in the authors' checkpoints too.
         namings = [naming("Swin's authors", "", ".", True), *(naming(*place) for place in places)]
-        return [self._torchvision(), *namings] if self.pad_to_window else [*namings, self._torchvision()]
+        return [self._torchvision(), *namings] if self.pad_first else [*namings, self._torchvision()]
 
     def _torchvision(self) -> Naming:
         block = r"stage(\d)_block(\d+)"
@@ -356,7 +364,7 @@ register_encoders(
 # torchvision's
 register_encoders(
     {
-        f"swin_{size[0]}": partial(ENCODERS[f"swin_{size}_patch4_window7_224"], pad_to_window=True)
+        f"swin_{size[0]}": partial(ENCODERS[f"swin_{size}_patch4_window7_224"], pad_first=True)
         for size in ("tiny", "small", "base")
     }
 )

@@ -110,7 +110,7 @@ def test_torchvisions_epsilon_goes_into_the_variances():
     assert f"looks like a checkpoint over {name}; the model's encoder is tf_{name}." in message
 
 
-def test_torchvisions_swin_pads_small_maps():
+def test_torchvisions_swin_pads_first():
     arrays = weights("torchvision_swin")
     fields = {"depths": (2, 2, 2, 2), "embed_dim": 12, "num_heads": (1, 2, 3, 6)}
     assert not said(dz.create_encoder("swin_t", **fields), arrays)
@@ -122,7 +122,7 @@ def test_timms_and_torchvisions_swin(names):
     arrays = exported(names)
     assert ("features.0.0.weight" in arrays) == (names == "swin_t")
     other = "swin_t" if names != "swin_t" else "swin_tiny_patch4_window7_224"
-    assert f"also those of {names}, which has pad_to_window=" in said(dz.create_encoder(other), arrays)
+    assert f"also those of {names}, which has pad_first=" in said(dz.create_encoder(other), arrays)
 
 
 def test_torchvisions_deeplab_is_another_model_than_segmentation_models_pytorchs():

@@ -269,7 +269,7 @@ def test_files_of_another_version(change, match, tmp_path):
         (dz.ViT(4, 1, 1, levels=1), {"patch_size": 4096}, "not those of the model: .* is missing"),
         (dz.EfficientNet(), {"depth": 1e9}, "the number"),
         (dz.EfficientNet(), {"depth": 500.0}, "far more layers"),
-        (dz.Swin((2,) * 4, 4, (1,) * 4), {"window_size": 3000, "pad_to_window": True}, "window_size is 64 at most"),
+        (dz.Swin((2,) * 4, 4, (1,) * 4), {"window_size": 3000, "pad_first": True}, "window_size is 64 at most"),
     ],
 )
 def test_descriptions_of_huge_models_are_refused_before_they_are_built(encoder, fields, match, tmp_path):
