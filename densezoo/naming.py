@@ -24,6 +24,9 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 KERNELS = {"conv": (2, 3, 1, 0), "conv_transpose": (2, 3, 0, 1), "dense": (1, 0)}
 """For each kind of kernel, which axis there becomes each axis here: OIHW to HWIO, IOHW to HWIO, OI to IO."""
 
+COLUMN = "column"
+"""The kind of an array that is a vector here and (channels, 1, 1) there."""
+
 NEVER_NEEDED = r"(.*\.)?num_batches_tracked|classification_head\..*"
 """Names that no model here has a place for: a counter, and smp's auxiliary classifier."""
 
@@ -49,12 +52,17 @@ class Naming:
       rules: the first whose pattern is the whole path counts.
       prefix: before every name.
       ignored: a pattern of names that belong to the reference's version of this module, and that have no place here.
+      epsilon: of the reference's batch norms, where the names tell it. Another one here goes into the running
+        variances, which gives the same results.
+      differs: what the reference of these names computes in another way than this module; empty for nothing.
     """
 
     source: str
     rules: Sequence[Rule]
     prefix: str = ""
     ignored: str = ""
+    epsilon: float | None = None
+    differs: str = ""
 
     def find(self, path: str) -> tuple[str, str] | None:
         """The name of the module at `path`, and its kernel's kind; None if the reference has no such module."""
@@ -98,3 +106,9 @@ def ignoring(namings: Sequence[Naming], pattern: str) -> list[Naming]:
         return f"{naming.ignored}|{mine}" if naming.ignored else mine
 
     return [dataclasses.replace(naming, ignored=extended(naming)) for naming in namings]
+
+
+def dilated(namings: Sequence[Naming], output_stride: int, *, dilate_first: bool) -> list[Naming]:
+    """The namings of an encoder that is not dilated as torchvision's segmentation models have it."""
+    differs = f"its encoder is dilated: output_stride={output_stride}, dilate_first={dilate_first}"
+    return [dataclasses.replace(n, differs=differs) if n.source == TORCHVISION else n for n in namings]

@@ -23,6 +23,8 @@ class Encoder(nn.Module):
         output_stride: from here on, dilation replaces strides; None for never.
         min_size: the smallest image side that it can take; models repeat the edges of smaller images.
         pools: whether the pyramid has `pool_indices`, which SegNet needs.
+        unseen: fields that change the results and no array's name or shape, such as a padding.
+            `dz.weights.from_torch` warns where encoders of the zoo with the same arrays differ in them.
         stem: path of the convolution that reads the images, such as "conv1/conv", which
             `dz.weights.from_torch(..., in_channels=)` adapts.
 
@@ -51,6 +53,7 @@ class Encoder(nn.Module):
     min_size = 1
     pools = False
     stem: ClassVar[str | None] = None
+    unseen: ClassVar[tuple[str, ...]] = ()
 
     @property
     def reductions(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from densezoo.blocks import Conv, DropPath, LayerNorm, drop_path_rates, run_block, truncated_normal
 from densezoo.deprecation import renamed
 from densezoo.encoders.base import Encoder, register_encoders
-from densezoo.naming import SMP, TIMM, Naming, Rule
+from densezoo.naming import COLUMN, SMP, TIMM, Naming, Rule
 from densezoo.types import Dtype, Pyramid, accumulator_dtype
 
 _gelu = partial(nn.gelu, approximate=False)
@@ -166,7 +166,7 @@ class ConvNeXt(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm."""
+        """Those of timm and, of the first version, of torchvision."""
 
         def naming(source: str, prefix: str, dot: str) -> Naming:
             block = r"stage(\d)_block(\d+)"
@@ -184,7 +184,25 @@ class ConvNeXt(Encoder):
 
         # timm's `features_only` puts the modules of a list side by side: `stages.0` is `stages_0` there.
         places = [(TIMM, "", "."), (TIMM, "", "_"), (SMP, "encoder.model.", "_"), (SMP, "encoder.model.", ".")]
-        return [naming(*place) for place in [*places, (SMP, "encoder.", "."), (SMP, "encoder.", "_")]]
+        namings = [naming(*place) for place in [*places, (SMP, "encoder.", "."), (SMP, "encoder.", "_")]]
+        return namings if self.grn else [*namings, self._torchvision()]
+
+    def _torchvision(self) -> Naming:
+        block = r"stage(\d)_block(\d+)"
+        parts = {"conv_dw": "block.0", "norm": "block.2", "fc1": "block.3", "fc2": "block.5", "gamma": "layer_scale"}
+
+        def part(match: re.Match[str]) -> str:
+            return f"features.{2 * int(match[1]) + 1}.{match[2]}.{parts[match[3]]}"
+
+        rules = [
+            Rule(r"stem_conv", "features.0.0"),
+            Rule(r"stem_norm", "features.0.1"),
+            Rule(r"stage(\d)_downsample_norm", lambda match: f"features.{2 * int(match[1])}.0"),
+            Rule(r"stage(\d)_downsample_conv", lambda match: f"features.{2 * int(match[1])}.1"),
+            Rule(rf"{block}/(conv_dw|norm|fc1|fc2)", part),
+            Rule(rf"{block}/(gamma)", part, COLUMN),
+        ]
+        return Naming(TIMM, rules, "", rf"classifier\..*|features\.[{2 * len(self.reductions)}-9]\..*")
 
 
 def _dims(width: int) -> tuple[int, ...]:

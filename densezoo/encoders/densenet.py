@@ -130,17 +130,18 @@ class DenseNet(Encoder):
     def reference_names(self) -> list[Naming]:
         """Those of torchvision and timm."""
 
-        def rules(between: str) -> list[Rule]:
+        def rules(dot: str, between: str) -> list[Rule]:
             return [
-                Rule(r"(conv0|norm\d)", r"features.\1"),
-                Rule(r"(transition\d)_(conv|norm)", r"features.\1.\2"),
-                Rule(r"(denseblock\d)_(denselayer\d+)/(conv|norm)(\d)", rf"features.\1.\2.\3{between}\4"),
+                Rule(r"(conv0|norm\d)", rf"features{dot}\1"),
+                Rule(r"(transition\d)_(conv|norm)", rf"features{dot}\1.\2"),
+                Rule(r"(denseblock\d)_(denselayer\d+)/(conv|norm)(\d)", rf"features{dot}\1.\2.\3{between}\4"),
             ]
 
         first = len(self.reductions)  # block that a smaller `coarsest` leaves out
-        deeper = rf"features\.(denseblock[{first}-9]|transition[{first}-9]|transition{first - 1}\.conv|norm5)\..*"
-        # torchvision's published files are older than its names.
-        return [naming for between in ("", ".") for naming in ignoring(backbone(rules(between)), deeper)]
+        deeper = rf"features[._](denseblock[{first}-9]|transition[{first}-9]|transition{first - 1}\.conv|norm5)\..*"
+        # torchvision's published files are older than its names; timm's `features_only` puts the modules side by side.
+        forms = ((".", ""), (".", "."), ("_", ""))
+        return [naming for form in forms for naming in ignoring(backbone(rules(*form)), deeper)]
 
 
 # Huang et al. 2016, table 1; 161, which is wider, is the authors' (their repository)

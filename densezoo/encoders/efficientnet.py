@@ -76,11 +76,13 @@ class EfficientNet(InvertedResidualEncoder):
         return Plan(stem, blocks, gate=partial(ChannelGate, act=self.act))
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm, and those of efficientnet-pytorch, which segmentation_models_pytorch has too."""
+        """Those of timm and torchvision; of efficientnet-pytorch where the padding is its."""
         # segmentation_models_pytorch has three: efficientnet-*, timm-efficientnet-*, and timm's own as tu-.
         if self.padded_for:
-            return [*self._efficientnet_pytorch(), *self.timm_names()]
-        return [*self.timm_names(wrapped=not self.dilate_first), *self._efficientnet_pytorch()]
+            return self._efficientnet_pytorch()
+        # torchvision has TensorFlow's epsilon from b5 on.
+        epsilon = 1e-3 if self.width >= _SIZES["b5"][0] else 1e-5
+        return [*self.timm_names(wrapped=not self.dilate_first), *self.torchvision_names(nested=True, epsilon=epsilon)]
 
     def _efficientnet_pytorch(self) -> list[Naming]:
         numbers = {placed.name: number for number, placed in enumerate(self.layout())}
@@ -97,7 +99,8 @@ class EfficientNet(InvertedResidualEncoder):
             Rule(r"(blocks_\d+_\d+)/gate/(\w+)", lambda match: f"_blocks.{numbers[match[1]]}._se_{match[2]}"),
         ]
         deeper = self.left_out(lambda number, _: f"_blocks.{number}")
-        namings = [Naming(SMP, rules, "encoder."), Naming("efficientnet-pytorch", rules)]
+        places = ((SMP, "encoder."), ("efficientnet-pytorch", ""))
+        namings = [Naming(source, rules, prefix, epsilon=1e-3) for source, prefix in places]
         return ignoring(namings, rf"(_conv_head|_bn1|_fc)\..*|{deeper}")
 
 

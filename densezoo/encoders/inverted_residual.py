@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, ChannelGate, ConvNormAct, DropPath, he_normal_fan_out, run_block
 from densezoo.encoders.base import Encoder
-from densezoo.naming import Naming, Rule, backbone, ignoring
+from densezoo.naming import TIMM, TORCHVISION, Naming, Rule, backbone, dilated, ignoring
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid
 
 Padding = Literal["SAME"] | tuple[tuple[int, int], tuple[int, int]] | None
@@ -156,6 +156,7 @@ class InvertedResidualEncoder(Encoder):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     stem = "conv_stem/conv"
+    unseen = ("padding", "padded_for", "norm")
 
     @property
     def plan(self) -> Plan:
@@ -184,8 +185,9 @@ class InvertedResidualEncoder(Encoder):
     def layout(self) -> list[Placed]:
         """All blocks with their names, strides, dilations."""
         layout, seen, reduction, side = [], Counter[int](), 2, -(-(self.padded_for or 0) // 2)
+        taps = self.all_taps
         for index, block in enumerate(self.plan.blocks):
-            level = 1 + sum(tap < index for tap in self.all_taps)
+            level = 1 + sum(tap < index for tap in taps)
             before, reduction = reduction, reduction * block.strides
             dilation = max(1, (2**level if self.dilate_first else before) // self.output_stride)
             strides = 1 if reduction > self.output_stride else block.strides
@@ -268,6 +270,51 @@ class InvertedResidualEncoder(Encoder):
         others = rf"(conv_head|bn2|blocks\.{after})\..*"
         deeper = self.left_out(lambda _, path: f"blocks.{path[1]}.{path[2]}")
         return ignoring(backbone(rules, wrapped=wrapped), f"{others}|{deeper}")
+
+    def torchvision_names(self, *, nested: bool, epsilon: float) -> list[Naming]:
+        """The names of EfficientNet and MobileNetV3 in torchvision, alone and in its segmentation models.
+
+        None with another padding than torchvision's.
+
+        Args:
+            nested: whether each stage is a sequence of its own.
+            epsilon: of the reference's batch norms.
+        """
+        if self.padding is not None:
+            return []
+        layout = self.layout()
+        last = layout[-1].block.stage
+        places = {}
+        for number, (name, block, *_) in enumerate(layout, start=1):
+            index = name.rsplit("_", 1)[1]
+            channels = layout[number - 2].block.features if number > 1 else self.plan.stem
+            parts = ["expand"] if block.hidden != channels else []
+            parts += ["depthwise", "gate", "project"] if block.squeeze else ["depthwise", "project"]
+            place = f"{block.stage + 1}.{index}" if nested else str(number)
+            places[name] = {part: f"{place}.block.{position}" for position, part in enumerate(parts)}
+        after = last + 2 if nested else len(layout) + 1
+
+        def part(match: re.Match[str]) -> str:
+            return f"{places[match[1]][match[2]]}.{int(match[3] == 'norm')}"
+
+        def gate(match: re.Match[str]) -> str:
+            return f"{places[match[1]]['gate']}.fc{1 + (match[2] == 'expand')}"
+
+        rules = [
+            Rule(r"conv_stem/conv", "0.0"),
+            Rule(r"conv_stem/norm", "0.1"),
+            Rule(r"(blocks_\d+_\d+)/(expand|depthwise|project)/(conv|norm)", part),
+            Rule(r"(blocks_\d+_\d+)/gate/(reduce|expand)", gate),
+            Rule(r"conv_head/conv", f"{after}.0"),
+            Rule(r"conv_head/norm", f"{after}.1"),
+        ]
+        deeper = self.left_out(lambda number, path: places[path[0]]["project"].rpartition(".block")[0])
+        namings = [
+            Naming(TIMM, rules, "features.", r"classifier\..*", epsilon),
+            Naming(TORCHVISION, rules, "backbone.", "", epsilon),
+        ]
+        namings = ignoring(namings, rf"{after}\..*|{deeper}")
+        return namings if self.output_stride == 16 and self.dilate_first else dilated(namings, 16, dilate_first=True)
 
     def left_out(self, name: Callable[[int, re.Match[str]], str]) -> str:
         """A pattern of the blocks that a smaller `coarsest` leaves out; `name` of a block's number and path."""

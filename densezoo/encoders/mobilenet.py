@@ -150,6 +150,10 @@ class MobileNetV3(InvertedResidualEncoder):
         gate = partial(ChannelGate, act=nn.relu, gate=nn.hard_sigmoid)
         return Plan(self.stem_features, self.blocks, self.head_features, gate)
 
+    def reference_names(self) -> list[Naming]:
+        """Those of timm and torchvision."""
+        return [*self.timm_names(), *self.torchvision_names(nested=False, epsilon=1e-3)]
+
 
 _small = partial(MobileNetV3, blocks=V3_SMALL, head_features=576)
 _tf_norm = partial(BatchNorm, epsilon=1e-3)

@@ -19,7 +19,7 @@ from densezoo.blocks import (
 )
 from densezoo.deprecation import renamed
 from densezoo.encoders.base import Encoder, register_encoders
-from densezoo.naming import Naming, Rule, backbone, ignoring
+from densezoo.naming import Naming, Rule, backbone, dilated, ignoring
 from densezoo.ops import avg_pool, max_pool
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, size_of
 
@@ -214,7 +214,9 @@ class ResNet(Encoder):
                 Rule(r"conv3/norm", "bn1"),
             ]
         of_timm = self.deep_stem or self.average_down or self.squeeze_excite
-        return self.ignoring_deeper(backbone([*stem, *self.block_rules("se")], wrapped=of_timm))
+        namings = self.ignoring_deeper(backbone([*stem, *self.block_rules("se")], wrapped=of_timm))
+        as_there = self.output_stride == 8 and not self.dilate_first
+        return namings if as_there else dilated(namings, 8, dilate_first=False)
 
     def block_rules(self, gate: str) -> list[Rule]:
         """The stages, in which the references agree except for what they call the squeeze-and-excitation."""

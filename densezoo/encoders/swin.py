@@ -22,9 +22,11 @@ from densezoo.blocks import (
     truncated_normal,
 )
 from densezoo.deprecation import renamed
-from densezoo.encoders.base import Encoder, register_encoders
+from densezoo.encoders.base import ENCODERS, Encoder, register_encoders
 from densezoo.naming import SMP, TIMM, Naming, Rule
 from densezoo.types import Dtype, Pyramid, Size, accumulator_dtype, size_of
+
+_LARGEST_WINDOW = 64
 
 
 class WindowAttention(nn.Module):
@@ -119,6 +121,7 @@ class SwinBlock(nn.Module):
     window_size: int = 7
     shifted: bool = False
     layout: Size | None = None
+    pad_first: bool = False
     act: Callable[[jax.Array], jax.Array] = partial(nn.gelu, approximate=False)
     drop_path: float = 0.0
     dtype: Dtype | None = None
@@ -137,16 +140,21 @@ class SwinBlock(nn.Module):
     def _attend(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         layout = size_of(x) if self.layout is None else self.layout
-        window = min(self.window_size, layout[0]), min(self.window_size, layout[1])
+        least = self.window_size if self.pad_first else 1
+        window = min(self.window_size, max(least, layout[0])), min(self.window_size, max(least, layout[1]))
         half = self.window_size // 2 if self.shifted else 0
         shift = (half if layout[0] > self.window_size else 0, half if layout[1] > self.window_size else 0)
-        if any(shift):
-            x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
-        # What is added below and on the right takes part: timm masks it as little.
         rows, columns = -(-height // window[0]), -(-width // window[1])
         padded = rows * window[0], columns * window[1]
-        x = jnp.pad(x, ((0, 0), (0, padded[0] - height), (0, padded[1] - width), (0, 0)))
-        windows = x.reshape(batch, rows, window[0], columns, window[1], channels).swapaxes(2, 3)
+        padding = ((0, 0), (0, padded[0] - height), (0, padded[1] - width), (0, 0))
+        if self.pad_first:
+            x = jnp.pad(x, padding)
+        if any(shift):
+            x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
+        # What is added below and on the right takes part: neither reference masks it.
+        if not self.pad_first:
+            x = jnp.pad(x, padding)
+        x = x.reshape(batch, rows, window[0], columns, window[1], channels).swapaxes(2, 3)
         windows = WindowAttention(
             self.num_heads,
             (self.window_size, self.window_size) if self.layout is None else window,
@@ -154,12 +162,16 @@ class SwinBlock(nn.Module):
             self.param_dtype,
             name="attn",
         )(
-            windows.reshape(batch, rows * columns, *window, channels),
+            x.reshape(batch, rows * columns, *window, channels),
             _regions(padded, window, shift) if any(shift) else None,
         )
         x = windows.reshape(batch, rows, columns, *window, channels).swapaxes(2, 3)
-        x = x.reshape(batch, *padded, channels)[:, :height, :width]
-        return jnp.roll(x, shift, (1, 2)) if any(shift) else x
+        x = x.reshape(batch, *padded, channels)
+        if not self.pad_first:
+            x = x[:, :height, :width]
+        if any(shift):
+            x = jnp.roll(x, shift, (1, 2))
+        return x[:, :height, :width]
 
 
 class PatchMerging(nn.Module):
@@ -205,6 +217,8 @@ class Swin(Encoder):
         num_heads: attention heads in each stage.
         window_size: side of the windows.
         image_size: (height, width) of the images for which windows are laid out; None means those that come.
+        pad_first: maps are padded to whole windows before these shift, as in torchvision; otherwise they shift first,
+          and the window shrinks to smaller maps, as in timm. The same for images whose sides are multiples of 224.
         act: activation.
         drop_path: rate of stochastic depth in the last block; the rates grow to it in equal steps. timm trains
           with 0.1.
@@ -227,6 +241,7 @@ class Swin(Encoder):
     num_heads: Sequence[int]
     window_size: int = 7
     image_size: Size | None = None
+    pad_first: bool = False
     act: Callable[[jax.Array], jax.Array] = partial(nn.gelu, approximate=False)
     drop_path: float = 0.0
     coarsest: int = 32
@@ -236,10 +251,16 @@ class Swin(Encoder):
     scales = (4, 8, 16, 32)  # pyright: ignore[reportAssignmentType]
     min_size = 4
     stem = "patch_embed_proj"
+    unseen = ("pad_first",)
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
         self.check(images)
+        if self.window_size > _LARGEST_WINDOW:
+            raise ValueError(
+                f"attention within a window takes memory by the fourth power of its side: window_size is"
+                f" {_LARGEST_WINDOW} at most, got {self.window_size}"
+            )
         if self.image_size is not None and min(self.image_size) < self.min_size:
             raise ValueError(f"Swin's patches are 4x4 pixels; got image_size={self.image_size}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -266,6 +287,7 @@ class Swin(Encoder):
                     self.window_size,
                     index % 2 == 1,
                     None if self.image_size is None else _map_size(self.image_size, stage),
+                    self.pad_first,
                     self.act,
                     next(rates),
                     name=f"stage{stage}_block{index}",
@@ -276,7 +298,7 @@ class Swin(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm and of Swin's authors."""
+        """Those of timm, of Swin's authors and of torchvision."""
         coarsest = len(self.reductions) - 1
 
         def naming(source: str, prefix: str, dot: str, step_in_stage_before: bool = False) -> Naming:
@@ -303,7 +325,27 @@ class Swin(Encoder):
         places += [(SMP, "encoder.", "."), (SMP, "encoder.", "_")]
         # The authors' steps down end the stage before, timm's begin the next. First, since timm's names of the first
         # few stages are in the authors' checkpoints too.
-        return [naming("Swin's authors", "", ".", True), *(naming(*place) for place in places)]
+        namings = [naming("Swin's authors", "", ".", True), *(naming(*place) for place in places)]
+        return [self._torchvision(), *namings] if self.pad_first else [*namings, self._torchvision()]
+
+    def _torchvision(self) -> Naming:
+        block = r"stage(\d)_block(\d+)"
+
+        def within(match: re.Match[str]) -> str:
+            return f"features.{2 * int(match[1]) + 1}.{match[2]}.{match[3].replace('/', '.')}"
+
+        def linear(match: re.Match[str]) -> str:
+            return f"features.{2 * int(match[1]) + 1}.{match[2]}.mlp.{0 if match[3] == '1' else 3}"
+
+        rules = [
+            Rule("patch_embed_proj", "features.0.0"),
+            Rule("patch_embed_norm", "features.0.2"),
+            Rule(r"stage(\d)_downsample/(norm|reduction)", lambda m: f"features.{2 * int(m[1])}.{m[2]}"),
+            Rule(rf"{block}/(norm\d|attn/\w+)", within),
+            Rule(rf"{block}/fc(\d)", linear),
+        ]
+        others = rf"(norm|head)\..*|.*\.relative_position_index|features\.[{2 * len(self.reductions)}-9]\..*"
+        return Naming(TIMM, rules, "", others)
 
 
 def _map_size(image_size: Size, stage: int) -> Size:
@@ -317,5 +359,12 @@ register_encoders(
         "swin_tiny_patch4_window7_224": partial(Swin, depths=(2, 2, 6, 2), embed_dim=96, num_heads=(3, 6, 12, 24)),
         "swin_small_patch4_window7_224": partial(Swin, depths=(2, 2, 18, 2), embed_dim=96, num_heads=(3, 6, 12, 24)),
         "swin_base_patch4_window7_224": partial(Swin, depths=(2, 2, 18, 2), embed_dim=128, num_heads=(4, 8, 16, 32)),
+    }
+)
+# torchvision's
+register_encoders(
+    {
+        f"swin_{size[0]}": partial(ENCODERS[f"swin_{size}_patch4_window7_224"], pad_first=True)
+        for size in ("tiny", "small", "base")
     }
 )

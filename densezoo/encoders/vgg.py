@@ -93,14 +93,15 @@ class VGG(Encoder):
 
     def reference_names(self) -> list[Naming]:
         """Those of torchvision and timm."""
-        namings = backbone([Rule(r"features_(\d+)", r"features.\1")])
+        # timm's `features_only` puts the modules of a list side by side: `features.0` is `features_0` there.
+        namings = [naming for dot in "._" for naming in backbone([Rule(r"features_(\d+)", rf"features{dot}\1")])]
         built = self.depths[: len(self.reductions) + (not self.full_resolution)]
         if len(built) == len(self.depths):
             return namings
         # Convolution, norm and activation, and a pooling after each stage.
         layers = sum(size * (2 if self.norm is None else 3) + 1 for size in built)
         deeper = "|".join(map(str, range(layers, 100)))
-        return ignoring(namings, rf"features\.({deeper})\..*")
+        return ignoring(namings, rf"features[._]({deeper})\..*")
 
 
 # Simonyan and Zisserman 2014, table 1: A, B, D, E

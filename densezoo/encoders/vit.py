@@ -162,7 +162,7 @@ class ViT(Encoder):
         return jnp.concatenate([positions[:, :1], maps.reshape(1, -1, self.embed_dim)], axis=1)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm."""
+        """Those of timm and torchvision."""
         rules = [
             Rule("patch_embed", "patch_embed.proj"),
             Rule("cls_token", "cls_token"),
@@ -170,10 +170,26 @@ class ViT(Encoder):
             Rule(r"blocks_(\d+)/(norm\d)", r"blocks.\1.\2"),
             Rule(r"blocks_(\d+)/(attn|mlp)/(\w+)", r"blocks.\1.\2.\3"),
         ]
-        return [
+        namings = [
             Naming(source, rules, prefix, ignored=rf"{re.escape(prefix)}(norm|fc_norm|head|pre_logits)\..*")
             for source, prefix in ((SMP, "encoder.model."), (TIMM, ""), (TIMM, "backbone."))
         ]
+        return [*namings, *(self._torchvision(linear) for linear in (("0", "3"), ("linear_1", "linear_2")))]
+
+    def _torchvision(self, linear: tuple[str, str]) -> Naming:
+        """Those of torchvision, whose published files have other names of the linear layers."""
+        block, there = r"blocks_(\d+)", r"encoder.layers.encoder_layer_\1"
+        rules = [
+            Rule("patch_embed", "conv_proj"),
+            Rule("cls_token", "class_token"),
+            Rule("pos_embed", "encoder.pos_embedding"),
+            Rule(rf"{block}/norm(\d)", rf"{there}.ln_\2"),
+            Rule(rf"{block}/attn/qkv/kernel", rf"{there}.self_attention.in_proj_weight", "dense"),
+            Rule(rf"{block}/attn/qkv/bias", rf"{there}.self_attention.in_proj_bias"),
+            Rule(rf"{block}/attn/proj", rf"{there}.self_attention.out_proj"),
+            *(Rule(rf"{block}/mlp/fc{number}", rf"{there}.mlp.{name}") for number, name in enumerate(linear, start=1)),
+        ]
+        return Naming(TIMM, rules, "", r"encoder\.ln\..*|heads\..*")
 
 
 register_encoders(

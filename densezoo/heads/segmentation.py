@@ -34,12 +34,17 @@ class SegmentationHead(nn.Module):
         x = Conv(self.num_classes, self.kernel_size, kernel_init=self.kernel_init, name="conv", **dtypes)(x)
         return x if x.shape[1:3] == size else build(self.upsample, name="upsample", **dtypes)(x, size)
 
+    @nn.nowrap
     def reference_names(self) -> list[Naming]:
         """Those of segmentation_models_pytorch, plain U-Nets, torchvision and HRNet's authors."""
+        upsample = build(self.upsample)
+        differs = "its head has upsample=dz.Bilinear, without aligned corners"
+        if isinstance(upsample, Bilinear) and not upsample.align_corners:
+            differs = ""
         return [
             Naming(SMP, [Rule("conv", "segmentation_head.0")]),
             Naming(PLAIN, [Rule("conv", "outc.conv")]),
             Naming(PLAIN, [Rule("conv", "outc")]),
-            Naming(TORCHVISION, [Rule("conv", "classifier.4")]),
+            Naming(TORCHVISION, [Rule("conv", "classifier.4")], differs=differs),
             Naming(HRNET, [Rule("conv", "last_layer.3")]),
         ]

@@ -13,22 +13,26 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from densezoo.encoders import Encoder
-from densezoo.naming import NEVER_NEEDED, Naming
-from densezoo.weights._files import open_containers, read_with_metadata
+from densezoo.messages import shortened
+from densezoo.naming import NEVER_NEEDED, TORCHVISION, Naming
+from densezoo.weights._containers import is_array, open_containers
+from densezoo.weights._conventions import check_architecture, contradictions, doubt
+from densezoo.weights._files import read_with_metadata
 from densezoo.weights._parameters import (
     Parameter,
     Path,
     choose,
+    expected_names,
     initialise,
     parameters_of,
     parts_of,
+    paths_of,
     shapes_of,
     stem_path,
     whole,
 )
+from densezoo.weights._prefix import prefix_of
 from densezoo.weights._report import Report
-
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 
 def from_torch(
@@ -39,18 +43,21 @@ def from_torch(
     strict: bool = True,
     in_channels: int | None = None,
     key: jax.Array | None = None,
+    entry: str | None = None,
+    architecture: str | None = None,
 ) -> dict[str, Any]:
     """The variables of a model, filled from a PyTorch checkpoint; nothing in a file is executed, torch is not needed.
 
     Names may be those of segmentation_models_pytorch, torchvision or timm (encoders; `backbone.*` of torchvision's
-    detectors for a `PyramidModel`), or of a plain U-Net; `docs/weights.md` lists them. Prefixes of wrappers (`module.`,
-    `_orig_mod.`, `model.`) and dictionaries around the weights are taken off. A convolution's bias right before a batch
-    norm, where the model has none, goes into the running mean. Auxiliary heads, which no reference has, are initialised
-    with `key`.
+    detectors for a `PyramidModel`), or of a plain U-Net; `docs/weights.md` lists them. Dictionaries around the weights
+    and prefixes of wrappers (`module.`, `model.`, any other) are taken off; what is beside the prefix, such as a
+    Lightning module's buffers, is left out with a warning. A convolution's bias right before a batch norm, where the
+    model has none, goes into the running mean. Auxiliary heads, which no reference has, are initialised with `key`.
 
     Args:
         model: a `SegmentationModel`, a `PyramidModel`, or an encoder.
-        checkpoint: path of a .safetensors, .pth or .pt file, or a mapping of names to arrays (NumPy, JAX or torch).
+        checkpoint: a path as `read_checkpoint` takes it, of a .safetensors, .pth or .pt file, an index or a folder; or
+          a mapping of names to arrays (NumPy, JAX or torch).
         part: the part of the model that the checkpoint is for, such as "encoder" for a pretrained backbone, on its own
           or within another model; a decoder or a head has its names within a whole model. That part must fit; the
           others are initialised with `key`, as they are meant to be.
@@ -59,14 +66,20 @@ def from_torch(
         in_channels: channels of the images, where they are not the checkpoint's: the first convolution's weights are
           repeated over them and scaled by their ratio, or summed up for one channel, as in segmentation_models_pytorch.
         key: random key of what is not in the checkpoint; None means `jax.random.key(0)`.
+        entry: which weights, where the checkpoint has several: a key of its dictionary, such as "state_dict_ema", or
+          what is before their names, such as "teacher" of `teacher.conv1.weight`.
+        architecture: name of the encoder whose weights they are, where names and shapes do not tell it, as with
+          "efficientnet_b0" and "tf_efficientnet_b0", which pad in different ways. The model's encoder must compute the
+          same. Without it such a checkpoint is loaded with a warning.
 
     Returns:
         Variables for `model.apply`: `params`, and `batch_stats` if the model has batch norms.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, or names or shapes do not fit; the message lists all that do not. Or the
-          model has no such part.
+        ValueError: the file cannot be read, or names or shapes do not fit; the message lists all that do not. With
+          `strict=False`, next to nothing fits. Or the reference computes something else than the model, as far as that
+          can be told; or the model has no such part.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -84,7 +97,7 @@ def from_torch(
     """
     if in_channels is not None and in_channels < 1:
         raise ValueError(f"in_channels is at least 1, or None for as many as the checkpoint has; got {in_channels}")
-    names = read_names(checkpoint)
+    names = read_names(checkpoint, entry)
     parts = parts_of(model)
     if part is not None and part not in parts:
         what = f"one of {', '.join(parts)}" if "" not in parts else "left out for a module that has no parts"
@@ -92,10 +105,14 @@ def from_torch(
     wanted = parts if part is None else {part: parts[part]}
     channels = in_channels or 3
     tree = shapes_of(model, channels)
-    namings = choose(parts, tree, names)
+    expected = expected_names(parts, tree)
+    names.take_off(prefix_of(names, [expected[name] for name in wanted], names.source))
+    names.warn_of_others()
+    namings = choose(parts, expected, names)
+    _check_conventions(model, wanted, namings, names, tree, architecture, strict=strict)
 
-    def parameters_in(parts: Iterable[str]) -> list[Parameter]:
-        return [p for name in parts for p in parameters_of(name, tree, namings[name])]
+    def parameters_in(chosen: Iterable[str]) -> list[Parameter]:
+        return [p for name in chosen for p in parameters_of(name, tree, namings[name], parts[name])]
 
     parameters = parameters_in(wanted)
     stem = next((p.name for p in parameters if p.path == stem_path(model)), None)
@@ -119,7 +136,8 @@ def from_torch(
     ignored = _ignored(wanted, {name: namings[name] for name in wanted}, parameters)
     report.unexpected = [n for n in names if n not in used | elsewhere and not re.fullmatch(ignored, n)]
     if report:
-        if strict:
+        came = [name for name in names if not re.fullmatch(NEVER_NEEDED, name)]
+        if strict or 10 * len(values) < min(len(parameters), len(came)):
             raise ValueError(report.message(strict=True))
         warnings.warn(report.message(strict=False), stacklevel=2)
     rest = [path for path in tree if path not in values]
@@ -133,34 +151,88 @@ class Names(dict[str, Any]):
 
     Attributes:
         source: where they came from, for messages.
-        wrapper: the prefix that was before every name.
+        wrapper: the prefix that was taken off.
+        beside: what had other names, in full.
     """
 
-    def __init__(self, arrays: Mapping[str, Any], source: str, wrapper: str = ""):
+    def __init__(self, arrays: Mapping[str, Any], source: str):
         super().__init__(arrays)
-        self.source, self.wrapper = source, wrapper
+        self.source, self.wrapper = source, ""
+        self.beside: dict[str, Any] = {}
+
+    def take_off(self, wrapper: str) -> None:
+        """Takes a prefix off; what does not have it is then in `beside`."""
+        if not wrapper:
+            return
+        arrays = dict(self)
+        self.clear()
+        for name, array in arrays.items():
+            inside = name.startswith(wrapper)
+            (self if inside else self.beside)[name.removeprefix(wrapper)] = array
+        self.wrapper = wrapper
+
+    def warn_of_others(self) -> None:
+        """Warns of what did not have the prefix and was left out."""
+        if self.beside:
+            warnings.warn(
+                f"{self.source}: names begin with {self.wrapper!r}, and {len(self.beside)} do not; these were left out:"
+                f" {shortened(list(self.beside), ', ')}",
+                stacklevel=3,
+            )
 
 
-def read_names(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> Names:
-    """The arrays of a file or mapping by their names, without containers and prefixes around them."""
+def read_names(checkpoint: str | os.PathLike[str] | Mapping[str, Any], entry: str | None = None) -> Names:
+    """The arrays of a file or mapping by their names, without containers around them."""
     source = "the checkpoint"
     if isinstance(checkpoint, (str, os.PathLike)):
         source = os.fspath(checkpoint)
-        read, metadata = read_with_metadata(checkpoint)
+        read, metadata = read_with_metadata(checkpoint, entry)
         arrays: dict[str, Any] = dict(read)
         if metadata is not None:
             raise ValueError(f"{source} is a file of dz.save: dz.load(path, model=model) gives the model and variables")
     elif isinstance(checkpoint, Mapping):
         source = getattr(checkpoint, "source", source)
-        arrays = {str(name): array for name, array in open_containers(checkpoint).items() if hasattr(array, "shape")}
+        arrays = {str(name): array for name, array in open_containers(checkpoint, entry).items() if is_array(array)}
     else:
-        raise TypeError(f"checkpoint is a path or a mapping of names to arrays, got a {type(checkpoint).__name__}")
+        hint = "; give its state_dict()" if hasattr(checkpoint, "state_dict") else ""
+        raise TypeError(
+            f"checkpoint is a path or a mapping of names to arrays, got a {type(checkpoint).__name__}{hint}"
+        )
     if not arrays:
         raise ValueError(f"{source} holds no arrays")
-    wrapper = ""
-    while outer := next((w for w in _WRAPPERS if all(name.startswith(wrapper + w) for name in arrays)), None):
-        wrapper += outer
-    return Names({name.removeprefix(wrapper): array for name, array in arrays.items()}, source, wrapper)
+    return Names(arrays, source)
+
+
+def _check_conventions(
+    model: nn.Module,
+    wanted: Mapping[str, nn.Module],
+    namings: Mapping[str, Naming | None],
+    names: Names,
+    tree: Mapping[Path, Any],
+    architecture: str | None,
+    *,
+    strict: bool,
+) -> None:
+    """Refuses what the model computes in another way than the checkpoint's reference, and warns of what is not sure."""
+    chosen = {part: namings[part] for part in wanted}
+    if differences := contradictions(chosen, names):
+        message = (
+            f"{names.source} has the names of {TORCHVISION}, which compute something else than the model here:"
+            f" {'; '.join(differences)}"
+        )
+        if strict and len(wanted) > 1:
+            raise ValueError(f"{message}. strict=False takes the weights all the same")
+        warnings.warn(message, stacklevel=3)
+    part = "encoder" if "encoder" in wanted else "" if "" in wanted else None
+    naming = None if part is None else chosen[part]
+    if part is None or naming is None:
+        return
+    if architecture is not None:
+        check_architecture(architecture, wanted[part], naming)
+    elif any(p.name in names for p in parameters_of(part, tree, naming)):
+        shapes = {path: tuple(tree[path].shape) for path in paths_of(part, tree)}
+        if message := doubt(wanted[part], naming, shapes, stem_path(model)):
+            warnings.warn(f"{names.source}: {message}", stacklevel=3)
 
 
 def _ignored(parts: Mapping[str, nn.Module], namings: Mapping[str, Naming | None], parameters: list[Parameter]) -> str:
@@ -201,8 +273,13 @@ def _fill(parameters: list[Parameter], names: Names, report: Report) -> tuple[di
                 expected = f"{parameter.shape_there} {np.dtype(parameter.dtype)}"
                 report.mismatched.append(f"{parameter.name} came {array.shape} {array.dtype}, expected {expected}")
             else:
-                # A copy: an array of the caller's must not be the parameter itself.
-                values[parameter.path] = array.transpose(parameter.axes).astype(parameter.dtype, order="C", copy=True)
+                values[parameter.path] = parameter.from_there(array)
+                if parameter.offset and values[parameter.path].min(initial=0) < 0:
+                    raise ValueError(
+                        f"the reference's norms have a smaller epsilon than the model's, by {-parameter.offset:g}, and"
+                        f" the variances {parameter.name} are too small to allow for it: create the encoder with"
+                        " norm=partial(dz.BatchNorm, epsilon=...)"
+                    )
     for name, mean in folded_biases(parameters, names).items():
         if mean in values:
             values[mean] = values[mean] - as_numpy(names[name]).astype(values[mean].dtype)

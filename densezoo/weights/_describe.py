@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -69,23 +70,30 @@ def describe(value: Any, where: str) -> Any:
     return {"function": _name(value, _function_names(), where)}
 
 
-def build(description: Any) -> Any:
+def build(description: Any, largest: float = math.inf) -> Any:
     """What `describe` described. Only classes and functions of the lists here are looked up, by name.
+
+    Args:
+        description: of a module or a field's value.
+        largest: number that a field may have.
 
     Raises:
         Unknown: it names something else.
+        ValueError: a number is larger.
     """
     if type(description) in _PLAIN:
+        if isinstance(description, (int, float)) and abs(description) > largest:
+            raise ValueError(f"it has the number {description:g}, more than any that arrays of this size allow")
         return description
     if isinstance(description, list):
-        return tuple(build(item) for item in description)
+        return tuple(build(item, largest) for item in description)
     match description:
         case {"class": name, "fields": {**fields}}:
             cls = _look_up(name, _classes(), "class")
-            return cls(**_arguments(cls, fields))
+            return cls(**_arguments(cls, fields, largest))
         case {"partial": name, "keywords": {**keywords}}:
             function = _look_up(name, _classes() | _functions(), "function")
-            return functools.partial(function, **_arguments(function, keywords))
+            return functools.partial(function, **_arguments(function, keywords, largest))
         case {"type": name}:
             return _look_up(name, _classes(), "class")
         case {"function": name}:
@@ -105,10 +113,10 @@ def _describe_partial(value: functools.partial, where: str) -> dict[str, Any]:
     return {"partial": name, "keywords": {key: describe(item, f"{where}.{key}") for key, item in keywords.items()}}
 
 
-def _arguments(function: Any, described: dict[str, Any]) -> dict[str, Any]:
+def _arguments(function: Any, described: dict[str, Any], largest: float) -> dict[str, Any]:
     """The arguments of a class or function, under their present names where they were renamed."""
     names = new_names(function)
-    arguments = {names.get(name, name): build(value) for name, value in described.items()}
+    arguments = {names.get(name, name): build(value, largest) for name, value in described.items()}
     for name in arguments if isinstance(function, type) else ():
         if name not in _fields(function):
             raise Unknown(f"the field {name!r} of {function.__name__}")

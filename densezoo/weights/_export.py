@@ -17,11 +17,13 @@ from densezoo.weights._parameters import (
     Path,
     check_variables,
     choose,
+    expected_names,
     namings_of,
     parameters_of,
     parts_of,
     whole,
 )
+from densezoo.weights._prefix import prefix_of
 
 
 def to_torch(
@@ -71,12 +73,15 @@ def to_torch(
         if naming is not None:
             raise ValueError(f"the names are those of `like`: leave naming={naming!r} out")
         names = read_names(like)
-        chosen = choose(parts, tree, names)
-        parameters = whole([p for part in parts for p in parameters_of(part, tree, chosen[part])], tree)
+        expected = expected_names(parts, tree)
+        names.take_off(prefix_of(names, expected.values(), names.source))
+        chosen = choose(parts, expected, names)
+        parameters = [p for part in parts for p in parameters_of(part, tree, chosen[part], parts[part])]
+        parameters = whole(parameters, tree)
         return _completed(_arrays(parameters, tree, names.source), parameters, names)
     namings = {part: namings_of(module) for part, module in parts.items()}
     sources = [naming] if naming else _sources(namings)
-    found = {source: _named(namings, tree, source) for source in sources}
+    found = {source: _named(parts, tree, source) for source in sources}
     source = next((s for s in sources if all(p.name for p in found[s])), sources[0])
     if not any(p.name for p in found[source]):
         known = dict.fromkeys(n.source for each in namings.values() for n in each)
@@ -90,13 +95,14 @@ def _sources(namings: Mapping[str, list[Naming]]) -> list[str]:
     return list(dict.fromkeys([usual, *(naming.source for each in namings.values() for naming in each)]))
 
 
-def _named(namings: Mapping[str, list[Naming]], tree: Mapping[Path, Any], source: str) -> list[Parameter]:
+def _named(parts: Mapping[str, nn.Module], tree: Mapping[Path, Any], source: str) -> list[Parameter]:
     """The arrays with the names that a source gives them, each part in the form that names most of it."""
+    namings = {part: namings_of(module) for part, module in parts.items()}
     sources = {source, *(n.source for each in namings.values() for n in each if n.prefix == source)}
     parameters: list[Parameter] = []
     for part, each in namings.items():
         fitting = [n for n in each if n.prefix == source] or [n for n in each if n.source in sources]
-        forms = [parameters_of(part, tree, form) for form in fitting or [None]]
+        forms = [parameters_of(part, tree, form, parts[part]) for form in fitting or [None]]
         parameters += min(forms, key=lambda form: sum(p.name is None for p in form))
     return whole(parameters, tree)
 
@@ -115,7 +121,7 @@ def _arrays(parameters: list[Parameter], tree: Mapping[Path, Any], source: str) 
             raise ValueError(
                 f"two arrays of the model have the name {name} in {source!r}, one is {'/'.join(parameter.path)}"
             )
-        arrays[name] = _exported(np.asarray(tree[parameter.path]).transpose(np.argsort(parameter.axes)))
+        arrays[name] = _exported(parameter.to_there(np.asarray(tree[parameter.path])))
         if name.endswith(".running_mean"):
             arrays[name.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
     return arrays
@@ -146,4 +152,5 @@ def _completed(arrays: Mapping[str, np.ndarray], parameters: list[Parameter], li
         array = _exported(as_numpy(like[name]))
         return np.zeros_like(array) if name in folded else array
 
-    return {like.wrapper + name: value(name) for name in like}
+    beside = {name: _exported(as_numpy(array)) for name, array in like.beside.items()}
+    return {like.wrapper + name: value(name) for name in like} | beside

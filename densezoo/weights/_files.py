@@ -6,7 +6,7 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,9 +14,10 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from densezoo.weights._containers import NoWeights, open_containers
+from densezoo.weights._shards import folder_file, read_index
 from densezoo.weights._unpickle import Storage, Tensor, UnpickleError, unpickle
 
-_CONTAINERS = ("state_dict", "model_state_dict", "model")
 _CONVERT = (
     'If you trust the file, convert it where torch is installed: torch.save(model.state_dict(), "weights.pth"), or'
     ' safetensors.torch.save_file(model.state_dict(), "weights.safetensors")'
@@ -57,16 +58,19 @@ def read_checkpoint(path: str | os.PathLike[str], *, entry: str | None = None) -
     A dictionary around the weights (`{"state_dict": ..., "epoch": ...}`) is opened; what is not a tensor is left out.
 
     Args:
-        path: a .safetensors file, or what `torch.save` wrote, old or new; its contents decide which, not its name.
-        entry: key of the weights in the file's dictionary, where it is not `state_dict`, `model_state_dict` or `model`.
+        path: a .safetensors file, or what `torch.save` wrote, old or new; its contents decide which, not its name. Or
+          the index of a checkpoint in several files (`model.safetensors.index.json`, `pytorch_model.bin.index.json`),
+          or a folder that has one of these or a single `model.safetensors` or `pytorch_model.bin`.
+        entry: which weights, where the file has several: a key of its dictionary, such as "state_dict_ema", or what is
+          before their names, such as "teacher" of `teacher.conv1.weight`.
 
     Returns:
         Arrays by name. They are read-only, since tensors may share their numbers: `array.copy()` can be changed.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, of another kind, or holds more than a dictionary of tensors; or it has no such
-          `entry`.
+        FileNotFoundError: there is no such file, or one that an index names is missing.
+        ValueError: the file is damaged, of another kind, or has no dictionary of tensors, or several with names of
+          their own; or it has no such `entry`.
 
     Example:
         >>> import tempfile, numpy as np
@@ -83,11 +87,17 @@ def read_with_metadata(
     path: str | os.PathLike[str], entry: str | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
     """As `read_checkpoint`, and the metadata that `dz.save` wrote, from one reading; None for any other file."""
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected a checkpoint file in it")
+    path = folder_file(Path(path))
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file, expected a checkpoint")
+    if path.name.endswith(".index.json"):
+        return read_index(path, lambda shard: _read(shard, None)[0], entry), None
+    return _read(path, entry)
+
+
+def _read(path: Path, entry: str | None) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
     with path.open("rb") as file:
         start = file.read(512)
     try:
@@ -97,9 +107,11 @@ def read_with_metadata(
             return _read_legacy(path.read_bytes(), entry), None
         if start[8:9] == b"{" or (path.suffix == ".safetensors" and _explain(start) is None):
             data = path.read_bytes()
-            return _read_safetensors(data, entry), _metadata(data)
+            return dict(open_containers(_read_safetensors(data), entry)), _metadata(data)
     except UnpickleError as error:
         raise ValueError(f"{path}: {error}. {_CONVERT}") from error
+    except NoWeights as error:
+        raise ValueError(f"{path}: {error}") from error
     except (*_DAMAGED, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} cannot be read, it may be damaged or cut off: {error}") from error
     reason = _explain(start) or "its contents are neither safetensors nor those of torch.save"
@@ -123,19 +135,6 @@ def is_storable(dtype: Any) -> bool:
     return dtype in map(np.dtype, _SAFETENSORS_DTYPES.values())
 
 
-def open_containers(contents: Any, entry: str | None = None) -> Mapping[Any, Any]:
-    """The weights in what a checkpoint holds: opens the dictionaries that training scripts put around them."""
-    for key in (entry, None, None, None):  # a dictionary could contain itself, so this has an end
-        if not isinstance(contents, Mapping):
-            raise ValueError(f"expected a dictionary of tensors in it, found a {type(contents).__name__}")
-        if key is not None and key not in contents:
-            raise ValueError(f"it has no entry {key!r}; there are: {', '.join(map(repr, list(contents)[:20]))}")
-        found = [key] if key is not None else [k for k in _CONTAINERS if isinstance(contents.get(k), Mapping)]
-        if found:
-            contents = contents[found[0]]
-    return contents
-
-
 def _explain(start: bytes) -> str | None:
     """What a file is that starts like this, if that is easy to see."""
     text = start.lstrip().lower()
@@ -154,9 +153,7 @@ def _explain(start: bytes) -> str | None:
     return None
 
 
-def _read_safetensors(data: bytes, entry: str | None) -> dict[str, np.ndarray]:
-    if entry is not None:
-        raise ValueError(f"it is a safetensors file, which has no dictionaries in it: leave entry={entry!r} out")
+def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     # Not safetensors.numpy, which does not know bfloat16.
     arrays = {}
     for name, view in safetensors.deserialize(data):
@@ -233,11 +230,6 @@ def _resolve(
 ) -> dict[str, np.ndarray]:
     weights = open_containers(contents, entry)
     tensors = {str(name): value for name, value in weights.items() if isinstance(value, Tensor)}
-    if not tensors and weights:
-        raise ValueError(
-            f"none of its entries is a tensor; there are: {', '.join(map(repr, list(weights)[:20]))}. If one of them"
-            " has the weights: densezoo.weights.read_checkpoint(path, entry=...)"
-        )
     storages: dict[tuple[str, Any], np.ndarray] = {}
     arrays = {}
     for name, tensor in tensors.items():

@@ -28,12 +28,12 @@ def fingerprint(shapes: Iterable[Shape], stem: Shape) -> Fingerprint:
     return len(sizes), sum(sizes) - math.prod(stem)
 
 
-def name_of(shapes: Mapping[Path, Shape], stem: Path | None) -> str | None:
-    """The name of the encoder that has arrays of these shapes here, as far as it has one."""
+def names_of(shapes: Mapping[Path, Shape], stem: Path | None) -> list[str]:
+    """The names of the encoders that have arrays of these shapes here."""
     if stem is None or stem not in shapes:
-        return None
+        return []
     counts = fingerprint(shapes.values(), shapes[stem])
-    return next((name for name in known() if known()[name] == counts), None)
+    return [name for name in known() if known()[name] == counts and name in ENCODERS]
 
 
 def identify(shapes: Mapping[str, Shape]) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import warnings
 from pathlib import Path as File
 from typing import Any
 
@@ -13,9 +14,8 @@ from densezoo.encoders import ENCODERS
 from densezoo.extras import require
 from densezoo.weights._convert import from_torch
 from densezoo.weights._parameters import parts_of
+from densezoo.weights._shards import WEIGHTS, shards_of
 from densezoo.zoo import create_encoder
-
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def from_hub(
@@ -26,6 +26,7 @@ def from_hub(
     strict: bool = True,
     in_channels: int | None = None,
     key: jax.Array | None = None,
+    entry: str | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A pretrained encoder, or a model around one, with weights from the Hugging Face hub.
 
@@ -36,13 +37,14 @@ def from_hub(
 
     Args:
         repository: "owner/name", or a folder with the same files: config.json, and model.safetensors or
-          pytorch_model.bin (of which nothing is executed).
+          pytorch_model.bin (of which nothing is executed), or several files and their index.
         model: what the weights go into; of a whole model they fill the encoder, and the rest is initialised with `key`.
           None creates the encoder that the repository's configuration names.
         revision: a branch, tag or commit of the repository.
         strict: as in `from_torch`.
         in_channels: as in `from_torch`.
         key: as in `from_torch`.
+        entry: as in `from_torch`.
 
     Returns:
         The model and its variables.
@@ -50,7 +52,8 @@ def from_hub(
     Raises:
         ImportError: huggingface_hub is needed and not installed.
         FileNotFoundError: there is no such repository, folder or file, or no network to get it by.
-        ValueError: the configuration names an encoder that is not here, or the weights do not fit.
+        ValueError: the configuration names an encoder that is not here, or one that computes something else than the
+          model's; or the weights do not fit.
 
     Example:
         >>> import dataclasses, json, pathlib, tempfile, jax, jax.numpy as jnp
@@ -67,19 +70,33 @@ def from_hub(
         ((2, 4, 8, 16, 32), ['batch_stats', 'params'])
     """
     config = _config(repository, revision)
-    architecture = config.get("architecture")
+    # segmentation_models_pytorch's repositories are named after the encoder, then a dot and the data.
+    architecture = str(config.get("architecture") or re.sub(r"\..*", "", File(repository).name))
     if model is None:
         if "_model_class" in config:
             raise ValueError(
                 f"{repository} holds a whole {config['_model_class']} over {config.get('encoder_name')}: create that"
                 " model, dz.create_model(...), and pass it as `model`"
             )
-        model = _encoder(repository, architecture)
+        model = _encoder(repository, config.get("architecture"), architecture)
     part = None
     if "_model_class" not in config and "encoder" in parts_of(model):
         part = "encoder"
-    weights = _file(repository, _WEIGHTS, revision)
-    return model, from_torch(model, weights, part=part, strict=strict, in_channels=in_channels, key=key)
+    weights = _file(repository, WEIGHTS, revision)
+    if weights.name.endswith(".index.json"):
+        for name in dict.fromkeys(shards_of(weights).values()):
+            _file(repository, (name,), revision)
+    if "_model_class" in config:
+        architecture = str(config.get("encoder_name")).removeprefix("tu-")
+    elif "architecture" in config and architecture not in ENCODERS:
+        warnings.warn(
+            f"{repository} is of {architecture!r}, which densezoo does not have: that the model given computes the same"
+            " cannot be checked beyond names and shapes",
+            stacklevel=2,
+        )
+    known = architecture if architecture in ENCODERS else None
+    options = {"strict": strict, "in_channels": in_channels, "key": key, "entry": entry}
+    return model, from_torch(model, weights, part=part, architecture=known, **options)
 
 
 def preprocessing(
@@ -118,11 +135,9 @@ def preprocessing(
     return mean, std
 
 
-def _encoder(repository: str | os.PathLike[str], architecture: Any) -> nn.Module:
-    # segmentation_models_pytorch's repositories are named after the encoder, then a dot and the data.
-    name = architecture or re.sub(r"\..*", "", File(repository).name)
+def _encoder(repository: str | os.PathLike[str], said: Any, name: str) -> nn.Module:
     if name not in ENCODERS:
-        said = f"says that it is {architecture!r}" if architecture else "names no architecture"
+        said = f"says that it is {said!r}" if said else "names no architecture"
         raise ValueError(
             f"the config.json of {repository} {said}, and densezoo has no encoder {name!r} (dz.list_encoders()): create"
             " the model that the weights are for, and pass it as `model`"

@@ -19,8 +19,10 @@ from densezoo.messages import shortened
 from densezoo.weights._describe import Unknown, build, describe
 from densezoo.weights._files import NATIVE, is_storable, read_with_metadata
 from densezoo.weights._parameters import Path, check_variables, differences
+from densezoo.weights._transfer import start_from
 
 _FORMAT = 1
+_ALWAYS_ALLOWED = 4096
 
 
 class NotDescribable(ValueError):
@@ -95,12 +97,17 @@ def save(
     replace(File(path), lambda temporary: save_file(arrays, temporary, metadata={NATIVE: json.dumps(metadata)}))
 
 
-def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
+def load(
+    path: str | os.PathLike[str], *, model: nn.Module | None = None, strict: bool = True, part: str | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model and its variables from a file that `save` wrote; nothing in it is executed.
 
     Args:
         path: of the file.
         model: takes the variables in place of the model that the file describes.
+        strict: whether all of the variables must fit. If not, a head of another number of classes is initialised, as by
+          `dz.weights.start_from`, which also takes a random key.
+        part: the part of `model` to fill, such as "encoder"; the others are initialised, likewise.
 
     Returns:
         The model, and what `model.apply` takes.
@@ -110,6 +117,10 @@ def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> tup
         ValueError: the file is damaged, not one of `save`'s, of a newer densezoo, or describes a model that cannot be
           built; or the model given is another.
     """
+    if part is not None or not strict:
+        if model is None:
+            raise ValueError("strict=False and part= are for the model that takes the variables: give model= too")
+        return model, start_from(model, path, part=part)
     model, variables, _ = load_with_metadata(path, model=model)
     return model, variables
 
@@ -125,8 +136,11 @@ def load_with_metadata(
             " model and call dz.weights.from_torch(model, path)"
         )
     tree = {tuple(name.split("/")): _array(value) for name, value in arrays.items()}
+    given = model
     if model is None:
-        model = _build(path, metadata)
+        # No field of a model is larger than its largest axis, but for sizes in pixels and the like.
+        largest = max(_ALWAYS_ALLOWED, len(arrays), *(side for array in arrays.values() for side in array.shape), 0)
+        model = _build(path, metadata, largest)
         try:
             lines = differences(model, tree)
         except Exception as error:  # of Flax, JAX or a module: anything may stand in a field
@@ -134,17 +148,18 @@ def load_with_metadata(
     else:
         lines = differences(model, tree)
     if lines:
-        raise ValueError(f"the variables in {path} are not those of the model: {shortened(lines)}")
+        hint = "" if given is None else ". For other classes: dz.load(path, model=model, strict=False)"
+        raise ValueError(f"the variables in {path} are not those of the model: {shortened(lines)}{hint}")
     return model, unflatten_dict(tree), metadata
 
 
-def _build(path: str | os.PathLike[str], metadata: dict[str, Any]) -> nn.Module:
+def _build(path: str | os.PathLike[str], metadata: dict[str, Any], largest: float) -> nn.Module:
     if metadata["model"] is None:
         raise ValueError(f"{path} holds variables alone: build their model in code and call dz.load(path, model=model)")
     try:
         if metadata["format"] > _FORMAT:
             raise Unknown(f"the format {metadata['format']}")
-        model = build(metadata["model"])
+        model = build(metadata["model"], largest)
         if isinstance(model, nn.Module):
             return model
         raise Unknown("something else than a model")

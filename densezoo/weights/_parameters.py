@@ -7,13 +7,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from densezoo.compiling import jitted_once
 from densezoo.encoders import Encoder
 from densezoo.messages import shortened
 from densezoo.models import PyramidModel, SegmentationModel
-from densezoo.naming import KERNELS, LEAVES, Named, Naming
+from densezoo.naming import COLUMN, KERNELS, LEAVES, Named, Naming
 
 Path = tuple[str, ...]
 """Where an array is in the variables, the collection first."""
@@ -32,6 +33,8 @@ class Parameter:
         dtype: its type here.
         name: its name in the reference; None if that has no such array.
         axes: which axis there becomes each axis here.
+        ones: axes of size one that end the shape there.
+        offset: what is added to the values from there.
     """
 
     path: Path
@@ -39,18 +42,33 @@ class Parameter:
     dtype: Any
     name: str | None
     axes: tuple[int, ...]
+    ones: int = 0
+    offset: float = 0.0
 
     @property
     def shape_there(self) -> tuple[int, ...]:
         """The shape that the reference's array must have."""
-        return tuple(self.shape[self.axes.index(axis)] for axis in range(len(self.shape)))
+        return tuple(self.shape[self.axes.index(axis)] for axis in range(len(self.shape))) + (1,) * self.ones
+
+    def from_there(self, array: np.ndarray) -> np.ndarray:
+        """The array here of the reference's; a copy."""
+        here = array.reshape(array.shape[: len(self.shape)]).transpose(self.axes)
+        # An array of the caller's must not be the parameter itself.
+        here = here.astype(self.dtype, order="C", copy=True)
+        return here + np.asarray(self.offset, here.dtype) if self.offset else here
+
+    def to_there(self, array: np.ndarray) -> np.ndarray:
+        """The reference's array of the one here."""
+        if self.offset:
+            array = np.maximum(array - np.asarray(self.offset, array.dtype), 0)  # a variance
+        return array.transpose(np.argsort(self.axes)).reshape(self.shape_there)
 
 
-def images_for(model: nn.Module, channels: int) -> jax.Array:
+def images_for(model: nn.Module, channels: int) -> jax.ShapeDtypeStruct:
     """Images to initialise a model with: large enough for it, and the parameters do not depend on the size."""
     encoder = parts_of(model).get("encoder", model)
     side = max(64, 2 * encoder.reductions[-1], encoder.min_size) if isinstance(encoder, Encoder) else 64
-    return jnp.zeros((1, side, side, channels), jnp.float32)
+    return jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
 
 
 def shapes_of(model: nn.Module, channels: int) -> dict[Path, jax.ShapeDtypeStruct]:
@@ -63,7 +81,8 @@ def initialise(model: nn.Module, paths: list[Path], channels: int, key: jax.Arra
     """Some of the arrays of `model.init`; only those are computed."""
 
     def some(key: jax.Array) -> list[jax.Array]:
-        variables: dict[Path, Any] = flatten_dict(model.init(key, images_for(model, channels)))
+        images = images_for(model, channels)
+        variables: dict[Path, Any] = flatten_dict(model.init(key, jnp.zeros(images.shape, images.dtype)))
         return [variables[path] for path in paths]
 
     return dict(zip(paths, jitted_once(some)(key), strict=True))
@@ -89,17 +108,41 @@ def paths_of(part: str, tree: Mapping[Path, Any]) -> list[Path]:
     return [path for path in tree if not part or path[1] == part]
 
 
-def parameters_of(part: str, tree: Mapping[Path, Any], naming: Naming | None) -> list[Parameter]:
-    """A part's arrays with their names in the reference."""
+def epsilon_of(module: nn.Module) -> float | None:
+    """Of a module's batch norms; None if it has none, or they do not say."""
+    norm = getattr(module, "norm", None)
+    try:
+        return None if norm is None else getattr(norm(), "epsilon", None)
+    except TypeError:  # a function of one's own
+        return None
+
+
+def parameters_of(
+    part: str, tree: Mapping[Path, Any], naming: Naming | None, module: nn.Module | None = None
+) -> list[Parameter]:
+    """A part's arrays with their names in the reference; `module` is the part, whose norms may be others than there."""
     parameters = []
+    epsilon = None if naming is None or naming.epsilon is None or module is None else epsilon_of(module)
+    # norm(x; var, there) = norm(x; var + there - here, here).
+    offset = 0.0 if epsilon is None or naming is None else (naming.epsilon or 0.0) - epsilon
     for path in paths_of(part, tree):
         array = tree[path]
         name, kernel = _reference(path, naming, 2 if part else 1)
         axes = tuple(range(len(array.shape)))
         if path[-1] == "kernel":
             axes = KERNELS["dense" if len(array.shape) == 2 else kernel]
-        parameters.append(Parameter(path, tuple(array.shape), array.dtype, name, axes))
+        ones = 2 if kernel == COLUMN else 0
+        added = offset if path[0] == "batch_stats" and path[-1] == "var" else 0.0
+        parameters.append(Parameter(path, tuple(array.shape), array.dtype, name, axes, ones, added))
     return parameters
+
+
+def expected_names(parts: Mapping[str, nn.Module], tree: Mapping[Path, Any]) -> dict[str, list[set[str]]]:
+    """For each part, the names that its arrays have in each of its namings."""
+    return {
+        part: [{p.name for p in parameters_of(part, tree, naming) if p.name} for naming in namings_of(module)]
+        for part, module in parts.items()
+    }
 
 
 def whole(parameters: list[Parameter], tree: Mapping[Path, Any]) -> list[Parameter]:
@@ -110,14 +153,17 @@ def whole(parameters: list[Parameter], tree: Mapping[Path, Any]) -> list[Paramet
 
 
 def choose(
-    parts: Mapping[str, nn.Module], tree: Mapping[Path, Any], names: Container[str | None]
+    parts: Mapping[str, nn.Module], expected: Mapping[str, list[set[str]]], names: Container[str]
 ) -> dict[str, Naming | None]:
-    """For each part the naming of which `names` has most; where it has none, that of the other parts."""
+    """For each part the naming of which `names` has most; where it has none, that of the other parts.
+
+    `expected` is what `expected_names` gives.
+    """
     chosen: dict[str, Naming | None] = {}
     unknown = []
     for part, module in parts.items():
-        namings, paths, start = namings_of(module), paths_of(part, tree), 2 if part else 1
-        found = [sum(_reference(path, naming, start)[0] in names for path in paths) for naming in namings]
+        namings = namings_of(module)
+        found = [sum(name in names for name in known) for known in expected[part]]
         best = found.index(max(found)) if found else None
         chosen[part] = None if best is None else namings[best]
         if best is not None and not found[best]:
@@ -141,10 +187,23 @@ def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
     """What of a tree of arrays does not fit the model, a line each, for any number of input channels.
 
     Only models and encoders of the kinds that are here can be checked.
+
+    Raises:
+        ValueError: the model has far more layers than such a tree: a small file may describe a million of them.
     """
     if not isinstance(model, (SegmentationModel, PyramidModel, Encoder)):
         return []
-    expected = shapes_of(model, 3)
+    left = 50 + 10 * len(tree)
+
+    def count(function: Any, args: Any, keywords: Any, _: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it has far more layers than its {len(tree)} arrays could fill")
+        return function(*args, **keywords)
+
+    with nn.intercept_methods(count):
+        expected = shapes_of(model, 3)
     lines = [f"{'/'.join(path)} is missing" for path in expected if path not in tree]
     lines += [f"{'/'.join(path)} is unexpected" for path in tree if path not in expected]
     wrong = {p: (array.shape, tuple(tree[p].shape)) for p, array in expected.items() if p in tree}

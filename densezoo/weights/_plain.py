@@ -16,8 +16,14 @@ from densezoo.models import SegmentationModel
 from densezoo.naming import PLAIN, Named, Naming
 from densezoo.types import ModuleDef
 from densezoo.weights._convert import from_torch, read_names
+from densezoo.weights._prefix import prefix_of
 
 _BILINEAR = partial(Bilinear, align_corners=True)  # as most of these have it
+
+
+def _plain(module: Named) -> list[Naming]:
+    """The namings of plain U-Nets alone."""
+    return [naming for naming in module.reference_names() if naming.source == PLAIN]
 
 
 def plain_unet(
@@ -56,10 +62,10 @@ def plain_unet(
         (1, 8, 6, 2)
     """
     names = read_names(checkpoint)
+    begin = [{f"{n.find('block0/conv1/conv')[0]}.weight"} for n in _plain(PlainEncoder())]  # pyright: ignore
+    names.take_off(prefix_of(names, [begin], names.source))
+    names.warn_of_others()
     shapes = {name: tuple(np.shape(array)) for name, array in names.items()}
-
-    def plain(module: Named) -> list[Naming]:
-        return [naming for naming in module.reference_names() if naming.source == PLAIN]
 
     def shape(naming: Naming, path: str) -> tuple[int, ...] | None:
         found = naming.find(path)
@@ -72,7 +78,7 @@ def plain_unet(
 
     best = None
     for norm in (BatchNorm, None):
-        for down in plain(PlainEncoder(norm=norm)):
+        for down in _plain(PlainEncoder(norm=norm)):
             features = [kernel[0] for kernel in all_shapes(down, "block{}/conv2/conv")]
             if len(features) > 1 and (best is None or len(features) > len(best[1])):
                 best = norm, features
@@ -80,12 +86,12 @@ def plain_unet(
         raise ValueError(f"{names.source} has no names of a plain U-Net, such as inc.double_conv.0 and down1...")
     norm, features = best
     hidden, out, transposed = [], [], []
-    for up in plain(UNetDecoder(norm=norm)):
+    for up in _plain(UNetDecoder(norm=norm)):
         first, second = all_shapes(up, "block{}/convs/conv1/conv"), all_shapes(up, "block{}/convs/conv2/conv")
         if len(first) == len(second) == len(features) - 1:
             hidden, out = [kernel[0] for kernel in first], [kernel[0] for kernel in second]
             transposed = transposed or all_shapes(up, "block{}/upsample")
-    heads = [kernel for naming in plain(SegmentationHead(1)) if (kernel := shape(naming, "conv"))]
+    heads = [kernel for naming in _plain(SegmentationHead(1)) if (kernel := shape(naming, "conv"))]
     if not out or not heads:
         raise ValueError(f"{names.source} has {len(features)} levels on the way down, but not up1.. or outc to match")
     if transposed:

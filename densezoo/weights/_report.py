@@ -2,14 +2,15 @@
 
 import dataclasses
 import difflib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 
+from densezoo.encoders import ENCODERS
 from densezoo.messages import shortened
-from densezoo.weights._fingerprints import identify, name_of
-from densezoo.weights._parameters import Parameter, choose, parameters_of, parts_of, stem_path
+from densezoo.weights._conventions import difference
+from densezoo.weights._fingerprints import identify, names_of
+from densezoo.weights._parameters import Parameter, parts_of, stem_path
 
 _SHOWN = 6
 
@@ -67,11 +68,15 @@ class Report:
         if all(map(self._fits, parameters)):
             return []
         shapes = {p.path: p.shape for p in parameters}
-        came, ours = identify(self.came), name_of(shapes, stem_path(self.model))
-        if not came or ours in came:
+        came, alike = identify(self.came), names_of(shapes, stem_path(self.model))
+        ours = [n for n in alike if not difference(ENCODERS[n](), parts[name])]
+        if not came or set(ours) & set(came):
             return []
-        described = ours or f"another {type(parts[name]).__name__}"
-        return [f"This looks like a checkpoint over {came[0]}; the model's encoder is {described}."]
+        described = ours[0] if ours else f"another {type(parts[name]).__name__}"
+        hints = [f"This looks like a checkpoint over {came[0]}; the model's encoder is {described}."]
+        if came[0] in alike and (lines := difference(ENCODERS[came[0]](), parts[name])):
+            hints.append(f"{came[0]} has {', and '.join(lines)}.")
+        return hints
 
     def _hints(self, strict: bool) -> list[str]:
         if not any(p.name in self.came for p in self.parameters):
@@ -102,13 +107,6 @@ class Report:
         hints = ["No name fits: see docs/weights.md for the namings that are known."]
         if not self.unexpected:
             hints.append(f"The checkpoint has {shortened(list(self.came))}.")
-        prefix, count = Counter(name.split(".")[0] + "." for name in self.came).most_common(1)[0]
-        shorter = {name.removeprefix(prefix) for name in self.came}
-        tree = {p.path: p for p in self.parameters}
-        parts = {name: module for name, module in parts_of(self.model).items() if self.part in (None, name)}
-        namings = choose(parts, tree, shorter)
-        if any(p.name in shorter for name, naming in namings.items() for p in parameters_of(name, tree, naming)):
-            hints.append(f"`{prefix}` is before {count} of {len(self.came)} names; pass them without it.")
         return hints
 
     def _fits(self, parameter: Parameter) -> bool:

@@ -107,14 +107,21 @@ def test_names_of_old_checkpoints():
 
 
 @pytest.mark.parity
-def test_torchvision():
+@pytest.mark.parametrize(
+    ("case", "encoder", "fields"),
+    [
+        ("resnet50", "resnet50", {"output_stride": 8, "dilate_first": False}),
+        ("mobilenet", "mobilenetv3_large_100", {"output_stride": 16, "dilate_first": True}),
+    ],
+)
+def test_torchvision(case, encoder, fields):
     parity = runpy.run_path(str(PARITY))
-    arrays, image, outputs = parity["load"]("torchvision_deeplabv3_resnet50")
+    arrays, image, outputs = parity["load"](f"torchvision_deeplabv3_{case}")
     model = dz.SegmentationModel(
-        encoder=dz.create_encoder("resnet50", output_stride=8, dilate_first=False),
+        encoder=dz.create_encoder(encoder, **fields),
         decoder=dz.DeepLabV3Decoder(),
         head=dz.SegmentationHead(2, kernel_size=1, upsample=dz.Bilinear),
     )
-    assert any(name.startswith("aux_classifier.") for name in arrays)
+    assert case == "mobilenet" or any(name.startswith("aux_classifier.") for name in arrays)
     apply = jax.jit(model.apply, compiler_options={"xla_backend_optimization_level": 0})
     parity["assert_close"](apply(weights.from_torch(model, arrays), image), outputs["logits"])

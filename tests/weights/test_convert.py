@@ -108,10 +108,71 @@ def test_wrappers_are_taken_off(prefix, container):
     assert_same(from_torch(MODEL, contents), expected("unet"))
 
 
-def test_a_prefix_that_not_all_names_have_stays():
-    arrays = {"module." + name: array for name, array in ARRAYS["unet"].items()} | {"loss.weight": np.zeros(2)}
-    with pytest.raises(ValueError, match="missing in the checkpoint"):
+@pytest.mark.parametrize("prefix", ["module.", "net.", "module._orig_mod.", "wrapped.mine."])
+def test_what_is_beside_a_prefix_is_left_out_with_a_warning(prefix):
+    beside = {"std": np.ones((1, 3, 1, 1)), "loss.weight": np.zeros(2), "n_averaged": np.int64(3)}
+    arrays = beside | {prefix + name: array for name, array in ARRAYS["unet"].items()}
+    with pytest.warns(UserWarning, match=rf"begin with '{prefix}', and 3 do not; .*: std, loss\.weight, n_averaged"):
+        assert_same(from_torch(MODEL, arrays), expected("unet"))
+    del arrays[f"{prefix}decoder.blocks.0.conv1.0.weight"]
+    with (
+        pytest.warns(UserWarning, match="do not"),
+        pytest.raises(ValueError, match=r"1 missing in the checkpoint: decoder\.blocks\.0\.conv1\.0\.weight"),
+    ):
         from_torch(MODEL, arrays)
+
+
+def test_an_encoder_behind_any_prefix():
+    arrays = {f"student.trunk.{name}": array for name, array in ARRAYS["resnet"].items()}
+    assert_same(from_torch(encoder(), arrays), expected("resnet"))
+
+
+def copies(**prefixes):
+    """The same names behind several prefixes, each with other values."""
+    return {
+        f"{prefix}{name}": array + np.asarray(value, array.dtype)
+        for prefix, value in prefixes.items()
+        for name, array in ARRAYS["resnet"].items()
+    }
+
+
+def test_one_of_several_copies_is_chosen_by_an_argument():
+    plus_one = from_torch(encoder(), copies(**{"": 1}))
+    with pytest.raises(ValueError, match=r"behind each of 'student', 'teacher': choose by entry="):
+        from_torch(encoder(), copies(**{"student.": 0, "teacher.": 1}))
+    for entry in ("teacher", "teacher."):
+        assert_same(from_torch(encoder(), copies(**{"student.": 0, "teacher.": 1}), entry=entry), plus_one)
+    for other in ("ema.module.", "model_ema."):
+        with (
+            pytest.warns(UserWarning, match=rf"'model' is taken. For the others: choose by entry='{other[:-1]}'"),
+            pytest.warns(UserWarning, match="were left out"),
+        ):
+            assert_same(from_torch(encoder(), copies(**{"model.": 0, other: 1})), expected("resnet"))
+    # Dictionaries beside each other, as timm and others write them.
+    for key, ema in (("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "ema")):
+        contents = {ema: copies(**{"module.": 1}), key: ARRAYS["resnet"], "optimizer": {"state": {}}, "epoch": 3}
+        with pytest.warns(UserWarning, match=f"'{key}' is taken. For the others: entry='{ema}'"):
+            assert_same(from_torch(encoder(), contents), expected("resnet"))
+        assert_same(from_torch(encoder(), contents, entry=ema), plus_one)
+    # The only dictionary of arrays, whatever its key.
+    assert_same(from_torch(encoder(), {"ema": {"module": ARRAYS["resnet"]}, "epoch": 3}), expected("resnet"))
+    with pytest.raises(ValueError, match=r"choose one by entry=\.\.\.: 'a', 'b'"):
+        from_torch(encoder(), {"a": ARRAYS["resnet"], "b": ARRAYS["resnet"]})
+    with pytest.raises(ValueError, match=r"no entry 'c'; there are: 'a'"):
+        from_torch(encoder(), {"a": ARRAYS["resnet"]}, entry="c")
+
+
+def test_not_strict_with_nothing_that_fits_is_an_error():
+    nothing = {"nothing.weight": np.zeros((3, 3), np.float32)}
+    some = nothing | {f"other{i}.weight": np.zeros(2) for i in range(60)}
+    for arrays in (nothing, some | {"encoder.bn1.weight": np.zeros(2, np.float32)}):
+        with pytest.raises(ValueError) as error:
+            from_torch(MODEL, arrays, strict=False)
+        assert "encoder.layer1.0" in str(error.value) and "nothing.weight" in str(error.value)
+    # A small part of the model, but all of the checkpoint.
+    head = {name: array for name, array in ARRAYS["unet"].items() if name.startswith("segmentation_head")}
+    with pytest.warns(UserWarning, match="does not fit the model in everything"):
+        from_torch(MODEL, head, strict=False)
 
 
 @pytest.mark.parametrize("prefix", ["encoder.", "backbone.body.", "body.", "backbone.", "encoder.model."])

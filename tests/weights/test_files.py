@@ -1,5 +1,6 @@
 """Checkpoint files: those of torch are read, damaged and hostile ones are one clear error."""
 
+import argparse
 import io
 import json
 import os
@@ -113,16 +114,19 @@ def test_containers_and_entries(tmp_path):
     for key in ("state_dict", "model_state_dict", "model"):
         contents = b"\x80\x02}(" + plain("epoch") + plain(3) + plain(key) + inner + b"u."
         assert list(read_checkpoint(write_zip(tmp_path / "w.pth", contents, {"0": NUMBERS}))) == ["w0"]
-    path = write_zip(tmp_path / "w.pth", b"\x80\x02}(" + plain("generator") + inner + b"u.", {"0": NUMBERS})
-    assert "'generator'" in refused(path, "none of its entries is a tensor")
+    alone = plain("generator") + inner
+    assert list(read_checkpoint(write_zip(tmp_path / "w.pth", b"\x80\x02}(" + alone + b"u.", {"0": NUMBERS}))) == ["w0"]
+    two = b"\x80\x02}(" + alone + plain("discriminator") + inner + b"u."
+    path = write_zip(tmp_path / "w.pth", two, {"0": NUMBERS})
+    refused(path, "'generator', 'discriminator'; of these, these have some, choose one by entry=")
     assert list(read_checkpoint(path, entry="generator")) == ["w0"]
     with pytest.raises(ValueError, match=r"no entry 'ema'.*'generator'"):
         read_checkpoint(path, entry="ema")
-    with pytest.raises(ValueError, match=r"safetensors file, .*: leave entry='ema' out"):
+    with pytest.raises(ValueError, match=r"no entry 'ema'; there are"):
         read_checkpoint(GOLDEN / "tensors.safetensors", entry="ema")
     refused(write_zip(tmp_path / "l.pth", b"\x80\x02]."), "found a list")
     # A dictionary that contains itself.
-    refused(write_zip(tmp_path / "s.pth", b"\x80\x02}q\x01" + plain("state_dict") + b"h\x01s."), "none of its entries")
+    refused(write_zip(tmp_path / "s.pth", b"\x80\x02}q\x01" + plain("state_dict") + b"h\x01s."), "within each other")
 
 
 def test_no_message_shows_what_would_fill_the_memory(tmp_path):
@@ -276,3 +280,70 @@ def test_arrays_can_be_large(tmp_path):
     array = np.arange(300_000, dtype=np.float32).reshape(3, 100_000)
     save_file({"w": array}, tmp_path / "w.safetensors")
     np.testing.assert_array_equal(read_checkpoint(tmp_path / "w.safetensors")["w"], array)
+
+
+def test_objects_beside_the_weights(tmp_path):
+    objects = {"args": argparse.Namespace(lr=0.1, out=Path("out")), "best": np.float64(0.5), "mean": np.ones(3)}
+    contents = b"\x80\x02}(" + plain("state_dict") + tensors(ONE)[2:-1]
+    for key, value in objects.items():
+        contents += plain(key) + plain(value)
+    contents += b"u."
+    zipped = write_zip(tmp_path / "w.pth", contents, {"0": NUMBERS})
+    assert read_checkpoint(zipped)["w0"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    start = LEGACY_START + pickle.dumps({"little_endian": True}, 2) + contents
+    (tmp_path / "old.pth").write_bytes(start + pickle.dumps(["0"], 2) + struct.pack("<q", 6) + NUMBERS)
+    assert list(read_checkpoint(tmp_path / "old.pth")) == ["w0"]
+    # Nothing but such an object.
+    refused(write_zip(tmp_path / "v.pth", pickle.dumps(objects["args"], 2), {}), "an object of argparse.Namespace")
+
+
+def shards(folder, weight_map, index="model.safetensors.index.json"):
+    """Writes an index; shard `a.safetensors` has w0 and w1, `b.safetensors` w2."""
+    folder.mkdir(exist_ok=True)
+    for file, names in {"a.safetensors": ("w0", "w1"), "b.safetensors": ("w2",)}.items():
+        save_file({name: np.full(2, int(name[1]), np.float32) for name in names}, folder / file)
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+WEIGHT_MAP = {"w0": "a.safetensors", "w2": "b.safetensors", "w1": "a.safetensors"}
+
+
+def test_several_files_with_an_index(tmp_path):
+    folder = shards(tmp_path / "f", WEIGHT_MAP)
+    for path in (folder, str(folder), folder / "model.safetensors.index.json"):
+        assert {name: array.tolist() for name, array in read_checkpoint(path).items()} == {
+            f"w{i}": [i, i] for i in range(3)
+        }
+    folder = shards(tmp_path / "g", WEIGHT_MAP, "pytorch_model.bin.index.json")
+    write_zip(folder / "c.bin", tensors(ONE), {"0": NUMBERS})
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"w0": "c.bin"}}))
+    assert read_checkpoint(folder)["w0"].shape == (2, 3)
+    (folder / "c.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"needs 1 files, of which 1 are missing: c\.bin"):
+        read_checkpoint(folder)
+    save_file({"w7": np.zeros(1)}, folder / "model.safetensors")
+    assert list(read_checkpoint(folder)) == ["w7"]
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "match"),
+    [
+        ({"w0": "../secret.safetensors"}, "not in its folder; nothing was read"),
+        ({"w0": "/etc/passwd"}, "not in its folder"),
+        ({"w0": "C:\\x"}, "not in its folder"),
+        ({"w0": "a/../../x"}, "not in its folder"),
+        ({"w0": ""}, "not in its folder"),
+        ({"w0": 3}, "no names of files"),
+        ([], "no names of files"),
+        (None, "no names of files"),
+        ({"w2": "a.safetensors"}, "says of a.safetensors that it has what is not in it: w2"),
+    ],
+)
+def test_an_index_that_cannot_be(weight_map, match, tmp_path):
+    refused(shards(tmp_path / "f", weight_map) / "model.safetensors.index.json", match)
+
+
+def test_what_is_no_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", "not a regular file")

@@ -86,6 +86,30 @@ def test_a_folder(name, tmp_path):
     assert preprocessing(folder) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 
 
+def test_several_files(tmp_path):
+    folder = write(tmp_path / "tiny", TIMM, "")
+    files = {"a.safetensors": {}, "b.safetensors": {}}
+    for number, (name, array) in enumerate(weights()[1].items()):
+        files["ab"[number % 2] + ".safetensors"][name] = array
+    for file, arrays in files.items():
+        save_file(arrays, folder / file)
+    index = {"weight_map": {name: file for file, arrays in files.items() for name in arrays}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_same(from_hub(folder)[1], weights()[0])
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"b\.safetensors"):
+        from_hub(folder)
+
+
+def test_an_architecture_that_cannot_be_checked(tmp_path):
+    folder = write(tmp_path / "tiny", TIMM | {"architecture": "tiny_resnetaa"})
+    with pytest.warns(UserWarning, match="is of 'tiny_resnetaa', which densezoo does not have"):
+        from_hub(folder, dz.create_encoder("tiny_resnet"))
+    write(folder, TIMM | {"architecture": "vgg11"})
+    with pytest.raises(ValueError, match="vgg11 is a VGG, the model's encoder a ResNet"):
+        from_hub(folder, dz.create_encoder("tiny_resnet"))
+
+
 def test_into_a_model(tmp_path, recwarn):
     folder = write(tmp_path / "tiny", TIMM)
     model = dz.create_model("unet", "tiny_resnet", 2, features=(4, 3, 2))

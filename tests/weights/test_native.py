@@ -259,6 +259,30 @@ def test_files_of_another_version(change, match, tmp_path):
     assert_same(dz.load(path, model=model)[1], variables)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "fields", "match"),
+    [
+        (dz.ResNet((1, 1), dz.BasicBlock, width=2), {"depths": [10**9, 1]}, r"the number 1e\+09, more than any"),
+        (dz.ResNet((1, 1), dz.BasicBlock, width=2), {"depths": [4000, 4000]}, "far more layers than its 2 arrays"),
+        (dz.ResNet((1, 1), dz.BasicBlock, width=2), {"width": 10**9}, "the number"),
+        (dz.ViT(4, 1, 1, levels=1), {"patch_size": 10_000}, "the number"),
+        (dz.ViT(4, 1, 1, levels=1), {"patch_size": 4096}, "not those of the model: .* is missing"),
+        (dz.EfficientNet(), {"depth": 1e9}, "the number"),
+        (dz.EfficientNet(), {"depth": 500.0}, "far more layers"),
+        (dz.Swin((2,) * 4, 4, (1,) * 4), {"window_size": 3000, "pad_first": True}, "window_size is 64 at most"),
+    ],
+)
+def test_descriptions_of_huge_models_are_refused_before_they_are_built(encoder, fields, match, tmp_path):
+    path = tmp_path / "model.safetensors"
+    description = describe(encoder, "")
+    description["fields"] |= fields
+    metadata = {"format": 1, "version": "0.1.0", "model": description}
+    arrays = {"params/x": np.zeros(1, np.float32), "params/y": np.zeros(1, np.float32)}
+    save_file(arrays, path, metadata={"densezoo": json.dumps(metadata)})
+    with pytest.raises(ValueError, match=match):
+        dz.load(path)
+
+
 def test_only_what_is_listed_is_looked_up(tmp_path):
     for name in (
         "os.system",

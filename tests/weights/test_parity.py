@@ -62,7 +62,7 @@ def test_golden(case):
         model = dz.create_encoder(ours["encoder"], **ours["fields"])
     # Each runs once, so it is not worth the compiler's optimisation.
     apply = jax.jit(model.apply, compiler_options={"xla_backend_optimization_level": 0})
-    result = apply(weights.from_torch(model, arrays), image)
+    result = apply(weights.from_torch(model, arrays, architecture=ours["encoder"]), image)
     if "model" in ours:
         assert_close(result, outputs["logits"])
         return

@@ -34,6 +34,12 @@ def test_other_classes_start_with_another_head_alone(trained, tmp_path, caplog):
     assert found["params"]["head"]["conv"]["kernel"].shape[-1] == 5
     assert float(jnp.abs(found["params"]["head"]["conv"]["kernel"]).max()) < 3
     assert "the head of" in caplog.text
+    other = dz.create_model("unet", ENCODER, num_classes=5)
+    assert_same(dz.load(tmp_path / "model.safetensors", model=other, strict=False)[1], found)
+    with pytest.raises(ValueError, match=r"For other classes: dz\.load\(path, model=model, strict=False\)"):
+        dz.load(tmp_path / "model.safetensors", model=other)
+    with pytest.raises(ValueError, match="give model= too"):
+        dz.load(tmp_path / "model.safetensors", strict=False)
     caplog.clear()
     assert_same(start_from(model, tmp_path / "model.safetensors"), variables)
     assert not caplog.records

@@ -1,0 +1,94 @@
+"""Whether a model computes what a checkpoint's reference computes, where names and shapes are the same."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from densezoo.encoders import ENCODERS, Encoder
+from densezoo.messages import shortened
+from densezoo.naming import TORCHVISION, Naming
+from densezoo.weights._fingerprints import names_of
+from densezoo.weights._parameters import Path, epsilon_of, namings_of
+
+
+def unseen(encoder: nn.Module, naming: Naming | None = None) -> dict[str, Any]:
+    """What changes an encoder's results and no array: its fields of that kind, and its norms' epsilon.
+
+    Not the epsilon where `naming` says the reference's, which is then allowed for.
+    """
+    fields = encoder.unseen if isinstance(encoder, Encoder) else ()
+    values: dict[str, Any] = {}
+    for field in fields:
+        if field != "norm":
+            values[field] = getattr(encoder, field)
+        elif naming is None or naming.epsilon is None:
+            values["epsilon"] = epsilon_of(encoder)
+    return values
+
+
+def difference(came: nn.Module, ours: nn.Module, naming: Naming | None = None) -> list[str]:
+    """What the two encoders compute in another way, such as "padding='SAME' where the model's encoder has None"."""
+    theirs, mine = unseen(came, naming), unseen(ours, naming)
+    return [f"{k}={v!r} where the model's encoder has {mine.get(k)!r}" for k, v in theirs.items() if mine.get(k) != v]
+
+
+def check_architecture(architecture: str, encoder: nn.Module, naming: Naming | None) -> None:
+    """Refuses an encoder that computes something else than the one of this name.
+
+    Raises:
+        ValueError: there is no such encoder, or it differs.
+    """
+    if architecture not in ENCODERS:
+        near = difflib.get_close_matches(architecture, ENCODERS, n=3)
+        hint = f"; perhaps {' or '.join(near)}" if near else ""
+        raise ValueError(f"architecture is the name of an encoder (dz.list_encoders()), got {architecture!r}{hint}")
+    there = ENCODERS[architecture]()
+    if not isinstance(encoder, type(there)):
+        raise ValueError(f"{architecture} is a {type(there).__name__}, the model's encoder a {type(encoder).__name__}")
+    if lines := difference(there, encoder, naming):
+        raise ValueError(
+            f"{architecture} has {', and '.join(lines)}: with its weights the results would be other ones. Create the"
+            f" encoder as {architecture!r}"
+        )
+
+
+def doubt(encoder: nn.Module, naming: Naming, shapes: Mapping[Path, tuple[int, ...]], stem: Path | None) -> str:
+    """Other encoders of the zoo whose weights have these names and shapes and mean something else; empty for none.
+
+    Args:
+        encoder: that takes the weights.
+        naming: by which their names are known.
+        shapes: of the encoder's arrays.
+        stem: path of its first kernel.
+    """
+    rivals = {}
+    for name in names_of(shapes, stem):
+        other = ENCODERS[name]()
+        usual = next((n for n in namings_of(other) if n.source == naming.source), None)
+        same_names = usual is not None and usual.find(encoder.stem or "") == naming.find(encoder.stem or "")  # pyright: ignore
+        if type(other) is type(encoder) and same_names and (lines := difference(other, encoder, naming)):
+            rivals[name] = lines
+    if not rivals:
+        return ""
+    name = next(iter(rivals))
+    mine = next((n for n in names_of(shapes, stem) if not difference(ENCODERS[n](), encoder)), None)
+    confirm = f"architecture={mine!r}" if mine else "architecture= with the name of the encoder"
+    return (
+        f"Names and shapes are also those of {shortened(list(rivals), ', ')}, which has"
+        f" {', and '.join(rivals[name])}. If the weights are of {name}, create the encoder as {name!r}; if they are of"
+        f" the model's encoder, say so: {confirm}"
+    )
+
+
+def contradictions(namings: Mapping[str, Naming | None], names: Mapping[str, Any]) -> list[str]:
+    """What the references of these names compute in another way than the model's parts."""
+    return [
+        naming.differs
+        for naming in namings.values()
+        if naming is not None
+        and naming.differs
+        # `backbone.` alone may be anyone's.
+        and (naming.source != TORCHVISION or any(name.startswith("classifier.") for name in names))
+    ]
