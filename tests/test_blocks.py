@@ -95,8 +95,16 @@ def test_group_norm_equals_loop():
             expected = (part - part.mean()) / np.sqrt(part.var() + 1e-5)
             np.testing.assert_allclose(y[sample, :, :, 2 * group : 2 * group + 2], expected, atol=1e-5)
     assert {name: leaf.shape for name, leaf in variables["params"].items()} == {"scale": (6,), "bias": (6,)}
-    with pytest.raises(ValueError, match="must divide the 6 channels"):
+    with pytest.raises(ValueError, match=r"must divide the 6 channels: pass .*num_groups=3"):
         dz.GroupNorm(num_groups=4).init(KEY, jnp.asarray(x))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (32, 32), (16, 8), (48, 24), (24, 12), (7, 1), (1, 1)])
+def test_group_norm_chooses_its_groups(channels, groups):
+    x = jnp.asarray(np.random.default_rng(6).normal(size=(1, 2, 2, channels)).astype(np.float32))
+    variables = {"params": {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}}
+    expected = dz.GroupNorm(groups).apply(variables, x)
+    np.testing.assert_array_equal(dz.GroupNorm().apply(variables, x), expected)
 
 
 def test_skips_join():
