@@ -31,6 +31,7 @@ from densezoo.metrics._counts import (
     predict,
     recall,
 )
+from densezoo.metrics._matrix import confusion_matrix
 from densezoo.metrics._tally import Tally
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "boundary_iou",
     "class_mean",
     "confusion_counts",
+    "confusion_matrix",
     "dice",
     "iou",
     "mean_dice",
