@@ -7,6 +7,7 @@ EXTRAS = {
     "data": {"grain": "grain", "skimage": "scikit-image", "sklearn": "scikit-learn", "tifffile": "tifffile"},
     "cli": {"rich": "rich", "tyro": "tyro"},
     "hub": {"huggingface_hub": "huggingface_hub"},
+    "tensorboard": {"tensorboardX": "tensorboardX"},
 }
 """For each extra: the modules that it brings, and the packages that hold them."""
 
