@@ -93,6 +93,28 @@ def test_what_needs_an_extra_names_it(tmp_path):
     )
 
 
+def test_scripts_name_the_extra_that_they_need(tmp_path):
+    examples = Path(__file__).parent.parent / "examples"
+    shown = run(
+        f"""
+        import runpy
+
+        sys.path.insert(0, {str(examples)!r})
+        for script in ("train_segmentation", "predict", "evaluate", "nnx_training"):
+            sys.argv = [script]
+            try:
+                runpy.run_path(f"{examples}/{{script}}.py", run_name="__main__")
+            except SystemExit as stopped:
+                assert stopped.code == 1
+            else:
+                raise AssertionError(script)
+        """,
+        tmp_path,
+    )
+    message = 'error: this needs tyro, which is not installed: pip install "densezoo[cli]"'
+    assert shown.count(message) == 4 and "Traceback" not in shown
+
+
 def test_the_extras_are_those_of_the_package():
     project = tomllib.loads(Path(__file__).parent.parent.joinpath("pyproject.toml").read_text())["project"]
     listed = {

@@ -2,6 +2,7 @@
 
 from densezoo.data import fields, transforms
 from densezoo.data._arrays import to_float
+from densezoo.data._decode import IMAGE_SUFFIXES
 from densezoo.data._reading import Source
 from densezoo.data.evaluation import EvalBatches, eval_batches
 from densezoo.data.folder import ImageMaskFolder, read_image
@@ -13,6 +14,7 @@ from densezoo.data.subset import Subset
 __all__ = [
     "DigitScenes",
     "EvalBatches",
+    "IMAGE_SUFFIXES",
     "ImageMaskFolder",
     "Resize",
     "Source",

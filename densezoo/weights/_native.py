@@ -125,6 +125,7 @@ def load_with_metadata(
             " model and call dz.weights.from_torch(model, path)"
         )
     tree = {tuple(name.split("/")): _array(value) for name, value in arrays.items()}
+    hint = ""
     if model is None:
         model = _build(path, metadata)
         try:
@@ -133,8 +134,12 @@ def load_with_metadata(
             raise _not_buildable(path, error) from error
     else:
         lines = differences(model, tree)
+        hint = (
+            ". For a model of other classes, dz.weights.start_from(model, path) takes all but the head; with"
+            ' part="encoder", the encoder alone'
+        )
     if lines:
-        raise ValueError(f"the variables in {path} are not those of the model: {shortened(lines)}")
+        raise ValueError(f"the variables in {path} are not those of the model: {shortened(lines)}{hint}")
     return model, unflatten_dict(tree), metadata
 
 
