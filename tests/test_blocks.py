@@ -207,8 +207,8 @@ def test_an_instance_in_place_of_a_factory_is_named():
     with pytest.raises(TypeError, match="partial\\(Bilinear"):
         model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2, upsample=dz.Bilinear())
         jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))
-    model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2, skip="add")
-    with pytest.raises(TypeError, match="got 'add'"):
+    model = dz.SegmentationModel(dz.PlainEncoder((4, 8)), dz.UNetDecoder(skip="add"), dz.SegmentationHead(2))
+    with pytest.raises(TypeError, match="skip='add': names are for"):
         jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))
 
 

@@ -165,7 +165,7 @@ def test_several_labels_a_pixel_are_evaluated_and_predicted(tmp_path, data, caps
     for path in (folder / "masks").iterdir():
         Image.fromarray(255 * rng.integers(0, 2, (*SIZE, 3), dtype=np.uint8)).save(path)
     file = tmp_path / "several.safetensors"
-    model = dz.create_model("segnet", dz.PlainEncoder((4,)), 3)
+    model = dz.create_model("segnet", dz.PlainEncoder((4, 8)), 3)
     variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, *SIZE, 1)))
     task = Segmentation(3, multilabel=True, class_names=("a/b", "c", "d"))
     dz.save(file, model, variables, task=task, preprocessing=dz.Preprocessing(channels=1))
