@@ -137,7 +137,7 @@ def write(predict: dz.Predictor, picture: np.ndarray, targets: Sequence[Path]) -
     mask, palette = predict(picture), viz.palette(predict.task.classes)
     if predict.task.multilabel:
         for index in range(predict.task.classes):
-            viz.save_image(np.uint8(255) * mask[..., index, None].astype(np.uint8), targets[index])
+            viz.save_image(np.uint8(255) * mask[..., index].astype(np.uint8), targets[index])
     else:
         viz.save_mask(mask, targets[0], palette=palette)
         viz.save_image(viz.overlay(picture, mask, palette=palette), targets[1])

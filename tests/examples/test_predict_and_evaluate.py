@@ -177,6 +177,8 @@ def test_several_labels_a_pixel_are_evaluated_and_predicted(tmp_path, data, caps
     assert {sum(int(row[part]) for part in ("tp", "fp", "fn", "tn")) for row in rows} == {SIZE[0] * SIZE[1]}
     predict.main(predict.Arguments(model=file, images=[folder / "images" / "0.png"], out=tmp_path / "masks"))
     assert sorted(path.name for path in (tmp_path / "masks").glob("*.png")) == ["0_a_b.png", "0_c.png", "0_d.png"]
+    with Image.open(tmp_path / "masks" / "0_c.png") as mask:
+        assert mask.mode == "L" and set(np.unique(np.asarray(mask))) <= {0, 255}
 
 
 def test_labels_of_the_command_line():
