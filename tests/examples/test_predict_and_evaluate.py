@@ -25,13 +25,17 @@ SIZE = (12, 16)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def untrained():
+    model = dz.create_model("segnet", dz.PlainEncoder((4, 8)), 3)
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *SIZE, 1)))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, untrained):
     """Three classes with names; the masks are as random as the weights."""
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    model = dz.create_model("segnet", dz.PlainEncoder((4, 8)), 3)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *SIZE, 1)))
     task = Segmentation(3, class_names=("sky", "road", "car"))
-    dz.save(path, model, variables, task=task, preprocessing=dz.Preprocessing(channels=1))
+    dz.save(path, *untrained, task=task, preprocessing=dz.Preprocessing(channels=1))
     return path
 
 
@@ -159,16 +163,14 @@ def test_evaluation_has_a_table_and_a_confusion_matrix(tmp_path, model, predicto
         evaluate.main(dataclasses.replace(options, limit=0))
 
 
-def test_several_labels_a_pixel_are_evaluated_and_predicted(tmp_path, data, capsys):
+def test_several_labels_a_pixel_are_evaluated_and_predicted(tmp_path, data, untrained):
     folder, _ = data
     rng = np.random.default_rng(0)
     for path in (folder / "masks").iterdir():
         Image.fromarray(255 * rng.integers(0, 2, (*SIZE, 3), dtype=np.uint8)).save(path)
     file = tmp_path / "several.safetensors"
-    model = dz.create_model("segnet", dz.PlainEncoder((4, 8)), 3)
-    variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, *SIZE, 1)))
     task = Segmentation(3, multilabel=True, class_names=("a/b", "c", "d"))
-    dz.save(file, model, variables, task=task, preprocessing=dz.Preprocessing(channels=1))
+    dz.save(file, *untrained, task=task, preprocessing=dz.Preprocessing(channels=1))
     out = tmp_path / "evaluation"
     evaluate.main(evaluate.Arguments(model=file, data=folder, out=out, labels=("0:0", "255:1"), limit=1))
     with (out / "counts.csv").open() as file_of_counts:
