@@ -2,8 +2,8 @@
 
 Usage: python examples/nnx_training.py --out out/nnx
 
-Takes about a minute on a CPU. Writes the trained model to OUT/model.safetensors, which `dz.load` reads; the last line
-on standard output is a JSON object with the mean IoU on scenes that were not trained on. See docs/nnx.md.
+Takes one to two minutes on two CPU cores. Writes the trained model to OUT/model.safetensors, which `dz.load` reads; the
+last line on standard output is a JSON object with the mean IoU on scenes that were not trained on. See docs/nnx.md.
 """
 
 import dataclasses
