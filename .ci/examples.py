@@ -15,8 +15,10 @@ QUICK = {
     ],
     "predict.py": [
         "--model {out}/run/model.safetensors --images {out}/scenes/val/images/0000.png --out {out}/masks"
-        " --probabilities"
+        " --probabilities",
+        "--model {out}/run --images {out}/scenes --recursive --pad-to 64 --out {out}/more",
     ],
+    "evaluate.py": ["--model {out}/run/model.safetensors --data {out}/scenes/val --out {out}/evaluation"],
     "skip_addition.py": ["--seeds 2 --steps 2 --val 4 --out {out}/skips"],
     "upsampling_artifacts.py": [
         "--seeds 2 --steps 2 --val 4 --upsamplers resize_conv transposed_2x2 --out {out}/artifacts"

@@ -28,6 +28,7 @@ from densezoo.blocks import (
     ResizeConv,
     SpatialDropout,
     TransposedConv,
+    register_blocks,
 )
 from densezoo.blueprint import Blueprint, register
 from densezoo.compiling import compiler_options

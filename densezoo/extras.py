@@ -8,6 +8,7 @@ EXTRAS = {
     "cli": {"rich": "rich", "tyro": "tyro"},
     "detection": {"hotcoco": "hotcoco"},
     "hub": {"huggingface_hub": "huggingface_hub"},
+    "tensorboard": {"tensorboardX": "tensorboardX"},
 }
 """For each extra: the modules that it brings, and the packages that hold them."""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ from densezoo.train.recipe import MODEL_FILE
 class Predictor:
     """A function from a picture to its prediction; made by `load_predictor`, or from a model and its variables.
 
-    Pictures are padded at the bottom and right to a multiple of `multiple`, as in evaluation, so that few sizes need
-    to be compiled.
+    A picture is computed at its own size, as `model.apply` computes it. Each size is compiled once, on its first
+    picture, and kept. For pictures of many sizes, `pad_to` bounds the number of compilations, and approximates.
 
     Args:
         task: what the model was trained for, such as `tasks.Segmentation(num_classes=3)`.
         model: images -> outputs of the images' size.
         variables: of the model.
         preprocessing: of the pictures; None for three channels with ImageNet's numbers.
-        multiple: sides are padded to multiples of this many pixels.
+        pad_to: repeats the last row and column until the sides are multiples of this many pixels, so that at most
+            one size in each such step is compiled: 32 steps for sides of up to 1024 pixels and `pad_to=32`. Pixels
+            near the bottom and the right border then differ slightly from `model.apply`. None computes exactly.
+        multiple: deprecated: the same as `pad_to`.
 
     Attributes:
         task: as given.
@@ -51,11 +55,17 @@ class Predictor:
         variables: Any,
         preprocessing: Preprocessing | None = None,
         *,
-        multiple: int = 32,
+        pad_to: int | None = None,
+        multiple: int | None = None,
     ):
+        if multiple is not None:
+            warnings.warn("multiple is called pad_to now", DeprecationWarning, stacklevel=2)
+            pad_to = multiple
+        if pad_to is not None and pad_to < 1:
+            raise ValueError(f"pad_to is a number of pixels, at least 1, or None; got {pad_to}")
         self.task = task
         self.preprocessing = Preprocessing() if preprocessing is None else preprocessing
-        self._multiple = multiple
+        self._pad_to = pad_to or 1
         infer, normalize = compile(model, variables), self.preprocessing.normalize()
 
         def outputs(images):
@@ -89,18 +99,26 @@ class Predictor:
     def _run(self, function: Any, picture: np.ndarray) -> Any:
         prepared = self.preprocessing.prepare(np.asarray(picture))
         height, width, _ = prepared.shape
-        padding = [(0, -side % self._multiple) for side in (height, width)]
+        padding = [(0, -side % self._pad_to) for side in (height, width)]
         padded = np.pad(prepared, (*padding, (0, 0)), mode="edge")
         return jax.tree.map(lambda x: np.asarray(x)[0, :height, :width], function(padded[None]))
 
 
-def load_predictor(path: str | os.PathLike[str], *, model: nn.Module | None = None, multiple: int = 32) -> Predictor:
+def load_predictor(
+    path: str | os.PathLike[str],
+    *,
+    model: nn.Module | None = None,
+    pad_to: int | None = None,
+    multiple: int | None = None,
+) -> Predictor:
     """The predictor of a model file, or of a training run's folder.
 
     Args:
         path: a file that `dz.save` or a training wrote with its task and preprocessing, or the folder of a run.
         model: takes the variables in place of the model that the file describes, for modules of one's own.
-        multiple: sides of pictures are padded to multiples of this many pixels.
+        pad_to: pads sides to multiples of this many pixels, which compiles fewer sizes and approximates; None computes
+            exactly. See `Predictor`.
+        multiple: deprecated: the same as `pad_to`.
 
     Returns:
         A function from a picture (h, w, channels) as a file holds it to the task's prediction.
@@ -121,10 +139,13 @@ def load_predictor(path: str | os.PathLike[str], *, model: nn.Module | None = No
         >>> predict(np.zeros((20, 30, 1), np.uint8)).shape, predict.task.class_names
         ((20, 30), ('sky', 'ground'))
     """
+    if multiple is not None:
+        warnings.warn("multiple is called pad_to now", DeprecationWarning, stacklevel=2)
+        pad_to = multiple
     file = Path(path)
     if file.is_dir():
         if not (file / MODEL_FILE).is_file():
-            return _of_old_run(file, multiple)
+            return _of_old_run(file, pad_to)
         file = file / MODEL_FILE
     model, variables, metadata = weights.load_with_metadata(file, model=model)
     if missing := [name for name in ("task", "preprocessing") if name not in metadata]:
@@ -137,13 +158,13 @@ def load_predictor(path: str | os.PathLike[str], *, model: nn.Module | None = No
         preprocessing = Preprocessing(**metadata["preprocessing"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file} describes a task or preprocessing that cannot be made: {error}") from error
-    return Predictor(task, model, variables, preprocessing, multiple=multiple)
+    return Predictor(task, model, variables, preprocessing, pad_to=pad_to)
 
 
-def _of_old_run(folder: Path, multiple: int) -> Predictor:
+def _of_old_run(folder: Path, pad_to: int | None) -> Predictor:
     """The predictor of a run that an older densezoo left, with its model's names in model.json."""
     from densezoo.train import load_variables
-    from densezoo.zoo import SKIPS, UPSAMPLERS, create_model, look_up
+    from densezoo.zoo import create_model
 
     path = folder / "model.json"
     if not path.is_file():
@@ -151,14 +172,10 @@ def _of_old_run(folder: Path, multiple: int) -> Predictor:
     try:
         old = json.loads(path.read_text())
         classes = old["num_classes"]
-        fields: dict[str, Any] = {
-            field: look_up(old[field], table, kind)
-            for field, table, kind in (("upsample", UPSAMPLERS, "upsampler"), ("skip", SKIPS, "skip"))
-            if old.get(field)
-        }
+        fields = {field: old[field] for field in ("upsample", "skip") if old.get(field)}
         model = create_model(old["model"], old["encoder"], classes, **fields)
         preprocessing = Preprocessing(old["channels"], old["mean"], old["std"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not the configuration of a model: {error!r}") from error
     task = tasks.Segmentation(num_classes=classes, ignore_index=None)  # which a prediction does not need
-    return Predictor(task, model, load_variables(folder, "best"), preprocessing, multiple=multiple)
+    return Predictor(task, model, load_variables(folder, "best"), preprocessing, pad_to=pad_to)

@@ -13,19 +13,7 @@ from typing import Any, SupportsIndex, TypeVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from densezoo.blocks import (
-    CARAFE,
-    AttentionGate,
-    Bicubic,
-    Bilinear,
-    ConcatSkip,
-    DySample,
-    LateralAdd,
-    Nearest,
-    PixelShuffle,
-    ResizeConv,
-    TransposedConv,
-)
+from densezoo.blocks import BLOCKS
 from densezoo.blueprint import MODELS, Blueprint
 from densezoo.deprecation import new_names
 from densezoo.encoders import ENCODERS, Encoder
@@ -36,22 +24,11 @@ from densezoo.types import Dtype, ModuleDef
 
 T = TypeVar("T")
 
-UPSAMPLERS: dict[str, ModuleDef] = {
-    "nearest": Nearest,
-    "bilinear": Bilinear,
-    "bilinear_align_corners": partial(Bilinear, align_corners=True),
-    "bicubic": Bicubic,
-    "transposed_conv": TransposedConv,
-    "transposed_conv_4x4": partial(TransposedConv, kernel_size=4),
-    "resize_conv": ResizeConv,
-    "pixel_shuffle": PixelShuffle,
-    "carafe": CARAFE,
-    "dysample": DySample,
-}
-"""Names of upsamplers, for command lines; the `upsample` field of a decoder takes the factory itself."""
+UPSAMPLERS: dict[str, ModuleDef] = BLOCKS["upsample"]
+"""Names of upsamplers, which `upsample=` of `create_model` takes."""
 
-SKIPS: dict[str, ModuleDef] = {"concat": ConcatSkip, "add": LateralAdd, "attention": AttentionGate}
-"""Names of skips, for command lines; the `skip` field of a U-Net takes the factory itself."""
+SKIPS: dict[str, ModuleDef] = BLOCKS["skip"]
+"""Names of skips, which `skip=` of `create_model` takes."""
 
 
 def blueprints() -> tuple[Blueprint, ...]:
@@ -89,7 +66,8 @@ def create_encoder(name: str, **fields: Any) -> Encoder:
 
     Args:
         name: one of `list_encoders()`.
-        **fields: fields of the encoder's class, such as `norm`, `act`, `dtype`.
+        **fields: fields of the encoder's class, such as `norm`, `act`, `dtype`. Blocks are given as a factory or by
+            name, such as `norm="group"` or `act="silu"`; `blocks.BLOCKS` lists the names.
 
     Raises:
         ValueError: an unknown name.
@@ -101,7 +79,7 @@ def create_encoder(name: str, **fields: Any) -> Encoder:
     """
     constructor = look_up(name, ENCODERS, "encoder")
     _check_fields(constructor, fields, f"encoder {name!r}")
-    return constructor(**fields)
+    return constructor(**_by_name(fields))
 
 
 def create_model(
@@ -136,7 +114,8 @@ def create_model(
         impl: "auto" computes with the fastest form of each operation that was measured, "reference" with the plain one.
         dtype: of the computation, such as `jnp.bfloat16`; None computes in the type of images and parameters.
         param_dtype: of the parameters. Both are passed to the encoder too, if it is given by name.
-        **fields: fields of the decoder's class, such as `upsample`, `skip`, `norm`, `features`. They do not reach the
+        **fields: fields of the decoder's class, such as `upsample`, `skip`, `norm`, `features`. Blocks are given as a
+            factory or by name, such as `upsample="dysample"`; `blocks.BLOCKS` lists the names. They do not reach the
             encoder: for another norm there too, pass `encoder=create_encoder(name, norm=...)`, with the
             `output_stride` that the family has if it has one.
 
@@ -160,9 +139,11 @@ def create_model(
     num_classes = operator.index(num_classes)
     arguments = inspect.signature(create_model).parameters.keys() - {"name", "fields"}
     _check_fields(blueprint.decoder, fields, f"model {name!r}", arguments)
+    fields = _by_name(fields)
     if isinstance(frozen, str) or not set(frozen) <= {"encoder", "decoder", "head"}:
         raise ValueError(f"frozen is a tuple of names among encoder, decoder and head; got {frozen!r}")
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+    _check_dtypes(blueprint)
     if encoder is None or isinstance(encoder, str):
         encoder = _encoder_for(blueprint, encoder or blueprint.encoder, dtypes, remat)
     if not isinstance(encoder, nn.Module):
@@ -208,6 +189,18 @@ def _encoder_for(blueprint: Blueprint, name: str, dtypes: dict[str, Any], remat:
     return create_encoder(name, **fields, **dtypes)
 
 
+def _check_dtypes(blueprint: Blueprint) -> None:
+    """Whether the decoder and head of a family have the fields that every part of a model has."""
+    for part, constructor in (("decoder", blueprint.decoder), ("head", blueprint.head)):
+        known = inspect.signature(constructor).parameters
+        if lacking := [field for field in ("dtype", "param_dtype") if field not in known]:
+            raise TypeError(
+                f"{_class_of(constructor).__name__}, the {part} of {blueprint.name}, lacks {' and '.join(lacking)}: a"
+                f" {part} is a Flax module with the fields `dtype: Any = None` (of the computation) and"
+                " `param_dtype: Any = jnp.float32` (of the parameters)"
+            )
+
+
 def _warn_of_lost_fields(blueprint: Blueprint, encoder: Encoder) -> None:
     """Warns when an encoder instance lacks the family's defaults, which an encoder given by name gets."""
     defaults = {field.name: field.default for field in dataclasses.fields(encoder)}
@@ -220,6 +213,15 @@ def _warn_of_lost_fields(blueprint: Blueprint, encoder: Encoder) -> None:
                 f" {field}={value} when you make it",
                 stacklevel=3,
             )
+
+
+def _by_name(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with blocks in place of their names."""
+    found = {}
+    for field, value in fields.items():
+        kind = field.rpartition("_")[2]  # `attention_upsample` is an upsampler
+        found[field] = look_up(value, BLOCKS[kind], field) if isinstance(value, str) and kind in BLOCKS else value
+    return found
 
 
 def look_up(name: str, table: dict[str, T], kind: str) -> T:

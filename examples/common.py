@@ -1,13 +1,13 @@
-"""What the example scripts share: the task on digits, and one clear message for a user's mistake."""
+"""What the example scripts share: the task on digits, the command line, and one message for a user's mistake."""
 
 import contextlib
 import math
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,12 @@ import numpy as np
 import densezoo as dz
 from densezoo import metrics
 from densezoo.data import DigitScenes, Source
+from densezoo.extras import require
 from densezoo.tasks import Segmentation
 from densezoo.train import Recipe
 from densezoo.types import ModuleDef
 
+T = TypeVar("T")
 CLASSES = ["background", *"0123456789"]
 NUM_CLASSES = len(CLASSES)
 PREPROCESSING = dz.Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -97,12 +99,49 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(caches / "densezoo" / "compiled"))
 
 
+def command_line(main: Callable[[T], None], arguments: type[T]) -> None:
+    """Runs a script's `main` with the arguments of the command line."""
+    with user_errors():
+        main(require("tyro").cli(arguments))
+
+
+def progress(items: Sequence[T], label: str) -> Iterator[T]:
+    """The items, with a progress bar on standard error."""
+    console = require("rich.console").Console(stderr=True)
+    yield from require("rich.progress").track(items, label, console=console)
+
+
+def parse_labels(entries: Sequence[str] | None) -> Any:
+    """What `ImageMaskFolder(labels=...)` takes, from entries such as "7:0", or "128,64,128:1" for a colour.
+
+    Raises:
+        ValueError: an entry of another form; the message names it.
+    """
+    if entries is None:
+        return None
+    labels: dict[Any, int] = {}
+    for entry in entries:
+        value, _, label = entry.partition(":")
+        try:
+            parts = [int(part) for part in value.split(",")]
+            key, number = tuple(parts) if len(parts) > 1 else parts[0], int(label)
+        except ValueError:
+            raise ValueError(
+                f"--labels has {entry!r}; expected NUMBER:CLASS, such as 7:0, or RED,GREEN,BLUE:CLASS, such as"
+                " 128,64,128:1"
+            ) from None
+        if key in labels:
+            raise ValueError(f"--labels has {value} twice")
+        labels[key] = number
+    return labels
+
+
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Prints the errors that name their cause (bad values, files, arguments, a full disk) and exits with status 1."""
+    """Prints the errors that name their cause (bad values, files, arguments, a missing package) and exits with 1."""
     try:
         yield
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as error:

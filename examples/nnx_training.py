@@ -2,8 +2,8 @@
 
 Usage: python examples/nnx_training.py --out out/nnx
 
-Takes about a minute on a CPU. Writes the trained model to OUT/model.safetensors, which `dz.load` reads; the last line
-on standard output is a JSON object with the mean IoU on scenes that were not trained on. See docs/nnx.md.
+Takes one to two minutes on two CPU cores. Writes the trained model to OUT/model.safetensors, which `dz.load` reads; the
+last line on standard output is a JSON object with the mean IoU on scenes that were not trained on. See docs/nnx.md.
 """
 
 import dataclasses
@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
-from common import NUM_CLASSES, digit_scenes, tiny_unet, user_errors
+from common import NUM_CLASSES, command_line, digit_scenes, tiny_unet
 from flax import nnx
 
 import densezoo as dz
@@ -83,5 +82,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    with user_errors():
-        main(tyro.cli(Arguments))
+    command_line(main, Arguments)

@@ -1,24 +1,32 @@
 """Predicts masks for pictures with a model that `train_segmentation.py` trained, or that `dz.save` wrote.
 
-Usage: python examples/predict.py --model out/run/model.safetensors --images PICTURE... --out out/masks
+Usage: python examples/predict.py --model out/run/model.safetensors --images PICTURE_OR_FOLDER... --out out/masks
 
 For every picture writes NAME.png, a palette picture whose values are the classes, and NAME_overlay.png, to look at; for
 a model with several labels a pixel NAME_CLASS.png, 0 or 255. With --probabilities also NAME_probabilities.npz.
+classes.json has the names and colours of the classes. A folder's subfolders are read with --recursive, and made again
+in --out. The last line on standard output is a JSON object.
 """
 
 import dataclasses
 import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
-from common import user_errors
+from common import command_line, progress
 
 import densezoo as dz
 from densezoo import viz
-from densezoo.data import read_image
+from densezoo.data import IMAGE_SUFFIXES, read_image
 from densezoo.files import replace
+from densezoo.messages import indented, shortened
+
+MANY_SIZES = 8
+"""So many sizes of pictures are compiled before a message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,45 +34,116 @@ class Arguments:
     """Options of the script."""
 
     images: list[Path]
-    """Pictures of any size."""
+    """Pictures of any size, or folders of them."""
     model: Path | None = None
     """A model file, such as model.safetensors of a run; or the --out folder of a run."""
     checkpoint: Path | None = None
     """Deprecated: the same as --model."""
     out: Path = Path("out/masks")
     """Where the masks go."""
+    recursive: bool = False
+    """Also read the folders in a folder."""
     probabilities: bool = False
     """Also write the probability of each class: the array (h, w, classes), float32, and their names."""
+    pad_to: int | None = None
+    """Pad sides to multiples of so many pixels: fewer sizes are compiled, and masks change slightly at the borders."""
 
 
 def main(arguments: Arguments) -> None:
-    if repeated := {path.stem for path in arguments.images if [p.stem for p in arguments.images].count(path.stem) > 1}:
-        raise ValueError(f"several pictures would write the same mask: {', '.join(sorted(repeated))}")
     model = arguments.model or arguments.checkpoint
     if model is None:
         raise ValueError("--model is the file of a model, such as out/run/model.safetensors")
-    predict = dz.load_predictor(model)
-    if missing := [str(path) for path in arguments.images if not path.is_file()]:
-        raise FileNotFoundError(f"no such picture file: {', '.join(missing)}")
+    predict = dz.load_predictor(model, pad_to=arguments.pad_to)
+    pictures = find_pictures(arguments)
+    suffixes = endings(predict.task, arguments.probabilities)
+    check_outputs(pictures, suffixes, arguments.out)
+    write_classes(arguments.out / "classes.json", predict.task)
 
+    failed: dict[str, str] = {}
+    sizes: set[tuple[int, int]] = set()
+    for path, name in progress(list(pictures.items()), "Predicting"):
+        try:
+            picture = read_image(path, channels=predict.preprocessing.channels)
+            known = len(sizes)
+            sizes.add(picture.shape[:2])
+            if known == MANY_SIZES < len(sizes) and arguments.pad_to is None:
+                print("each size of picture is compiled once: --pad-to 64 compiles fewer", file=sys.stderr)
+            write(predict, picture, [arguments.out / f"{name}{suffix}" for suffix in suffixes])
+        except (ValueError, OSError) as error:
+            if len(pictures) == 1:
+                raise
+            failed[str(path)] = str(error)
+    done = len(pictures) - len(failed)
+    result = {"pictures": done, "failed": list(failed), "classes": predict.task.names, "out": str(arguments.out)}
+    print(json.dumps(result))
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(pictures)} pictures failed:\n{indented(list(failed.values()), 20)}")
+
+
+def find_pictures(arguments: Arguments) -> dict[Path, str]:
+    """Every picture's path, and the name of its mask: that of the file, after its subfolder's."""
+    if missing := [str(path) for path in arguments.images if not path.exists()]:
+        raise FileNotFoundError(f"no such picture file or folder: {shortened(missing, ', ')}")
+    found: dict[Path, str] = {}
     for path in arguments.images:
-        picture = read_image(path, channels=predict.preprocessing.channels)
-        write_masks(predict, picture, arguments.out, path.stem)
-        if arguments.probabilities:
-            found = {"probabilities": predict.probabilities(picture), "classes": np.array(predict.task.names)}
-            target = arguments.out / f"{path.stem}_probabilities.npz"
-            replace(target, lambda temporary, found=found: write_npz(temporary, found))
-    print(json.dumps({"pictures": len(arguments.images), "out": str(arguments.out)}))
+        if not path.is_dir():
+            found[path] = path.stem
+            continue
+        pictures, others = in_folder(path, arguments.recursive, arguments.out)
+        if not pictures:
+            seen = f" It holds {shortened(others, ', ')}." if others else " It is empty."
+            hint = "" if arguments.recursive else " --recursive looks into its folders."
+            raise ValueError(f"{path} holds no pictures ({' '.join(IMAGE_SUFFIXES)}).{seen}{hint}")
+        if others:
+            print(f"{path}: not read: {shortened(others, ', ')}", file=sys.stderr)
+        found |= {picture: str(picture.relative_to(path).with_suffix("")) for picture in pictures}
+    return found
 
 
-def write_masks(predict: dz.Predictor, picture: np.ndarray, out: Path, name: str) -> None:
+def in_folder(folder: Path, recursive: bool, out: Path) -> tuple[list[Path], list[str]]:
+    """The pictures in a folder in order, and the names of what else is there; hidden files and `out` left out."""
+    pictures, others = [], []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.resolve() == out.resolve():
+            continue
+        if path.is_dir() and recursive:
+            more = in_folder(path, recursive, out)
+            pictures, others = pictures + more[0], others + [f"{path.name}/{name}" for name in more[1]]
+        elif path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+            pictures.append(path)
+        else:
+            others.append(f"{path.name}/" if path.is_dir() else path.name)
+    return pictures, others
+
+
+def endings(task: Any, probabilities: bool) -> list[str]:
+    """What follows the name in the files of a picture."""
+    masks = [f"_{name.replace('/', '_')}.png" for name in task.names] if task.multilabel else [".png", "_overlay.png"]
+    return [*masks, *(["_probabilities.npz"] if probabilities else [])]
+
+
+def check_outputs(pictures: dict[Path, str], suffixes: Sequence[str], out: Path) -> None:
+    """Makes sure that no file would be written twice, and no picture be overwritten."""
+    targets = Counter(out / f"{name}{suffix}" for name in pictures.values() for suffix in suffixes)
+    if repeated := [str(target) for target, count in targets.items() if count > 1]:
+        raise ValueError(f"several pictures would write the same mask: {shortened(repeated, ', ')}")
+    originals = {path.resolve() for path in pictures}
+    if lost := [str(target) for target in targets if target.resolve() in originals]:
+        raise ValueError(f"--out {out} would overwrite pictures: {shortened(lost, ', ')}; choose another folder")
+
+
+def write(predict: dz.Predictor, picture: np.ndarray, targets: Sequence[Path]) -> None:
+    """Writes what `endings` lists."""
     mask, palette = predict(picture), viz.palette(predict.task.classes)
     if predict.task.multilabel:
-        for index, label in enumerate(predict.task.names):
-            viz.save_image(np.uint8(255) * mask[..., index, None].astype(np.uint8), out / f"{name}_{label}.png")
-        return
-    viz.save_mask(mask, out / f"{name}.png", palette=palette)
-    viz.save_image(viz.overlay(picture, mask, palette=palette), out / f"{name}_overlay.png")
+        for index in range(predict.task.classes):
+            viz.save_image(np.uint8(255) * mask[..., index].astype(np.uint8), targets[index])
+    else:
+        viz.save_mask(mask, targets[0], palette=palette)
+        viz.save_image(viz.overlay(picture, mask, palette=palette), targets[1])
+    if targets[-1].suffix == ".npz":
+        found = {"probabilities": predict.probabilities(picture), "classes": np.array(predict.task.names)}
+        replace(targets[-1], lambda temporary: write_npz(temporary, found))
 
 
 def write_npz(path: Path, arrays: dict[str, Any]) -> None:
@@ -72,6 +151,12 @@ def write_npz(path: Path, arrays: dict[str, Any]) -> None:
         np.savez_compressed(file, **arrays)
 
 
+def write_classes(path: Path, task: Any) -> None:
+    """Which class each number and colour of the masks stands for."""
+    colours = viz.palette(task.classes).tolist()
+    classes = [{"number": n, "name": name, "colour": colours[n]} for n, name in enumerate(task.names)]
+    replace(path, lambda temporary: temporary.write_text(json.dumps(classes, indent=1) + "\n", encoding="utf-8"))
+
+
 if __name__ == "__main__":
-    with user_errors():
-        main(tyro.cli(Arguments))
+    command_line(main, Arguments)

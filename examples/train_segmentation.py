@@ -15,34 +15,38 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import tyro
-from common import user_errors
+from common import command_line, parse_labels
 
 import densezoo as dz
 from densezoo import viz, weights
 from densezoo.data import ImageMaskFolder, Subset
 from densezoo.files import replace
 from densezoo.tasks import Segmentation
-from densezoo.train import Recipe, train
-from densezoo.zoo import SKIPS, UPSAMPLERS, look_up
+from densezoo.train import Recipe, to_tensorboard, train
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(Recipe):
     """Options of the script; those of the recipe come first."""
 
-    data: Path = tyro.MISSING
+    data: Path
     """Folder with train and val, each with images and masks."""
-    num_classes: int = tyro.MISSING
+    num_classes: int
     """Classes in the masks, 0 to num_classes - 1; 1 for a binary mask of 0 and 1, learned by a single logit."""
     model: str = "unet"
     """One of densezoo.list_models()."""
     encoder: str | None = None
     """One of densezoo.list_encoders(); the model's usual one if not given."""
     upsample: str | None = None
-    """One of densezoo.zoo.UPSAMPLERS, such as bilinear or transposed_conv; the model's own if not given."""
+    """Of the decoder, such as bilinear, transposed_conv or dysample; the model's own if not given."""
     skip: str | None = None
-    """concat or add, for a U-Net."""
+    """concat, add or attention, for a U-Net."""
+    norm: str | None = None
+    """Of the decoder: batch, group, layer or none; the model's own if not given."""
+    act: str | None = None
+    """Activation of the decoder, such as relu, silu or gelu; the model's own if not given."""
+    attention: str | None = None
+    """scse or none, for a U-Net."""
     loss: str = "cross_entropy"
     """Losses by name, with weights: cross_entropy+dice, 0.5*focal+tversky(alpha=0.3,beta=0.7), lovasz ..."""
     class_weights: tuple[float, ...] | None = None
@@ -53,8 +57,11 @@ class Arguments(Recipe):
     """Masks have a channel for each class, and a pixel may have several."""
     ignore_index: int | None = 255
     """Mask value of pixels without a label, None if there are none."""
+    labels: tuple[str, ...] | None = None
+    """Classes by mask number or colour: 7:0 11:1 0:255, or 0,0,0:0 128,64,128:1; the numbers are the classes if not
+    given."""
     class_names: tuple[str, ...] = ()
-    """Names of the classes, for the scores and predictions."""
+    """Names of the classes, for the scores, pictures and predictions."""
     weights: Path | None = None
     """File of a trained model to start from, of any number of classes: model.safetensors of a run, or a PyTorch one."""
     encoder_weights: Path | None = None
@@ -69,12 +76,16 @@ class Arguments(Recipe):
     """By which they are then divided; ImageNet's for three channels, else 0.25."""
     value_range: tuple[float, float] | None = None
     """Values in the files that become 0 and 1, such as 0 4095; the range of their integer type if not given."""
+    bits: int | None = None
+    """Bits of a pixel that are used, such as 12 in 16-bit files: the same as --value-range 0 4095."""
     bfloat16: bool = False
     """Compute in bfloat16, with float32 weights: for accelerators."""
     limit_val: int | None = None
     """Validate on the first so many images only."""
     out: Path = Path("out/segmentation")
     """Where checkpoints, log, model and pictures go."""
+    tensorboard: bool = False
+    """Also write the log for TensorBoard, to the folder tensorboard in --out."""
     resume: bool = False
     """Continue the run in --out from its last checkpoint, exactly."""
 
@@ -91,12 +102,15 @@ def main(arguments: Arguments) -> None:
         ignore_index=arguments.ignore_index,
         class_names=arguments.class_names,
     )
+    labels = parse_labels(arguments.labels)
     train_source, val_source = (
         ImageMaskFolder(
             arguments.data / part,
             num_classes=task.classes,
             ignore_index=arguments.ignore_index,
             channels=arguments.channels,
+            labels=labels,
+            multilabel=arguments.multilabel,
         )
         for part in ("train", "val")
     )
@@ -105,12 +119,14 @@ def main(arguments: Arguments) -> None:
         raise ValueError(
             f"training images have {channels} channels, validation images {of_val}: --channels converts them"
         )
-    preprocessing = dz.Preprocessing(channels, arguments.mean, arguments.std, arguments.value_range)
+    value_range = values_of(arguments)
+    preprocessing = dz.Preprocessing(channels, arguments.mean, arguments.std, value_range)
     model = build(arguments)
     check_out(arguments)
+    on_record = to_tensorboard(arguments.out / "tensorboard") if arguments.tensorboard else None
     variables = start(arguments, model, channels)
-    train_source.check()
-    val_source.check()
+    train_source.check(value_range=value_range)
+    val_source.check(value_range=value_range)
     write_options(arguments.out / "options.json", arguments)
 
     state, history = train(
@@ -125,6 +141,7 @@ def main(arguments: Arguments) -> None:
         variables=variables,
         directory=arguments.out,
         resume=arguments.resume,
+        on_record=on_record,
     )
 
     viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png")
@@ -135,6 +152,7 @@ def main(arguments: Arguments) -> None:
             [sample["image"] for sample in samples],
             [sample["mask"] for sample in samples],
             [predict(sample["image"]) for sample in samples],
+            class_names=task.class_names or None,
             ignore_index=arguments.ignore_index,
         )
         viz.save(figure, arguments.out / "predictions.png")
@@ -146,6 +164,7 @@ def main(arguments: Arguments) -> None:
         "encoder": arguments.encoder,
         "mean_iou": scores["mean_iou"],
         "mean_dice": scores["mean_dice"],
+        "classes": task.names,
         "per_class_iou": [scores[f"iou_{name}"] for name in task.names],
         "pixel_accuracy": scores["pixel_accuracy"],
         "steps": int(state.step),
@@ -159,16 +178,24 @@ def main(arguments: Arguments) -> None:
 
 def build(arguments: Arguments) -> dz.SegmentationModel:
     """The model that the options name."""
-    fields: dict[str, Any] = {}
-    if arguments.upsample is not None:
-        fields["upsample"] = look_up(arguments.upsample, UPSAMPLERS, "upsampler")
-    if arguments.skip is not None:
-        fields["skip"] = look_up(arguments.skip, SKIPS, "skip")
+    given = {name: getattr(arguments, name) for name in ("upsample", "skip", "norm", "act", "attention")}
+    fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     frozen = ("encoder",) if arguments.freeze_encoder else ()
     dtype = jnp.bfloat16 if arguments.bfloat16 else None
     return dz.create_model(
         arguments.model, arguments.encoder, arguments.num_classes, frozen=frozen, dtype=dtype, **fields
     )
+
+
+def values_of(arguments: Arguments) -> tuple[float, float] | None:
+    """The values in the files that become 0 and 1."""
+    if arguments.bits is None:
+        return arguments.value_range
+    if arguments.value_range is not None:
+        raise ValueError("--bits and --value-range say the same: give one of them")
+    if not 1 <= arguments.bits <= 32:
+        raise ValueError(f"--bits is 1 to 32, got {arguments.bits}")
+    return 0, 2**arguments.bits - 1
 
 
 def start(arguments: Arguments, model: dz.SegmentationModel, channels: int) -> Any:
@@ -188,7 +215,17 @@ def start(arguments: Arguments, model: dz.SegmentationModel, channels: int) -> A
 
 # What may change when a run goes on: more steps, with the schedule stretched to them, are a choice that one may make
 # later, and the rest does not change what is trained.
-FREE = ("steps", "evaluate_every", "eval_batch_size", "checkpoint_every", "out", "resume", "data", "limit_val")
+FREE = (
+    "steps",
+    "evaluate_every",
+    "eval_batch_size",
+    "checkpoint_every",
+    "out",
+    "resume",
+    "data",
+    "limit_val",
+    "tensorboard",
+)
 
 
 def options_of(arguments: Arguments) -> dict[str, Any]:
@@ -232,5 +269,4 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    with user_errors():
-        main(tyro.cli(Arguments))
+    command_line(main, Arguments)

@@ -10,6 +10,7 @@ import pytest
 
 import densezoo as dz
 from densezoo.blocks import icnr
+from densezoo.blocks.norm import default_groups
 from densezoo.zoo import UPSAMPLERS
 
 KEY = jax.random.key(0)
@@ -95,8 +96,16 @@ def test_group_norm_equals_loop():
             expected = (part - part.mean()) / np.sqrt(part.var() + 1e-5)
             np.testing.assert_allclose(y[sample, :, :, 2 * group : 2 * group + 2], expected, atol=1e-5)
     assert {name: leaf.shape for name, leaf in variables["params"].items()} == {"scale": (6,), "bias": (6,)}
-    with pytest.raises(ValueError, match="must divide the 6 channels"):
+    with pytest.raises(ValueError, match=r"must divide the 6 channels: pass .*num_groups=3"):
         dz.GroupNorm(num_groups=4).init(KEY, jnp.asarray(x))
+
+
+def test_group_norm_chooses_its_groups():
+    expected = {64: 32, 32: 32, 16: 8, 48: 24, 24: 12, 7: 1, 2: 1, 1: 1}
+    assert {channels: default_groups(channels) for channels in expected} == expected
+    x = jnp.asarray(np.random.default_rng(6).normal(size=(1, 2, 2, 16)).astype(np.float32))
+    variables = {"params": {"scale": jnp.ones(16), "bias": jnp.zeros(16)}}
+    np.testing.assert_array_equal(dz.GroupNorm().apply(variables, x), dz.GroupNorm(8).apply(variables, x))
 
 
 def test_skips_join():
@@ -199,8 +208,8 @@ def test_an_instance_in_place_of_a_factory_is_named():
     with pytest.raises(TypeError, match="partial\\(Bilinear"):
         model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2, upsample=dz.Bilinear())
         jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))
-    model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2, skip="add")
-    with pytest.raises(TypeError, match="got 'add'"):
+    model = dz.SegmentationModel(dz.PlainEncoder((4, 8)), dz.UNetDecoder(skip="add"), dz.SegmentationHead(2))
+    with pytest.raises(TypeError, match="skip='add': names are for"):
         jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))
 
 

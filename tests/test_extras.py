@@ -12,6 +12,8 @@ import pytest
 
 from densezoo.extras import EXTRAS, require
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SCRIPTS = ("train_segmentation", "predict", "evaluate", "nnx_training")
 WITHOUT_EXTRAS = """
     import sys
     import flax.linen, flax.nnx  # which need rich themselves
@@ -70,7 +72,20 @@ def test_composing_training_compiling_and_saving_need_the_core_alone(tmp_path):
 
 
 def test_what_needs_an_extra_names_it(tmp_path):
-    run(
+    shown = run(
+        f"""
+        import runpy
+
+        sys.path.insert(0, {str(EXAMPLES)!r})
+        for script in {SCRIPTS}:
+            sys.argv = [script]
+            try:
+                runpy.run_path(f"{EXAMPLES}/{{script}}.py", run_name="__main__")
+            except SystemExit as stopped:
+                assert stopped.code == 1
+            else:
+                raise AssertionError(script)
+        """
         """
         import densezoo as dz
         from densezoo import data
@@ -91,6 +106,8 @@ def test_what_needs_an_extra_names_it(tmp_path):
         """,
         tmp_path,
     )
+    message = 'error: this needs tyro, which is not installed: pip install "densezoo[cli]"'
+    assert shown.count(message) == len(SCRIPTS) and "Traceback" not in shown
 
 
 def test_the_extras_are_those_of_the_package():

@@ -286,3 +286,20 @@ def test_errors_say_what_to_do():
         metrics.boundary_counts(labels, labels, num_classes=3, tolerance=-1)
     with pytest.raises(ValueError, match="distance is 0: expected at least 1"):
         metrics.boundary_band_counts(labels, labels, num_classes=3, distance=0)
+
+
+def test_the_confusion_matrix_counts_every_pair_of_classes():
+    # Six classes, so that they are counted by adding and not by comparing; labels outside them do not count.
+    rng = np.random.default_rng(0)
+    for classes in (2, 6):
+        labels = rng.integers(-1, classes + 1, (2, 5, 7)).astype(np.int32)
+        labels[0, 0] = IGNORE
+        predictions = rng.integers(0, classes, labels.shape).astype(np.int32)
+        expected = np.zeros((classes, classes), int)
+        for true, predicted in zip(labels.ravel(), predictions.ravel(), strict=True):
+            if 0 <= true < classes:
+                expected[true, predicted] += 1
+        options = {"num_classes": classes, "ignore_index": IGNORE}
+        count = jax.jit(functools.partial(metrics.confusion_matrix, **options))
+        matrix = count(predictions, labels)
+        np.testing.assert_array_equal(np.asarray(matrix + matrix), 2 * expected)

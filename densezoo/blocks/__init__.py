@@ -5,6 +5,7 @@ Conventions, so that blocks fit together:
 - An upsampler is called `upsampler(x, size)` and gives `x` at `size`.
 - A skip is called `skip(x, feature)` with both at the same size and joins them.
 - `upsample`, `skip`, `norm` fields hold factories: a Module class or a `functools.partial` of one.
+- A block registers its name in `BLOCKS` (`register_blocks`), in the file that holds it.
 """
 
 from densezoo.blocks.aspp import ASPP, SeparableConv
@@ -12,6 +13,7 @@ from densezoo.blocks.attention import SCSE, ChannelGate, attend
 from densezoo.blocks.content_aware import CARAFE, DySample
 from densezoo.blocks.conv import Conv, ConvNormAct, DoubleConv
 from densezoo.blocks.deferred import Upsampled
+from densezoo.blocks.factories import BLOCKS, build, check_call, register_blocks
 from densezoo.blocks.initializers import (
     he_normal_fan_out,
     he_uniform,
@@ -21,7 +23,7 @@ from densezoo.blocks.initializers import (
     torch_uniform,
     truncated_normal,
 )
-from densezoo.blocks.norm import BatchNorm, GroupNorm, LayerNorm, build, norm_act
+from densezoo.blocks.norm import BatchNorm, GroupNorm, LayerNorm, norm_act
 from densezoo.blocks.regularize import DropPath, SpatialDropout, drop_path_rates, run_block
 from densezoo.blocks.skips import AttentionGate, ConcatSkip, LateralAdd, step_up
 from densezoo.blocks.upsamplers import Bicubic, Bilinear, Nearest, PixelShuffle, ResizeConv, TransposedConv, defer
@@ -29,6 +31,7 @@ from densezoo.blocks.upsamplers import Bicubic, Bilinear, Nearest, PixelShuffle,
 __all__ = [
     "ASPP",
     "AttentionGate",
+    "BLOCKS",
     "BatchNorm",
     "Bicubic",
     "Bilinear",
@@ -53,6 +56,7 @@ __all__ = [
     "Upsampled",
     "attend",
     "build",
+    "check_call",
     "defer",
     "drop_path_rates",
     "he_normal_fan_out",
@@ -60,6 +64,7 @@ __all__ = [
     "he_uniform_transposed",
     "icnr",
     "norm_act",
+    "register_blocks",
     "run_block",
     "step_up",
     "torch_bias",

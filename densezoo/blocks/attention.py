@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks.conv import Conv
+from densezoo.blocks.factories import register_blocks
 from densezoo.blocks.initializers import he_uniform
 from densezoo.ops import global_avg_pool
 from densezoo.types import Dtype, Initializer, accumulator_dtype
@@ -73,3 +74,6 @@ def attend(
     scores = jnp.matmul(query, key.swapaxes(2, 3), preferred_element_type=wide)
     scores = scores if bias is None else scores + bias
     return jnp.matmul(nn.softmax(scores).astype(value.dtype), value).swapaxes(1, 2)
+
+
+register_blocks("attention", scse=SCSE, none=None)

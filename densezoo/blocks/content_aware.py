@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from densezoo import ops
 from densezoo.blocks.conv import Conv
+from densezoo.blocks.factories import register_blocks
 from densezoo.blocks.upsamplers import _by_doubling
 from densezoo.types import Dtype, Initializer, Size, accumulator_dtype
 
@@ -115,3 +116,6 @@ class DySample(nn.Module):
             return ops.sample_bilinear(x, jnp.stack([rows, columns], -1))
 
         return _by_doubling(x, size, double)
+
+
+register_blocks("upsample", carafe=CARAFE, dysample=DySample)

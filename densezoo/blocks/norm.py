@@ -1,8 +1,8 @@
 """Normalisations, with torch's conventions and statistics in float32."""
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo import ops
+from densezoo.blocks.factories import build, register_blocks
 from densezoo.types import Dtype, Initializer, ModuleDef, accumulator_dtype
 
 
@@ -71,9 +72,13 @@ class GroupNorm(nn.Module):
     """Group normalisation: statistics of each sample over groups of channels, so that a batch of one will do.
 
     Statistics are taken in float32. Wu and He, 2018, https://arxiv.org/abs/1803.08494.
+
+    Args (fields):
+        num_groups: how many groups; it must divide the channels. None takes the paper's 32 where it divides them, and
+          else the largest divisor below that leaves two channels or more in each group: 8 for 16 channels, 24 for 48.
     """
 
-    num_groups: int = 32
+    num_groups: int | None = None
     epsilon: float = 1e-5
     scale_init: Initializer = nn.initializers.ones
     dtype: Dtype | None = None
@@ -82,8 +87,12 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, relu: bool = False) -> Float[Array, "b h w c"]:
         features = x.shape[-1]
-        if self.num_groups < 1 or features % self.num_groups:
-            raise ValueError(f"num_groups={self.num_groups} must divide the {features} channels")
+        groups = default_groups(features) if self.num_groups is None else self.num_groups
+        if groups < 1 or features % groups:
+            raise ValueError(
+                f"num_groups={groups} must divide the {features} channels: pass"
+                f" partial(dz.GroupNorm, num_groups={default_groups(features)}), or dz.GroupNorm, which chooses"
+            )
         scale = self.param("scale", self.scale_init, (features,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
         dtype = x.dtype if self.dtype is None else self.dtype
@@ -92,11 +101,18 @@ class GroupNorm(nn.Module):
             jnp.asarray(wide),
             jnp.asarray(scale),
             jnp.asarray(bias),
-            groups=self.num_groups,
+            groups=groups,
             epsilon=self.epsilon,
             relu=relu,
         )
         return y.astype(dtype)
+
+
+def default_groups(channels: int) -> int:
+    """The number of groups that `GroupNorm` takes by itself."""
+    if channels % 32 == 0:
+        return 32
+    return max((groups for groups in range(1, 32) if channels % groups == 0 and channels // groups > 1), default=1)
 
 
 class LayerNorm(nn.Module):
@@ -129,18 +145,6 @@ def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float)
     return centred * jax.lax.rsqrt(var + epsilon) * scale + bias
 
 
-def build(factory: ModuleDef, **fields: Any) -> Any:
-    """Calls a module factory, and says so kindly if it is a module already (which several places would share)."""
-    if not callable(factory):
-        raise TypeError(f"expected a factory of modules, such as dz.Bilinear or dz.LateralAdd, got {factory!r}")
-    if isinstance(factory, nn.Module):
-        kind = type(factory).__name__
-        raise TypeError(
-            f"expected a factory of modules, got an instance of {kind}: pass {kind} or a partial({kind}, ...)"
-        )
-    return factory(**fields)
-
-
 def norm_act(
     norm: ModuleDef | None,
     act: Callable[[jax.Array], jax.Array] | None,
@@ -153,17 +157,19 @@ def norm_act(
 ) -> jax.Array:
     """Applies a norm factory, those here or Flax's own (`partial(nn.GroupNorm, num_groups=8)`), and an activation.
 
-    None for either leaves it out.
+    None for either leaves it out. A norm whose call has the argument `train`, or `use_running_average` as Flax's batch
+    norm, is told whether it trains; one that has `relu` applies the ReLU itself.
     """
+    if act is not None and not callable(act):
+        raise TypeError(f"act: expected a function, such as jax.nn.relu, got {act!r}")
     if norm is None:
         return x if act is None else act(x)
     layer = build(norm, name=name, dtype=dtype, param_dtype=param_dtype)
-    relu = act is nn.relu
-    if isinstance(layer, BatchNorm):
-        x = layer(x, train=train, relu=relu)
-    elif isinstance(layer, GroupNorm):
-        x = layer(x, relu=relu)
-    else:
-        x = layer(x, use_running_average=not train) if isinstance(layer, nn.BatchNorm) else layer(x)
-        relu = False
+    known = inspect.signature(layer).parameters
+    relu = act is nn.relu and "relu" in known
+    options = {"train": train, "use_running_average": not train, "relu": relu}
+    x = layer(x, **{name: value for name, value in options.items() if name in known})
     return x if act is None or relu else act(x)
+
+
+register_blocks("norm", batch=BatchNorm, group=GroupNorm, layer=LayerNorm, none=None)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from densezoo.blocks.conv import Conv
 from densezoo.blocks.deferred import Upsampled
+from densezoo.blocks.factories import register_blocks
 from densezoo.blocks.initializers import he_uniform
 from densezoo.blocks.upsamplers import defer
 from densezoo.types import Dtype, Initializer, Size
@@ -91,3 +92,6 @@ def step_up(upsampler: Any, skip: Any, x: jax.Array, feature: Any, size: Size) -
     later = defer(upsampler, x, size) if skip is None or type(skip) is ConcatSkip else None
     at_size = upsampler(x, size) if later is None else later
     return at_size if skip is None else skip(at_size, feature)
+
+
+register_blocks("skip", concat=ConcatSkip, add=LateralAdd, attention=AttentionGate)

@@ -1,6 +1,7 @@
 """Upsamplers: `upsampler(x, size)` gives `x` at `size`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,8 +13,8 @@ from jaxtyping import Array, Float
 from densezoo import ops
 from densezoo.blocks.conv import Conv
 from densezoo.blocks.deferred import Upsampled
+from densezoo.blocks.factories import build, register_blocks
 from densezoo.blocks.initializers import he_uniform, he_uniform_transposed, icnr
-from densezoo.blocks.norm import build
 from densezoo.ops.implementation import chosen
 from densezoo.types import Dtype, Initializer, ModuleDef, Size
 
@@ -171,3 +172,16 @@ class PixelShuffle(nn.Module):
             name="conv",
         )
         return _by_doubling(x, size, lambda x: ops.pixel_shuffle(conv(x), 2))
+
+
+register_blocks(
+    "upsample",
+    nearest=Nearest,
+    bilinear=Bilinear,
+    bilinear_align_corners=partial(Bilinear, align_corners=True),
+    bicubic=Bicubic,
+    transposed_conv=TransposedConv,
+    transposed_conv_4x4=partial(TransposedConv, kernel_size=4),
+    resize_conv=ResizeConv,
+    pixel_shuffle=PixelShuffle,
+)

@@ -2,6 +2,7 @@
 
 from densezoo.data import fields, transforms
 from densezoo.data._arrays import to_float
+from densezoo.data._decode import IMAGE_SUFFIXES
 from densezoo.data._reading import Source
 from densezoo.data.coco import CocoDetection
 from densezoo.data.evaluation import EvalBatches, eval_batches
@@ -16,6 +17,7 @@ __all__ = [
     "CocoDetection",
     "DigitScenes",
     "EvalBatches",
+    "IMAGE_SUFFIXES",
     "ImageMaskFolder",
     "InstanceFolder",
     "Resize",

@@ -137,8 +137,9 @@ def _read(series: Any, page: Any) -> np.ndarray:
 def decode(path: pathlib.Path, indices: bool) -> np.ndarray:
     """Decodes to (h, w) or (h, w, channels): the numbers of a mask if `indices`, else the pixels of a picture.
 
-    A picture's palette is applied, samples of less than 8 bits are scaled to 0..255, and where 0 is white the values
-    are inverted; a mask keeps its numbers, but for the bits of a 1-bit file in which 0 is white.
+    A picture's palette is applied, samples of less than 8 bits are scaled to 0..255, and values of 8 bits or less are
+    inverted where 0 is white, as Pillow does. Wider values are not: tifffile, Pillow and GDAL all give them as stored.
+    A mask keeps its numbers, but for the bits of a 1-bit file in which 0 is white.
     """
     with _first_series(path) as (series, page, (row, column, channel)):
         space = _COLOUR_SPACES.get(int(page.photometric or 0))
@@ -154,10 +155,10 @@ def decode(path: pathlib.Path, indices: bool) -> np.ndarray:
         bits = page.bitspersample
         if array.dtype == np.bool_:
             array, bits = array.astype(np.uint8), 1
-        if page.photometric == _MIN_IS_WHITE and array.dtype.kind == "u" and (bits == 1 or not indices):
+        if page.photometric == _MIN_IS_WHITE and array.dtype == np.uint8 and (bits == 1 or not indices):
             array = array.copy()  # the series' own, which may be read-only
             grey = array[:, :, :1] if page.samplesperpixel > 1 else array  # and not the alpha and other bands beside it
-            np.subtract(array.dtype.type(2**bits - 1), grey, out=grey)
+            np.subtract(np.uint8(2**bits - 1), grey, out=grey)
         if not indices and page.photometric == _PALETTE:
             if array.ndim == 3:
                 raise Unsupported(f"it has a palette and {array.shape[2]} channels: save it as RGB.")

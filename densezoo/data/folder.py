@@ -22,7 +22,8 @@ def read_image(path: str | os.PathLike[str], channels: int | None = None, *, bit
 
     Bit depth and channels stay as in the file: 8 or 16 bits; grey (1 channel), grey + alpha (2), RGB (3), RGBA (4), or
     any number from a TIFF, channels first or last. Palettes become RGB, grey of less than 8 bits is scaled to 0..255
-    (1-bit pictures become 0 and 255), white is the largest value, and an EXIF orientation is applied. Alpha is an
+    (1-bit pictures become 0 and 255), and an EXIF orientation is applied. A TIFF in which 0 is white is inverted if it
+    has 8 bits or fewer, as by Pillow; a wider one keeps its numbers, as in tifffile, Pillow and GDAL. Alpha is an
     ordinary channel, never blended with a background; `channels` drops it. 64-bit floats become 32-bit.
 
     TIFF files need the imagecodecs package for most compressions. Pages of the same kind as the first become channels;
@@ -189,14 +190,18 @@ class ImageMaskFolder:
             raise ValueError(f"{mask_path}: {self._masks.describe(strangers)}. {self._masks.advise(strangers)}")
         return {"image": image, "mask": mask, "name": image_path.stem}
 
-    def check(self, *, progress: bool = True, num_threads: int = 4) -> None:
+    def check(
+        self, *, progress: bool = True, num_threads: int = 4, value_range: tuple[float, float] | None = None
+    ) -> None:
         """Decodes every file and reports everything that is wrong with any of them.
 
-        Warns if the images never use the upper half of a type of 16 bits or more, and suggests `bits`.
+        Warns if the images never use the upper half of a type of 16 bits or more, and suggests `bits`; or, with a
+        `value_range`, if pixels are above it.
 
         Args:
             progress: whether to show a bar, on the standard error stream.
             num_threads: how many files to decode at a time.
+            value_range: the values that become 0 and 1, if `Preprocessing` scales the images.
 
         Raises:
             ValueError: if files are damaged, if images hold NaN or infinity, if masks hold other values than the
@@ -232,9 +237,13 @@ class ImageMaskFolder:
                 f"the masks hold {min(present)} and {max(present)} alone, and {self.ignore_index} is ignore_index: that"
                 " leaves nothing to tell apart. If it is a class, store it under its number: 1 in a binary mask."
             )
-        dark = None if self.bits else _decode.describe_range(largest)
-        if dark:
-            warnings.warn(f"{self.root}: {dark}", stacklevel=2)
+        highest = max(largest.values(), default=0)
+        if value_range is not None and highest > value_range[1]:
+            unusual = f"the largest pixel is {highest}, above the {value_range[1]:g} that becomes 1 (white)."
+        else:
+            unusual = None if self.bits or value_range is not None else _decode.describe_range(largest)
+        if unusual:
+            warnings.warn(f"{self.root}: {unusual}", stacklevel=2)
         if not problems and len(by_channels) <= 1:
             return
         lines = [f"{self.root}: {len(self)} pairs, of which some do not fit:"]

@@ -32,6 +32,7 @@ from densezoo.metrics._counts import (
     recall,
 )
 from densezoo.metrics._detection import average_precision, coco_dataset, coco_results, encode_mask
+from densezoo.metrics._matrix import confusion_matrix
 from densezoo.metrics._panoptic import PanopticCounts, panoptic_counts
 from densezoo.metrics._tally import Tally
 
@@ -50,6 +51,7 @@ __all__ = [
     "coco_dataset",
     "coco_results",
     "confusion_counts",
+    "confusion_matrix",
     "dice",
     "encode_mask",
     "iou",

@@ -11,6 +11,7 @@ from flax.errors import ScopeParamShapeError
 from jaxtyping import Array, Float
 
 from densezoo import ops
+from densezoo.blocks import check_call
 from densezoo.encoders import Encoder
 from densezoo.types import Pyramid, size_of
 
@@ -57,6 +58,8 @@ class SegmentationModel(nn.Module):
         self, images: Float[Array, "b h w c"], *, train: bool = False
     ) -> Float[Array, "b h w k"] | tuple[Float[Array, "b h w k"], ...]:
         auxiliary = self.auxiliary if train or self.is_initializing() else None
+        check_call(self.decoder, "decoder", "pyramid", train=train)
+        check_call(self.head, "head", "maps", "size")
         with computed_by(self.impl):
             pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
             pyramid = _without_gradient(pyramid) if "encoder" in self.frozen else pyramid
@@ -109,6 +112,7 @@ class PyramidModel(nn.Module):
         with computed_by(self.impl):
             pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
             pyramid = _without_gradient(pyramid) if "encoder" in self.frozen else pyramid
+            check_call(self.neck, "neck", "pyramid", train=train)
             return self.neck(pyramid, train=train and "neck" not in self.frozen)
 
 
@@ -131,6 +135,7 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
             " images.transpose(0, 2, 3, 1) brings them in order",
             stacklevel=3,
         )
+    check_call(encoder, "encoder", "images", train=train)
     smallest = encoder.min_size if isinstance(encoder, Encoder) else 1
     missing = [max(0, smallest - side) for side in size_of(images)]
     if any(missing):

@@ -12,6 +12,7 @@ from densezoo.train.step import make_eval_step, make_train_step
 if TYPE_CHECKING:
     from densezoo.train.recipe import Recipe, evaluator, train
     from densezoo.train.segmentation import SegmentationRecipe, predictor, train_segmentation
+    from densezoo.train.tensorboard import to_tensorboard
 
 # These read data, for which packages are needed that a loop of one's own does without: only on first use.
 _ON_FIRST_USE = {
@@ -20,6 +21,7 @@ _ON_FIRST_USE = {
     "train": "recipe",
     "SegmentationRecipe": "segmentation",
     "predictor": "segmentation",
+    "to_tensorboard": "tensorboard",
     "train_segmentation": "segmentation",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "predictor",
     "read_facts",
     "restore_state",
+    "to_tensorboard",
     "train",
     "train_segmentation",
 ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from densezoo.train.checkpoint import UNLOGGED, CheckpointWriter, checkpoint_of_step, newest_checkpoint
 from densezoo.train.log import Log, Meter, Record, display
@@ -47,8 +48,9 @@ def fit(
     Args:
         state: where to start; the train step donates it, so use the returned one afterwards.
         train_step: `(state, batch) -> (state, metrics)`, from `make_train_step`.
-        batches: an iterable of batches, gone through again when it ends (if it can be); or, for a resumed run that
-            continues exactly, a function from the number of steps done to an iterator over the batches from there on.
+        batches: an iterable of batches, gone through again when it ends (if it can be), such as a PyTorch `DataLoader`,
+            whose tensors become NumPy arrays; or, for a resumed run that continues exactly, a function from the number
+            of steps done to an iterator over the batches from there on.
         steps: number of steps of the whole training, those before a resume included.
         evaluate: `evaluate(state)` gives a dict of floats, the scores. It must not donate the state.
         evaluate_every: steps between evaluations; there is always one after the last step.
@@ -270,16 +272,34 @@ def _best_on_disk(directory: Path, best: str | None) -> float:
 
 def _stream(batches: Iterable[Batch] | Callable[[int], Iterator[Batch]], done: int) -> Iterator[Batch]:
     if not isinstance(batches, Iterable):
-        yield from batches(done)
+        yield from map(_as_arrays, batches(done))
         return
     while True:
         passes = iter(batches)
         empty = True
         for batch in passes:
             empty = False
-            yield batch
+            yield _as_arrays(batch)
         if empty or passes is batches:  # An iterator cannot be gone through again.
             return
+
+
+def _as_arrays(batch: Batch) -> Batch:
+    """The batch, with NumPy arrays in place of what JAX does not take, such as the tensors of a PyTorch DataLoader."""
+
+    def convert(path: Any, x: Any) -> Any:
+        if isinstance(x, np.ndarray | np.generic | jax.Array) or not hasattr(x, "__array__"):
+            return x
+        try:
+            return np.asarray(x)
+        except (TypeError, ValueError, RuntimeError) as error:  # a tensor on a GPU, or one with a gradient
+            kind = f"{type(x).__module__}.{type(x).__name__}"
+            raise TypeError(
+                f"batch{jax.tree_util.keystr(path)} is a {kind} that NumPy cannot read: {error} Give NumPy arrays, for"
+                " instance by the loader's collate_fn"
+            ) from error
+
+    return jax.tree_util.tree_map_with_path(convert, batch)
 
 
 def _not_finite(step: int, values: Mapping[str, float], directory: Path | None) -> str:

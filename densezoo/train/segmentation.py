@@ -48,7 +48,7 @@ def predictor(model: Any, variables: Any, *, mean: Sequence[float], std: Sequenc
     _warn("train.predictor", "dz.Predictor(task, model, variables, preprocessing)")
     head = getattr(model, "head", None)
     task = Segmentation(getattr(head, "num_classes", 2), ignore_index=None)
-    return Predictor(task, model, variables, Preprocessing(len(mean), tuple(mean), tuple(std)), multiple=multiple)
+    return Predictor(task, model, variables, Preprocessing(len(mean), tuple(mean), tuple(std)), pad_to=multiple)
 
 
 def _warn(old: str, new: str) -> None:

@@ -9,8 +9,8 @@ from PIL import Image
 from densezoo.files import replace
 
 
-def save_image(image: UInt8[np.ndarray, "h w 3"], path: str | Path) -> Path:
-    """Writes an RGB picture, whole or not at all; the path's ending says the format. Folders are made.
+def save_image(image: UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"], path: str | Path) -> Path:
+    """Writes an RGB or grey picture, whole or not at all; the path's ending says the format. Folders are made.
 
     Returns:
         The path.

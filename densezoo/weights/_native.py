@@ -136,7 +136,7 @@ def load_with_metadata(
             " model and call dz.weights.from_torch(model, path)"
         )
     tree = {tuple(name.split("/")): _array(value) for name, value in arrays.items()}
-    given = model
+    hint = ""
     if model is None:
         # No field of a model is larger than its largest axis, but for sizes in pixels and the like.
         largest = max(_ALWAYS_ALLOWED, len(arrays), *(side for array in arrays.values() for side in array.shape), 0)
@@ -147,8 +147,8 @@ def load_with_metadata(
             raise _not_buildable(path, error) from error
     else:
         lines = differences(model, tree)
+        hint = ". For other classes: dz.load(path, model=model, strict=False)"
     if lines:
-        hint = "" if given is None else ". For other classes: dz.load(path, model=model, strict=False)"
         raise ValueError(f"the variables in {path} are not those of the model: {shortened(lines)}{hint}")
     return model, unflatten_dict(tree), metadata
 

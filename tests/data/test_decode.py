@@ -242,6 +242,13 @@ def test_check_says_what_range_was_seen(tmp_path):
     ImageMaskFolder(tmp_path).check(progress=False)
 
 
+def test_check_with_a_value_range_warns_of_pixels_above_it(tmp_path):
+    write_pair(tmp_path, np.array([[0, 3, 3000]], np.uint16))
+    with pytest.warns(UserWarning, match=r"largest pixel is 3000, above the 1023 that becomes 1"):
+        ImageMaskFolder(tmp_path).check(progress=False, value_range=(0, 1023))
+    ImageMaskFolder(tmp_path).check(progress=False, value_range=(0, 4095))  # without a warning, which would fail here
+
+
 # --- hostile files ---
 
 

@@ -124,6 +124,10 @@ def test_compressed_tiff(tmp_path, compression):
 def test_tiff_that_stores_white_as_zero(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", noise(6, 7), photometric="miniswhite")
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), 255 - noise(6, 7, 1))
+    # Of 16 bits and more, tifffile, Pillow and GDAL give the numbers as they are stored.
+    for dtype in (np.uint16, np.uint32):
+        tifffile.imwrite(tmp_path / "b.tif", noise(6, 7, dtype=dtype), photometric="miniswhite")
+        np.testing.assert_array_equal(read_image(tmp_path / "b.tif"), noise(6, 7, 1, dtype=dtype))
 
 
 def test_stack_of_pictures_is_refused(tmp_path):

@@ -43,9 +43,9 @@ def picture(stored, bits=None, white_is_zero=False):
     """What read_image gives for (h, w, c) numbers in a file."""
     if stored.dtype == bool:
         stored, bits = stored.astype(np.uint8), 1
-    if white_is_zero and stored.dtype.kind == "u":
+    if white_is_zero and stored.dtype == np.uint8:
         stored = stored.copy()
-        stored[:, :, :1] = 2 ** (bits or 8 * stored.dtype.itemsize) - 1 - stored[:, :, :1].astype(np.uint64)
+        stored[:, :, :1] = 2 ** (bits or 8) - 1 - stored[:, :, :1]
     if bits and bits < 8:
         stored = np.rint(stored * 255.0 / (2**bits - 1)).astype(np.uint8)
     return stored.astype(np.float32) if stored.dtype.kind == "f" else stored

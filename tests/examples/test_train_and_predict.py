@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import densezoo as dz
+
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
@@ -96,11 +98,16 @@ def test_trains_resumes_and_predicts(data, narrow, capsys):
     with pytest.raises(ValueError, match="--model is the file"):
         predict.main(predict.Arguments(images=[picture]))
 
-    # To other classes, from the file that the run left.
+    # To other classes, from the file that the run left; the masks' numbers become other classes.
     options = {"num_classes": 3, "weights": model, "out": data.parent / "more", "loss": "cross_entropy+dice"}
+    options |= {"labels": ("0:2", "1:1"), "bits": 8, "class_names": ("sky", "road", "car")}
     train_segmentation.main(arguments(data, **options))
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert len(result["per_class_iou"]) == 3
+    assert result["classes"] == ["sky", "road", "car"] and len(result["per_class_iou"]) == 3
+    assert json.loads((data.parent / "more" / "options.json").read_text())["labels"] == ["0:2", "1:1"]
+    predictor = dz.load_predictor(data.parent / "more")
+    assert predictor.preprocessing.value_range == (0, 255)
+    assert predictor.task.class_names == ("sky", "road", "car")
 
 
 def test_reads_the_run_of_an_older_version(data, narrow):
@@ -177,6 +184,11 @@ def test_damaged_folders_are_named_before_training(data, how, message):
         ({"encoder": "plian"}, "unknown encoder 'plian'; did you mean 'plain'"),
         ({"encoder": "resnet18"}, "2x2 max-pooling"),
         ({"upsample": "nearest"}, "no argument 'upsample'"),
+        ({"norm": "bacth"}, "unknown norm 'bacth'; did you mean 'batch'"),
+        ({"labels": ("7",)}, "--labels has '7'; expected NUMBER:CLASS"),
+        ({"labels": ("0:0", "2:1")}, "mask value 1 .* not in labels"),
+        ({"bits": 12, "value_range": (0, 1)}, "--bits and --value-range say the same"),
+        ({"bits": 0}, "--bits is 1 to 32"),
         ({"crop_size": 0}, "crop_size"),
         ({"batch_size": 0}, "batch_size"),
         ({"steps": 0}, "step"),

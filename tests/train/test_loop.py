@@ -65,6 +65,27 @@ def test_a_list_is_gone_through_again_and_an_iterator_is_not(new_state, quick, b
         fit(new_state(), quick, [], steps=5, progress=False)
 
 
+class Tensor:
+    """What a DataLoader gives: no array of JAX or NumPy, but one that NumPy can read, unless it is on a GPU."""
+
+    def __init__(self, values, device="cpu"):
+        self.values, self.device = values, device
+
+    def __array__(self, dtype=None, copy=None):
+        if self.device != "cpu":
+            raise TypeError("can't convert cuda:0 device type tensor to numpy.")
+        return self.values
+
+
+def test_tensors_become_arrays(new_state, train_step, batch_of, leaves):
+    expected, _ = fit(new_state(), train_step, [batch_of(0)], steps=2, progress=False)
+    batch = {name: Tensor(values) for name, values in batch_of(0).items()}
+    state, _ = fit(new_state(), train_step, [batch], steps=2, progress=False)
+    np.testing.assert_array_equal(leaves(state.params)["['head']['kernel']"], expected.params["head"]["kernel"])
+    with pytest.raises(TypeError, match=r"batch\['image'\] is a .*Tensor that NumPy cannot read.*collate_fn"):
+        fit(new_state(), train_step, [{"image": Tensor(0, "cuda")}], steps=1, progress=False)
+
+
 def test_metrics_are_read_one_step_late(new_state, batch_of):
     """The loop asks for step n's metrics only when step n + 1 is dispatched."""
     events = []

@@ -1,0 +1,47 @@
+"""The confusion matrix: which classes are taken for which."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Integer
+
+from densezoo.metrics._counts import checked, histogram, inside
+from densezoo.metrics._tally import Tally
+
+
+def confusion_matrix(
+    predictions: Integer[Array, "*shape"],
+    labels: Integer[Array, "*shape"],
+    *,
+    num_classes: int,
+    ignore_index: int | None = None,
+) -> Tally:
+    """How many pixels of each class are predicted as each class.
+
+    Pixels whose label is no class do not count.
+
+    Args:
+        predictions: Class indices, as `predict` gives them.
+        labels: Class indices.
+        num_classes: Number of classes; 2 for binary segmentation.
+        ignore_index: Label of the pixels that do not count.
+
+    Returns:
+        Numbers of pixels (num_classes, num_classes), a row for each true class and a column for each predicted one,
+        which add over images and steps; `numpy.asarray` gives exact integers.
+
+    Raises:
+        ValueError: If the shapes differ.
+        TypeError: If predictions are not integers.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from densezoo.metrics import confusion_matrix
+        >>> labels = jnp.array([0, 0, 0, 1, 255])
+        >>> matrix = confusion_matrix(jnp.array([0, 0, 1, 1, 1]), labels, num_classes=2, ignore_index=255)
+        >>> np.asarray(matrix).tolist()
+        [[2, 1], [0, 1]]
+    """
+    counted = checked(predictions, labels, ignore_index)
+    true, predicted = (inside(counted, m, num_classes) for m in (labels, predictions))
+    known = (true < num_classes) & (predicted < num_classes)
+    pairs = jnp.where(known, true * num_classes + predicted, num_classes**2)
+    return Tally.of(histogram(pairs, num_classes**2).reshape(num_classes, num_classes))

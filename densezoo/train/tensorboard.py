@@ -1,0 +1,44 @@
+"""A run's records for TensorBoard."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from densezoo.extras import require
+
+
+def to_tensorboard(directory: str | os.PathLike[str]) -> Callable[[dict[str, Any]], None]:
+    """Makes an `on_record` for `fit` and `train` that writes every number of a record for TensorBoard.
+
+    Scores are in a group of their own, `scores/mean_iou`. A resumed run hides what TensorBoard has of later steps.
+
+    Args:
+        directory: where the event files go; `tensorboard --logdir DIRECTORY` shows them.
+
+    Returns:
+        A function of a record.
+
+    Raises:
+        ModuleNotFoundError: tensorboardX is not installed; the message has the command that installs it.
+
+    Example:
+        >>> from densezoo.train import to_tensorboard
+        >>> write = to_tensorboard("out/run/tensorboard")  # doctest: +SKIP
+        >>> train(task, model, *sources, on_record=write)  # doctest: +SKIP
+    """
+    library = require("tensorboardX")
+    writer: Any = None
+
+    def write(record: dict[str, Any]) -> None:
+        nonlocal writer
+        step = record["step"]
+        if writer is None:
+            writer = library.SummaryWriter(os.fspath(directory), purge_step=step)
+        numbers = {name: value for name, value in record.items() if name != "step"}
+        numbers |= {f"scores/{name}": value for name, value in record.get("scores", {}).items()}
+        for name, value in numbers.items():
+            if isinstance(value, int | float):  # None stands for a mean that is not finite
+                writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return write

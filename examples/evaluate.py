@@ -1,0 +1,145 @@
+"""Scores a trained model on a folder of images and masks: a table of the classes, and the confusion matrix.
+
+Usage: python examples/evaluate.py --model out/run/model.safetensors --data DIR/val --out out/evaluation
+
+DIR/val has images and masks, paired by file name. Prints IoU, Dice, precision, recall and the number of labelled pixels
+of each class. Writes confusion.csv (pixels, a row for each true class), confusion.png and scores.json to --out; for a
+model with several labels a pixel, counts.csv instead of the matrix. The last line on standard output is a JSON object.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from common import command_line, parse_labels, progress
+
+import densezoo as dz
+from densezoo import metrics, viz
+from densezoo.data import ImageMaskFolder
+from densezoo.files import replace
+
+COLUMNS = {"iou": metrics.iou, "dice": metrics.dice, "precision": metrics.precision, "recall": metrics.recall}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Options of the script."""
+
+    model: Path
+    """A model file, such as model.safetensors of a run; or the --out folder of a run."""
+    data: Path
+    """Folder with images and masks."""
+    out: Path = Path("out/evaluation")
+    """Where the confusion matrix and the scores go."""
+    labels: tuple[str, ...] | None = None
+    """Classes by mask number or colour: 7:0 11:1 0:255, or 0,0,0:0 128,64,128:1; the numbers are the classes if not
+    given."""
+    ignore_index: int | None = None
+    """Mask value of pixels without a label; the one that the model was trained with if not given."""
+    limit: int | None = None
+    """Score the first so many images only."""
+    pad_to: int | None = None
+    """Pad sides to multiples of so many pixels: fewer sizes are compiled, and scores change slightly."""
+
+
+def main(arguments: Arguments) -> None:
+    predict = dz.load_predictor(arguments.model, pad_to=arguments.pad_to)
+    task = predict.task
+    if not isinstance(task, dz.tasks.Segmentation):
+        raise ValueError(f"{arguments.model} is for {type(task).__name__}; this script scores segmentation")
+    ignore_index = task.ignore_index if arguments.ignore_index is None else arguments.ignore_index
+    source = ImageMaskFolder(
+        arguments.data,
+        num_classes=task.classes,
+        ignore_index=ignore_index,
+        channels=predict.preprocessing.channels,
+        labels=parse_labels(arguments.labels),
+        multilabel=task.multilabel,
+    )
+    count = len(source) if arguments.limit is None else min(arguments.limit, len(source))
+    if count < 1:
+        raise ValueError(f"--limit is a number of images, at least 1; got {arguments.limit}")
+
+    @jax.jit
+    def measure(prediction: Any, mask: Any) -> tuple[Any, Any]:
+        fill = -1 if ignore_index is None else ignore_index
+        if task.multilabel:
+            return metrics.multilabel_counts(prediction, mask, ignore_index=fill), None
+        options = {"num_classes": task.classes, "ignore_index": fill}
+        return (
+            metrics.confusion_counts(prediction, mask, **options),
+            metrics.confusion_matrix(prediction, mask, **options),
+        )
+
+    counts, matrix = metrics.Counts.zeros(task.classes), None
+    for index in progress(range(count), "Evaluating"):
+        sample = source[index]
+        counted, confused = measure(predict(sample["image"]), sample["mask"])
+        counts += counted
+        matrix = confused if matrix is None else matrix + confused
+
+    scores = class_scores(counts, task.names)
+    print(table(scores))
+    if matrix is None:
+        parts = {name: np.asarray(getattr(counts, name)).tolist() for name in ("tp", "fp", "fn", "tn")}
+        write_csv(arguments.out / "counts.csv", [["class", *parts], *zip(task.names, *parts.values(), strict=True)])
+    else:
+        pixels = np.asarray(matrix)
+        rows = [[name, *row] for name, row in zip(task.names, pixels.tolist(), strict=True)]
+        write_csv(arguments.out / "confusion.csv", [["true \\ predicted", *task.names], *rows])
+        viz.save(viz.confusion_matrix(pixels, task.names), arguments.out / "confusion.png")
+    means = {name: value for name, value in task.scores(counts).items() if not name.startswith("iou_")}
+    result = finite({**means, "images": count, "classes": scores, "out": str(arguments.out)})
+    text = json.dumps(result)
+    replace(arguments.out / "scores.json", lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    print(text)
+
+
+def class_scores(counts: metrics.Counts, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The scores of each class, and its number of labelled pixels."""
+    columns = {name: np.asarray(score(counts)).astype(float).tolist() for name, score in COLUMNS.items()}
+    columns["pixels"] = (np.asarray(counts.tp) + np.asarray(counts.fn)).tolist()
+    return {name: {column: columns[column][index] for column in columns} for index, name in enumerate(names)}
+
+
+def table(scores: dict[str, dict[str, Any]]) -> str:
+    """The scores as text; "-" where a class occurs neither in the masks nor in the predictions."""
+    columns = [*COLUMNS, "pixels"]
+    rows = [["class", *columns]]
+    for name, values in scores.items():
+        numbers = ["-" if math.isnan(values[column]) else f"{values[column]:.4f}" for column in COLUMNS]
+        rows.append([name, *numbers, str(values["pixels"])])
+    means = [np.array([values[column] for values in scores.values()]) for column in COLUMNS]
+    known = ["-" if np.isnan(mean).all() else f"{np.nanmean(mean):.4f}" for mean in means]
+    rows.append(["mean", *known, str(sum(values["pixels"] for values in scores.values()))])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"{name:<{widths[0]}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        for name, *cells in rows
+    ]
+    return "\n".join(lines)
+
+
+def finite(value: Any) -> Any:
+    """The value with None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    def save(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+
+    replace(path, save)
+
+
+if __name__ == "__main__":
+    command_line(main, Arguments)
