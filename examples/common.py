@@ -1,6 +1,7 @@
 """What the example scripts share: the task on digits, and one clear message for a user's mistake."""
 
 import contextlib
+import json
 import math
 import os
 import statistics
@@ -16,14 +17,15 @@ import numpy as np
 import densezoo as dz
 from densezoo import metrics
 from densezoo.data import DigitScenes, Source
+from densezoo.files import replace
 from densezoo.tasks import Segmentation
 from densezoo.train import Recipe
 from densezoo.types import ModuleDef
 
-CLASSES = ["background", *"0123456789"]
+CLASSES = ("background", *(f"digit {digit}" for digit in range(10)))
 NUM_CLASSES = len(CLASSES)
 PREPROCESSING = dz.Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3)
-TASK = Segmentation(NUM_CLASSES, ignore_index=None)
+TASK = Segmentation(NUM_CLASSES, ignore_index=None, class_names=CLASSES)
 # Two-sided 95% quantiles of Student's t, by degrees of freedom.
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 
@@ -44,6 +46,12 @@ def tiny_unet(skip: ModuleDef = dz.ConcatSkip) -> dz.SegmentationModel:
     )
 
 
+def count_parameters(model: Any) -> int:
+    """How many numbers a model of RGB images has to learn."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+
+
 def digit_recipe(steps: int, *, size: int = 40, seed: int = 0) -> Recipe:
     """How it is trained."""
     return Recipe(
@@ -57,6 +65,12 @@ def digit_recipe(steps: int, *, size: int = 40, seed: int = 0) -> Recipe:
         seed=seed,
         evaluate_every=max(1, steps // 3),
     )
+
+
+def spread(source: Source, count: int) -> list[Any]:
+    """Items spread evenly over a source; all of them if there are no more than `count`."""
+    count = min(count, len(source))
+    return [source[(2 * number + 1) * len(source) // (2 * count)] for number in range(count)]
 
 
 def score(predict: Callable[[Any], Any], val: Source, tolerance: int) -> dict[str, float]:
@@ -88,6 +102,27 @@ def summarise(runs: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
         for key in runs[0]
         for values in [[run[key] for run in runs]]
     }
+
+
+Finished = tuple[dict[str, float], dict[str, np.ndarray]]
+"""Scores of a training, and arrays to draw."""
+
+
+def finished(path: Path, work: Callable[[], Finished]) -> Finished:
+    """What `work` gives, kept in a file: a script that was interrupted repeats nothing that it had finished."""
+    if path.exists():
+        with np.load(path) as kept:
+            arrays = {name: kept[name] for name in kept.files}
+        return json.loads(str(arrays.pop("scores"))), arrays
+    scores, arrays = work()
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, scores=json.dumps(scores), **arrays)
+
+    replace(path, save)
+    return scores, arrays
 
 
 def keep_compiled() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import tyro
-from common import user_errors
+from common import spread, user_errors
 
 import densezoo as dz
 from densezoo import viz, weights
@@ -130,11 +130,12 @@ def main(arguments: Arguments) -> None:
     viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png")
     if not task.multilabel:
         predict = dz.Predictor(task, model, state.ema_variables, preprocessing)
-        samples = [val_source[index] for index in range(min(4, len(val_source)))]
+        samples = spread(val_source, 4)
         figure = viz.predictions(
             [sample["image"] for sample in samples],
             [sample["mask"] for sample in samples],
             [predict(sample["image"]) for sample in samples],
+            class_names=task.class_names or None,
             ignore_index=arguments.ignore_index,
         )
         viz.save(figure, arguments.out / "predictions.png")
