@@ -53,8 +53,8 @@ def boundaries(
     palette = legend.class_palette(every, class_names)
     entries = legend.class_entries(every, class_names, palette)
     columns = 2 + 2 * len(predictions)
-    per_line = legend.per_line(entries, columns * PANEL)
-    lines = -(-len(entries) // per_line) + 1
+    per_line = legend.per_line(entries, columns * PANEL - 2)  # beside the legend of boundaries
+    lines = max(3, -(-len(entries) // per_line))
     size = (PANEL * columns, (PANEL + 0.25) * len(images) + 0.4 + 0.27 * lines)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     grid = figure.subplots(len(images), columns, squeeze=False)
@@ -74,10 +74,8 @@ def boundaries(
         Patch(facecolor=np.array(colour) / 255, edgecolor="0.4", label=label)
         for colour, label in ((AGREED, "boundary found"), (MISSED, "boundary missed"), (INVENTED, "boundary made up"))
     ]
-    # The one added first stands lowest.
-    options: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 10}
-    figure.legend(handles=entries, ncols=per_line, **options)
-    figure.legend(handles=kinds, ncols=3, **options)
+    figure.legend(handles=entries, ncols=per_line, loc="outside lower left", frameon=False, fontsize=10)
+    figure.legend(handles=kinds, loc="outside lower right", frameon=False, fontsize=10)
     return figure
 
 

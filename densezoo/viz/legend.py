@@ -32,11 +32,12 @@ def class_entries(
     class_names: Sequence[str] | None,
     palette: ArrayLike,
     ignore_index: int | None = None,
+    most: int = MOST,
 ) -> list[Patch]:
-    """An entry for each class that occurs, of many for the largest ones."""
+    """An entry for each class that occurs; of more than `most`, for the largest ones."""
     pixels = _pixels(masks)
     classes = [label for label in pixels if label != ignore_index]
-    shown = sorted(sorted(classes, key=lambda label: -pixels[label])[:MOST])
+    shown = sorted(sorted(classes, key=lambda label: -pixels[label])[:most])
     names = {label: class_names[label] if class_names is not None else f"class {label}" for label in shown}
     entries = [Patch(facecolor=_hex(np.asarray(palette)[label]), label=name) for label, name in names.items()]
     if ignore_index is not None and ignore_index in pixels:

@@ -1,5 +1,6 @@
 """Checkerboards as a number and as a picture: what a map's spectrum holds at the frequencies of a sampling lattice."""
 
+import textwrap
 from collections.abc import Mapping
 
 import numpy as np
@@ -143,7 +144,7 @@ def spectra(rows: Mapping[str, Mapping[str, Float[np.ndarray, "h w"]]], strides:
             _draw_spectrum(below, x[None, :, :, None], strides[row], flat)
             if number == 0:
                 above.set_title(name.replace("_", "\n", 1), fontsize=11)
-        axes[2 * number, 0].set_ylabel(row.replace(" ", "\n", 1), fontsize=10)
+        axes[2 * number, 0].set_ylabel(textwrap.fill(row, 14), fontsize=10)
         axes[2 * number + 1, 0].set_ylabel("spectrum,\n% in frames", fontsize=10)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
