@@ -74,23 +74,17 @@ def spread(source: Source, count: int) -> list[Any]:
 
 
 def score(predict: Callable[[Any], Any], val: Source, tolerance: int) -> dict[str, float]:
-    """Region and boundary scores over a source, mean over the classes."""
-    counts = metrics.Counts.zeros(NUM_CLASSES)
-    f_counts = iou_counts = None
-    for index in range(len(val)):
-        sample = val[index]
-        labels = jnp.asarray(sample["mask"][None])
-        predictions = jnp.asarray(predict(sample["image"])[None])
-        counts += metrics.confusion_counts(predictions, labels, num_classes=NUM_CLASSES)
-        here = metrics.boundary_counts(predictions, labels, num_classes=NUM_CLASSES, tolerance=tolerance)
-        f_counts = here if f_counts is None else f_counts + here
-        band = metrics.boundary_band_counts(predictions, labels, num_classes=NUM_CLASSES, distance=2)
-        iou_counts = band if iou_counts is None else iou_counts + band
-    assert f_counts is not None and iou_counts is not None
+    """Region and boundary scores over a source of scenes of one size, mean over the classes."""
+    samples = [val[index] for index in range(len(val))]
+    labels = jnp.asarray(np.stack([sample["mask"] for sample in samples]))
+    predictions = jnp.asarray(np.stack([predict(sample["image"]) for sample in samples]))
+    counts = metrics.confusion_counts(predictions, labels, num_classes=NUM_CLASSES)
+    contours = metrics.boundary_counts(predictions, labels, num_classes=NUM_CLASSES, tolerance=tolerance)
+    bands = metrics.boundary_band_counts(predictions, labels, num_classes=NUM_CLASSES, distance=2)
     return {
         "mean_iou": float(metrics.mean_iou(counts)),
-        "boundary_iou": float(np.nanmean(np.asarray(metrics.iou(iou_counts)))),
-        "boundary_f": float(np.nanmean(np.asarray(metrics.boundary_f_score(f_counts)))),
+        "boundary_iou": float(np.nanmean(np.asarray(metrics.iou(bands)))),
+        "boundary_f": float(np.nanmean(np.asarray(metrics.boundary_f_score(contours)))),
     }
 
 
