@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -102,20 +103,25 @@ Finished = tuple[dict[str, float], dict[str, np.ndarray]]
 """Scores of a training, and arrays to draw."""
 
 
-def finished(path: Path, work: Callable[[], Finished]) -> Finished:
-    """What `work` gives, kept in a file: a script that was interrupted repeats nothing that it had finished."""
+def finished(path: Path, work: Callable[[Path], Finished]) -> Finished:
+    """What `work` gives, kept in a file: a script that was interrupted repeats nothing that it had finished.
+
+    `work` gets a folder for the checkpoints of a training, which is removed at its end.
+    """
     if path.exists():
         with np.load(path) as kept:
             arrays = {name: kept[name] for name in kept.files}
         return json.loads(str(arrays.pop("scores"))), arrays
-    scores, arrays = work()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints = path.with_suffix("")
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    scores, arrays = work(checkpoints)
 
     def save(temporary: Path) -> None:
         with temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, scores=json.dumps(scores), **arrays)
 
     replace(path, save)
+    shutil.rmtree(checkpoints)
     return scores, arrays
 
 

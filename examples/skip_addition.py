@@ -6,8 +6,8 @@ Trains the same tiny U-Net with both skips on scenes of digits, with several see
 boundary F-score, the difference between the skips seed by seed, and the parameters. A number after ± is half the width
 of the 95 % interval (Student's t) of the mean over the seeds. Draws truth, predictions and boundaries.
 
-Each finished training is kept in a file under --out, so that an interrupted script continues with the next one. The
-last line on standard output is a JSON object with all numbers. docs/skip_addition.md has those of a full run.
+What is finished is kept in files under --out, so that the same command continues an interrupted run. The last line on
+standard output is a JSON object with all numbers. docs/skip_addition.md has those of a full run.
 """
 
 import dataclasses
@@ -109,16 +109,17 @@ def check(arguments: Arguments) -> None:
 def trained(name: str, seed: int, val: Any, arguments: Arguments) -> Finished:
     """Scores of the network with this skip and its predictions for the picture."""
 
-    def work() -> Finished:
+    def work(checkpoints: Path) -> Finished:
         model, train = tiny_unet(skip=SKIPS[name]), digit_scenes(20_000, "train", seed=seed)
         recipe = digit_recipe(arguments.steps, seed=seed)
-        state, _ = train_model(TASK, model, train, val, recipe, preprocessing=PREPROCESSING)
+        options = {"preprocessing": PREPROCESSING, "directory": checkpoints, "resume": True}
+        state, _ = train_model(TASK, model, train, val, recipe, **options)
         predict = Predictor(TASK, model, state.variables, PREPROCESSING)
         shown = np.stack([predict(sample["image"]) for sample in spread(val, PICTURES)])
         return score(predict, val, arguments.tolerance), {"predictions": shown}
 
-    options = f"steps{arguments.steps}_val{arguments.val}_tolerance{arguments.tolerance}"
-    return finished(arguments.out / "trained" / f"{name}_seed{seed}_{options}.npz", work)
+    settings = f"steps{arguments.steps}_val{arguments.val}_tolerance{arguments.tolerance}"
+    return finished(arguments.out / "trained" / f"{name}_seed{seed}_{settings}.npz", work)
 
 
 def number(row: dict[str, Any], key: str, sign: str = "") -> str:

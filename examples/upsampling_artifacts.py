@@ -9,7 +9,7 @@ number is how much they vary instead, as a share of their variation on scenes. B
 F-score, parameters and milliseconds. A number after ± is half the width of the 95 % interval (Student's t) of the mean
 over the seeds.
 
-Each finished training is kept in a file under --out, so that an interrupted script continues with the next one. Writes
+What is finished is kept in files under --out, so that the same command continues an interrupted run. Writes
 upsampling_artifacts.png and results.json, and says what the intervals allow to say of two claims: that transposed
 convolution makes checkerboards, and that resize + convolution is the stable choice. The last line on standard output
 is a JSON object. docs/upsampling.md has the numbers of a full run.
@@ -142,9 +142,10 @@ def check(arguments: Arguments) -> None:
 def trained(name: str, seed: int, train: Any, val: Any, arguments: Arguments) -> Finished:
     """Scores of the network with this upsampler, and pieces of its logits to look at."""
 
-    def work() -> Finished:
+    def work(checkpoints: Path) -> Finished:
         model, recipe = network(name), digit_recipe(arguments.steps, seed=seed)
-        state, _ = train_model(TASK, model, train, val, recipe, preprocessing=PREPROCESSING)
+        options = {"preprocessing": PREPROCESSING, "directory": checkpoints, "resume": True}
+        state, _ = train_model(TASK, model, train, val, recipe, **options)
         numbers, maps = on_scenes_and_greys(model, state.variables)
         return numbers | score(Predictor(TASK, model, state.variables, PREPROCESSING), val, 1), maps
 
