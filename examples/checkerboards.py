@@ -57,9 +57,9 @@ CHANNELS = 16
 STACKS = {"x2": 1, "x8": 3}
 
 
-def network(name: str) -> nn.Module:
+def network(name: str, *, quick: bool = False) -> nn.Module:
     """The tiny U-Net of the exercises with this upsampler."""
-    model = tiny_unet()
+    model = tiny_unet(quick=quick)
     return model.clone(decoder=model.decoder.clone(upsample=UPSAMPLERS[name]))
 
 

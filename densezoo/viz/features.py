@@ -131,9 +131,12 @@ def _draw(
     panel_height = (PANEL - GAP) * image.shape[0] / image.shape[1]
     row_height = panel_height + ROW_GAP
     width = LEFT + len(columns) * group + (len(columns) - 1) * GROUP_GAP + 0.15
-    palette = None if labels is None else legend.class_palette([labels], class_names)
-    named = labels is not None and palette is not None and class_names is not None
-    entries = legend.class_entries([labels], class_names, palette, most=14) if named else []
+    prediction, entries = None, []
+    if labels is not None:
+        palette = legend.class_palette([labels], class_names)
+        prediction = colors.colorize(labels, palette)
+        if class_names is not None:
+            entries = legend.class_entries([labels], class_names, palette, most=14)
     legend_columns = -(-len(entries) // 5)
     longest = max((len(str(entry.get_label())) for entry in entries), default=0)
     # The legend stands beside the prediction, where a map has its further channels.
@@ -158,9 +161,9 @@ def _draw(
         text(left, 0.22, column + arrow, fontsize=12, weight="bold", va="center")
     text(lefts[0], TOP + ROW_GAP - 0.06, "image", fontsize=8.5, va="bottom")
     panel(lefts[0], 0, colors.to_rgb(image))
-    if labels is not None:
+    if prediction is not None:
         text(lefts[-1], TOP + ROW_GAP - 0.06, "prediction", fontsize=8.5, va="bottom")
-        panel(lefts[-1], 0, colors.colorize(labels, palette))
+        panel(lefts[-1], 0, prediction)
         if entries:
             figure.legend(
                 handles=entries,
