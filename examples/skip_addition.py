@@ -118,10 +118,9 @@ def trained(name: str, seed: int, val: Any, arguments: Arguments) -> Finished:
         shown = np.stack([predict(sample["image"]) for sample in spread(val, PICTURES)])
         return score(predict, val, arguments.tolerance), {"predictions": shown}
 
-    settings = (
-        f"{'quick_' if arguments.quick else ''}steps{arguments.steps}_val{arguments.val}_tolerance{arguments.tolerance}"
-    )
-    return finished(arguments.out / "trained" / f"{name}_seed{seed}_{settings}.npz", work)
+    settings = f"steps{arguments.steps}_val{arguments.val}_tolerance{arguments.tolerance}"
+    folder = arguments.out / ("trained_quick" if arguments.quick else "trained")
+    return finished(folder / f"{name}_seed{seed}_{settings}.npz", work)
 
 
 def number(row: dict[str, Any], key: str, sign: str = "") -> str:

@@ -149,8 +149,8 @@ def trained(name: str, seed: int, train: Any, val: Any, arguments: Arguments) ->
         numbers, maps = on_scenes_and_greys(model, state.variables)
         return numbers | score(Predictor(TASK, model, state.variables, PREPROCESSING), val, 1), maps
 
-    settings = f"{'quick_' if arguments.quick else ''}steps{arguments.steps}_val{arguments.val}"
-    return finished(arguments.out / "trained" / f"{name}_seed{seed}_{settings}.npz", work)
+    folder = arguments.out / ("trained_quick" if arguments.quick else "trained")
+    return finished(folder / f"{name}_seed{seed}_steps{arguments.steps}_val{arguments.val}.npz", work)
 
 
 def show(console: Console, summary: dict[str, Any], truth: float, seeds: int) -> None:

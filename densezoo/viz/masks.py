@@ -66,6 +66,8 @@ def predictions(
             row.append(_errors(picture, truths[index], guess, ignore_index))
         rows.append(row)
     entries = legend.class_entries(every, class_names, palette, ignore_index)
+    if truths is not None:
+        entries.append(Patch(facecolor=np.array(WRONG) / 255, label="wrong class"))
     return _draw(rows, entries)
 
 
