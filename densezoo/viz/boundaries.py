@@ -71,7 +71,7 @@ def boundaries(
             shown[true & found], shown[true & ~found], shown[found & ~true] = AGREED, MISSED, INVENTED
             _panel(right, shown, f"{name}:\nboundaries" if row == 0 else "")
     kinds = [
-        Patch(facecolor=np.array(colour) / 255, edgecolor="0.4", label=label)
+        Patch(facecolor=legend.hexadecimal(colour), edgecolor="0.4", label=label)
         for colour, label in ((AGREED, "boundary found"), (MISSED, "boundary missed"), (INVENTED, "boundary made up"))
     ]
     figure.legend(handles=entries, ncols=per_line, loc="outside lower left", frameon=False, fontsize=10)

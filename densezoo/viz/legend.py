@@ -39,9 +39,9 @@ def class_entries(
     classes = [label for label in pixels if label != ignore_index]
     shown = sorted(sorted(classes, key=lambda label: -pixels[label])[:most])
     names = {label: class_names[label] if class_names is not None else f"class {label}" for label in shown}
-    entries = [Patch(facecolor=_hex(np.asarray(palette)[label]), label=name) for label, name in names.items()]
+    entries = [Patch(facecolor=hexadecimal(np.asarray(palette)[label]), label=name) for label, name in names.items()]
     if ignore_index is not None and ignore_index in pixels:
-        entries.append(Patch(facecolor=_hex(colors.IGNORED), label="ignored"))
+        entries.append(Patch(facecolor=hexadecimal(colors.IGNORED), label="ignored"))
     if len(shown) < len(classes):
         entries.append(Patch(facecolor="none", label=f"and {len(classes) - len(shown)} more"))
     return entries
@@ -58,5 +58,6 @@ def _pixels(masks: Sequence[np.ndarray]) -> dict[int, int]:
     return dict(zip(labels.tolist(), counts.tolist(), strict=True))
 
 
-def _hex(colour: Any) -> str:
+def hexadecimal(colour: Any) -> str:
+    """RGB, 0 to 255, as matplotlib takes it."""
     return "#{:02x}{:02x}{:02x}".format(*(int(value) for value in colour))

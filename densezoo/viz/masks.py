@@ -67,7 +67,7 @@ def predictions(
         rows.append(row)
     entries = legend.class_entries(every, class_names, palette, ignore_index)
     if truths is not None:
-        entries.append(Patch(facecolor=np.array(WRONG) / 255, label="wrong class"))
+        entries.append(Patch(facecolor=legend.hexadecimal(WRONG), label="wrong class"))
     return _draw(rows, entries)
 
 
