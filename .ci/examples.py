@@ -1,11 +1,13 @@
 """Runs every script of examples/ in its quick form, and fails on one that has none."""
 
+import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 QUICK = {
-    "tiny_unet.py": ["--steps 4 --out {out}/tiny"],
+    "tiny_unet.py": ["--quick --out {out}/tiny"],
     "export_scenes.py": ["--train 8 --val 2 --out {out}/scenes"],
     "train_segmentation.py": [
         "--data {out}/scenes --num-classes 11 --model segnet --encoder vgg11_bn --crop-size 32 --batch-size 2"
@@ -19,23 +21,19 @@ QUICK = {
         "--model {out}/run --images {out}/scenes --recursive --pad-to 64 --out {out}/more",
     ],
     "evaluate.py": ["--model {out}/run/model.safetensors --data {out}/scenes/val --out {out}/evaluation"],
-    "skip_addition.py": ["--seeds 2 --steps 2 --val 4 --out {out}/skips"],
-    "upsampling_artifacts.py": [
-        "--seeds 2 --steps 2 --val 4 --upsamplers resize_conv transposed_2x2 --out {out}/artifacts"
-    ],
-    "blueprints.py": ["--out {out}/blueprints"],
+    "skip_addition.py": ["--quick --out {out}/skips"],
+    "upsampling_artifacts.py": ["--quick --out {out}/artifacts"],
+    "blueprints.py": ["--quick --out {out}/quick", "--out {out}/blueprints"],
     "nnx_training.py": ["--steps 2 --batch-size 2 --out {out}/nnx"],
 }
 
 
 def main() -> None:
-    scripts = {path.name for path in pathlib.Path("examples").glob("*.py")} - {"common.py"}
+    # What the scripts share has no main.
+    scripts = {path.name for path in pathlib.Path("examples").glob("*.py") if "__main__" in path.read_text()}
     if scripts != set(QUICK):
         sys.exit(f"no quick form, or no script: {sorted(scripts ^ set(QUICK))}")
     # A fresh folder, so that nothing is left from a run before.
-    import os
-    import tempfile
-
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # they compile more than they compute
 
     with tempfile.TemporaryDirectory() as out:

@@ -2,19 +2,21 @@
 
     python examples/blueprints.py --models unet fpn segnet --out out/blueprints
 
-Runs in a few seconds on a CPU: the models are traced, not computed.
+The models are traced, not computed, which takes a second each on a CPU.
 """
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
-import tyro
-from common import user_errors
+from common import command_line
 from rich.console import Console
 from rich.table import Table
 
 import densezoo as dz
 from densezoo import viz
+
+QUICK: dict[str, Any] = {"models": ("unet", "fpn", "segnet"), "encoder": "plain", "image_size": 64}
 
 
 @dataclasses.dataclass
@@ -33,9 +35,13 @@ class Arguments:
     """Side of the image that the models are shown."""
     per_line: int = 3
     """Models side by side in the picture."""
+    quick: bool = False
+    """Three families on a small encoder and image; replaces --models, --encoder and --image-size."""
 
 
 def main(arguments: Arguments) -> None:
+    if arguments.quick:
+        arguments = dataclasses.replace(arguments, **QUICK)
     known = {blueprint.name: blueprint for blueprint in dz.blueprints()}
     models = {}
     for name in arguments.models:
@@ -54,5 +60,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    with user_errors():
-        main(tyro.cli(Arguments))
+    command_line(main, Arguments)

@@ -1,8 +1,10 @@
 """What the example scripts share: the task on digits, the command line, and one message for a user's mistake."""
 
 import contextlib
+import json
 import math
 import os
+import shutil
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,15 +19,16 @@ import densezoo as dz
 from densezoo import metrics
 from densezoo.data import DigitScenes, Source
 from densezoo.extras import require
+from densezoo.files import replace
 from densezoo.tasks import Segmentation
 from densezoo.train import Recipe
 from densezoo.types import ModuleDef
 
 T = TypeVar("T")
-CLASSES = ["background", *"0123456789"]
+CLASSES = ("background", *(f"digit {digit}" for digit in range(10)))
 NUM_CLASSES = len(CLASSES)
 PREPROCESSING = dz.Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3)
-TASK = Segmentation(NUM_CLASSES, ignore_index=None)
+TASK = Segmentation(NUM_CLASSES, ignore_index=None, class_names=CLASSES)
 # Two-sided 95% quantiles of Student's t, by degrees of freedom.
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 
@@ -37,13 +40,20 @@ def digit_scenes(count: int, split: Any, *, size: int = 40, digits: tuple[int, i
     )
 
 
-def tiny_unet(skip: ModuleDef = dz.ConcatSkip) -> dz.SegmentationModel:
-    """A U-Net of half a million parameters."""
+def tiny_unet(skip: ModuleDef = dz.ConcatSkip, *, quick: bool = False) -> dz.SegmentationModel:
+    """A U-Net of half a million parameters; with `quick` one that compiles faster and learns little."""
+    features = (8, 16) if quick else (16, 32, 64, 128)
     return dz.SegmentationModel(
-        encoder=dz.PlainEncoder(features=(16, 32, 64, 128)),
-        decoder=dz.UNetDecoder(features=(64, 32, 16), skip=skip),
+        encoder=dz.PlainEncoder(features=features),
+        decoder=dz.UNetDecoder(features=features[-2::-1], skip=skip),
         head=dz.SegmentationHead(NUM_CLASSES),
     )
+
+
+def count_parameters(model: Any) -> int:
+    """How many numbers a model of RGB images has to learn."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
 
 
 def digit_recipe(steps: int, *, size: int = 40, seed: int = 0) -> Recipe:
@@ -61,24 +71,24 @@ def digit_recipe(steps: int, *, size: int = 40, seed: int = 0) -> Recipe:
     )
 
 
+def spread(source: Source, count: int) -> list[Any]:
+    """Items spread evenly over a source; all of them if there are no more than `count`."""
+    count = min(count, len(source))
+    return [source[(2 * number + 1) * len(source) // (2 * count)] for number in range(count)]
+
+
 def score(predict: Callable[[Any], Any], val: Source, tolerance: int) -> dict[str, float]:
-    """Region and boundary scores over a source, mean over the classes."""
-    counts = metrics.Counts.zeros(NUM_CLASSES)
-    f_counts = iou_counts = None
-    for index in range(len(val)):
-        sample = val[index]
-        labels = jnp.asarray(sample["mask"][None])
-        predictions = jnp.asarray(predict(sample["image"])[None])
-        counts += metrics.confusion_counts(predictions, labels, num_classes=NUM_CLASSES)
-        here = metrics.boundary_counts(predictions, labels, num_classes=NUM_CLASSES, tolerance=tolerance)
-        f_counts = here if f_counts is None else f_counts + here
-        band = metrics.boundary_band_counts(predictions, labels, num_classes=NUM_CLASSES, distance=2)
-        iou_counts = band if iou_counts is None else iou_counts + band
-    assert f_counts is not None and iou_counts is not None
+    """Region and boundary scores over a source of scenes of one size, mean over the classes."""
+    samples = [val[index] for index in range(len(val))]
+    labels = jnp.asarray(np.stack([sample["mask"] for sample in samples]))
+    predictions = jnp.asarray(np.stack([predict(sample["image"]) for sample in samples]))
+    counts = metrics.confusion_counts(predictions, labels, num_classes=NUM_CLASSES)
+    contours = metrics.boundary_counts(predictions, labels, num_classes=NUM_CLASSES, tolerance=tolerance)
+    bands = metrics.boundary_band_counts(predictions, labels, num_classes=NUM_CLASSES, distance=2)
     return {
         "mean_iou": float(metrics.mean_iou(counts)),
-        "boundary_iou": float(np.nanmean(np.asarray(metrics.iou(iou_counts)))),
-        "boundary_f": float(np.nanmean(np.asarray(metrics.boundary_f_score(f_counts)))),
+        "boundary_iou": float(np.nanmean(np.asarray(metrics.iou(bands)))),
+        "boundary_f": float(np.nanmean(np.asarray(metrics.boundary_f_score(contours)))),
     }
 
 
@@ -90,6 +100,32 @@ def summarise(runs: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
         for key in runs[0]
         for values in [[run[key] for run in runs]]
     }
+
+
+Finished = tuple[dict[str, float], dict[str, np.ndarray]]
+"""Scores of a training, and arrays to draw."""
+
+
+def finished(path: Path, work: Callable[[Path], Finished]) -> Finished:
+    """What `work` gives, kept in a file: a script that was interrupted repeats nothing that it had finished.
+
+    `work` gets a folder for the checkpoints of a training, which is removed at its end.
+    """
+    if path.exists():
+        with np.load(path) as kept:
+            arrays = {name: kept[name] for name in kept.files}
+        return json.loads(str(arrays.pop("scores"))), arrays
+    checkpoints = path.with_suffix("")
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    scores, arrays = work(checkpoints)
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, scores=json.dumps(scores), **arrays)
+
+    replace(path, save)
+    shutil.rmtree(checkpoints)
+    return scores, arrays
 
 
 def keep_compiled() -> None:

@@ -7,8 +7,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-import tyro
-from common import user_errors
+from common import command_line
 
 from densezoo import viz
 from densezoo.data import DigitScenes
@@ -43,5 +42,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    with user_errors():
-        main(tyro.cli(Arguments))
+    command_line(main, Arguments)

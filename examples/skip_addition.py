@@ -2,28 +2,35 @@
 
 Usage: python examples/skip_addition.py --out out/skip_addition
 
-Trains the same tiny U-Net with both skips, several seeds each, on scenes of digits. Prints mean IoU, boundary IoU and
-boundary F-score with 95% intervals over the seeds, the difference seed by seed, and the cost; draws the boundaries.
-The last line on standard output is a JSON object with all of it.
+Trains the same tiny U-Net with both skips on scenes of digits, with several seeds. Prints mean IoU, boundary IoU and
+boundary F-score, the difference between the skips seed by seed, and the parameters. A number after ± is half the width
+of the 95 % interval (Student's t) of the mean over the seeds. Draws truth, predictions and boundaries.
+
+What is finished is kept in files under --out, so that the same command continues an interrupted run. The last line on
+standard output is a JSON object with all numbers. docs/skip_addition.md has those of a full run.
 """
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
-import tyro
 from common import (
+    CLASSES,
     PREPROCESSING,
     TASK,
+    Finished,
+    command_line,
+    count_parameters,
     digit_recipe,
     digit_scenes,
+    finished,
     keep_compiled,
     score,
+    spread,
     summarise,
     tiny_unet,
-    user_errors,
 )
 from rich.console import Console
 from rich.table import Table
@@ -34,6 +41,9 @@ from densezoo.train import train as train_model
 from densezoo.zoo import SKIPS as ALL_SKIPS
 
 SKIPS = {name: ALL_SKIPS[name] for name in ("concat", "add")}
+SCORES = {"mean_iou": "mean IoU", "boundary_iou": "boundary IoU", "boundary_f": "boundary F-score"}
+PICTURES = 3
+QUICK: dict[str, Any] = {"seeds": 2, "steps": 2, "val": 6}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,60 +51,113 @@ class Arguments:
     """Options of the script."""
 
     out: Path = Path("out/skip_addition")
-    """Where the picture and the numbers go."""
-    seeds: int = 3
-    """Runs of each skip, 2 to 10."""
+    """Where the picture, the numbers and the finished trainings go."""
+    seeds: int = 5
+    """Trainings with each skip, 2 to 10."""
     steps: int = 450
     """Training steps of 32 scenes each."""
     val: int = 200
-    """Scenes to validate on."""
+    """Scenes to validate on, the same for all seeds."""
     tolerance: int = 1
-    """Pixels by which a predicted boundary may be off."""
+    """Pixels by which a predicted boundary may be off, for the boundary F-score."""
+    quick: bool = False
+    """A smaller network, two seeds of two steps, few scenes, to see that it works; replaces --seeds, --steps, --val."""
 
 
 def main(arguments: Arguments) -> None:
-    if arguments.val < 3:
-        raise ValueError(f"--val is at least 3, for the picture; got {arguments.val}")
-    if not 2 <= arguments.seeds <= 10:
-        raise ValueError(f"--seeds is 2 to 10, for an interval; got {arguments.seeds}")
+    if arguments.quick:
+        arguments = dataclasses.replace(arguments, **QUICK)
+    check(arguments)
+    console = Console()
     val = digit_scenes(arguments.val, "val")
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in SKIPS}
-    examples: dict[str, list[np.ndarray]] = {}
-    parameters = {}
+    predictions: dict[str, np.ndarray] = {}
     for seed in range(arguments.seeds):
-        train = digit_scenes(20_000, "train", seed=seed)
-        for name, skip in SKIPS.items():
-            model = tiny_unet(skip=skip)
-            recipe = digit_recipe(arguments.steps, seed=seed)
-            state, _ = train_model(TASK, model, train, val, recipe, preprocessing=PREPROCESSING)
-            parameters[name] = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-            predict = Predictor(TASK, model, state.variables, PREPROCESSING)
-            scores[name].append(score(predict, val, arguments.tolerance))
-            if seed == 0:
-                examples[name] = [predict(val[index]["image"]) for index in range(3)]
+        for name in SKIPS:
+            numbers, arrays = trained(name, seed, val, arguments)
+            scores[name].append(numbers)
+            predictions.setdefault(name, arrays["predictions"])
+            listed = ", ".join(f"{SCORES[key]} {value:.3f}" for key, value in numbers.items())
+            console.print(f"seed {seed}, {name}: {listed}", soft_wrap=True)
 
-    summary = {name: {"parameters": parameters[name]} | summarise(runs) for name, runs in scores.items()}
-    difference = [
-        {key: add[key] - concat[key] for key in concat}
-        for concat, add in zip(scores["concat"], scores["add"], strict=True)
-    ]
-    summary["add - concat, by seed"] = summarise(difference)
-    show(summary)
-    samples = [val[index] for index in range(3)]
-    figure = viz.boundaries([sample["image"] for sample in samples], [sample["mask"] for sample in samples], examples)
-    picture = viz.save(figure, arguments.out / "boundaries.png")
-    print(json.dumps({"seeds": arguments.seeds, "scores": summary, "picture": str(picture)}))
+    summary: dict[str, dict[str, Any]] = {
+        name: {"parameters": count_parameters(tiny_unet(SKIPS[name], quick=arguments.quick))} | summarise(runs)
+        for name, runs in scores.items()
+    }
+    pairs = zip(scores["concat"], scores["add"], strict=True)
+    summary["add - concat, by seed"] = summarise([{key: b[key] - a[key] for key in SCORES} for a, b in pairs])
+    show(console, summary, arguments)
+    picture = viz.save(draw(spread(val, PICTURES), predictions, summary, arguments), arguments.out / "boundaries.png")
+    result = {
+        "seeds": arguments.seeds,
+        "interval": "95 %, Student's t, of the mean over seeds: [mean, half width]",
+        "scores": summary,
+        "runs": scores,
+        "picture": str(picture),
+    }
+    print(json.dumps(result))
 
 
-def show(summary: dict) -> None:
-    table = Table("skip", "parameters", "mean IoU", "boundary IoU", "boundary F-score")
+def check(arguments: Arguments) -> None:
+    if not 2 <= arguments.seeds <= 10:
+        raise ValueError(f"--seeds is 2 to 10, for an interval; got {arguments.seeds}")
+    if arguments.steps < 1 or arguments.val < 1:
+        raise ValueError(f"--steps and --val are at least 1; got {arguments.steps} and {arguments.val}")
+
+
+def trained(name: str, seed: int, val: Any, arguments: Arguments) -> Finished:
+    """Scores of the network with this skip and its predictions for the picture."""
+
+    def work(checkpoints: Path) -> Finished:
+        model, train = tiny_unet(SKIPS[name], quick=arguments.quick), digit_scenes(20_000, "train", seed=seed)
+        recipe = digit_recipe(arguments.steps, seed=seed)
+        options = {"preprocessing": PREPROCESSING, "directory": checkpoints, "resume": True}
+        state, _ = train_model(TASK, model, train, val, recipe, **options)
+        predict = Predictor(TASK, model, state.variables, PREPROCESSING)
+        shown = np.stack([predict(sample["image"]) for sample in spread(val, PICTURES)])
+        return score(predict, val, arguments.tolerance), {"predictions": shown}
+
+    settings = f"steps{arguments.steps}_val{arguments.val}_tolerance{arguments.tolerance}"
+    folder = arguments.out / ("trained_quick" if arguments.quick else "trained")
+    return finished(folder / f"{name}_seed{seed}_{settings}.npz", work)
+
+
+def number(row: dict[str, Any], key: str, sign: str = "") -> str:
+    mean, half = row[key]
+    return f"{mean:{sign}.3f} ± {half:.3f}"
+
+
+def show(console: Console, summary: dict[str, dict[str, Any]], arguments: Arguments) -> None:
+    caption = (
+        f"mean ± half of the 95 % interval (Student's t) over {arguments.seeds} seeds; a difference whose interval"
+        " contains 0 may be chance"
+    )
+    table = Table("skip", "parameters", *SCORES.values(), caption=caption)
     for name, row in summary.items():
-        numbers = [f"{row[key][0]:+.3f} ± {row[key][1]:.3f}" for key in ("mean_iou", "boundary_iou", "boundary_f")]
-        table.add_row(name, str(row.get("parameters", "")), *numbers)
-    Console().print(table)
+        parameters = f"{row['parameters']:,}" if "parameters" in row else ""
+        sign = "" if parameters else "+"
+        table.add_row(name, parameters, *(number(row, key, sign) for key in SCORES))
+    console.print(table)
+
+
+def draw(
+    samples: list[Any], predictions: dict[str, np.ndarray], summary: dict[str, dict[str, Any]], arguments: Arguments
+) -> Any:
+    figure = viz.boundaries(
+        [sample["image"] for sample in samples],
+        [sample["mask"] for sample in samples],
+        {name: list(masks) for name, masks in predictions.items()},
+        class_names=CLASSES,
+    )
+    lines = [
+        f"{name}: boundary F-score {number(summary[name], 'boundary_f')}, mean IoU {number(summary[name], 'mean_iou')}"
+        for name in predictions
+    ]
+    note = f"Mean ± 95 % t interval over {arguments.seeds} seeds, {arguments.val} scenes; pictures: seed 0."
+    figure.suptitle("\n".join([*lines, note]), fontsize=11)
+    return figure
 
 
 if __name__ == "__main__":
-    with user_errors():
-        keep_compiled()
-        main(tyro.cli(Arguments))
+    keep_compiled()
+    command_line(main, Arguments)

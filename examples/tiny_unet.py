@@ -13,8 +13,17 @@ import time
 from pathlib import Path
 
 import jax.numpy as jnp
-import tyro
-from common import CLASSES, PREPROCESSING, TASK, digit_recipe, digit_scenes, keep_compiled, tiny_unet, user_errors
+from common import (
+    CLASSES,
+    PREPROCESSING,
+    TASK,
+    command_line,
+    digit_recipe,
+    digit_scenes,
+    keep_compiled,
+    spread,
+    tiny_unet,
+)
 
 from densezoo import viz
 from densezoo.data import to_float
@@ -34,16 +43,20 @@ class Arguments:
     """Of scenes and training."""
     resume: bool = False
     """Continue the run in --out."""
+    quick: bool = False
+    """Three steps and few scenes, to see that the script works; replaces --steps."""
 
 
 def main(arguments: Arguments) -> None:
     started = time.perf_counter()
+    if arguments.quick:
+        arguments = dataclasses.replace(arguments, steps=3)
     model = tiny_unet()
     state, history = train(
         TASK,
         model,
         digit_scenes(20_000, "train", seed=arguments.seed),
-        digit_scenes(200, "val", seed=arguments.seed),
+        digit_scenes(6 if arguments.quick else 200, "val", seed=arguments.seed),
         digit_recipe(arguments.steps, seed=arguments.seed),
         preprocessing=PREPROCESSING,
         directory=arguments.out,
@@ -53,7 +66,7 @@ def main(arguments: Arguments) -> None:
     predict = Predictor(TASK, model, state.variables, PREPROCESSING)
     # The network takes any size, so that the pictures may show larger scenes than it was trained on.
     scenes = digit_scenes(4, "val", size=88, digits=(8, 10), seed=arguments.seed + 1)
-    samples = [scenes[index] for index in range(4)]
+    samples = spread(scenes, 4)
     images = [sample["image"] for sample in samples]
     figure = viz.predictions(
         images,
@@ -63,7 +76,10 @@ def main(arguments: Arguments) -> None:
     )
     pictures = [viz.save(figure, arguments.out / "predictions.png")]
     figure = viz.feature_maps(
-        model, state.variables, jnp.asarray((to_float(images[0]) - PREPROCESSING.mean[0]) / PREPROCESSING.std[0])
+        model,
+        state.variables,
+        jnp.asarray((to_float(images[0]) - PREPROCESSING.mean[0]) / PREPROCESSING.std[0]),
+        class_names=CLASSES,
     )
     pictures.append(viz.save(figure, arguments.out / "feature_maps.png"))
     pictures.append(viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png"))
@@ -71,7 +87,7 @@ def main(arguments: Arguments) -> None:
     scores = next(record["scores"] for record in reversed(history) if "scores" in record)
     result = {
         "mean_iou": scores["mean_iou"],
-        "per_class_iou": {name: scores[f"iou_{index}"] for index, name in enumerate(CLASSES)},
+        "per_class_iou": {name: scores[f"iou_{name}"] for name in CLASSES},
         "steps": int(state.step),
         "seconds": round(time.perf_counter() - started, 1),
         "pictures": [str(picture) for picture in pictures],
@@ -80,6 +96,5 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    with user_errors():
-        keep_compiled()
-        main(tyro.cli(Arguments))
+    keep_compiled()
+    command_line(main, Arguments)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from common import command_line, parse_labels
+from common import command_line, parse_labels, spread
 
 import densezoo as dz
 from densezoo import viz, weights
@@ -147,7 +147,7 @@ def main(arguments: Arguments) -> None:
     viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png")
     if not task.multilabel:
         predict = dz.Predictor(task, model, state.ema_variables, preprocessing)
-        samples = [val_source[index] for index in range(min(4, len(val_source)))]
+        samples = spread(val_source, 4)
         figure = viz.predictions(
             [sample["image"] for sample in samples],
             [sample["mask"] for sample in samples],

@@ -12,21 +12,32 @@ from densezoo.viz.colors import palette
 
 _RATES = ("learning_rate", "lr")
 _NOT_SHOWN = ("step", "epoch", "time", "seconds", "images_per_second", "input_wait", "recompilations")
+_SMOOTHED = ("loss", "reported", "gradient norm")
+_TRAINING = (*_SMOOTHED, "learning rate")
+_OF_CLASSES = "of each class"
+_SHORT = 100  # records up to which a curve is not smoothed
+_SPELT = {"iou": "IoU", "dice": "Dice"}
 _LEGEND = 16  # the most curves that a panel's legend names
+_PER_LINE = 3
+_COLOURS = [5, 6, 3, 7, 1, 2]  # of the palette, those that are seen on white
+_DASHES = ["-", "--", ":", "-."]
 Curve = tuple[list[float], list[float]]
 """Steps, and values."""
 
 
-def training_curves(log: str | Path | Iterable[Mapping[str, Any]], *, smoothing: float = 0.6) -> Figure:
+def training_curves(log: str | Path | Iterable[Mapping[str, Any]], *, smoothing: float | None = None) -> Figure:
     """Draws the log of a training: losses, scores, learning rate, gradient norm; a panel for each that the log has.
 
     Training records are flat, such as `{"step": 10, "loss": 0.7}`; evaluation records have their scores in a mapping,
-    such as `{"step": 50, "scores": {"mean_iou": 0.6}}`. What else a loss reports has a panel of its own. Lines that are
-    not such records (the last one of a run that was killed) are left out, and so are values that are not finite.
+    such as `{"step": 50, "scores": {"mean_iou": 0.6}}`. What else a loss reports has a panel of its own. Where there is
+    a score `mean_iou`, the scores `iou_<class>` have a panel of their own too, with the mean as a bold line on top;
+    likewise for other means. Lines that are not such records (the last one of a run that was killed) are left out, and
+    so are values that are not finite.
 
     Args:
         log: a `log.jsonl`, the directory that has it, or the records that `train.fit` returns.
-        smoothing: how much of the mean so far stays at each record of a training curve; 0 shows the values as they are.
+        smoothing: weight of the records before in a moving average that is drawn as a thin black line over a training
+            curve. 0 draws none; None takes 0.9 for curves of more than 100 records, and none for shorter ones.
 
     Returns:
         A matplotlib figure, for `viz.save`.
@@ -40,39 +51,62 @@ def training_curves(log: str | Path | Iterable[Mapping[str, Any]], *, smoothing:
         >>> [axes.get_title() for axes in training_curves(records).axes]
         ['loss', 'scores']
     """
-    if not 0 <= smoothing < 1:
+    if smoothing is not None and not 0 <= smoothing < 1:
         raise ValueError(f"smoothing is at least 0 and less than 1, got {smoothing}")
     panels = _panels(_records(log))
     if not panels:
         raise ValueError('the log has no record such as {"step": 10, "loss": 0.7}')
-    colours = [tuple(colour / 255) for colour in palette(24)[[5, 6, 3, 7, 1, 2, *range(8, 24)]]]
-    figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained", facecolor="white")
-    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        smooth = title in ("loss", "reported", "gradient norm") and smoothing > 0
-        for number, (name, (steps, values)) in enumerate(curves.items()):
-            colour = colours[number % len(colours)]
-            if smooth and len(steps) > 3:
-                axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
-                values = _smoothed(values, smoothing)
-            marker = "o" if len(steps) == 1 or title == "scores" else ""
-            axes.plot(steps, values, color=colour, linewidth=1.6, marker=marker, markersize=4, label=name)
-        axes.set_title(title, fontsize=11)
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if len(curves) > 1 or title in ("scores", "reported"):
-            # Beside the axes, so that it hides none of many curves.
-            handles = axes.get_legend_handles_labels()[0]
-            title = f"{_LEGEND} of {len(handles)}" if len(handles) > _LEGEND else None
-            axes.legend(
-                handles=handles[:_LEGEND],
-                title=title,
-                fontsize=8,
-                frameon=False,
-                loc="center left",
-                bbox_to_anchor=(1.0, 0.5),
-            )
+    lines = -(-len(panels) // _PER_LINE)
+    columns = -(-len(panels) // lines)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * lines), layout="constrained", facecolor="white")
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes, (title, curves) in zip(grid, panels.items(), strict=False):
+        _draw(axes, title, curves, smoothing)
+    for axes in grid[len(panels) :]:
+        axes.remove()
     return figure
+
+
+def _draw(axes: Any, title: str, curves: dict[str, Curve], smoothing: float | None) -> None:
+    of_training, of_classes = title in _TRAINING, title.endswith(_OF_CLASSES)
+    # Means come first in the legend. The first one, mean IoU for segmentation, is black and above all other lines.
+    ordered = dict(sorted(curves.items(), key=lambda item: not item[0].startswith("mean_")))
+    for number, (name, (steps, values)) in enumerate(ordered.items()):
+        first_mean = number == 0 and name.startswith("mean_")
+        bold = first_mean or not of_classes
+        axes.plot(
+            steps,
+            values,
+            color="black" if first_mean else tuple(palette(8)[_COLOURS[number % len(_COLOURS)]] / 255),
+            linestyle=_DASHES[number // len(_COLOURS) % len(_DASHES)],
+            linewidth=1.9 if bold else 1.1,
+            marker="o" if len(steps) == 1 or not of_training else "",
+            markersize=4 if bold else 2.5,
+            zorder=4 if first_mean else 3,
+            label=name,
+        )
+        keep = (0.9 if len(steps) > _SHORT else 0.0) if smoothing is None else smoothing
+        if title in _SMOOTHED and keep > 0 and len(steps) > 3:
+            label = f"{name}, moving average ({keep:g})"
+            axes.plot(steps, _smoothed(values, keep), color="black", linewidth=1.0, zorder=4, label=label)
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel("training step")
+    axes.set_ylabel("training" if of_training else "validation")
+    every = [value for _, values in curves.values() for value in values]
+    if not of_training and min(every) >= 0 and max(every) <= 1:
+        axes.set_ylim(-0.02, 1.02)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles = axes.get_legend_handles_labels()[0]
+    if len(handles) > 1 or title in ("scores", "reported"):
+        # Beside the axes where there are many, so that it hides none of them.
+        beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False}
+        axes.legend(
+            handles=handles[:_LEGEND],
+            title=f"{_LEGEND} of {len(handles)}" if len(handles) > _LEGEND else None,
+            fontsize=9,
+            **(beside if len(handles) > 4 else {"loc": "best"}),
+        )
 
 
 def _records(log: str | Path | Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -101,21 +135,30 @@ def _finite(value: Any) -> bool:
 
 def _panels(records: list[Mapping[str, Any]]) -> dict[str, dict[str, Curve]]:
     """Titles of panels, each with its named curves; those without any left out."""
-    panels: dict[str, dict[str, Curve]] = {
-        title: {} for title in ("loss", "reported", "scores", "learning rate", "gradient norm")
-    }
+    panels: dict[str, dict[str, Curve]] = {}
     for record in records:
-        scores = {
-            name: value for key in record if isinstance(record[key], Mapping) for name, value in record[key].items()
-        }
-        values = [("scores", name, value) for name, value in scores.items()]
-        values += [(_panel(name), name, value) for name, value in record.items() if name not in _NOT_SHOWN]
-        for title, name, value in values:
+        values = [(_panel(name), name, value) for name, value in record.items() if name not in _NOT_SHOWN]
+        for title, name, value in [*values, *_score_values(record)]:
             if _finite(value):
-                steps, curve = panels[title].setdefault(name, ([], []))
+                steps, curve = panels.setdefault(title, {}).setdefault(name, ([], []))
                 steps.append(float(record["step"]))
                 curve.append(float(value))
-    return {title: curves for title, curves in panels.items() if curves}
+    of_classes = sorted(title for title in panels if title.endswith(_OF_CLASSES))
+    order = ["loss", "reported", "scores", *of_classes, "learning rate", "gradient norm"]
+    return {title: panels[title] for title in order if title in panels}
+
+
+def _score_values(record: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+    """Panel, name and value of each score; a mean of classes stands in two panels."""
+    scores = {name: value for key in record if isinstance(record[key], Mapping) for name, value in record[key].items()}
+    values = []
+    for kind in [name.removeprefix("mean_") for name in scores if name.startswith("mean_")]:
+        classes = [name for name in scores if name.startswith(f"{kind}_")]
+        title = f"{_SPELT.get(kind, kind)} {_OF_CLASSES}"
+        if classes:
+            values.append((title, f"mean_{kind}", scores[f"mean_{kind}"]))
+        values += [(title, name.removeprefix(f"{kind}_"), scores.pop(name)) for name in classes]
+    return values + [("scores", name, value) for name, value in scores.items()]
 
 
 def _panel(name: str) -> str:

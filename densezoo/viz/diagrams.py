@@ -14,9 +14,10 @@ from densezoo.viz.structure import Architecture, Link, architecture
 
 INK = "#222222"
 FAINT = "#8a8a8a"
-FILLS = ("#bcdcf2", "#fbdca4", "#b9e3d3", "#e5c6da")
-"""Of the parts, from left to right."""
+FILLS = ("#bcdcf2", "#fbdca4", "#b9e3d3", "#e5c6da", "#dcdcdc", "#f3b8a4")
+"""Of the parts by their names, in the order in which they first occur."""
 COLOURS = {"concat": "#c04a00", "add": "#00785a", "indices": "#8c3d77", "down": "#3d6f96", "up": "#a06c00"}
+MEANINGS = {"down": "down to a coarser map", "up": "up to a finer map", "forward": "same size"}
 DASHES = {"concat": "-", "add": (0, (5, 2)), "indices": (0, (1.2, 1.6))}
 """Skips differ in more than their colour."""
 GAP = 0.6
@@ -36,7 +37,8 @@ def diagram(
     """Draws models side by side: their maps as boxes, one row for each scale, and how they are computed as arrows.
 
     Everything is read off the models (`architecture`): a box is as wide as it has channels and as high as it has pixels
-    (both less than proportional), and an arrow is a flow of data in the traced program.
+    (both less than proportional), and an arrow is a flow of data in the traced program. Parts of the same name have the
+    same colour, which the legend names. The class of an upsampler stands below its part, that of a head at its arrow.
 
     Args:
         models: a model, several, or several by their titles.
@@ -69,7 +71,8 @@ def diagram(
         drawn.append((middles, [(title, read, arrange(read, middles, most)) for title, read in line]))
     heights = [TITLE - min(middles.values()) + FOOT for middles, _ in drawn]
     width = LEFT + max(sum(_width(*model) + GAP for model in line) for _, line in drawn)
-    legend = _legend([read for _, read in reads], width)
+    fills = _fills([read for _, read in reads])
+    legend = _legend([read for _, read in reads], fills, width)
     height = sum(heights) + LEGEND_LINE * len(legend) + 0.12
 
     figure = Figure(figsize=(width, height), facecolor="white")
@@ -81,7 +84,7 @@ def diagram(
         x = LEFT
         for title, read, layout in line:
             offset = x + (_width(title, read, layout) - layout.right + layout.left) / 2 - layout.left
-            _draw_model(axes, title, read, _moved(layout, offset, y - TITLE), min(middles.values()) + y - TITLE)
+            _draw_model(axes, title, read, _moved(layout, offset, y - TITLE), min(middles.values()) + y - TITLE, fills)
             x += _width(title, read, layout) + GAP
         y -= line_height
     _draw_legend(axes, legend, y - LEGEND_LINE / 2)
@@ -124,17 +127,31 @@ def _draw_rows(axes: Any, middles: dict[int, float], y: float, width: float) -> 
         axes.text(LEFT - 0.13, y + middle, label, fontsize=10, color=FAINT, ha="right", va="center")
 
 
-def _draw_model(axes: Any, title: str, read: Architecture, layout: Layout, lowest: float) -> None:
+def _part(column: str) -> str:
+    """`decoder.top_down` is called top_down."""
+    return column.split(".")[-1]
+
+
+def _fills(reads: list[Architecture]) -> dict[str, str]:
+    """Colours of the parts by their names."""
+    boxes = [box for read in reads for i, box in enumerate(read.boxes) if i not in terminals(read)]
+    parts = dict.fromkeys(_part(box.column) for box in boxes)
+    return {part: FILLS[number % len(FILLS)] for number, part in enumerate(parts)}
+
+
+def _draw_model(
+    axes: Any, title: str, read: Architecture, layout: Layout, lowest: float, fills: dict[str, str]
+) -> None:
     middle = (layout.left + layout.right) / 2
     title, subtitle = _texts(title, read)
     top = layout.places[0].top
     axes.text(middle, top + 0.44, title, fontsize=14, weight="bold", color=INK, ha="center", va="center")
     axes.text(middle, top + 0.21, subtitle, fontsize=9.5, color="#555555", ha="center", va="center")
-    fills = {column: FILLS[number % len(FILLS)] for number, (column, _) in enumerate(layout.columns)}
     for column, x in layout.columns:
-        _text(axes, x, lowest - 0.34, column.split(".")[-1], color="#555555")
+        _text(axes, x, lowest - 0.34, _part(column), color="#555555")
         upsamplers = dict.fromkeys(box.upsample for box in read.boxes if box.column == column and box.upsample)
-        _text(axes, x, lowest - 0.52, ", ".join(upsamplers), color=COLOURS["up"], fontsize=9.5)
+        if upsamplers:
+            _text(axes, x, lowest - 0.52, f"up: {', '.join(upsamplers)}", color=COLOURS["up"], fontsize=9.5)
     for i, (box, place) in enumerate(zip(read.boxes, layout.places, strict=True)):
         if i in terminals(read):
             style = FancyBboxPatch(
@@ -145,7 +162,7 @@ def _draw_model(axes: Any, title: str, read: Architecture, layout: Layout, lowes
             _text(axes, place.x, place.y, terminal_text(read, i))
             continue
         corner = (place.left, place.bottom)
-        fill = fills[box.column]
+        fill = fills[_part(box.column)]
         axes.add_patch(
             Rectangle(corner, place.width, place.height, facecolor=fill, edgecolor=INK, linewidth=1.0, zorder=3)
         )
@@ -162,8 +179,7 @@ def _text(axes: Any, x: float, y: float, text: str, **options: Any) -> None:
 def _draw_link(axes: Any, read: Architecture, places: tuple[Place, ...], link: Link, labelled: set[int]) -> None:
     start, end = places[link.start], places[link.end]
     skip = link.kind == "skip"
-    to_or_from_outside = link.start == 0 or link.kind == "head"
-    colour = INK if to_or_from_outside else COLOURS.get(link.join if skip else link.kind, INK)
+    colour = COLOURS.get(link.join if skip else _direction(read, link), INK)
     points, word = _route(read, places, link)
     _draw_arrow(axes, points, colour, 1.9 if skip else 1.3, DASHES.get(link.join, "-") if skip else "-")
     # Where nothing but branches of one part meet, it is said once.
@@ -172,6 +188,18 @@ def _draw_link(axes: Any, read: Architecture, places: tuple[Place, ...], link: L
     if word is not None and ((skip and fits) or (meets and link.end not in labelled)):
         labelled.add(link.end)
         _text(axes, *word, link.join, color=colour, va="bottom", fontsize=9.5)
+
+    if link.kind == "head" and _direction(read, link) == "up" and read.boxes[link.end].upsample:
+        times = round(read.boxes[link.start].stride / read.boxes[link.end].stride)
+        middle = (points[0][1] + points[-1][1]) / 2
+        words = f"up x{times}: {read.boxes[link.end].upsample}"
+        _text(axes, points[-1][0] - 0.11, middle, words, color=COLOURS["up"], fontsize=9.5, rotation=90)
+
+
+def _direction(read: Architecture, link: Link) -> str:
+    """Whether a link, that of the image or of a head too, goes down, up, or stays at one size."""
+    before, after = read.boxes[link.start].size, read.boxes[link.end].size
+    return "forward" if before == after else "down" if before[0] * before[1] > after[0] * after[1] else "up"
 
 
 def _draw_arrow(axes: Any, points: list[tuple[float, float]], colour: str, width: float, dashes: Any) -> None:
@@ -214,28 +242,41 @@ def _route(read: Architecture, places: tuple[Place, ...], link: Link) -> tuple[l
     return points, ((start.x + end.right) / 2, end.y + 0.03)
 
 
-def _legend(reads: list[Architecture], width: float) -> list[list[tuple[str, str, float]]]:
-    """Lines of entries: the text, the key of its arrow if it has one, and x."""
-    kinds = dict.fromkeys(link.kind for read in reads for link in read.links if link.kind in ("down", "up"))
+Entry = tuple[str, str, float]
+"""Of the legend: the text; its arrow's kind, the colour of its box, or nothing; x."""
+
+
+def _legend(reads: list[Architecture], fills: dict[str, str], width: float) -> list[list[Entry]]:
+    """Lines of entries."""
+    found = {_direction(read, link) for read in reads for link in read.links if link.kind != "skip"}
     joins = dict.fromkeys(link.join for read in reads for link in read.links if link.kind == "skip")
-    entries = [(kind, kind) for kind in kinds] + [(f"skip: {join}", join) for join in joins]
-    entries += [("number and width: channels", ""), ("height: resolution", "")]
-    lines, x = [[]], LEFT
-    for text, key in entries:
-        needed = (0.5 if key else 0.0) + 0.08 * len(text)
-        if lines[-1] and x + needed > width - 0.1:
-            lines.append([])
-            x = LEFT
-        lines[-1].append((text, key, x))
-        x += needed + 0.25
+    boxes = [*fills.items(), ("number and width: channels", ""), ("height: resolution", "")]
+    arrows = [(meaning, kind) for kind, meaning in MEANINGS.items() if kind in found]
+    arrows += [(f"skip: {join}", join) for join in joins]
+    lines: list[list[Entry]] = []
+    for entries in (boxes, arrows):
+        x = width
+        for text, key in entries:
+            needed = _key_width(key) + 0.08 * len(text)
+            if x + needed > width - 0.1:
+                lines.append([])
+                x = LEFT
+            lines[-1].append((text, key, x))
+            x += needed + 0.25
     return lines
 
 
-def _draw_legend(axes: Any, lines: list[list[tuple[str, str, float]]], y: float) -> None:
+def _key_width(key: str) -> float:
+    return 0.0 if not key else 0.22 if key.startswith("#") else 0.5
+
+
+def _draw_legend(axes: Any, lines: list[list[Entry]], y: float) -> None:
     for number, line in enumerate(lines):
+        at = y - number * LEGEND_LINE
         for text, key, x in line:
-            if key:
-                at = y - number * LEGEND_LINE
+            if key.startswith("#"):
+                axes.plot([x + 0.08], [at], "s", color=key, markersize=10, markeredgecolor=INK, markeredgewidth=0.8)
+            elif key:
                 _draw_arrow(axes, [(x, at), (x + 0.42, at)], COLOURS.get(key, INK), 1.6, DASHES.get(key, "-"))
-            left = x + 0.5 if key else x
-            _text(axes, left, y - number * LEGEND_LINE, text, ha="left", fontsize=9.5, color=INK if key else "#555555")
+            colour = INK if key else "#555555"
+            _text(axes, x + _key_width(key), at, text, ha="left", fontsize=9.5, color=colour)

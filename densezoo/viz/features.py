@@ -1,5 +1,6 @@
 """The feature maps of a model for one image: the encoder's going down, beside them the decoder's going up."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
-from densezoo.viz import colors
+from densezoo.viz import colors, legend
+from densezoo.viz.figures import wrapped
 from densezoo.viz.structure import Architecture, Box, architecture
 from densezoo.viz.tracing import run_with_maps
 
@@ -20,28 +23,44 @@ GROUP_GAP = 0.45
 ROW_GAP = 0.27
 LEFT = 0.5
 TOP = 0.42
+LINE = 0.17
+"""Inches of a line of the caption."""
+CAPTION = (
+    "Rows: scales; 1/2 means half of the image's height and width. Of each map, the channels that vary most over this"
+    " image, the one with the largest standard deviation first; the number in the corner is the channel's index. Each"
+    " channel is stretched by itself, from its least value (dark) to its greatest (yellow), so that brightness cannot"
+    " be compared between channels."
+)
 
 
-def feature_maps(model: nn.Module, variables: Any, image: Float[Array, "h w c"], *, channels: int = 4) -> Figure:
+def feature_maps(
+    model: nn.Module,
+    variables: Any,
+    image: Float[Array, "h w c"],
+    *,
+    channels: int = 4,
+    class_names: Sequence[str] | None = None,
+) -> Figure:
     """Shows what a model makes of an image, scale by scale.
 
     Columns are the model's parts (encoder, decoder, a pyramid in it), rows its scales; for each the channels that vary
     most over the image, each stretched from its least value to its greatest. Names, scales and numbers of channels are
     read off the maps. Where a decoder has several maps at one scale, the first is shown. On top stand the image and the
-    predicted class of every pixel.
+    predicted class of every pixel. A caption says which channels are shown and how.
 
     Args:
         model: such as `create_model` gives.
         variables: of the model.
         image: (h, w, c) float, as the model takes it.
         channels: how many of each map are shown, at most.
+        class_names: for a legend beside the prediction; None draws no legend.
 
     Returns:
         A matplotlib figure, for `viz.save`.
 
     Raises:
         TypeError: if the model is not a Flax Linen module.
-        ValueError: if `image` is not one image, or `channels` is not positive.
+        ValueError: if `image` is not one image, or `channels` is not positive, or a predicted class has no name.
 
     Example:
         >>> import densezoo as dz
@@ -71,7 +90,7 @@ def feature_maps(model: nn.Module, variables: Any, image: Float[Array, "h w c"],
 
     result, found = jax.device_get(run(variables, jnp.asarray(image)[None]))
     maps = {place: np.asarray(found[box.key], np.float32) for place, box in boxes.items()}
-    return _draw(boxes, maps, np.asarray(image), result, channels)
+    return _draw(boxes, maps, np.asarray(image), _labels(result), channels, class_names)
 
 
 def _shown(read: Architecture) -> dict[tuple[str, int], Box]:
@@ -84,6 +103,14 @@ def _shown(read: Architecture) -> dict[tuple[str, int], Box]:
     return boxes
 
 
+def _labels(result: Any) -> np.ndarray | None:
+    """The class of every pixel, if the result is logits."""
+    if getattr(result, "ndim", 0) != 4:
+        return None
+    logits = result[0].astype(np.float32)
+    return (logits[..., 0] > 0).astype(int) if logits.shape[-1] == 1 else logits.argmax(axis=-1)
+
+
 def _most_varied(x: np.ndarray, count: int) -> list[int]:
     """Channels by their standard deviation over the image, greatest first; of equal ones the first first."""
     spread = np.nan_to_num(x.std(axis=(0, 1), dtype=np.float64), nan=-1.0)
@@ -94,8 +121,9 @@ def _draw(
     boxes: dict[tuple[str, int], Box],
     maps: dict[tuple[str, int], np.ndarray],
     image: np.ndarray,
-    result: Any,
+    labels: np.ndarray | None,
     channels: int,
+    class_names: Sequence[str] | None,
 ) -> Figure:
     columns = list(dict.fromkeys(column for column, _ in boxes))
     strides = sorted({stride for _, stride in boxes})
@@ -103,7 +131,18 @@ def _draw(
     panel_height = (PANEL - GAP) * image.shape[0] / image.shape[1]
     row_height = panel_height + ROW_GAP
     width = LEFT + len(columns) * group + (len(columns) - 1) * GROUP_GAP + 0.15
-    height = TOP + (1 + len(strides)) * row_height + 0.05
+    prediction, entries = None, []
+    if labels is not None:
+        palette = legend.class_palette([labels], class_names)
+        prediction = colors.colorize(labels, palette)
+        if class_names is not None:
+            entries = legend.class_entries([labels], class_names, palette, most=14)
+    legend_columns = -(-len(entries) // 5)
+    longest = max((len(str(entry.get_label())) for entry in entries), default=0)
+    # The legend stands beside the prediction, where a map has its further channels.
+    width += max(0, legend_columns * (0.35 + 0.055 * longest) - (channels - 1) * PANEL)
+    caption = wrapped(CAPTION, width - LEFT, 8.5)
+    height = TOP + (1 + len(strides)) * row_height + 0.25 + LINE * (caption.count("\n") + 1)
     figure = Figure(figsize=(width, height), facecolor="white")
 
     def text(x: float, y: float, words: str, **options: Any) -> None:
@@ -122,11 +161,22 @@ def _draw(
         text(left, 0.22, column + arrow, fontsize=12, weight="bold", va="center")
     text(lefts[0], TOP + ROW_GAP - 0.06, "image", fontsize=8.5, va="bottom")
     panel(lefts[0], 0, colors.to_rgb(image))
-    if getattr(result, "ndim", 0) == 4:
-        logits = result[0].astype(np.float32)
-        labels = (logits[..., 0] > 0) if logits.shape[-1] == 1 else logits.argmax(axis=-1)
+    if prediction is not None:
         text(lefts[-1], TOP + ROW_GAP - 0.06, "prediction", fontsize=8.5, va="bottom")
-        panel(lefts[-1], 0, colors.colorize(labels, colors.palette(min(256, max(2, logits.shape[-1])))))
+        panel(lefts[-1], 0, prediction)
+        if entries:
+            figure.legend(
+                handles=entries,
+                loc="center left",
+                bbox_to_anchor=((lefts[-1] + PANEL) / width, 1 - (TOP + ROW_GAP + panel_height / 2) / height),
+                ncols=legend_columns,
+                fontsize=7.5,
+                frameon=False,
+                labelspacing=0.25,
+                columnspacing=0.8,
+                handlelength=1.0,
+            )
+    text(LEFT, height - 0.1, caption, fontsize=8.5, color="#444444", va="bottom", linespacing=1.3)
     for row, stride in enumerate(strides, start=1):
         y = TOP + row * row_height + ROW_GAP
         scale = "1" if stride == 1 else f"1/{stride}"
@@ -141,7 +191,11 @@ def _draw(
                 panel(left + place * PANEL, row, x[..., channel], cmap="viridis")
                 figure.axes[-1].set_label(f"{box.name} channel {channel}")
                 figure.axes[-1].text(
-                    0.03, 0.04, str(channel), transform=figure.axes[-1].transAxes, fontsize=6.5, color="white"
+                    *(0.04, 0.05, str(channel)),
+                    transform=figure.axes[-1].transAxes,
+                    fontsize=7,
+                    color="white",
+                    path_effects=[withStroke(linewidth=1.5, foreground="black")],
                 )
     return figure
 

@@ -1,6 +1,7 @@
 """Figures to files."""
 
 import sys
+import textwrap
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -8,6 +9,11 @@ from matplotlib.figure import Figure
 from densezoo.files import replace
 
 _NO_DATES = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+
+
+def wrapped(text: str, inches: float, fontsize: float) -> str:
+    """Breaks a text into lines of at most about this width."""
+    return "\n".join(textwrap.wrap(text, max(20, int(inches * 72 / (0.56 * fontsize)))))
 
 
 def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:

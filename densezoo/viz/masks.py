@@ -1,20 +1,17 @@
 """Predicted masks beside images and truth."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
-from densezoo.viz import colors
+from densezoo.viz import colors, legend
 
 WIDTH = 2.2
 """Inches of a picture."""
 WRONG = (213, 0, 50)
-LEGEND = 40
-"""The most classes that a legend names."""
 
 
 def predictions(
@@ -53,15 +50,9 @@ def predictions(
     truths = None if masks is None else [colors.to_labels(mask) for mask in masks]
     pictures = [colors.to_rgb(image) for image in images]
     _check(pictures, truths, guesses)
-    labels, counts = np.unique(
-        np.concatenate([mask.ravel() for mask in [*guesses, *(truths or [])]]), return_counts=True
-    )
-    pixels = dict(zip(labels.tolist(), counts.tolist(), strict=True))
-    classes = [label for label in pixels if label != ignore_index]
-    if class_names is not None and classes and not 0 <= max(classes) < len(class_names):
-        raise ValueError(f"there are {len(class_names)} class_names, and a mask has the label {max(classes)}")
-    if palette is None:
-        palette = colors.palette(colors.enough(max([len(class_names or ()) - 1, *classes])))
+    every = [*guesses, *(truths or [])]
+    named = legend.class_palette(every, class_names, ignore_index)  # raises an error for a label without a name
+    palette = named if palette is None else palette
 
     rows = []
     for index, (picture, guess) in enumerate(zip(pictures, guesses, strict=True)):
@@ -74,14 +65,9 @@ def predictions(
         else:
             row.append(_errors(picture, truths[index], guess, ignore_index))
         rows.append(row)
-    # Of many classes, the legend names the largest.
-    shown = sorted(sorted(classes, key=lambda label: -pixels[label])[:LEGEND])
-    names = {label: class_names[label] if class_names is not None else f"class {label}" for label in shown}
-    entries = [Patch(facecolor=_hex(np.asarray(palette)[label]), label=name) for label, name in names.items()]
-    if ignore_index is not None and ignore_index in pixels:
-        entries.append(Patch(facecolor=_hex(colors.IGNORED), label="ignored"))
-    if len(shown) < len(classes):
-        entries.append(Patch(facecolor="none", label=f"and {len(classes) - len(shown)} more"))
+    entries = legend.class_entries(every, class_names, palette, ignore_index)
+    if truths is not None:
+        entries.append(Patch(facecolor=legend.hexadecimal(WRONG), label="wrong class"))
     return _draw(rows, entries)
 
 
@@ -112,11 +98,9 @@ def _errors(
 def _draw(rows: list[list[tuple[str, np.ndarray]]], entries: list[Patch]) -> Figure:
     heights = [WIDTH * max(picture.shape[0] / picture.shape[1] for _, picture in row) for row in rows]
     columns = len(rows[0])
-    # As many entries in a line as their longest word allows.
-    longest = max((len(str(entry.get_label())) for entry in entries), default=0)
-    per_line = max(1, min(len(entries), int(columns * WIDTH / (0.55 + 0.085 * longest))))
-    legend = 0.25 * -(-len(entries) // per_line) + 0.15
-    size = (columns * (WIDTH + 0.1), sum(heights) + 0.3 * len(rows) + legend)
+    per_line = legend.per_line(entries, columns * WIDTH)
+    legend_height = 0.25 * -(-len(entries) // per_line) + 0.15
+    size = (columns * (WIDTH + 0.1), sum(heights) + 0.3 * len(rows) + legend_height)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for line, axes_of_row in zip(rows, grid, strict=True):
@@ -127,7 +111,3 @@ def _draw(rows: list[list[tuple[str, np.ndarray]]], entries: list[Patch]) -> Fig
                 axes.set_title(title, fontsize=10)
     figure.legend(handles=entries, loc="outside lower center", ncols=per_line, frameon=False, fontsize=9)
     return figure
-
-
-def _hex(colour: Any) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*(int(value) for value in colour))

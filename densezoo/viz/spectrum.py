@@ -1,5 +1,6 @@
 """Checkerboards as a number and as a picture: what a map's spectrum holds at the frequencies of a sampling lattice."""
 
+import textwrap
 from collections.abc import Mapping
 
 import numpy as np
@@ -7,10 +8,18 @@ from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from densezoo.viz.figures import wrapped
+
 PANEL = 1.25
 """Inches of a panel."""
 RANGE = 6
 """Powers of ten that a picture of a spectrum spans."""
+CAPTION = (
+    "Below each map is its power spectrum: frequency 0 in the middle, half a cycle per pixel at the borders, six powers"
+    " of ten from black to white. White frames mark the frequencies of the upsampling lattice; the percentage is the"
+    " share of the map's energy (squared deviation from its mean) within them. In a map that should be smooth, that"
+    " share is the checkerboard."
+)
 
 
 def power_spectrum(maps: Float[np.ndarray, "b h w c"]) -> Float[np.ndarray, "h w"]:
@@ -96,9 +105,9 @@ def _harmonics(shape: tuple[int, ...], stride: int) -> Bool[np.ndarray, "h w"]:
 def spectra(rows: Mapping[str, Mapping[str, Float[np.ndarray, "h w"]]], strides: Mapping[str, int]) -> Figure:
     """Shows maps, and under each its spectrum with the frequencies of the lattice framed and their share of the energy.
 
-    Every map is stretched from its least value to its greatest, unless it varies by rounding alone; every spectrum is
-    logarithmic, six powers of ten from its greatest value down, with frequency 0 in the middle and half a cycle per
-    pixel at the borders.
+    A caption explains the picture. Every map is stretched from its least value to its greatest, unless it varies by
+    rounding alone ("flat"); every spectrum is logarithmic, six powers of ten from its greatest value down, with
+    frequency 0 in the middle and half a cycle per pixel at the borders.
 
     Args:
         rows: by the name of the row and of the column, one map; all rows have the same columns.
@@ -118,9 +127,11 @@ def spectra(rows: Mapping[str, Mapping[str, Float[np.ndarray, "h w"]]], strides:
     if not columns or any(list(row) != columns for row in rows.values()) or set(rows) != set(strides):
         got = {name: list(row) for name, row in rows.items()}
         raise ValueError(f"expected rows with the same columns, and a stride for each; got {got}, {dict(strides)}")
-    figure = Figure(
-        figsize=(PANEL * len(columns) + 0.4, 2 * PANEL * len(rows) + 0.4), layout="constrained", facecolor="white"
-    )
+    width = PANEL * len(columns) + 0.6
+    caption = wrapped(CAPTION, width, 10)
+    height = (2 * PANEL + 0.25) * len(rows) + 0.5 + 0.18 * (caption.count("\n") + 1)
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure.supxlabel(caption, fontsize=10, x=0.01, ha="left", multialignment="left")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)  # pyright: ignore
     axes = figure.subplots(2 * len(rows), len(columns), squeeze=False)
     for number, (row, maps) in enumerate(rows.items()):
@@ -132,9 +143,9 @@ def spectra(rows: Mapping[str, Mapping[str, Float[np.ndarray, "h w"]]], strides:
             above.imshow(x, cmap="gray", interpolation="nearest", vmin=low, vmax=high)
             _draw_spectrum(below, x[None, :, :, None], strides[row], flat)
             if number == 0:
-                above.set_title(name.replace("_", "\n", 1), fontsize=8)
-        axes[2 * number, 0].set_ylabel(row, fontsize=8)
-        axes[2 * number + 1, 0].set_ylabel("spectrum", fontsize=8)
+                above.set_title(name.replace("_", "\n", 1), fontsize=11)
+        axes[2 * number, 0].set_ylabel(textwrap.fill(row, 14), fontsize=10)
+        axes[2 * number + 1, 0].set_ylabel("spectrum,\n% in frames", fontsize=10)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     return figure
@@ -159,4 +170,4 @@ def _draw_spectrum(axes, x: np.ndarray, stride: int, flat: bool) -> None:
                 Rectangle((u - half, v - half), 2 * half, 2 * half, fill=False, edgecolor="white", linewidth=0.4)
             )
     axes.set(xlim=(-0.5, 0.5), ylim=(0.5, -0.5))
-    axes.set_title(f"{share:.1%}", fontsize=7, pad=1.5)
+    axes.set_title("flat" if flat else f"{100 * share:.1f} %", fontsize=10, pad=2)

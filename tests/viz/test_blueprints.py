@@ -25,6 +25,12 @@ def test_it_prints_and_draws(monkeypatch, capsys, tmp_path):
     assert (tmp_path / "architectures.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_quick_draws_three_families(monkeypatch, capsys, tmp_path):
+    run(monkeypatch, "--out", tmp_path, "--quick")
+    assert (tmp_path / "architectures.png").is_file()
+    assert "unpools" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

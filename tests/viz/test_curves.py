@@ -36,8 +36,32 @@ def test_smoothing():
     values = [1 / step for step in range(1, 6)]
     weights = [[0.5 ** (i - j) for j in range(i + 1)] for i in range(5)]
     expected = [sum(w * v for w, v in zip(row, values, strict=False)) / sum(row) for row in weights]
-    assert found["loss"][1] == pytest.approx(expected)
-    assert len(found) == 2  # And the values as they are, in pale.
+    assert found["loss"][1] == values
+    assert found["loss, moving average (0.5)"][1] == pytest.approx(expected)
+
+
+def test_long_curves_alone_are_smoothed_by_default():
+    records = [{"step": step, "loss": 1 / step} for step in range(1, 102)]
+    assert list(curves(viz.training_curves(records[:100]), "loss")) == ["loss"]
+    figure = viz.training_curves(records)
+    assert list(curves(figure, "loss")) == ["loss", "loss, moving average (0.9)"]
+    raw, average = figure.axes[0].lines
+    assert raw.get_linewidth() > average.get_linewidth()
+
+
+def test_scores_of_classes_have_a_panel_with_their_mean_on_top():
+    scores = {"pixel_accuracy": 0.9, "iou_sky": 0.2, "iou_digit 0": 0.4, "mean_iou": 0.3, "mean_dice": 0.5}
+    figure = viz.training_curves([{"step": 1, "scores": scores}, {"step": 2, "scores": scores}])
+    assert [axes.get_title() for axes in figure.axes] == ["scores", "IoU of each class"]
+    assert list(curves(figure, "scores")) == ["mean_iou", "mean_dice", "pixel_accuracy"]
+    assert curves(figure, "IoU of each class") == {
+        "mean_iou": ([1, 2], [0.3, 0.3]),
+        "sky": ([1, 2], [0.2, 0.2]),
+        "digit 0": ([1, 2], [0.4, 0.4]),
+    }
+    mean, *others = figure.axes[1].lines
+    assert all(mean.get_zorder() > other.get_zorder() for other in others)
+    assert all(mean.get_linewidth() > other.get_linewidth() for other in others)
 
 
 def test_logs_as_they_are_found(tmp_path):

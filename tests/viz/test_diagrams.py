@@ -3,6 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.patches import Rectangle
 
 import densezoo as dz
@@ -33,7 +34,9 @@ def texts(figure):
 
 def test_words_are_read_off_the_models(figure):
     found = Counter(texts(figure))
-    assert {"first", "second", "third", "encoder", "decoder", "top_down", "Nearest", "Bilinear"} <= set(found)
+    assert {"first", "second", "third", "up: Nearest", "up: Bilinear"} <= set(found)
+    # Below each part, and in the legend of colours.
+    assert found["encoder"] == 3 + 1 and found["decoder"] == 3 + 1 and found["top_down"] == 1 + 1
     assert f"PlainEncoder, UNetDecoder, {viz.architecture(UNET).parameters:,} parameters" in found
     assert found["concat"] == 3 and found["indices"] == 3
     assert found["add"] == 4  # Three laterals, and where the branches are added up.
@@ -42,18 +45,37 @@ def test_words_are_read_off_the_models(figure):
     assert found["skip: concat"] == found["skip: add"] == found["skip: indices"] == 1
 
 
+def test_parts_of_one_name_have_one_colour_which_the_legend_shows(figure):
+    boxes = {patch.get_facecolor() for patch in figure.axes[0].patches if isinstance(patch, Rectangle)}
+    keys = [line.get_markerfacecolor() for line in figure.axes[0].lines if line.get_marker() == "s"]
+    assert len(keys) == 3 and boxes == {to_rgba(key) for key in keys}
+
+
+def test_the_step_up_of_a_head_is_shown():
+    figure = viz.diagram(dz.create_model("fpn", ENCODER, features=16, levels=2))
+    assert "up x4: Bilinear" in texts(figure)
+    assert_readable(figure)
+    assert not any(text.startswith("up x") for text in texts(viz.diagram(UNET)))
+
+
 def test_another_skip_is_another_picture():
     added = Counter(texts(viz.diagram(dz.create_model("unet", ENCODER, skip=dz.LateralAdd))))
     assert added["add"] == 3 and added["skip: add"] == 1
     assert not added["concat"] and not added["skip: concat"]
 
 
-def test_no_texts_overlap_and_all_are_on_the_page(figure):
+def assert_readable(figure):
+    """No text is cut off or overlaps another."""
+    FigureCanvasAgg(figure).draw()
     extents = [(text.get_text(), text.get_window_extent()) for text in figure.axes[0].texts if text.get_text()]
     for number, (words, box) in enumerate(extents):
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, words
         for other, other_box in extents[number + 1 :]:
             assert not box.overlaps(other_box), (words, other)
+
+
+def test_no_texts_overlap_and_all_are_on_the_page(figure):
+    assert_readable(figure)
 
 
 def test_boxes_hold_their_numbers_and_do_not_overlap(figure):

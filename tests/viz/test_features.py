@@ -36,8 +36,10 @@ def unet():
 
 def test_unet(unet, tmp_path):
     model, variables = unet
-    figure = viz.feature_maps(model, variables, IMAGE, channels=2)
+    figure = viz.feature_maps(model, variables, IMAGE, channels=2, class_names=("sky", "tree", "road"))
     found = words(figure)
+    # A caption says which channels, and what the numbers are.
+    assert any("vary most" in word and "channel's index" in word for word in map(" ".join, map(str.split, found)))
     assert {"encoder \N{DOWNWARDS ARROW}", "decoder \N{UPWARDS ARROW}", "image", "prediction"} <= set(found)
     assert [word for word in found if "stride" in word] == [
         "maps[0], stride 1, 4 channels",
@@ -70,6 +72,8 @@ def test_unet(unet, tmp_path):
         np.array_equal(axes.images[0].get_array(), viz.colorize(logits[0].argmax(-1), viz.palette(3)))
         for axes in figure.axes
     )
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == [("sky", "tree", "road")[label] for label in np.unique(logits.argmax(-1))]
     assert viz.save(figure, tmp_path / "a.png", dpi=50).stat().st_size > 10_000
 
 
@@ -103,3 +107,5 @@ def test_errors(unet):
         viz.feature_maps(model, variables, IMAGE[None])
     with pytest.raises(ValueError, match="channels"):
         viz.feature_maps(model, variables, IMAGE, channels=0)
+    with pytest.raises(ValueError, match="0 class_names, and a mask has the label"):
+        viz.feature_maps(model, variables, IMAGE, class_names=())

@@ -27,7 +27,13 @@ def test_rows_and_errors():
     np.testing.assert_array_equal(pictures[1], viz.colorize(TRUTH, viz.palette(3), ignore_index=255))
     np.testing.assert_array_equal(pictures[2], viz.colorize(GUESS, viz.palette(3)))
     assert [tuple(pixel) == (213, 0, 50) for pixel in pictures[3].reshape(-1, 3)] == [False, True, False, False]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sky", "tree", "road", "ignored"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "sky",
+        "tree",
+        "road",
+        "ignored",
+        "wrong class",
+    ]
     assert figure.legends[0].get_patches()[1].get_facecolor() == pytest.approx((*viz.palette(3)[1] / 255, 1))
 
 
@@ -53,7 +59,7 @@ def test_more_classes_than_colours(tmp_path):
     image = np.zeros((16, 20, 3), np.uint8)
     figure = viz.predictions([image], [mask], [mask])
     entries = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert len(entries) == 41 and entries[-2:] == ["class 299", "and 260 more"]
+    assert len(entries) == 42 and entries[-3:] == ["class 299", "and 260 more", "wrong class"]
     assert viz.save(figure, tmp_path / "a.png", dpi=40).is_file()
     assert viz.overlay(image, mask, palette=viz.palette(300)).shape == image.shape
     # Every mask of one palette has 16 bits, also one with small labels alone.

@@ -77,7 +77,7 @@ def test_picture():
     board, slow = wave(1 / 2, 1 / 2)[0, :, :, 0], wave(1 / 24, 0)[0, :, :, 0]
     figure = viz.spectra({"x2": {"one": board, "two": slow}, "x4": {"one": slow, "two": board}}, {"x2": 2, "x4": 4})
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ["one", "two", "100.0%", "0.0%", "", "", "0.0%", "100.0%"]
+    assert titles == ["one", "two", "100.0 %", "0.0 %", "", "", "0.0 %", "100.0 %"]
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), board)
     assert [len(axes.patches) for axes in figure.axes] == [0, 0, 8, 8, 0, 0, 24, 24]
     with pytest.raises(ValueError, match="the same columns"):
