@@ -98,19 +98,11 @@ class Case:
 def cases(*, quick: bool) -> list[Case]:
     """What is measured."""
     counts, boxes = ((100, 1_000), 64) if quick else ((100, 1_000, 10_000), 512)
-    suppressions = [
-        Case("nms", "forward", (n,), suppress, functools.partial(lambda n, seed: candidates(n, seed), n))
-        for n in counts
-    ]
+    suppressions = [Case("nms", "forward", (n,), suppress, functools.partial(candidates, n)) for n in counts]
+    inputs = functools.partial(regions, boxes, 7, 256)
     alignments = [
-        Case(
-            "multiscale_roi_align",
-            mode,
-            (boxes, 7, 7, 256),
-            functools.partial(align, backward=mode != "forward"),
-            functools.partial(lambda n, seed: regions(n, 7, 256, seed), boxes),
-        )
-        for mode in ("forward", "forward+backward")
+        Case("multiscale_roi_align", mode, (boxes, 7, 7, 256), functools.partial(align, backward=backward), inputs)
+        for mode, backward in (("forward", False), ("forward+backward", True))
     ]
     return suppressions + alignments
 
