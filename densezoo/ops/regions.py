@@ -75,7 +75,7 @@ def multiscale_roi_align(
     *,
     sampling_ratio: int = 2,
     aligned: bool = False,
-    canonical_size: float = 224,
+    canonical_size: float | int = 224,
     canonical_level: int = 4,
 ) -> Float[Array, "b n p q c"]:
     """`roi_align` in which the size of a box decides from which map of a pyramid it reads.

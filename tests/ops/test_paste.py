@@ -1,5 +1,6 @@
 """Pasted masks against a NumPy loop over the definition, and torchvision's numbers."""
 
+import inspect
 import math
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def test_the_threshold_and_odd_boxes():
 
 
 def test_bad_arguments_are_refused():
+    paste = inspect.unwrap(ops.paste_masks)  # without the tests' own check of shapes
     with pytest.raises(ValueError, match="as many masks as boxes"):
-        ops.paste_masks(jnp.zeros((2, 7, 7)), jnp.zeros((3, 4)), (9, 9))
+        paste(jnp.zeros((2, 7, 7)), jnp.zeros((3, 4)), (9, 9))
     with pytest.raises(ValueError, match="squares"):
-        ops.paste_masks(jnp.zeros((2, 7, 6)), jnp.zeros((2, 4)), (9, 9))
+        paste(jnp.zeros((2, 7, 6)), jnp.zeros((2, 4)), (9, 9))

