@@ -98,9 +98,8 @@ def _suppress(boxes, scores, labels, threshold, max_outputs, valid):
     alive = alive[order] & (jnp.arange(order.shape[0]) < candidates)
     table = jnp.concatenate([boxes.T, box_area(boxes)[None]])[:, order]
     groups = None if labels is None else labels[order]
-    places, count = _taken(table, groups, alive, _limit(threshold, boxes.dtype), max_outputs, block)
-    real = jnp.arange(max_outputs) < count
-    return jnp.where(real, order[places], 0), real
+    indices, count = _taken(order, table, groups, alive, _limit(threshold, boxes.dtype), max_outputs, block)
+    return indices, jnp.arange(max_outputs) < count
 
 
 def _limit(threshold, dtype):
@@ -126,8 +125,8 @@ def _overlapping(a, b, a_labels, b_labels, limit):
     return much.astype(a.dtype)
 
 
-def _taken(table, labels, alive, limit, most, block):
-    """The places of the boxes to take among those in order, and how many there are.
+def _taken(order, table, labels, alive, limit, most, block):
+    """The indices of the boxes to take among those in order, then zeros, and how many there are.
 
     Each block of candidates is compared with all boxes taken before it, then within itself. Whether any box counts is
     a product of matrices everywhere, which is many times faster on CPU than a reduction.
@@ -141,7 +140,7 @@ def _taken(table, labels, alive, limit, most, block):
         return None if array is None else jax.lax.dynamic_slice_in_dim(array, start, length, -1)
 
     def take_block(state):
-        start, places, taken, labels_taken, count = state
+        start, indices, taken, labels_taken, count = state
         these, labels_of_these = part(table, start, block), part(labels, start, block)
 
         def compare(chunk, hits):
@@ -156,17 +155,20 @@ def _taken(table, labels, alive, limit, most, block):
         much = _overlapping(these, these, labels_of_these, labels_of_these, limit) * earlier
         keep = _settle(left, much)
         place = jnp.where(keep, count + (earlier @ keep.astype(earlier.dtype)).astype(jnp.int32), room)
-        places = places.at[place].set(start + number, mode="drop")
+        indices = indices.at[place].set(part(order, start, block), mode="drop")
         taken = taken.at[:, place].set(these, mode="drop")
         if labels is not None:
             labels_taken = labels_taken.at[place].set(labels_of_these, mode="drop")
-        return start + block, places, taken, labels_taken, count + keep.sum()
+        return start + block, indices, taken, labels_taken, count + keep.sum()
 
     start = count = jnp.zeros((), jnp.int32)
     taken, labels_taken = jnp.zeros((5, room), table.dtype), None if labels is None else jnp.zeros(room, labels.dtype)
     state = (start, jnp.zeros(room, jnp.int32), taken, labels_taken, count)
-    state = jax.lax.while_loop(lambda state: (state[0] < end) & (state[-1] < most), take_block, state)
-    return state[1][:most], jnp.minimum(state[-1], most)
+    if table.shape[1] == block:
+        state = take_block(state)  # where the compiler leaves out what is for later blocks
+    else:
+        state = jax.lax.while_loop(lambda state: (state[0] < end) & (state[-1] < most), take_block, state)
+    return state[1][:most], state[-1]
 
 
 def _settle(left, much):
