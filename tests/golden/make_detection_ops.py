@@ -46,7 +46,7 @@ def coding() -> dict[str, torch.Tensor]:
         "ciou": 1 - ciou_loss.complete_box_iou_loss(a, b),
         "encoded": coder.encode_single(a, b),
         "decoded": coder.decode_single(deltas, b),
-        "distances": linear.encode(a, b),
+        "distances": linear.encode(b, a),  # the anchors first
         "from_distances": linear.decode(deltas, b),
         "clipped": boxes.clip_boxes_to_image(a, (50, 70)),
     }
