@@ -15,6 +15,7 @@ from densezoo.blocks.deferred import Upsampled
 from densezoo.blocks.initializers import he_uniform, he_uniform_transposed, icnr
 from densezoo.blocks.norm import build
 from densezoo.ops.implementation import chosen
+from densezoo.ops.sharding import per_device
 from densezoo.types import Dtype, Initializer, ModuleDef, Size
 
 
@@ -74,7 +75,8 @@ def _fit(x: jax.Array, size: Size) -> jax.Array:
     if max(map(abs, missing)) > 1:
         return ops.resize_bilinear(x, size)
     x = x[:, : size[0], : size[1]]
-    return jnp.pad(x, ((0, 0), *((0, max(m, 0)) for m in missing), (0, 0)), mode="edge")
+    edges = ((0, 0), *((0, max(m, 0)) for m in missing), (0, 0))
+    return per_device(lambda x: jnp.pad(x, edges, mode="edge"), x)
 
 
 def _by_doubling(x: jax.Array, size: Size, double: Callable[[jax.Array], jax.Array]) -> jax.Array:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from densezoo import ops
 from densezoo.encoders import Encoder
+from densezoo.ops.sharding import per_device
 from densezoo.types import Pyramid, size_of
 
 
@@ -134,7 +135,8 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
     smallest = encoder.min_size if isinstance(encoder, Encoder) else 1
     missing = [max(0, smallest - side) for side in size_of(images)]
     if any(missing):
-        images = jnp.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
+        edges = ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0))
+        images = per_device(lambda x: jnp.pad(x, edges, mode="edge"), images)
     try:
         pyramid = encoder(images, train=train)  # pyright: ignore[reportCallIssue]
     except ScopeParamShapeError as error:

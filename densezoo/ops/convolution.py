@@ -10,7 +10,7 @@ from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.depthwise import depthwise, depthwise_gradients
 from densezoo.ops.implementation import chosen, onednn
 from densezoo.ops.materialize import materialize, materialize_on_cpu
-from densezoo.ops.sharding import explicitly_sharded, reduced_like
+from densezoo.ops.sharding import explicitly_sharded, per_device, reduced_like
 
 
 def conv(
@@ -55,7 +55,12 @@ def conv(
         check_whole(0, padding=after)
     if kernel.ndim != 4 or kernel.shape[2] * groups != x.shape[3] or kernel.shape[3] % groups:
         raise ValueError(f"expected a (h, w, in / groups, out) kernel for {x.shape} with {groups=}, got {kernel.shape}")
+    compute = functools.partial(_conv, strides=strides, pads=pads, dilation=dilation, groups=groups)
+    # XLA would gather the batch for a convolution in groups: https://github.com/openxla/xla/issues/47945
+    return per_device(compute, x, weights=(kernel,), auto=groups > 1)
 
+
+def _conv(x, kernel, *, strides: int, pads, dilation: int, groups: int) -> jax.Array:
     def plain(x, kernel):
         return jax.lax.conv_general_dilated(
             x,

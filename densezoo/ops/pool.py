@@ -15,6 +15,7 @@ from densezoo.ops.checks import check_maps, check_size, check_whole
 from densezoo.ops.implementation import chosen
 from densezoo.ops.materialize import materialize_on_cpu
 from densezoo.ops.norm import pixel_sum
+from densezoo.ops.sharding import per_device
 from densezoo.types import Size, accumulator_dtype
 
 
@@ -160,7 +161,7 @@ def max_pool_with_indices(
     if min(x.shape[1:3]) + 2 * padding < window:
         raise ValueError(f"a {window}x{window} window does not fit into shape {x.shape} with padding {padding}")
     if chosen() == "reference":
-        return reference.max_pool_with_indices(x, window, stride, padding)
+        return per_device(lambda x: reference.max_pool_with_indices(x, window, stride, padding), x)
     shape = x.shape
 
     @jax.custom_vjp
@@ -231,7 +232,7 @@ def max_unpool(
     if (size[0] // 2, size[1] // 2) != (height, width):
         raise ValueError(f"2x2 pooling of size {size} gives {(size[0] // 2, size[1] // 2)}, not {(height, width)}")
     if chosen() == "reference":
-        return reference.max_unpool(x, indices, size)
+        return per_device(lambda x, indices: reference.max_unpool(x, indices, size), x, indices)
     zero = jnp.zeros((), x.dtype)
     parts = [jnp.where(indices == position, x, zero) for position in range(4)]
     y = _interleave([parts[:2], parts[2:]])

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_size
 from densezoo.ops.implementation import chosen
-from densezoo.ops.sharding import explicitly_sharded
+from densezoo.ops.sharding import explicitly_sharded, in_auto_mesh, per_device
 from densezoo.types import Size, accumulator_dtype
 
 
@@ -109,7 +109,7 @@ def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:
         raise ValueError(f"the taps take {taps.inputs} rows along axis {axis}, got shape {x.shape}")
 
     def apply(x):
-        if explicitly_sharded(x):
+        if explicitly_sharded(x) or in_auto_mesh(x):
             return _apply_taps(x, taps, axis, jnp.take)
         return jax.lax.platform_dependent(
             x,
@@ -170,7 +170,7 @@ def resize_nearest(x: Float[Array, "b h w c"], size: Size, *, half_pixel: bool =
     check_maps(x, floating=False)
     size = check_size(size)
     if chosen() == "reference":
-        return reference.resize_nearest(x, size, half_pixel=half_pixel)
+        return per_device(functools.partial(reference.resize_nearest, size=size, half_pixel=half_pixel), x)
     if size[0] % x.shape[1] == size[1] % x.shape[2] == 0 and not explicitly_sharded(x):
         return _repeat(x, (size[0] // x.shape[1], size[1] // x.shape[2]))
     for axis, outputs in ((1, size[0]), (2, size[1])):
@@ -224,7 +224,7 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bo
     check_maps(x)
     size = check_size(size)
     if chosen() == "reference":
-        return reference.resize_bilinear(x, size, align_corners=align_corners)
+        return per_device(functools.partial(reference.resize_bilinear, size=size, align_corners=align_corners), x)
     return _by_axis(x, size, functools.partial(bilinear_taps, align_corners=align_corners))
 
 
@@ -253,7 +253,7 @@ def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: boo
     check_maps(x)
     size = check_size(size)
     if chosen() == "reference":
-        return reference.resize_bicubic(x, size, align_corners=align_corners)
+        return per_device(functools.partial(reference.resize_bicubic, size=size, align_corners=align_corners), x)
     return _by_axis(x, size, functools.partial(bicubic_taps, align_corners=align_corners))
 
 
