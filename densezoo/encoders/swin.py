@@ -24,6 +24,7 @@ from densezoo.blocks import (
 from densezoo.deprecation import renamed
 from densezoo.encoders.base import Encoder, register_encoders
 from densezoo.naming import SMP, TIMM, Naming, Rule
+from densezoo.ops.checks import check_fixed
 from densezoo.ops.sharding import reshape
 from densezoo.types import Dtype, Pyramid, Size, accumulator_dtype, size_of
 
@@ -242,6 +243,7 @@ class Swin(Encoder):
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
         self.check(images)
+        check_fixed("Swin, whose windows depend on the image,", *size_of(images))
         if self.image_size is not None and min(self.image_size) < self.min_size:
             raise ValueError(f"Swin's patches are 4x4 pixels; got image_size={self.image_size}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}

@@ -13,6 +13,7 @@ from densezoo.blocks import truncated_normal as kernel_init
 from densezoo.deprecation import renamed
 from densezoo.encoders.base import Encoder, register_encoders
 from densezoo.naming import SMP, TIMM, Naming, Rule
+from densezoo.ops.checks import check_fixed
 from densezoo.ops.sharding import reshape, shared_like
 from densezoo.types import Dtype, Pyramid, Size, size_of
 
@@ -123,6 +124,7 @@ class ViT(Encoder):
                 f" num_heads={self.num_heads}, embed_dim={self.embed_dim}, levels={self.levels}"
             )
         self.check(images)
+        check_fixed("ViT, whose position embeddings are resampled to the image,", *size_of(images))
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         missing = [-side % self.patch_size for side in size_of(images)]
         x = jnp.pad(images, ((0, 0), *((0, pixels) for pixels in missing), (0, 0)))

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float
 
 from densezoo import ops
 from densezoo.encoders import Encoder
+from densezoo.ops.checks import check_fixed
+from densezoo.ops.implementation import chosen
 from densezoo.ops.sharding import per_device
 from densezoo.types import Pyramid, size_of
 
@@ -122,6 +124,8 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
     """Checks the images, repeats the edges of ones too small for the encoder, and runs it."""
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"expected a batch of NHWC images with no empty axis, got shape {images.shape}")
+    if chosen() == "reference":
+        check_fixed('impl="reference"', *size_of(images))
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(
             f"expected float images, got {images.dtype}: densezoo.data.to_float scales integer pixels to 0..1"

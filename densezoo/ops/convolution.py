@@ -180,6 +180,8 @@ def _read_taps(
     With a dilation of at least the map's side, as in the ASPP of a small image, a 3x3 convolution is a 1x1 one.
     """
     before, after = padding
+    if jax.export.is_symbolic_dim(side):  # it may be any
+        return slice(0, size), padding
     last = (side + before + after - dilation * (size - 1) - 1) // strides  # window
     taps = [
         tap

@@ -158,7 +158,7 @@ def max_pool_with_indices(
     check_whole(0, padding=padding)
     if window > 11 or padding > window // 2:
         raise ValueError(f"window is 1 to 11 and padding at most half of it; got {window=} {padding=}")
-    if min(x.shape[1:3]) + 2 * padding < window:
+    if any(side + 2 * padding < window for side in x.shape[1:3]):
         raise ValueError(f"a {window}x{window} window does not fit into shape {x.shape} with padding {padding}")
     if chosen() == "reference":
         return per_device(lambda x: reference.max_pool_with_indices(x, window, stride, padding), x)
@@ -259,7 +259,7 @@ def avg_pool(x: Float[Array, "b h w c"], window: int = 2, stride: int | None = N
     check_maps(x)
     stride = window if stride is None else stride
     check_whole(1, window=window, stride=stride)
-    if min(x.shape[1:3]) < window:
+    if any(side < window for side in x.shape[1:3]):
         raise ValueError(f"a {window}x{window} window does not fit into shape {x.shape}")
     # On CPU, slices take half the time of a window reduction in the backward pass.
     first, *others = _taps(x.astype(accumulator_dtype(x.dtype)), window, stride)
@@ -312,8 +312,11 @@ def adaptive_avg_pool(x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b
     return y.astype(x.dtype)
 
 
-def _bins(inputs: int, outputs: int) -> np.ndarray:
-    """The matrix (outputs x inputs) that takes the mean of each bin."""
-    rows, columns = np.arange(outputs)[:, None], np.arange(inputs)
-    within = (columns >= rows * inputs // outputs) & (columns < -(-(rows + 1) * inputs // outputs))
+def _bins(inputs: int, outputs: int) -> np.ndarray | jax.Array:
+    """The matrix (outputs x inputs) that takes the mean of each bin; for a symbolic size the program computes it."""
+    symbolic = jax.export.is_symbolic_dim(inputs)
+    columns = jnp.arange(inputs, dtype=jnp.int32)[None] if symbolic else np.arange(inputs)[None]
+    rows, side = np.arange(outputs, dtype=columns.dtype)[:, None], jnp.asarray(inputs, jnp.int32) if symbolic else inputs
+    within = (columns >= rows * side // outputs) & (columns < -(-(rows + 1) * side // outputs))
+    within = within.astype(np.float32 if symbolic else np.float64)
     return within / within.sum(1, keepdims=True)

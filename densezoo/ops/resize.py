@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from densezoo.ops import reference
-from densezoo.ops.checks import check_maps, check_size
+from densezoo.ops.checks import check_fixed, check_maps, check_size
 from densezoo.ops.implementation import chosen
 from densezoo.ops.sharding import explicitly_sharded, in_auto_mesh, per_device
 from densezoo.types import Size, accumulator_dtype
@@ -225,7 +225,29 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bo
     size = check_size(size)
     if chosen() == "reference":
         return per_device(functools.partial(reference.resize_bilinear, size=size, align_corners=align_corners), x)
+    if any(jax.export.is_symbolic_dim(side) for side in (*x.shape[1:3], *size)):
+        return _bilinear_of_any_size(x, size, align_corners)
     return _by_axis(x, size, functools.partial(bilinear_taps, align_corners=align_corners))
+
+
+def _bilinear_of_any_size(x: jax.Array, size: Size, align_corners: bool) -> jax.Array:
+    """With taps that the program computes from sizes that it gets, for exporting it with symbolic ones."""
+    y = x.astype(accumulator_dtype(x.dtype))
+    for axis in (1, 2):
+        inputs, outputs = (jnp.asarray(side, jnp.int32) for side in (x.shape[axis], size[axis - 1]))
+        rows = jnp.arange(size[axis - 1], dtype=jnp.int32)
+        # Whole numbers until the fraction, for the exact taps.
+        if align_corners:
+            numerator, denominator = rows * (inputs - 1), jnp.maximum(outputs - 1, 1)
+        else:
+            numerator, denominator = jnp.maximum((2 * rows + 1) * inputs - outputs, 0), 2 * outputs
+        low = numerator // denominator
+        fraction = (numerator - low * denominator).astype(y.dtype) / denominator.astype(y.dtype)
+        fraction = jnp.expand_dims(fraction, [other for other in range(4) if other != axis])
+        near, far = (jnp.take(y, jnp.minimum(index, inputs - 1), axis=axis, mode="clip") for index in (low, low + 1))
+        # What has no weight is not read, not even NaN.
+        y = (1 - fraction) * near + jnp.where(fraction > 0, fraction * far, jnp.zeros((), y.dtype))
+    return y.astype(x.dtype)
 
 
 def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: bool = False) -> Float[Array, "b _ _ c"]:
@@ -254,6 +276,7 @@ def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: boo
     size = check_size(size)
     if chosen() == "reference":
         return per_device(functools.partial(reference.resize_bicubic, size=size, align_corners=align_corners), x)
+    check_fixed("resize_bicubic", *x.shape[1:3], *size)
     return _by_axis(x, size, functools.partial(bicubic_taps, align_corners=align_corners))
 
 
