@@ -14,7 +14,7 @@ from densezoo.deprecation import renamed
 from densezoo.encoders.base import Encoder, register_encoders
 from densezoo.naming import SMP, TIMM, Naming, Rule
 from densezoo.ops.checks import check_fixed
-from densezoo.ops.sharding import reshape, shared_like
+from densezoo.ops.sharding import repeat_for, reshape
 from densezoo.types import Dtype, Pyramid, Size, size_of
 
 
@@ -142,7 +142,7 @@ class ViT(Encoder):
         size = size_of(x)
         token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.embed_dim), self.param_dtype)
         positions = self.param("pos_embed", kernel_init, (1, 1 + self.grid**2, self.embed_dim), self.param_dtype)
-        token = shared_like(jnp.broadcast_to(token, (x.shape[0], 1, self.embed_dim)).astype(x.dtype), x)
+        token = repeat_for(x, jnp.asarray(token).astype(x.dtype))
         x = jnp.concatenate([token, reshape(x, x.shape[0], -1, self.embed_dim)], axis=1)
         x = x + self._resample(jnp.asarray(positions), size).astype(x.dtype)
 

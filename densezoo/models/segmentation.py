@@ -14,7 +14,7 @@ from densezoo import ops
 from densezoo.encoders import Encoder
 from densezoo.ops.checks import check_fixed
 from densezoo.ops.implementation import chosen
-from densezoo.ops.sharding import per_device
+from densezoo.ops.resize import repeat_edges
 from densezoo.types import Pyramid, size_of
 
 
@@ -139,8 +139,7 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
     smallest = encoder.min_size if isinstance(encoder, Encoder) else 1
     missing = [max(0, smallest - side) for side in size_of(images)]
     if any(missing):
-        edges = ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0))
-        images = per_device(lambda x: jnp.pad(x, edges, mode="edge"), images)
+        images = repeat_edges(images, (missing[0], missing[1]))
     try:
         pyramid = encoder(images, train=train)  # pyright: ignore[reportCallIssue]
     except ScopeParamShapeError as error:

@@ -316,7 +316,8 @@ def _bins(inputs: int, outputs: int) -> np.ndarray | jax.Array:
     """The matrix (outputs x inputs) that takes the mean of each bin; for a symbolic size the program computes it."""
     symbolic = jax.export.is_symbolic_dim(inputs)
     columns = jnp.arange(inputs, dtype=jnp.int32)[None] if symbolic else np.arange(inputs)[None]
-    rows, side = np.arange(outputs, dtype=columns.dtype)[:, None], jnp.asarray(inputs, jnp.int32) if symbolic else inputs
+    rows = np.arange(outputs, dtype=columns.dtype)[:, None]
+    side = jnp.asarray(inputs, jnp.int32) if symbolic else inputs
     within = (columns >= rows * side // outputs) & (columns < -(-(rows + 1) * side // outputs))
     within = within.astype(np.float32 if symbolic else np.float64)
     return within / within.sum(1, keepdims=True)

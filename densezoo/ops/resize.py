@@ -149,6 +149,20 @@ def _take_flat(x: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
     return taken.reshape(*lead, len(indices), *rest)
 
 
+def repeat_edges(x: Float[Array, "b h w c"], missing: Size) -> Float[Array, "b _ _ c"]:
+    """`x` with its last row and then its last column repeated, `missing` times each.
+
+    As `jnp.pad(mode="edge")`, which also reads and joins edges of no width: XLA:CPU takes ten times as long for those,
+    and devices that share the batch exchange them.
+    """
+    for axis, count in ((1, missing[0]), (2, missing[1])):
+        if count:
+            edge = jax.lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)
+            shape = [count if other == axis else side for other, side in enumerate(x.shape)]
+            x = jnp.concatenate([x, jnp.broadcast_to(edge, shape)], axis)
+    return x
+
+
 def resize_nearest(x: Float[Array, "b h w c"], size: Size, *, half_pixel: bool = True) -> Float[Array, "b _ _ c"]:
     """Nearest-neighbour resize to `size`.
 

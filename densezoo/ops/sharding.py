@@ -76,23 +76,22 @@ def per_device(
 def reshape(x: jax.Array, *shape: Any) -> jax.Array:
     """`x.reshape(*shape)` where the first axis begins with the batch in both shapes.
 
-    In a mesh with explicit axes, JAX has to be told that the devices go on sharing the batch alone.
+    In a mesh with explicit axes, JAX has to be told that the devices go on sharing the batch.
     """
-    spec = jax.typeof(x).sharding.spec
-    if not spec or spec[0] is None or any(part is not None for part in spec[1:]):
-        return x.reshape(*shape)
-    return jnp.reshape(x, shape, out_sharding=NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(spec[0])))
+    return jnp.reshape(x, shape, out_sharding=_by_batch(x))
 
 
-def shared_like(x: jax.Array, maps: jax.Array) -> jax.Array:
-    """`x`, which every device has, divided among them as the batch of `maps` is: for concatenating the two.
+def repeat_for(maps: jax.Array, x: jax.Array) -> jax.Array:
+    """`x`, which is one sample, for each sample in the batch of `maps`, shared by the devices as these are."""
+    return jnp.broadcast_to(x, (maps.shape[0], *x.shape[1:]), out_sharding=_by_batch(maps))
 
-    It does nothing but in a mesh with explicit axes.
-    """
-    sharding = jax.typeof(maps).sharding
-    if sharding.spec[0] is None:
-        return x
-    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0])))
+
+def _by_batch(x: jax.Array) -> NamedSharding | None:
+    """How devices share maps of which they share the batch alone, if their type says so."""
+    batch, *others = jax.typeof(x).sharding.spec
+    if batch is None or any(part is not None for part in others):
+        return None
+    return NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(batch))
 
 
 def _divides(parts: int, size: Any) -> bool:
