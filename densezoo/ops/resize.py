@@ -7,7 +7,6 @@ It is a custom VJP, so these functions differentiate in reverse mode (any number
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from jaxtyping import Array, Float
 from densezoo.ops import reference
 from densezoo.ops.checks import check_fixed, check_maps, check_size
 from densezoo.ops.implementation import chosen
-from densezoo.ops.sharding import explicitly_sharded, in_auto_mesh, per_device
+from densezoo.ops.sharding import explicitly_sharded, per_device
 from densezoo.types import Size, accumulator_dtype
 
 
@@ -109,11 +108,9 @@ def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:
         raise ValueError(f"the taps take {taps.inputs} rows along axis {axis}, got shape {x.shape}")
 
     def apply(x):
-        if explicitly_sharded(x) or in_auto_mesh(x):
-            return _apply_taps(x, taps, axis, jnp.take)
         return jax.lax.platform_dependent(
             x,
-            cpu=functools.partial(_apply_taps, taps=taps, axis=axis, take=_take_flat),
+            cpu=functools.partial(_apply_taps, taps=taps, axis=axis, take=_take_within),
             default=functools.partial(_apply_taps, taps=taps, axis=axis, take=jnp.take),
         )
 
@@ -136,17 +133,21 @@ def _apply_taps(x: jax.Array, taps: Taps, axis: int, take: Callable[..., jax.Arr
     return functools.reduce(jnp.add, terms).astype(x.dtype)
 
 
-def _take_flat(x: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
-    """`jnp.take` along axis 1 or 2, as rows of a matrix.
+def _take_within(x: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
+    """`jnp.take` along axis 1 or 2, within each map or row of it.
 
-    XLA:CPU leaves the gathered axis of `jnp.take` outermost in memory, and then transposes the whole map. On CPU alone,
-    since devices that share a map could not tell that these rows are their own.
+    XLA:CPU leaves the gathered axis of `jnp.take` outermost in memory, and then transposes the whole map.
     """
-    lead, size, rest = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
-    count = math.prod(lead)
-    rows = size * jnp.arange(count, dtype=jnp.int32)[:, None] + jnp.asarray(indices, jnp.int32)[None]
-    taken = jnp.take(x.reshape(count * size, *rest), rows.ravel(), axis=0, mode="clip")
-    return taken.reshape(*lead, len(indices), *rest)
+    batch, rest = tuple(range(axis)), tuple(range(axis + 1, x.ndim))
+    numbers = jax.lax.GatherDimensionNumbers(
+        offset_dims=rest,
+        collapsed_slice_dims=(axis,),
+        start_index_map=(axis,),
+        operand_batching_dims=batch,
+        start_indices_batching_dims=batch,
+    )
+    starts = jnp.broadcast_to(jnp.asarray(indices, jnp.int32)[:, None], (*x.shape[:axis], len(indices), 1))
+    return jax.lax.gather(x, starts, numbers, (*(1,) * (axis + 1), *x.shape[axis + 1 :]), mode="clip")
 
 
 def repeat_edges(x: Float[Array, "b h w c"], missing: Size) -> Float[Array, "b _ _ c"]:

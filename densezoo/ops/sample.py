@@ -98,17 +98,9 @@ def _tables(x, groups):
     return x.reshape(x.shape[0], -1, x.shape[3] // groups)
 
 
-def _in_all(tables, index):
-    """Indices of the maps' rows as those of all tables one below the other."""
-    first = jax.lax.broadcasted_iota(jnp.int32, (tables.shape[0], *(1,) * (index.ndim - 1)), 0) * tables.shape[1]
-    return first + index
-
-
 def _read(tables, index):
-    """The rows of each map at (batch, H, W, groups) indices."""
-    if in_auto_mesh(tables):  # map by map, so that XLA sees that no device reads another's
-        return jax.vmap(lambda table, index: table.at[index].get(mode="promise_in_bounds"))(tables, index)
-    return tables.reshape(-1, tables.shape[-1]).at[_in_all(tables, index)].get(mode="promise_in_bounds")
+    """The rows of each map at (batch, H, W, groups) indices: map by map, so that no device needs another's."""
+    return jax.vmap(lambda table, index: table.at[index].get(mode="promise_in_bounds"))(tables, index)
 
 
 @jax.custom_vjp
@@ -127,11 +119,10 @@ def _backward(saved, g):
     tables = _tables(x, positions.shape[3])
     g = g.astype(compute).reshape(*positions.shape[:4], -1)
     corners = [corner[:2] for corner in _corners(x.shape, positions, compute)]
-    if in_auto_mesh(x):
-        to_tables = _add_within(tables, corners, g)
-    else:
-        by_platform = {"cpu": functools.partial(_add_by_map, tables), "default": functools.partial(_add, tables)}
-        to_tables = jax.lax.platform_dependent(corners, g, **by_platform)
+    add = functools.partial(_add, tables)
+    # XLA would gather all maps for the loop over them.
+    on_cpu = add if in_auto_mesh(x) else functools.partial(_add_by_map, tables)
+    to_tables = jax.lax.platform_dependent(corners, g, cpu=on_cpu, default=add)
     to_positions, unlike = [], positions
     for axis in (0, 1):
         # Or XLA:CPU stores what is gathered once for both axes, four maps of the result's size; to gather it for each,
@@ -148,17 +139,9 @@ def _backward(saved, g):
 
 def _add(tables, corners, g):
     """The gradient of the tables: every pixel of `g`, weighed, to its corners' rows."""
-    total = jnp.zeros((tables.shape[0] * tables.shape[1], g.shape[-1]), g.dtype)
+    add = jax.vmap(lambda table, index, parts: table.at[index].add(parts, mode="promise_in_bounds"))
+    total = jnp.zeros(tables.shape, g.dtype)
     for index, weight in corners:
-        total = total.at[_in_all(tables, index)].add(weight[..., None] * g, mode="promise_in_bounds")
-    return total
-
-
-def _add_within(tables, corners, g):
-    """The same map by map, so that XLA sees that no device adds to another's."""
-    total = jnp.zeros_like(tables, g.dtype)
-    for index, weight in corners:
-        add = jax.vmap(lambda table, index, parts: table.at[index].add(parts, mode="promise_in_bounds"))
         total = add(total, index, weight[..., None] * g)
     return total
 
@@ -169,7 +152,8 @@ def _add_by_map(tables, corners, g):
     indices, weights = (
         jnp.stack([part.reshape(batch, -1) for part in parts], 1) for parts in zip(*corners, strict=True)
     )
-    indices = _in_all(tables, indices)
+    first = tables.shape[1] * jnp.arange(batch, dtype=jnp.int32)[:, None, None]
+    indices = indices + first  # as rows of all tables, one below the other
     of = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
 
     def add(step, table):
@@ -178,7 +162,7 @@ def _add_by_map(tables, corners, g):
 
     # The first by itself, so that inside `jax.shard_map` the loop begins with what varies as its results do.
     zeros = jnp.zeros((batch * tables.shape[1], channels), g.dtype)
-    return jax.lax.fori_loop(1, 4 * batch, add, add(0, zeros))
+    return jax.lax.fori_loop(1, 4 * batch, add, add(0, zeros)).reshape(tables.shape)
 
 
 _sample.defvjp(lambda x, positions: (_sample(x, positions), (x, positions)), _backward)
