@@ -130,7 +130,8 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
         raise TypeError(
             f"expected float images, got {images.dtype}: densezoo.data.to_float scales integer pixels to 0..1"
         )
-    if images.shape[1] <= 4 and min(images.shape[2:]) >= 16:
+    shape = images.shape if all(isinstance(side, int) for side in images.shape) else None  # a symbolic one says nothing
+    if shape and shape[1] <= 4 and min(shape[2:]) >= 16:
         warnings.warn(
             f"images of shape {images.shape} look like NCHW and are taken as NHWC, with {images.shape[-1]} channels:"
             " images.transpose(0, 2, 3, 1) brings them in order",

@@ -11,6 +11,7 @@ from densezoo.ops.depthwise import depthwise, depthwise_gradients
 from densezoo.ops.implementation import chosen, onednn
 from densezoo.ops.materialize import materialize, materialize_on_cpu
 from densezoo.ops.sharding import explicitly_sharded, per_device, reduced_like
+from densezoo.types import Side
 
 
 def conv(
@@ -173,7 +174,7 @@ def _by_blocks(x, kernel, *, strides: int, padding) -> jax.Array:
 
 
 def _read_taps(
-    side: int, size: int, padding: tuple[int, int], strides: int, dilation: int
+    side: Side, size: int, padding: tuple[int, int], strides: int, dilation: int
 ) -> tuple[slice, tuple[int, int]]:
     """Along one axis, the kernel's taps that ever read a pixel of the map, and the padding that is left for them.
 

@@ -16,7 +16,7 @@ from densezoo.ops.implementation import chosen
 from densezoo.ops.materialize import materialize_on_cpu
 from densezoo.ops.norm import pixel_sum
 from densezoo.ops.sharding import per_device
-from densezoo.types import Size, accumulator_dtype
+from densezoo.types import Side, Size, accumulator_dtype
 
 
 def _taps(x: jax.Array, window: int, stride: int, padding: int = 0) -> list[jax.Array]:
@@ -26,7 +26,7 @@ def _taps(x: jax.Array, window: int, stride: int, padding: int = 0) -> list[jax.
     """
     counts = [_windows(side, window, stride, padding) for side in x.shape[1:3]]
 
-    def span(offset: int, side: int, count: int) -> tuple[int, int]:
+    def span(offset: int, side: Side, count: Side) -> tuple[int, Side]:
         """The windows, from the first to before the last, for which the pixel at `offset` lies within the map."""
         return max(0, -(-(padding - offset) // stride)), min(count, (side - 1 + padding - offset) // stride + 1)
 
@@ -43,7 +43,7 @@ def _taps(x: jax.Array, window: int, stride: int, padding: int = 0) -> list[jax.
     return [tap(i, j) for i in range(window) for j in range(window)]
 
 
-def _windows(side: int, window: int, stride: int, padding: int) -> int:
+def _windows(side: Side, window: int, stride: int, padding: int) -> Side:
     """How many windows there are along an axis."""
     return (side + 2 * padding - window) // stride + 1
 
@@ -312,7 +312,7 @@ def adaptive_avg_pool(x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b
     return y.astype(x.dtype)
 
 
-def _bins(inputs: int, outputs: int) -> np.ndarray | jax.Array:
+def _bins(inputs: Side, outputs: int) -> np.ndarray | jax.Array:
     """The matrix (outputs x inputs) that takes the mean of each bin; for a symbolic size the program computes it."""
     symbolic = jax.export.is_symbolic_dim(inputs)
     columns = jnp.arange(inputs, dtype=jnp.int32)[None] if symbolic else np.arange(inputs)[None]

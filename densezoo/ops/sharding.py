@@ -86,6 +86,12 @@ def repeat_for(maps: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(x, (maps.shape[0], *x.shape[1:]), out_sharding=_by_batch(maps))
 
 
+def shared_like(x: jax.Array, maps: jax.Array) -> jax.Array:
+    """`x`, which begins with the batch and which every device has, shared as `maps` are if their type says how."""
+    batch = _by_batch(maps)
+    return x if batch is None else jax.sharding.reshard(x, batch)
+
+
 def _by_batch(x: jax.Array) -> NamedSharding | None:
     """How devices share maps of which they share the batch alone, if their type says so."""
     batch, *others = jax.typeof(x).sharding.spec
