@@ -188,6 +188,7 @@ def resize_nearest(x: Float[Array, "b h w c"], size: Size, *, half_pixel: bool =
         return per_device(functools.partial(reference.resize_nearest, size=size, half_pixel=half_pixel), x)
     if size[0] % x.shape[1] == size[1] % x.shape[2] == 0 and not explicitly_sharded(x):
         return _repeat(x, (size[0] // x.shape[1], size[1] // x.shape[2]))
+    check_fixed("resize_nearest by other than whole factors", *x.shape[1:3], *size)
     for axis, outputs in ((1, size[0]), (2, size[1])):
         if outputs != x.shape[axis]:
             x = apply_taps(x, nearest_taps(x.shape[axis], outputs, half_pixel), axis)

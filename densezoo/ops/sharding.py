@@ -19,7 +19,7 @@ def reduced_like(cotangent: jax.Array, primal: jax.Array) -> jax.Array:
 
 
 def explicitly_sharded(*arrays: jax.Array) -> bool:
-    """Whether the types of the arrays say how devices share them, which reshaping them would have to say anew."""
+    """Whether the types of the arrays say how devices share them, which most reshapes would have to say again."""
     return any(part is not None for x in arrays for part in jax.typeof(x).sharding.spec)
 
 
@@ -37,8 +37,8 @@ def per_device(
 ) -> Any:
     """`function(*maps, *weights)`, which each device computes for its own part of the batch.
 
-    In a mesh with explicit axes, JAX asks for the sharding of what most reshapes and gathers give; here none is needed.
-    Without a mesh this is the call of `function`. So it is where devices share more than the batch.
+    In a mesh with explicit axes, JAX asks for the sharding of the result of most reshapes and gathers; here none is
+    needed. Without a mesh, or where devices share more than the batch, `function` is simply called.
 
     Args:
         function: takes the arrays, and gives arrays with the batch as their first axis. No sample affects another.
