@@ -25,13 +25,13 @@ scale, bias = np.full(4, 1.5, np.float32), jnp.zeros(4)
 times = lambda x, s: x * s.reshape(1, 1, 1, -1)
 
 def sample(x, k):
-    return ops.sample_bilinear(x, 3 * reshape(ops.conv(x, k), 4, 6, 6, 2, 2))
+    return ops.sample_bilinear(x, 3 * reshape(ops.conv(x, k), len(x), 6, 6, 2, 2))
 
 def carafe(x, k):
     return ops.carafe(x, ops.pixel_shuffle(ops.conv(x, k)), kernel_size=3)
 
 def attention(x, s):
-    tokens = reshape(times(x, s), 4, 36, 2, 2)
+    tokens = reshape(times(x, s), len(x), 36, 2, 2)
     return attend(jnp.concatenate([repeat_for(x, jnp.ones((1, 1, 2, 2))), tokens], 1), tokens, tokens)
 
 PLAIN = {  # in the plain form too
@@ -115,3 +115,18 @@ def test_a_model_moves_nothing_but_gradients_and_statistics(name, tmp_path):
         assert row["inference"][kind] == {"moved": [], "added": 0}
         # In training, something must be added up: every parameter's gradient.
         assert row["train_step"][kind]["moved"] == [] and row["train_step"][kind]["added"] >= row["parameters"] // 2
+
+
+def test_what_is_counted():
+    program = """
+        %a = (f32[8]{0}, f32[11,4]{1,0}) all-reduce(%b, %c)
+        %d = f32[3,4]{1,0} all-reduce-start(%e)
+        %f = f32[8]{0} all-gather(%g)
+        %h = f32[] all-reduce(%i)
+    """
+    counted = sharding.summed_up(program)
+    assert counted == {"moved": ["all-reduce f32[11,4]", "all-gather f32[8]"], "added": 8 + 12 + 1}
+    nothing = {"moved": [], "added": 0}
+    row = {"model": "unet", "parameters": 20, "inference": {"Auto": nothing, "Explicit": counted}}
+    row["train_step"] = {"Auto": counted | {"moved": []}, "Explicit": nothing}
+    assert sharding.table([row]).splitlines()[-1] == "| unet | 0 | 2 | 0 | 0 | 21 | 20 |"
