@@ -14,7 +14,10 @@ Dtype = Any
 
 Initializer = Callable[..., jax.Array]
 
-Size = tuple[int, int]
+Side = Any
+"""A side in pixels: an int, or in `jax.export` a symbolic dimension."""
+
+Size = tuple[Side, Side]
 """(height, width) in pixels."""
 
 ModuleDef = Callable[..., Any]

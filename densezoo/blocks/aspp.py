@@ -12,6 +12,7 @@ from densezoo.blocks.conv import Conv, ConvNormAct
 from densezoo.blocks.deferred import Upsampled
 from densezoo.blocks.initializers import torch_uniform
 from densezoo.blocks.norm import BatchNorm
+from densezoo.blocks.regularize import Dropout
 from densezoo.ops import global_avg_pool
 from densezoo.types import Dtype, Initializer, ModuleDef
 
@@ -106,4 +107,4 @@ class ASPP(nn.Module):
         # One pixel, resized bilinearly, is that pixel everywhere.
         branches.append(jnp.broadcast_to(pooled, branches[0].shape))
         y = pointwise(name="project")(jnp.concatenate(branches, axis=-1), train=train)
-        return nn.Dropout(self.dropout)(y, deterministic=not train)
+        return Dropout(self.dropout)(y, deterministic=not train)

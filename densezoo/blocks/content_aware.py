@@ -111,8 +111,8 @@ class DySample(nn.Module):
             # In float32: a position needs more digits than a half has.
             offsets = ops.pixel_shuffle(predict(x).astype(jnp.float32), 2)
             columns, rows = jnp.split(self.reach * offsets, 2, axis=-1)  # (batch, 2h, 2w, groups) each
-            rows = rows + jnp.reshape((jnp.arange(2.0 * height) - 0.5) / 2, (1, -1, 1, 1))
-            columns = columns + jnp.reshape((jnp.arange(2.0 * width) - 0.5) / 2, (1, 1, -1, 1))
+            rows = rows + jnp.reshape((jnp.arange(2 * height, dtype=jnp.float32) - 0.5) / 2, (1, -1, 1, 1))
+            columns = columns + jnp.reshape((jnp.arange(2 * width, dtype=jnp.float32) - 0.5) / 2, (1, 1, -1, 1))
             return ops.sample_bilinear(x, jnp.stack([rows, columns], -1))
 
         return _by_doubling(x, size, double)

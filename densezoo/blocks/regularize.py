@@ -4,7 +4,24 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from densezoo.ops.sharding import explicitly_sharded, shared_like
+from densezoo.types import accumulator_dtype
+
+
+class Dropout(nn.Dropout):
+    """Flax's dropout, in a mesh with explicit axes too: there each device takes its samples' part of what is drawn."""
+
+    def __call__(self, inputs: jax.Array, deterministic: bool | None = None, rng: Any = None) -> jax.Array:
+        if not explicitly_sharded(inputs):
+            return super().__call__(inputs, deterministic, rng)
+        shape = [1 if axis in self.broadcast_dims else side for axis, side in enumerate(inputs.shape)]
+        scales = super().__call__(jnp.ones(shape, accumulator_dtype(inputs.dtype)), deterministic, rng)
+        scales = shared_like(scales, inputs)
+        kept = inputs.astype(scales.dtype) * scales
+        return jnp.where(scales > 0, kept, jnp.zeros((), kept.dtype)).astype(inputs.dtype)
 
 
 class SpatialDropout(nn.Module):
@@ -17,7 +34,7 @@ class SpatialDropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
-        return nn.Dropout(self.rate, broadcast_dims=(1, 2))(x, deterministic=not train)
+        return Dropout(self.rate, broadcast_dims=(1, 2))(x, deterministic=not train)
 
 
 class DropPath(nn.Module):
@@ -30,7 +47,7 @@ class DropPath(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *s c"], *, train: bool = False) -> Float[Array, "b *s c"]:
-        return nn.Dropout(self.rate, broadcast_dims=tuple(range(1, x.ndim)))(x, deterministic=not train)
+        return Dropout(self.rate, broadcast_dims=tuple(range(1, x.ndim)))(x, deterministic=not train)
 
 
 def drop_path_rates(rate: float, count: int) -> list[float]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from densezoo import ops
 from densezoo.blocks import BatchNorm, Bilinear, Conv, ConvNormAct, build, torch_bias, torch_uniform
+from densezoo.blocks.regularize import Dropout
 from densezoo.blueprint import Blueprint, register
 from densezoo.encoders import Encoder
 from densezoo.heads import DPTHead
@@ -195,7 +196,7 @@ class DPTDecoder(nn.Module):
             x = x[:, : -(-pyramid.image_size[0] // 2), : -(-pyramid.image_size[1] // 2)]
         init = nn.initializers.xavier_uniform()
         conv = ConvNormAct(self.features, norm=self.norm, act=self.act, kernel_init=init, name="output", **dtypes)
-        return nn.Dropout(self.dropout)(conv(x, train=train), deterministic=not train)
+        return Dropout(self.dropout)(conv(x, train=train), deterministic=not train)
 
     def reference_names(self) -> list[Naming]:
         """Those of segmentation_models_pytorch."""

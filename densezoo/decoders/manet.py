@@ -27,6 +27,7 @@ from densezoo.decoders.steps import one_scale, steps_up
 from densezoo.decoders.unet import UNetBlock, mirrored, smp_block
 from densezoo.heads import SegmentationHead
 from densezoo.naming import SMP, Naming, Rule
+from densezoo.ops.sharding import reshape
 from densezoo.types import Dtype, ModuleDef, Pyramid, Size, accumulator_dtype
 
 
@@ -56,7 +57,7 @@ class PositionAttention(nn.Module):
         likeness = jnp.einsum("bic,bjc->bij", center, top, preferred_element_type=wide)
         weights = jax.nn.softmax(likeness, axis=(1, 2)).astype(bottom.dtype)
         attended = jnp.einsum("bij,bjc->bic", weights, bottom)
-        attended = attended.reshape(batch, channels, height, width).transpose(0, 2, 3, 1)
+        attended = reshape(attended, batch, channels, height, width).transpose(0, 2, 3, 1)
         return conv(channels, name="out_conv")(x.astype(attended.dtype) + attended)
 
 

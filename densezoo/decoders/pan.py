@@ -14,6 +14,7 @@ from densezoo.decoders.steps import from_a_quarter, from_reduction, one_scale
 from densezoo.heads import SegmentationHead
 from densezoo.naming import SMP, Naming, Rule
 from densezoo.ops import global_avg_pool, max_pool
+from densezoo.ops.resize import repeat_edges
 from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
@@ -142,8 +143,8 @@ class PANDecoder(nn.Module):
 
 def _halve(x: jax.Array) -> jax.Array:
     """Max-pooling by 2; an odd row or column at the end is left out, but the last one that there is stays."""
-    missing = ((0, 0), *((0, max(0, 2 - side)) for side in size_of(x)), (0, 0))
-    return max_pool(jnp.pad(x, missing, mode="edge"), 2, 2)
+    height, width = size_of(x)
+    return max_pool(repeat_edges(x, (max(0, 2 - height), max(0, 2 - width))), 2, 2)
 
 
 def _for_one_channel(norm: ModuleDef | None) -> ModuleDef | None:

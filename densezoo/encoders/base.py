@@ -73,7 +73,7 @@ class Encoder(nn.Module):
         """Raises a ValueError for impossible scales and for images below `min_size`."""
         _ = self.reductions  # raises for fields that cannot be
         smallest = self.min_size
-        if min(size_of(images)) < smallest:
+        if any(side < smallest for side in size_of(images)):
             raise ValueError(
                 f"{type(self).__name__} needs images of at least {smallest}x{smallest} pixels, got {size_of(images)}:"
                 " pad them (the models here do), or leave out coarser stages"

@@ -23,6 +23,7 @@ from densezoo.blocks import (
 from densezoo.deprecation import renamed
 from densezoo.encoders.base import Encoder, register_encoders
 from densezoo.naming import SMP, Naming, Rule
+from densezoo.ops.sharding import reshape
 from densezoo.types import Dtype, Pyramid
 
 
@@ -41,7 +42,7 @@ class SpatialReductionAttention(nn.Module):
         dense = partial(nn.Dense, kernel_init=truncated_normal, **dtypes)
         batch, _, _, channels = shape = x.shape
         num_heads = (self.num_heads, channels // self.num_heads)
-        query = dense(channels, name="q")(x).reshape(batch, -1, *num_heads)
+        query = reshape(dense(channels, name="q")(x), batch, -1, *num_heads)
         if self.reduction > 1:
             strides, padding = (self.reduction, 0) if self.dilation == 1 else (1, self.reduction // 2 * self.dilation)
             x = Conv(
@@ -55,8 +56,9 @@ class SpatialReductionAttention(nn.Module):
                 **dtypes,
             )(x)
             x = LayerNorm(epsilon=1e-5, name="norm", **dtypes)(x)
-        pairs = dense(2 * channels, name="kv")(x).reshape(batch, -1, 2, *num_heads)
-        return dense(channels, name="proj")(attend(query, pairs[:, :, 0], pairs[:, :, 1]).reshape(shape))
+        pairs = reshape(dense(2 * channels, name="kv")(x), batch, -1, 2, *num_heads)
+        y = attend(query, pairs[:, :, 0], pairs[:, :, 1])
+        return dense(channels, name="proj")(reshape(y, *shape))
 
 
 class MixMlp(nn.Module):

@@ -24,6 +24,8 @@ from densezoo.blocks import (
 from densezoo.deprecation import renamed
 from densezoo.encoders.base import ENCODERS, Encoder, register_encoders
 from densezoo.naming import SMP, TIMM, Naming, Rule
+from densezoo.ops.checks import check_fixed
+from densezoo.ops.sharding import reshape
 from densezoo.types import Dtype, Pyramid, Size, accumulator_dtype, size_of
 
 _LARGEST_WINDOW = 64
@@ -57,8 +59,8 @@ class WindowAttention(nn.Module):
             (offsets[0] * offsets[1], self.num_heads),
             self.param_dtype,
         )
-        qkv = dense(3 * channels, name="qkv")(windows.reshape(batch * count, tokens, channels))
-        qkv = qkv.reshape(batch * count, tokens, 3, self.num_heads, channels // self.num_heads)
+        qkv = dense(3 * channels, name="qkv")(reshape(windows, batch * count, tokens, channels))
+        qkv = reshape(qkv, batch * count, tokens, 3, self.num_heads, channels // self.num_heads)
         table = table.astype(accumulator_dtype(qkv.dtype)).reshape(*offsets, self.num_heads)
         bias = _by_pair(table, (height, width))[None]
         if regions is not None:
@@ -66,8 +68,9 @@ class WindowAttention(nn.Module):
             apart = numbers[:, :, None] != numbers[:, None, :]
             masks = jnp.asarray(np.where(apart, -100.0, 0.0), bias.dtype)
             bias = jnp.tile(bias + masks[:, None], (batch, 1, 1, 1))
-        y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias).reshape(batch * count, tokens, channels)
-        return dense(channels, name="proj")(y).reshape(windows.shape)
+        y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias)
+        y = dense(channels, name="proj")(reshape(y, batch * count, tokens, channels))
+        return reshape(y, *windows.shape)
 
 
 def _by_pair(table: jax.Array, window: Size) -> jax.Array:
@@ -154,7 +157,7 @@ class SwinBlock(nn.Module):
         # What is added below and on the right takes part: neither reference masks it.
         if not self.pad_first:
             x = jnp.pad(x, padding)
-        x = x.reshape(batch, rows, window[0], columns, window[1], channels).swapaxes(2, 3)
+        windows = reshape(x, batch, rows, window[0], columns, window[1], channels).swapaxes(2, 3)
         windows = WindowAttention(
             self.num_heads,
             (self.window_size, self.window_size) if self.layout is None else window,
@@ -162,11 +165,11 @@ class SwinBlock(nn.Module):
             self.param_dtype,
             name="attn",
         )(
-            x.reshape(batch, rows * columns, *window, channels),
+            reshape(windows, batch, rows * columns, *window, channels),
             _regions(padded, window, shift) if any(shift) else None,
         )
-        x = windows.reshape(batch, rows, columns, *window, channels).swapaxes(2, 3)
-        x = x.reshape(batch, *padded, channels)
+        x = reshape(windows, batch, rows, columns, *window, channels).swapaxes(2, 3)
+        x = reshape(x, batch, *padded, channels)
         if not self.pad_first:
             x = x[:, :height, :width]
         if any(shift):
@@ -189,8 +192,8 @@ class PatchMerging(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
         batch, height, width, channels = x.shape
-        x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 4, 2, 5)
-        x = LayerNorm(1e-5, name="norm", **dtypes)(x.reshape(batch, height // 2, width // 2, 4 * channels))
+        x = reshape(x, batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 4, 2, 5)
+        x = LayerNorm(1e-5, name="norm", **dtypes)(reshape(x, batch, height // 2, width // 2, 4 * channels))
         return nn.Dense(self.features, use_bias=False, kernel_init=truncated_normal, name="reduction", **dtypes)(x)
 
 
@@ -256,6 +259,7 @@ class Swin(Encoder):
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
         self.check(images)
+        check_fixed("Swin, whose windows depend on the image,", *size_of(images))
         if self.window_size > _LARGEST_WINDOW:
             raise ValueError(
                 f"attention within a window takes memory by the fourth power of its side: window_size is"

@@ -13,6 +13,8 @@ from densezoo.blocks import truncated_normal as kernel_init
 from densezoo.deprecation import renamed
 from densezoo.encoders.base import Encoder, register_encoders
 from densezoo.naming import SMP, TIMM, Naming, Rule
+from densezoo.ops.checks import check_fixed
+from densezoo.ops.sharding import repeat_for, reshape
 from densezoo.types import Dtype, Pyramid, Size, size_of
 
 
@@ -27,9 +29,10 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         dense = partial(nn.Dense, kernel_init=kernel_init, dtype=self.dtype, param_dtype=self.param_dtype)
         channels = x.shape[-1]
-        qkv = dense(3 * channels, name="qkv")(x).reshape(*x.shape[:2], 3, self.num_heads, channels // self.num_heads)
+        qkv = dense(3 * channels, name="qkv")(x)
+        qkv = reshape(qkv, *x.shape[:2], 3, self.num_heads, channels // self.num_heads)
         y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return dense(channels, name="proj")(y.reshape(x.shape))
+        return dense(channels, name="proj")(reshape(y, *x.shape))
 
 
 class Mlp(nn.Module):
@@ -121,6 +124,7 @@ class ViT(Encoder):
                 f" num_heads={self.num_heads}, embed_dim={self.embed_dim}, levels={self.levels}"
             )
         self.check(images)
+        check_fixed("ViT, whose position embeddings are resampled to the image,", *size_of(images))
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         missing = [-side % self.patch_size for side in size_of(images)]
         x = jnp.pad(images, ((0, 0), *((0, pixels) for pixels in missing), (0, 0)))
@@ -138,8 +142,8 @@ class ViT(Encoder):
         size = size_of(x)
         token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.embed_dim), self.param_dtype)
         positions = self.param("pos_embed", kernel_init, (1, 1 + self.grid**2, self.embed_dim), self.param_dtype)
-        token = jnp.broadcast_to(token, (len(x), 1, self.embed_dim)).astype(x.dtype)
-        x = jnp.concatenate([token, x.reshape(len(x), -1, self.embed_dim)], axis=1)
+        token = repeat_for(x, jnp.asarray(token).astype(x.dtype))
+        x = jnp.concatenate([token, reshape(x, x.shape[0], -1, self.embed_dim)], axis=1)
         x = x + self._resample(jnp.asarray(positions), size).astype(x.dtype)
 
         last_of_level = [int(self.depth / self.levels * level) - 1 for level in range(1, self.levels + 1)]
@@ -148,7 +152,7 @@ class ViT(Encoder):
             block = Block(self.num_heads, drop_path=rate, name=f"blocks_{index}", **dtypes)
             x = run_block(block, x, train=train, remat=self.remat)
             if index in last_of_level:
-                maps.append(x[:, 1:].reshape(len(x), *size, self.embed_dim))
+                maps.append(reshape(x[:, 1:], x.shape[0], *size, self.embed_dim))
                 tokens.append(x[:, :1])
         return self.pyramid(images, maps, tokens=tokens)
 

@@ -13,6 +13,9 @@ from jaxtyping import Array, Float
 from densezoo import ops
 from densezoo.blocks import check_call
 from densezoo.encoders import Encoder
+from densezoo.ops.checks import check_fixed
+from densezoo.ops.implementation import chosen
+from densezoo.ops.resize import repeat_edges
 from densezoo.types import Pyramid, size_of
 
 
@@ -125,11 +128,14 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
     """Checks the images, repeats the edges of ones too small for the encoder, and runs it."""
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"expected a batch of NHWC images with no empty axis, got shape {images.shape}")
+    if chosen() == "reference":
+        check_fixed('impl="reference"', *size_of(images))
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(
             f"expected float images, got {images.dtype}: densezoo.data.to_float scales integer pixels to 0..1"
         )
-    if images.shape[1] <= 4 and min(images.shape[2:]) >= 16:
+    shape = images.shape if all(isinstance(side, int) for side in images.shape) else None  # a symbolic one says nothing
+    if shape and shape[1] <= 4 and min(shape[2:]) >= 16:
         warnings.warn(
             f"images of shape {images.shape} look like NCHW and are taken as NHWC, with {images.shape[-1]} channels:"
             " images.transpose(0, 2, 3, 1) brings them in order",
@@ -139,7 +145,7 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
     smallest = encoder.min_size if isinstance(encoder, Encoder) else 1
     missing = [max(0, smallest - side) for side in size_of(images)]
     if any(missing):
-        images = jnp.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
+        images = repeat_edges(images, (missing[0], missing[1]))
     try:
         pyramid = encoder(images, train=train)  # pyright: ignore[reportCallIssue]
     except ScopeParamShapeError as error:

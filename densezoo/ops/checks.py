@@ -18,15 +18,27 @@ def check_maps(x: jax.Array, *, floating: bool = True) -> None:
 
 
 def check_size(size: Any) -> Size:
-    """Returns `size` as two positive ints, or says what is wrong with it."""
+    """Returns `size` as two positive ints, or says what is wrong with it.
+
+    While exporting, a symbolic side is returned as it is.
+    """
     try:
-        height, width = (int(side) for side in size)
+        height, width = (side if jax.export.is_symbolic_dim(side) else int(side) for side in size)
         whole = (height, width) == tuple(size)
     except (TypeError, ValueError):
         whole, height, width = False, 0, 0
     if not whole or height < 1 or width < 1:
         raise ValueError(f"size is (height, width), two whole numbers of at least 1; got {size!r}")
     return height, width
+
+
+def check_fixed(name: str, *sides: Any) -> None:
+    """Raises unless the sides of maps are numbers: what `name` computes depends on their values."""
+    if symbolic := [str(side) for side in sides if jax.export.is_symbolic_dim(side)]:
+        raise ValueError(
+            f"{name} needs maps of a fixed height and width, but the sides {', '.join(symbolic)} are symbolic: export"
+            " with numbers in their place (the batch may be symbolic)"
+        )
 
 
 def check_whole(minimum: int, **options: Any) -> None:

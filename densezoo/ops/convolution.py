@@ -10,7 +10,8 @@ from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.depthwise import depthwise, depthwise_gradients
 from densezoo.ops.implementation import chosen, onednn
 from densezoo.ops.materialize import materialize, materialize_on_cpu
-from densezoo.ops.sharding import explicitly_sharded, reduced_like
+from densezoo.ops.sharding import explicitly_sharded, per_device, reduced_like
+from densezoo.types import Side
 
 
 def conv(
@@ -55,7 +56,12 @@ def conv(
         check_whole(0, padding=after)
     if kernel.ndim != 4 or kernel.shape[2] * groups != x.shape[3] or kernel.shape[3] % groups:
         raise ValueError(f"expected a (h, w, in / groups, out) kernel for {x.shape} with {groups=}, got {kernel.shape}")
+    compute = functools.partial(_conv, strides=strides, pads=pads, dilation=dilation, groups=groups)
+    # XLA would gather the batch for a convolution in groups: https://github.com/openxla/xla/issues/47945
+    return per_device(compute, x, weights=(kernel,), auto=groups > 1)
 
+
+def _conv(x, kernel, *, strides: int, pads, dilation: int, groups: int) -> jax.Array:
     def plain(x, kernel):
         return jax.lax.conv_general_dilated(
             x,
@@ -168,13 +174,15 @@ def _by_blocks(x, kernel, *, strides: int, padding) -> jax.Array:
 
 
 def _read_taps(
-    side: int, size: int, padding: tuple[int, int], strides: int, dilation: int
+    side: Side, size: int, padding: tuple[int, int], strides: int, dilation: int
 ) -> tuple[slice, tuple[int, int]]:
     """Along one axis, the kernel's taps that ever read a pixel of the map, and the padding that is left for them.
 
     With a dilation of at least the map's side, as in the ASPP of a small image, a 3x3 convolution is a 1x1 one.
     """
     before, after = padding
+    if jax.export.is_symbolic_dim(side):  # it may be any
+        return slice(0, size), padding
     last = (side + before + after - dilation * (size - 1) - 1) // strides  # window
     taps = [
         tap

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from densezoo.types import accumulator_dtype
+from densezoo.types import Size, accumulator_dtype
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -129,7 +129,7 @@ def _kernel_gradient(x, kernel, g, strides, padding, dilation):
 
 
 def _taps(
-    x: jax.Array, size: tuple[int, ...], outputs: tuple[int, int], strides: int, dilation: int
+    x: jax.Array, size: tuple[int, ...], outputs: Size, strides: int, dilation: int
 ) -> Iterator[tuple[int, int, jax.Array]]:
     """For every position in the kernel the part of the padded maps that it reads."""
     batch, channels = x.shape[0], x.shape[3]

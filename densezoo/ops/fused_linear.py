@@ -67,7 +67,7 @@ def resize_concat_linear(
         if shift is not None:
             shifts.append(shift @ part)
         x = resize(x, size) if x.shape[1] > size[0] or x.shape[2] > size[1] else x
-        merge = x.size // x.shape[-1] > x.shape[-1]
+        merge = not isinstance(x.size, int) or x.size // x.shape[-1] > x.shape[-1]  # a symbolic size may be any
         x = reference.linear(x, layer @ part) if merge else reference.linear(reference.linear(x, layer), part)
         results.append(resize(x, size))
     total = reduce(jnp.add, results)

@@ -14,7 +14,7 @@ from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.implementation import chosen
 from densezoo.ops.sharding import reduced_like
-from densezoo.types import accumulator_dtype
+from densezoo.types import Side, accumulator_dtype
 
 
 def batch_norm(
@@ -123,7 +123,7 @@ def _check(x, scale, bias):
         raise ValueError(f"scale and bias need an entry for each channel of {x.shape}; got {scale.shape}, {bias.shape}")
 
 
-def _normalize(x, scale, bias, pool: Callable[[jax.Array], jax.Array], count: int, epsilon: float, relu: bool):
+def _normalize(x, scale, bias, pool: Callable[[jax.Array], jax.Array], count: Side, epsilon: float, relu: bool):
     """The result, and the means and variances, (b, c) or (1, c).
 
     `pool` takes sums over the pixels (b, c) to means over the `count` values that are normalised together.

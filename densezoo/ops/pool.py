@@ -15,7 +15,8 @@ from densezoo.ops.checks import check_maps, check_size, check_whole
 from densezoo.ops.implementation import chosen
 from densezoo.ops.materialize import materialize_on_cpu
 from densezoo.ops.norm import pixel_sum
-from densezoo.types import Size, accumulator_dtype
+from densezoo.ops.sharding import per_device
+from densezoo.types import Side, Size, accumulator_dtype
 
 
 def _taps(x: jax.Array, window: int, stride: int, padding: int = 0) -> list[jax.Array]:
@@ -25,7 +26,7 @@ def _taps(x: jax.Array, window: int, stride: int, padding: int = 0) -> list[jax.
     """
     counts = [_windows(side, window, stride, padding) for side in x.shape[1:3]]
 
-    def span(offset: int, side: int, count: int) -> tuple[int, int]:
+    def span(offset: int, side: Side, count: Side) -> tuple[int, Side]:
         """The windows, from the first to before the last, for which the pixel at `offset` lies within the map."""
         return max(0, -(-(padding - offset) // stride)), min(count, (side - 1 + padding - offset) // stride + 1)
 
@@ -42,7 +43,7 @@ def _taps(x: jax.Array, window: int, stride: int, padding: int = 0) -> list[jax.
     return [tap(i, j) for i in range(window) for j in range(window)]
 
 
-def _windows(side: int, window: int, stride: int, padding: int) -> int:
+def _windows(side: Side, window: int, stride: int, padding: int) -> Side:
     """How many windows there are along an axis."""
     return (side + 2 * padding - window) // stride + 1
 
@@ -157,10 +158,10 @@ def max_pool_with_indices(
     check_whole(0, padding=padding)
     if window > 11 or padding > window // 2:
         raise ValueError(f"window is 1 to 11 and padding at most half of it; got {window=} {padding=}")
-    if min(x.shape[1:3]) + 2 * padding < window:
+    if any(side + 2 * padding < window for side in x.shape[1:3]):
         raise ValueError(f"a {window}x{window} window does not fit into shape {x.shape} with padding {padding}")
     if chosen() == "reference":
-        return reference.max_pool_with_indices(x, window, stride, padding)
+        return per_device(lambda x: reference.max_pool_with_indices(x, window, stride, padding), x)
     shape = x.shape
 
     @jax.custom_vjp
@@ -231,7 +232,7 @@ def max_unpool(
     if (size[0] // 2, size[1] // 2) != (height, width):
         raise ValueError(f"2x2 pooling of size {size} gives {(size[0] // 2, size[1] // 2)}, not {(height, width)}")
     if chosen() == "reference":
-        return reference.max_unpool(x, indices, size)
+        return per_device(lambda x, indices: reference.max_unpool(x, indices, size), x, indices)
     zero = jnp.zeros((), x.dtype)
     parts = [jnp.where(indices == position, x, zero) for position in range(4)]
     y = _interleave([parts[:2], parts[2:]])
@@ -258,7 +259,7 @@ def avg_pool(x: Float[Array, "b h w c"], window: int = 2, stride: int | None = N
     check_maps(x)
     stride = window if stride is None else stride
     check_whole(1, window=window, stride=stride)
-    if min(x.shape[1:3]) < window:
+    if any(side < window for side in x.shape[1:3]):
         raise ValueError(f"a {window}x{window} window does not fit into shape {x.shape}")
     # On CPU, slices take half the time of a window reduction in the backward pass.
     first, *others = _taps(x.astype(accumulator_dtype(x.dtype)), window, stride)
@@ -311,8 +312,12 @@ def adaptive_avg_pool(x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b
     return y.astype(x.dtype)
 
 
-def _bins(inputs: int, outputs: int) -> np.ndarray:
-    """The matrix (outputs x inputs) that takes the mean of each bin."""
-    rows, columns = np.arange(outputs)[:, None], np.arange(inputs)
-    within = (columns >= rows * inputs // outputs) & (columns < -(-(rows + 1) * inputs // outputs))
+def _bins(inputs: Side, outputs: int) -> np.ndarray | jax.Array:
+    """The matrix (outputs x inputs) that takes the mean of each bin; for a symbolic size the program computes it."""
+    symbolic = jax.export.is_symbolic_dim(inputs)
+    columns = jnp.arange(inputs, dtype=jnp.int32)[None] if symbolic else np.arange(inputs)[None]
+    rows = np.arange(outputs, dtype=columns.dtype)[:, None]
+    side = jnp.asarray(inputs, jnp.int32) if symbolic else inputs
+    within = (columns >= rows * side // outputs) & (columns < -(-(rows + 1) * side // outputs))
+    within = within.astype(np.float32 if symbolic else np.float64)
     return within / within.sum(1, keepdims=True)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from densezoo.ops import reference
 from densezoo.ops.checks import check_whole
 from densezoo.ops.implementation import chosen
+from densezoo.ops.sharding import per_device
 from densezoo.types import accumulator_dtype
 
 
@@ -62,8 +63,9 @@ def carafe(
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(f"carafe needs {name} of a float type, got {array.dtype}: cast them")
     if chosen() == "reference":
-        return reference.carafe(x, masks, kernel_size=kernel_size, factor=factor, groups=groups)
-    return _carafe(x, masks, kernel_size, factor, groups)
+        plain = functools.partial(reference.carafe, kernel_size=kernel_size, factor=factor, groups=groups)
+        return per_device(plain, x, masks)
+    return per_device(lambda x, masks: _carafe(x, masks, kernel_size, factor, groups), x, masks)
 
 
 def _padded(x: jax.Array, reach: int, groups: int) -> jax.Array:

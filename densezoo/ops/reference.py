@@ -182,7 +182,8 @@ def sample_bilinear(x: Float[Array, "b h w c"], positions: Float[Array, "b h2 w2
     compute = accumulator_dtype(x.dtype)
     p = positions.astype(compute).reshape(batch, *out, -1, 2)
     maps = x.astype(compute).reshape(batch, height, width, p.shape[3], channels // p.shape[3])
-    sample, group = np.arange(batch).reshape(-1, 1, 1, 1), np.arange(p.shape[3]).reshape(1, 1, 1, -1)
+    group = np.arange(p.shape[3]).reshape(1, 1, -1)
+    read = jax.vmap(lambda map, rows, columns: map[rows, columns, group])
     row, column = (
         # Beyond the border nothing changes with the position: the gradient is 0 there, and on the border itself.
         jnp.where(c <= 0, 0, jnp.where(c >= n - 1, n - 1, c))
@@ -195,7 +196,7 @@ def sample_bilinear(x: Float[Array, "b h w c"], positions: Float[Array, "b h2 w2
         for j, horizontal in ((left, 1 - right), (left + 1, right)):
             # A position in the last row has weight 0 for the row after it, which there is not.
             corner = (jnp.clip(i.astype(int), 0, height - 1), jnp.clip(j.astype(int), 0, width - 1))
-            y = y + vertical * horizontal * maps[sample, *corner, group]
+            y = y + vertical * horizontal * read(maps, *corner)
     return y.reshape(batch, *out, channels).astype(x.dtype)
 
 

@@ -7,7 +7,6 @@ It is a custom VJP, so these functions differentiate in reverse mode (any number
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,9 +16,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from densezoo.ops import reference
-from densezoo.ops.checks import check_maps, check_size
+from densezoo.ops.checks import check_fixed, check_maps, check_size
 from densezoo.ops.implementation import chosen
-from densezoo.ops.sharding import explicitly_sharded
+from densezoo.ops.sharding import explicitly_sharded, per_device
 from densezoo.types import Size, accumulator_dtype
 
 
@@ -109,11 +108,9 @@ def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:
         raise ValueError(f"the taps take {taps.inputs} rows along axis {axis}, got shape {x.shape}")
 
     def apply(x):
-        if explicitly_sharded(x):
-            return _apply_taps(x, taps, axis, jnp.take)
         return jax.lax.platform_dependent(
             x,
-            cpu=functools.partial(_apply_taps, taps=taps, axis=axis, take=_take_flat),
+            cpu=functools.partial(_apply_taps, taps=taps, axis=axis, take=_take_within),
             default=functools.partial(_apply_taps, taps=taps, axis=axis, take=jnp.take),
         )
 
@@ -136,17 +133,35 @@ def _apply_taps(x: jax.Array, taps: Taps, axis: int, take: Callable[..., jax.Arr
     return functools.reduce(jnp.add, terms).astype(x.dtype)
 
 
-def _take_flat(x: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
-    """`jnp.take` along axis 1 or 2, as rows of a matrix.
+def _take_within(x: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
+    """`jnp.take` along axis 1 or 2, within each map or row of it.
 
-    XLA:CPU leaves the gathered axis of `jnp.take` outermost in memory, and then transposes the whole map. On CPU alone,
-    since devices that share a map could not tell that these rows are their own.
+    XLA:CPU leaves the gathered axis of `jnp.take` outermost in memory, and then transposes the whole map.
     """
-    lead, size, rest = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
-    count = math.prod(lead)
-    rows = size * jnp.arange(count, dtype=jnp.int32)[:, None] + jnp.asarray(indices, jnp.int32)[None]
-    taken = jnp.take(x.reshape(count * size, *rest), rows.ravel(), axis=0, mode="clip")
-    return taken.reshape(*lead, len(indices), *rest)
+    batch, rest = tuple(range(axis)), tuple(range(axis + 1, x.ndim))
+    numbers = jax.lax.GatherDimensionNumbers(
+        offset_dims=rest,
+        collapsed_slice_dims=(axis,),
+        start_index_map=(axis,),
+        operand_batching_dims=batch,
+        start_indices_batching_dims=batch,
+    )
+    starts = jnp.broadcast_to(jnp.asarray(indices, jnp.int32)[:, None], (*x.shape[:axis], len(indices), 1))
+    return jax.lax.gather(x, starts, numbers, (*(1,) * (axis + 1), *x.shape[axis + 1 :]), mode="clip")
+
+
+def repeat_edges(x: Float[Array, "b h w c"], missing: Size) -> Float[Array, "b _ _ c"]:
+    """`x` with its last row and then its last column repeated, `missing` times each.
+
+    As `jnp.pad(mode="edge")`, which also reads and joins edges of no width: XLA:CPU takes ten times as long for those,
+    and devices that share the batch exchange them.
+    """
+    for axis, count in ((1, missing[0]), (2, missing[1])):
+        if count:
+            edge = jax.lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)
+            shape = [count if other == axis else side for other, side in enumerate(x.shape)]
+            x = jnp.concatenate([x, jnp.broadcast_to(edge, shape)], axis)
+    return x
 
 
 def resize_nearest(x: Float[Array, "b h w c"], size: Size, *, half_pixel: bool = True) -> Float[Array, "b _ _ c"]:
@@ -170,9 +185,10 @@ def resize_nearest(x: Float[Array, "b h w c"], size: Size, *, half_pixel: bool =
     check_maps(x, floating=False)
     size = check_size(size)
     if chosen() == "reference":
-        return reference.resize_nearest(x, size, half_pixel=half_pixel)
+        return per_device(functools.partial(reference.resize_nearest, size=size, half_pixel=half_pixel), x)
     if size[0] % x.shape[1] == size[1] % x.shape[2] == 0 and not explicitly_sharded(x):
         return _repeat(x, (size[0] // x.shape[1], size[1] // x.shape[2]))
+    check_fixed("resize_nearest by other than whole factors", *x.shape[1:3], *size)
     for axis, outputs in ((1, size[0]), (2, size[1])):
         if outputs != x.shape[axis]:
             x = apply_taps(x, nearest_taps(x.shape[axis], outputs, half_pixel), axis)
@@ -224,8 +240,30 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bo
     check_maps(x)
     size = check_size(size)
     if chosen() == "reference":
-        return reference.resize_bilinear(x, size, align_corners=align_corners)
+        return per_device(functools.partial(reference.resize_bilinear, size=size, align_corners=align_corners), x)
+    if any(jax.export.is_symbolic_dim(side) for side in (*x.shape[1:3], *size)):
+        return _bilinear_of_any_size(x, size, align_corners)
     return _by_axis(x, size, functools.partial(bilinear_taps, align_corners=align_corners))
+
+
+def _bilinear_of_any_size(x: jax.Array, size: Size, align_corners: bool) -> jax.Array:
+    """With taps that the program computes from sizes that it gets, for exporting it with symbolic ones."""
+    y = x.astype(accumulator_dtype(x.dtype))
+    for axis in (1, 2):
+        inputs, outputs = (jnp.asarray(side, jnp.int32) for side in (x.shape[axis], size[axis - 1]))
+        rows = jnp.arange(size[axis - 1], dtype=jnp.int32)
+        # Whole numbers until the fraction, for the exact taps.
+        if align_corners:
+            numerator, denominator = rows * (inputs - 1), jnp.maximum(outputs - 1, 1)
+        else:
+            numerator, denominator = jnp.maximum((2 * rows + 1) * inputs - outputs, 0), 2 * outputs
+        low = numerator // denominator
+        fraction = (numerator - low * denominator).astype(y.dtype) / denominator.astype(y.dtype)
+        fraction = jnp.expand_dims(fraction, [other for other in range(4) if other != axis])
+        near, far = (jnp.take(y, jnp.minimum(index, inputs - 1), axis=axis, mode="clip") for index in (low, low + 1))
+        # What has no weight is not read, not even NaN.
+        y = (1 - fraction) * near + jnp.where(fraction > 0, fraction * far, jnp.zeros((), y.dtype))
+    return y.astype(x.dtype)
 
 
 def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: bool = False) -> Float[Array, "b _ _ c"]:
@@ -253,7 +291,8 @@ def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: boo
     check_maps(x)
     size = check_size(size)
     if chosen() == "reference":
-        return reference.resize_bicubic(x, size, align_corners=align_corners)
+        return per_device(functools.partial(reference.resize_bicubic, size=size, align_corners=align_corners), x)
+    check_fixed("resize_bicubic", *x.shape[1:3], *size)
     return _by_axis(x, size, functools.partial(bicubic_taps, align_corners=align_corners))
 
 

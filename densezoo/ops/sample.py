@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from densezoo.ops import reference
 from densezoo.ops.implementation import chosen
 from densezoo.ops.materialize import materialize_on_cpu
+from densezoo.ops.sharding import in_auto_mesh, per_device
 from densezoo.types import accumulator_dtype
 
 
@@ -55,18 +56,22 @@ def sample_bilinear(x: Float[Array, "b h w c"], positions: Float[Array, "b h2 w2
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(f"sample_bilinear needs {name} of a float type, got {array.dtype}: cast them")
     if chosen() == "reference":
-        return reference.sample_bilinear(x, positions)
+        return per_device(reference.sample_bilinear, x, positions)
+    return per_device(_by_groups, x, positions)
+
+
+def _by_groups(x, positions):
     groups = positions.shape[3] if positions.ndim == 5 else 1
     grouped = positions.reshape(*positions.shape[:3], groups, 2)
     return _sample(x, grouped).reshape(*positions.shape[:3], x.shape[3])
 
 
 def _corners(shape, positions, compute):
-    """The four pixels around each position as rows of `x` seen as a table, their weights, and how those change.
+    """The four pixels around each position as rows of its map seen as a table, their weights, and how those change.
 
     A corner is (row of the table, weight, its derivative by the row position, by the column position).
     """
-    batch, height, width, _ = shape
+    _, height, width, _ = shape
     groups = positions.shape[3]
     position = positions.astype(compute)
     wholes, fractions, moves = [], [], []
@@ -78,36 +83,46 @@ def _corners(shape, positions, compute):
         moves.append(((raw > 0) & (raw < side - 1)).astype(compute))
         # A position in the last row has weight 0 for the row after it, which there is not.
         wholes.append([jnp.clip(low.astype(jnp.int32) + step, 0, side - 1) for step in (0, 1)])
-    sample = np.arange(batch, dtype=np.int32).reshape(-1, 1, 1, 1)
     group = np.arange(groups, dtype=np.int32).reshape(1, 1, 1, -1)
     (down, right), (moves_down, moves_right) = fractions, moves
     corners = []
     for i, vertical, slope in zip(wholes[0], (1 - down, down), (-moves_down, moves_down), strict=True):
         for j, horizontal, lean in zip(wholes[1], (1 - right, right), (-moves_right, moves_right), strict=True):
-            index = ((sample * height + i) * width + j) * groups + group
+            index = (i * width + j) * groups + group
             corners.append((index, vertical * horizontal, slope * horizontal, vertical * lean))
     return corners
+
+
+def _tables(x, groups):
+    """(batch, rows, channels of a group): a row for every pixel and group."""
+    return x.reshape(x.shape[0], -1, x.shape[3] // groups)
+
+
+def _read(tables, index):
+    """The rows of each map at (batch, H, W, groups) indices: map by map, so that no device needs another's."""
+    return jax.vmap(lambda table, index: table.at[index].get(mode="promise_in_bounds"))(tables, index)
 
 
 @jax.custom_vjp
 def _sample(x, positions):
     compute = accumulator_dtype(x.dtype)
-    table = x.reshape(-1, x.shape[3] // positions.shape[3])
+    tables = _tables(x, positions.shape[3])
     total = jnp.zeros((), compute)
     for index, weight, _, _ in _corners(x.shape, positions, compute):
-        total = total + weight[..., None] * table.at[index].get(mode="promise_in_bounds").astype(compute)
+        total = total + weight[..., None] * _read(tables, index).astype(compute)
     return total.reshape(*positions.shape[:3], x.shape[3]).astype(x.dtype)
 
 
 def _backward(saved, g):
     x, positions = saved
     compute = accumulator_dtype(x.dtype)
-    table = x.reshape(-1, x.shape[3] // positions.shape[3])
+    tables = _tables(x, positions.shape[3])
     g = g.astype(compute).reshape(*positions.shape[:4], -1)
     corners = [corner[:2] for corner in _corners(x.shape, positions, compute)]
-    to_table = jax.lax.platform_dependent(
-        corners, g, cpu=functools.partial(_add_by_map, table.shape), default=functools.partial(_add, table.shape)
-    )
+    add = functools.partial(_add, tables)
+    # XLA would gather all maps for the loop over them.
+    on_cpu = add if in_auto_mesh(x) else functools.partial(_add_by_map, tables)
+    to_tables = jax.lax.platform_dependent(corners, g, cpu=on_cpu, default=add)
     to_positions, unlike = [], positions
     for axis in (0, 1):
         # Or XLA:CPU stores what is gathered once for both axes, four maps of the result's size; to gather it for each,
@@ -115,27 +130,30 @@ def _backward(saved, g):
         unlike = materialize_on_cpu(unlike)
         slope = jnp.zeros((), compute)
         for index, _, *slopes in _corners(x.shape, unlike, compute):
-            slope = slope + slopes[axis][..., None] * table.at[index].get(mode="promise_in_bounds").astype(compute)
+            slope = slope + slopes[axis][..., None] * _read(tables, index).astype(compute)
         # XLA:CPU adds up the last axis twice as fast in a product of matrices.
         ones = jnp.ones((g.shape[-1],), compute)
         to_positions.append(jnp.einsum("...c,c->...", slope * g, ones, precision="highest"))
-    return to_table.reshape(x.shape).astype(x.dtype), jnp.stack(to_positions, -1).astype(positions.dtype)
+    return to_tables.reshape(x.shape).astype(x.dtype), jnp.stack(to_positions, -1).astype(positions.dtype)
 
 
-def _add(shape, corners, g):
-    """The gradient of the table, of some shape: every pixel of `g`, weighed, to its corners' rows."""
-    table = jnp.zeros(shape, g.dtype)
+def _add(tables, corners, g):
+    """The gradient of the tables: every pixel of `g`, weighed, to its corners' rows."""
+    add = jax.vmap(lambda table, index, parts: table.at[index].add(parts, mode="promise_in_bounds"))
+    total = jnp.zeros(tables.shape, g.dtype)
     for index, weight in corners:
-        table = table.at[index].add(weight[..., None] * g, mode="promise_in_bounds")
-    return table
+        total = add(total, index, weight[..., None] * g)
+    return total
 
 
-def _add_by_map(shape, corners, g):
+def _add_by_map(tables, corners, g):
     """The same in a loop over maps and corners: XLA:CPU would store all weighed maps at once, far beyond its caches."""
     batch, channels = g.shape[0], g.shape[-1]
     indices, weights = (
         jnp.stack([part.reshape(batch, -1) for part in parts], 1) for parts in zip(*corners, strict=True)
     )
+    first = tables.shape[1] * jnp.arange(batch, dtype=jnp.int32)[:, None, None]
+    indices = indices + first  # as rows of all tables, one below the other
     of = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
 
     def add(step, table):
@@ -143,7 +161,8 @@ def _add_by_map(shape, corners, g):
         return table.at[of(indices.reshape(4 * batch, -1), step)].add(weighed, mode="promise_in_bounds")
 
     # The first by itself, so that inside `jax.shard_map` the loop begins with what varies as its results do.
-    return jax.lax.fori_loop(1, 4 * batch, add, add(0, jnp.zeros(shape, g.dtype)))
+    zeros = jnp.zeros((batch * tables.shape[1], channels), g.dtype)
+    return jax.lax.fori_loop(1, 4 * batch, add, add(0, zeros)).reshape(tables.shape)
 
 
 _sample.defvjp(lambda x, positions: (_sample(x, positions), (x, positions)), _backward)

@@ -1,6 +1,15 @@
-"""What custom gradients have to know of arrays that several devices share."""
+"""What operations do with arrays that several devices share.
+
+Under data parallelism the devices share the batch, the first axis of every map, and each has all parameters. An
+operation on maps then needs nothing from another device.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def reduced_like(cotangent: jax.Array, primal: jax.Array) -> jax.Array:
@@ -10,8 +19,89 @@ def reduced_like(cotangent: jax.Array, primal: jax.Array) -> jax.Array:
 
 
 def explicitly_sharded(*arrays: jax.Array) -> bool:
-    """Whether the types of the arrays say how devices share them, which reshaping them would have to say anew."""
+    """Whether the types of the arrays say how devices share them, which most reshapes would have to say again."""
     return any(part is not None for x in arrays for part in jax.typeof(x).sharding.spec)
+
+
+def in_auto_mesh(x: jax.Array) -> bool:
+    """Whether XLA may divide `x` among the devices of a mesh, in a way that its type does not say.
+
+    False also where a `jit` gets its mesh from `in_shardings` alone, which is not known while it is traced.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    return mesh.size > 1 and AxisType.Auto in mesh.axis_types
+
+
+def per_device(
+    function: Callable[..., Any], *maps: jax.Array, weights: Sequence[jax.Array] = (), auto: bool = False
+) -> Any:
+    """`function(*maps, *weights)`, which each device computes for its own part of the batch.
+
+    In a mesh with explicit axes, JAX asks for the sharding of the result of most reshapes and gathers; here none is
+    needed. Without a mesh, or where devices share more than the batch, `function` is simply called.
+
+    Args:
+        function: takes the arrays, and gives arrays with the batch as their first axis. No sample affects another.
+        maps: arrays with the batch as their first axis.
+        weights: arrays that every device has.
+        auto: the same in a mesh with automatic axes, for what XLA would compute for the whole batch on every device.
+            All of its devices are taken to share the batch, if they divide it.
+    """
+    specs = [jax.typeof(x).sharding.spec for x in maps]
+    batch, mesh = next(
+        ((spec[0], jax.typeof(x).sharding.mesh) for x, spec in zip(maps, specs, strict=True) if spec[0] is not None),
+        (None, jax.typeof(maps[0]).sharding.mesh),
+    )
+    if batch is not None:
+        if explicitly_sharded(*weights) or any(part is not None for spec in specs for part in spec[1:]):
+            return function(*maps, *weights)
+        maps = tuple(
+            x if spec[0] == batch else jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(batch)))
+            for x, spec in zip(maps, specs, strict=True)
+        )
+        kind = AxisType.Explicit
+    elif auto and set(mesh.axis_types) == {AxisType.Auto} and _divides(mesh.size, maps[0].shape[0]):
+        batch, kind = mesh.axis_names, AxisType.Auto
+    else:
+        return function(*maps, *weights)
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(PartitionSpec(batch),) * len(maps) + (PartitionSpec(),) * len(weights),
+        out_specs=PartitionSpec(batch),
+        axis_names={name for name, its in zip(mesh.axis_names, mesh.axis_types, strict=True) if its == kind},
+    )(*maps, *weights)
+
+
+def reshape(x: jax.Array, *shape: Any) -> jax.Array:
+    """`x.reshape(*shape)` where the first axis begins with the batch in both shapes.
+
+    In a mesh with explicit axes, JAX has to be told that the devices go on sharing the batch.
+    """
+    return jnp.reshape(x, shape, out_sharding=_by_batch(x))
+
+
+def repeat_for(maps: jax.Array, x: jax.Array) -> jax.Array:
+    """`x`, which is one sample, for each sample in the batch of `maps`, shared by the devices as these are."""
+    return jnp.broadcast_to(x, (maps.shape[0], *x.shape[1:]), out_sharding=_by_batch(maps))
+
+
+def shared_like(x: jax.Array, maps: jax.Array) -> jax.Array:
+    """`x`, which begins with the batch and which every device has, shared as `maps` are if their type says how."""
+    batch = _by_batch(maps)
+    return x if batch is None else jax.sharding.reshard(x, batch)
+
+
+def _by_batch(x: jax.Array) -> NamedSharding | None:
+    """How devices share maps of which they share the batch alone, if their type says so."""
+    batch, *others = jax.typeof(x).sharding.spec
+    if batch is None or any(part is not None for part in others):
+        return None
+    return NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(batch))
+
+
+def _divides(parts: int, size: Any) -> bool:
+    return parts > 1 and isinstance(size, int) and size % parts == 0  # a symbolic size is none of a mesh
 
 
 def _varying(x: jax.Array) -> frozenset[str]:

@@ -11,7 +11,7 @@ from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.convolution import conv
 from densezoo.ops.implementation import chosen, implementation, onednn, with_onednn
-from densezoo.ops.sharding import explicitly_sharded, reduced_like
+from densezoo.ops.sharding import explicitly_sharded, per_device, reduced_like
 
 
 def conv_transpose(
@@ -199,4 +199,4 @@ def pixel_shuffle(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "
         raise ValueError(
             f"pixel_shuffle by {factor} needs NHWC maps with channels in multiples of {factor**2}, got {x.shape}"
         )
-    return reference.pixel_shuffle(x, factor)
+    return per_device(functools.partial(reference.pixel_shuffle, factor=factor), x)

@@ -16,6 +16,7 @@ from densezoo.ops.checks import check_maps
 from densezoo.ops.convolution import conv
 from densezoo.ops.implementation import chosen
 from densezoo.ops.resize import resize_bilinear
+from densezoo.ops.sharding import per_device
 from densezoo.ops.transposed import phase_conv
 from densezoo.types import accumulator_dtype
 
@@ -51,7 +52,10 @@ def upsample_concat_conv(
     """
     _check(x, skip, kernel, method)
     if chosen() == "reference":
-        return reference.upsample_concat_conv(x, skip, kernel, method=method, skip_first=skip_first)
+        plain = functools.partial(reference.upsample_concat_conv, method=method, skip_first=skip_first)
+        if skip is None:
+            return per_device(lambda x, kernel: plain(x, None, kernel), x, weights=(kernel,))
+        return per_device(plain, x, skip, weights=(kernel,))
     if skip is not None and skip_first:
         kernel = jnp.roll(kernel, x.shape[-1], axis=2)  # x's channels come first from here on
     y = _upsample_conv(x, kernel[:, :, : x.shape[-1]], method)

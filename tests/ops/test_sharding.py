@@ -1,56 +1,132 @@
-"""The operations' gradients where two devices share the batch: in shard_map, and in a mesh with explicit axes."""
+"""Two devices that share the batch: the operations' gradients, and that no map moves from one device to the other."""
 
+import json
 import os
 import subprocess
 import sys
 
+import pytest
+
+from benchmarks import sharding
+
 PROGRAM = """
+import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from densezoo import ops
+from densezoo.blocks import attend
 from densezoo.ops.implementation import with_onednn
+from densezoo.ops.sharding import repeat_for, reshape
 
 draw = np.random.default_rng(0).standard_normal
-x = draw((4, 4, 4, 4)).astype(np.float32)
-kernels = {size: draw((size, size, 4, 4)).astype(np.float32) for size in (1, 2, 3, 4)}
+x = draw((4, 6, 6, 4)).astype(np.float32)
+kernel = lambda *shape: draw(shape).astype(np.float32)
 scale, bias = np.full(4, 1.5, np.float32), jnp.zeros(4)
-OPERATIONS = {
-    "conv_1x1": (lambda x, k: ops.conv(x, k), kernels[1]),
-    "conv_3x3": (lambda x, k: ops.conv(x, k, padding=1), kernels[3]),
-    "conv_by_onednn": (with_onednn()(lambda x, k: ops.conv(x, k, padding=1)), kernels[3]),
-    "conv_transpose": (lambda x, k: ops.conv_transpose(x, k), kernels[2]),
-    "conv_transpose_4x4": (lambda x, k: ops.conv_transpose(x, k, padding=1), kernels[4]),
-    "upsample_concat_conv": (lambda x, k: ops.upsample_concat_conv(x, None, k), kernels[3]),
-    "group_norm": (lambda x, s: ops.group_norm(x, s, bias, groups=2, epsilon=1e-5, relu=True), scale),
-    "bilinear": (lambda x, s: ops.resize_bilinear(x, (8, 8)) * s.reshape(1, 1, 1, 4), scale),
-    "nearest": (lambda x, s: ops.resize_nearest(x, (8, 8)) * s.reshape(1, 1, 1, 4), scale),
-    "max_pool": (lambda x, s: ops.max_pool(x) * s.reshape(1, 1, 1, 4), scale),
-    "max_pool_3x3": (lambda x, s: ops.max_pool(x, 3, 2, 1) * s.reshape(1, 1, 1, 4), scale),
+times = lambda x, s: x * s.reshape(1, 1, 1, -1)
+
+def sample(x, k):
+    return ops.sample_bilinear(x, 3 * reshape(ops.conv(x, k), len(x), 6, 6, 2, 2))
+
+def carafe(x, k):
+    return ops.carafe(x, ops.pixel_shuffle(ops.conv(x, k)), kernel_size=3)
+
+def attention(x, s):
+    tokens = reshape(times(x, s), len(x), 36, 2, 2)
+    return attend(jnp.concatenate([repeat_for(x, jnp.ones((1, 1, 2, 2))), tokens], 1), tokens, tokens)
+
+PLAIN = {  # in the plain form too
+    "sample": (sample, kernel(1, 1, 4, 4)),
+    "carafe": (carafe, kernel(1, 1, 4, 36)),
+    "bilinear": (lambda x, s: times(ops.resize_bilinear(x, (7, 12)), s), scale),
+    "max_unpool": (lambda x, s: times(ops.max_unpool(*ops.max_pool_with_indices(x)), s), scale),
+    "grouped": (lambda x, k: ops.conv(x, k, padding=1, groups=2), kernel(3, 3, 2, 4)),
 }
-implicit = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+OPERATIONS = {
+    "conv_1x1": (lambda x, k: ops.conv(x, k), kernel(1, 1, 4, 4)),
+    "conv_3x3": (lambda x, k: ops.conv(x, k, padding=1), kernel(3, 3, 4, 4)),
+    "conv_by_onednn": (with_onednn()(lambda x, k: ops.conv(x, k, padding=1)), kernel(3, 3, 4, 4)),
+    "depthwise": (lambda x, k: ops.conv(x, k, padding=1, groups=4), kernel(3, 3, 1, 4)),
+    "depthwise_by_onednn": (with_onednn()(lambda x, k: ops.conv(x, k, padding=1, groups=4)), kernel(3, 3, 1, 4)),
+    "conv_transpose": (lambda x, k: ops.conv_transpose(x, k), kernel(2, 2, 4, 4)),
+    "conv_transpose_4x4": (lambda x, k: ops.conv_transpose(x, k, padding=1), kernel(4, 4, 4, 4)),
+    "upsample_concat_conv": (lambda x, k: ops.upsample_concat_conv(x, None, k), kernel(3, 3, 4, 4)),
+    "group_norm": (lambda x, s: ops.group_norm(x, s, bias, groups=2, epsilon=1e-5, relu=True), scale),
+    "bicubic": (lambda x, s: times(ops.resize_bicubic(x, (7, 5)), s), scale),
+    "nearest": (lambda x, s: times(ops.resize_nearest(x, (12, 12)), s), scale),
+    "nearest_to_odd": (lambda x, s: times(ops.resize_nearest(x, (7, 9)), s), scale),
+    "max_pool": (lambda x, s: times(ops.max_pool(x), s), scale),
+    "max_pool_3x3": (lambda x, s: times(ops.max_pool(x, 3, 2, 1), s), scale),
+    "adaptive_avg_pool": (lambda x, s: times(ops.adaptive_avg_pool(x, (4, 4)), s), scale),
+    "attention": (attention, scale),
+    **PLAIN,
+}
+
+def check_traffic(name, program):
+    for results, kind in re.findall(r"= (.+?) (all-\\w+|collective-\\w+|reduce-scatter)(?:-start)?\\(", program):
+        assert kind == "all-reduce", (name, results, kind)
+        # A device's part of the maps has 288 numbers or more, the weights and what is made of them at most 256.
+        for shape in re.findall(r"\\[([\\d,]*)\\]", results):
+            assert np.prod([int(side) for side in shape.split(",") if side]) <= 256, (name, results)
+
+automatic = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 explicit = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
-positions = draw((4, 4, 4, 2)).astype(np.float32)
-gradient = jax.grad(lambda x, p: jnp.square(ops.sample_bilinear(x, p)).sum(), (0, 1))
-shared = jax.shard_map(gradient, mesh=implicit, in_specs=(P("data"), P("data")), out_specs=(P("data"), P("data")))
-for a, b in zip(jax.jit(shared)(x, positions), jax.jit(gradient)(x, positions)):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg="sample_bilinear")
-for name, (operation, weights) in OPERATIONS.items():
-    gradient = jax.grad(lambda x, w: jnp.square(operation(x, w)).sum(), (0, 1))
+specs = (P("data"), P())
+forms = [(name, case, "auto") for name, case in OPERATIONS.items()]
+forms += [(name, case, "reference") for name, case in PLAIN.items()]
+for name, (operation, weights), form in forms:
+    name = f"{name}, {form}"
+    gradient = ops.implementation(form)(jax.grad(lambda x, w: jnp.square(operation(x, w)).sum(), (0, 1)))
     expected = jax.jit(gradient)(x, weights)
-    specs = (P("data"), P())
-    results = [jax.jit(jax.shard_map(gradient, mesh=implicit, in_specs=specs, out_specs=specs))(x, weights)]
-    with jax.set_mesh(explicit):
-        shared = [jax.device_put(a, NamedSharding(explicit, spec)) for a, spec in zip((x, weights), specs)]
-        results.append(jax.jit(gradient)(*shared))
+    results = []
+    if form == "auto":
+        results.append(jax.jit(jax.shard_map(gradient, mesh=automatic, in_specs=specs, out_specs=specs))(x, weights))
+    for mesh in (automatic, explicit):
+        shared = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip((x, weights), specs)]
+        compiled = jax.jit(gradient).lower(*shared).compile()
+        check_traffic(name, compiled.as_text())
+        results.append(compiled(*shared))
     for result in results:
         for a, b in zip(result, expected):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(np.abs(b).max()), err_msg=name)
-print("agree:", len(OPERATIONS))
+print("agree:", len(forms))
 """
 
 
-def test_gradients_of_shared_batches():
+def on_two_devices(*arguments):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "agree: 11" in done.stdout
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
+
+
+# The one test of many programs for two devices; it takes some 15 s, nearly all of it compiling.
+def test_gradients_of_shared_batches_without_moving_maps():
+    assert "agree: 26" in on_two_devices("-c", PROGRAM)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", sharding.CASES)
+def test_a_model_moves_nothing_but_gradients_and_statistics(name, tmp_path):
+    out = tmp_path / "out.jsonl"
+    on_two_devices("-m", "benchmarks.sharding", "--out", str(out), "--models", name)
+    row = json.loads(out.read_text())
+    for kind in sharding.KINDS:
+        assert row["inference"][kind] == {"moved": [], "added": 0}
+        # In training, something must be added up: every parameter's gradient.
+        assert row["train_step"][kind]["moved"] == [] and row["train_step"][kind]["added"] >= row["parameters"] // 2
+
+
+def test_what_is_counted():
+    program = """
+        %a = (f32[8]{0}, f32[11,4]{1,0}) all-reduce(%b, %c)
+        %d = f32[3,4]{1,0} all-reduce-start(%e)
+        %f = f32[8]{0} all-gather(%g)
+        %h = f32[] all-reduce(%i)
+    """
+    counted = sharding.summed_up(program)
+    assert counted == {"moved": ["all-reduce f32[11,4]", "all-gather f32[8]"], "added": 8 + 12 + 1}
+    nothing = {"moved": [], "added": 0}
+    row = {"model": "unet", "parameters": 20, "inference": {"Auto": nothing, "Explicit": counted}}
+    row["train_step"] = {"Auto": counted | {"moved": []}, "Explicit": nothing}
+    assert sharding.table([row]).splitlines()[-1] == "| unet | 0 | 2 | 0 | 0 | 21 | 20 |"

@@ -1,0 +1,190 @@
+"""What data parallelism makes devices send to each other: the collectives of every family, on two devices.
+
+Usage: python -m benchmarks.sharding [--models unet "unet, ResNeXt"] [--report]
+
+Each model is tiny, and compiled for two devices that share the batch and have all parameters: inference, and a train
+step. In training, devices add up the gradients of the parameters and the sums of batch norms, and nothing else may
+move. Each finished model is a line of --out and not compiled again. `--report` writes the table of --docs from --out.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import densezoo as dz
+from benchmarks.record import markdown_table, write_text
+from benchmarks.report import with_parts
+from densezoo.tasks import Segmentation
+from densezoo.zoo import MODELS
+
+IMAGES = (22, 64, 64, 3)
+"""11 for each device: what has a part for each image has a multiple of 11 numbers, and parameters here have not."""
+KINDS = {"Auto": AxisType.Auto, "Explicit": AxisType.Explicit}
+
+COLLECTIVE = re.compile(
+    r"= (?P<results>.+?) (?P<kind>all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast"
+    r"|reduce-scatter|ragged-all-to-all)(-start)?\("
+)
+
+_plain = dz.PlainEncoder((4, 8, 8))
+_unet = partial(dz.create_model, "unet")
+_mit = dz.MixTransformer((1, 1, 1, 1), (8, 8, 16, 16), (1, 2, 2, 2), (2, 2, 1, 1))
+_vit = dz.ViT(embed_dim=16, depth=4, num_heads=2, grid=2)
+_hrnet = dz.HRNet(width=4, layer1_size=1, layer1_features=8, depths=(1, 1), branch_size=1, incre=False)
+
+# What a family needs other than the plain encoder, and fewer channels where it has many.
+_FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "dpt": (_vit, {"features": 8, "intermediate_features": (8, 8, 8, 8)}),
+    "hrnet": (_hrnet, {}),
+    "segformer": (_mit, {"features": 8}),
+    "fpn": (_plain, {"features": 8}),
+    "upernet": (_plain, {"features": 8}),
+    "deeplabv3": (_plain, {"features": 8}),
+    "deeplabv3plus": (_plain, {"features": 8}),
+}
+_ENCODERS: dict[str, Any] = {
+    "ResNeXt": dz.ResNet((1, 1), partial(dz.Bottleneck, groups=4, group_width=16), width=16, coarsest=8),
+    "SE-ResNet": dz.ResNet((1, 1), dz.BasicBlock, width=8, squeeze_excite=True, coarsest=8),
+    "DenseNet": dz.DenseNet((1, 1), width=8, growth=8, coarsest=8),
+    "VGG": dz.VGG((1, 1, 1), (4, 8, 8), coarsest=8),
+    "EfficientNet": dz.EfficientNet(width=0.25, depth=0.1, coarsest=8),
+    "MobileNetV3": dz.MobileNetV3(coarsest=4),
+    "ConvNeXt": dz.ConvNeXt((1, 1), (8, 8), coarsest=8),
+    "Swin": dz.Swin((2, 2), 8, (1, 2), window_size=2, coarsest=8),
+}
+_UPSAMPLERS = (dz.Bilinear, dz.Bicubic, dz.TransposedConv, dz.ResizeConv, dz.PixelShuffle, dz.CARAFE, dz.DySample)
+
+
+def _family(name: str) -> Any:
+    encoder, fields = _FAMILIES.get(name, (_plain, {}))
+    return dz.create_model(name, encoder, **fields)
+
+
+CASES: dict[str, Callable[[], Any]] = {
+    **{name: partial(_family, name) for name in MODELS},
+    **{f"unet, {name}": partial(_unet, encoder) for name, encoder in _ENCODERS.items()},
+    **{f"unet, {upsample.__name__}": partial(_unet, _plain, upsample=upsample) for upsample in _UPSAMPLERS},
+    "unet, GroupNorm": partial(_unet, _plain, norm=partial(dz.GroupNorm, num_groups=2)),
+}
+"""Makers of models by name: every family, every kind of encoder, every upsampler."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Counts collectives."""
+
+    models: tuple[str, ...] = tuple(CASES)
+    """Names of cases."""
+    out: Path = Path("benchmarks/results/sharding.jsonl")
+    """Where the results go."""
+    docs: Path = Path("docs/zoo.md")
+    """The document whose table is written."""
+    report: bool = False
+    """Compile nothing; write the document's table."""
+
+
+def main(arguments: Arguments) -> int:
+    """Counts, or reports; gives the exit code, 1 if anything moves."""
+    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    if arguments.report:
+        write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"sharding": table(rows)}))
+        return 0
+    if unknown := [name for name in arguments.models if name not in CASES]:
+        raise ValueError(f"unknown models {unknown}; they are {', '.join(CASES)}")
+    if jax.device_count() < 2:
+        raise ValueError("two devices are needed: on a CPU, start with JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    done = {row["model"] for row in rows}
+    for name in arguments.models:
+        if name in done:
+            continue
+        row = {"model": name} | count(CASES[name]()) | {"jax": jax.__version__}
+        rows.append(row)
+        with arguments.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+    moved = {row["model"]: found for row in rows if (found := [row[job][kind]["moved"] for job, kind in _columns(row)])}
+    return int(any(any(each) for found in moved.values() for each in found))
+
+
+def _columns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(job, kind) for job in ("inference", "train_step") for kind in KINDS if kind in row.get(job, {})]
+
+
+def count(model: Any, kinds: tuple[str, ...] = tuple(KINDS), *, train: bool = True) -> dict[str, Any]:
+    """For each job and kind of mesh the collectives: those that move what images have, and numbers that are added up.
+
+    Without `train`, inference alone.
+    """
+    images = jax.ShapeDtypeStruct(IMAGES, jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    result: dict[str, Any] = {"parameters": sum(x.size for x in jax.tree.leaves(variables["params"]))}
+    result |= {"inference": {}} | ({"train_step": {}} if train else {})
+    for kind in kinds:
+        mesh = jax.make_mesh((2,), ("data",), axis_types=(KINDS[kind],), devices=jax.devices()[:2])
+        shared = partial(_placed, NamedSharding(mesh, PartitionSpec("data")))
+        everywhere = partial(_placed, NamedSharding(mesh, PartitionSpec()))
+        program = jax.jit(model.apply).lower(everywhere(variables), shared(images)).compile().as_text()
+        result["inference"][kind] = summed_up(program)
+        if not train:
+            continue
+        state = jax.eval_shape(
+            lambda key: dz.train.create_state(model, optax.sgd(0.1), key, jnp.zeros(IMAGES)), jax.random.key(0)
+        )
+        batch = {"image": images, "mask": jax.ShapeDtypeStruct(IMAGES[:3], jnp.int32)}
+        step = dz.train.make_train_step(Segmentation(1, ignore_index=None).loss)
+        program = step.lower(everywhere(state), shared(batch)).compile().as_text()  # pyright: ignore
+        result["train_step"][kind] = summed_up(program)
+    return result
+
+
+def _placed(sharding: NamedSharding, tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def summed_up(program: str) -> dict[str, Any]:
+    """Of a compiled program: the collectives that move what images have, and how many numbers the others add up.
+
+    Example:
+        >>> summed_up("%a = f32[3,4]{1,0} all-reduce(%b)")
+        {'moved': [], 'added': 12}
+        >>> summed_up("%a = (f32[8]{0}, f32[11,4]{1,0}) all-reduce(%b, %c)")
+        {'moved': ['all-reduce f32[11,4]'], 'added': 8}
+        >>> summed_up("%a = f32[8]{0} all-gather(%b)")
+        {'moved': ['all-gather f32[8]'], 'added': 0}
+    """
+    moved, added = [], 0
+    for found in COLLECTIVE.finditer(program):
+        for array in re.findall(r"\w+\[[\d,]*\]", found["results"]):
+            size = int(np.prod([int(side) for side in re.findall(r"\d+", array[array.index("[") :])]))
+            if found["kind"] == "all-reduce" and size % (IMAGES[0] // 2):
+                added += size
+            else:
+                moved.append(f"{found['kind']} {array}")
+    return {"moved": moved, "added": added}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The document's table: how many collectives move what images have, and what is added up in a train step."""
+    header = ["model", *(f"{job}, {kind}" for job in ("inference", "train step") for kind in KINDS)]
+    lines = []
+    for row in rows:
+        counts = [str(len(row[job][kind]["moved"])) for job, kind in _columns(row)]
+        lines.append((row["model"], *counts, str(row["train_step"]["Auto"]["added"]), str(row["parameters"])))
+    return markdown_table((*header, "numbers added up", "parameters"), lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments)))
