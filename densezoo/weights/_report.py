@@ -99,7 +99,7 @@ class Report:
         return hints
 
     def _no_name_fits(self) -> list[str]:
-        hints = ["No name fits: see docs/weights.md for the namings that are known."]
+        hints = ['No name fits: the guide "Weights" lists the namings that are known.']
         if not self.unexpected:
             hints.append(f"The checkpoint has {shortened(list(self.came))}.")
         prefix, count = Counter(name.split(".")[0] + "." for name in self.came).most_common(1)[0]
