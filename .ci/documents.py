@@ -1,8 +1,8 @@
 """Runs what documents tell readers to run: their `sh` blocks line by line, the `python` blocks of each as one program.
 
-Of a table after the line `<!-- run the last column -->`, the code in the last column is run too, row by row. `make test`
-is left out, because it has been run before; so are `py` blocks, which need a reader's own files or a network. Everything
-runs in the project's root, with .venv's programs.
+Of a table after the line `<!-- run the last column -->`, the code in the last column is run too, row by row. `make
+test` is left out, because it has been run before; so are `py` blocks, which need a reader's own files or a network.
+Everything runs in the project's root, with .venv's programs.
 """
 
 import json
