@@ -9,6 +9,8 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.inspect import signature, stringify_signature
 
 import densezoo
@@ -120,9 +123,19 @@ def _page(module: str, names: list[str]) -> str:
         kind = "class" if inspect.isclass(value) else "function" if inspect.isroutine(value) else "data"
         kind = "exception" if kind == "class" and issubclass(value, BaseException) else kind
         parts += [f".. auto{kind}:: {name}", ""]
-        if kind == "data" and isinstance(value, dict):
-            parts[-1:] = ["   :no-value:", ""]
+        if kind == "data":
+            parts[-2:] = [f".. data:: {name}", "", *(f"   {line}" for line in _comment(last, value)), ""]
     return "\n".join(parts)
+
+
+def _comment(name: str, value: Any) -> list[str]:
+    """The string below an assignment, in the module that makes it."""
+    for module in [name for name in sys.modules if name.startswith("densezoo.")]:
+        if getattr(sys.modules[module], name, None) is value:
+            found = ModuleAnalyzer.for_module(module).find_attr_docs()
+            if ("", name) in found:
+                return found["", name]
+    raise ExtensionError(f"{name} is public: say what it is, in a string below its assignment")
 
 
 def _write(path: Path, text: str) -> None:
@@ -165,6 +178,17 @@ def _name_of(value: Any) -> str:
     return name or repr(value)
 
 
+def plain_text(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text with code in backticks: a star or a bar means itself, `Args (fields)` are arguments."""
+    in_example = False
+    for index, line in enumerate(lines):
+        in_example = line.lstrip().startswith(">>>") or (in_example and bool(line.strip()))
+        if not in_example:
+            words = re.split("(`[^`]*`)", line.replace("Args (fields):", "Args:"))
+            words[::2] = [re.sub(r"([*|])", r"\\\1", each) for each in words[::2]]
+            lines[index] = "".join(words)
+
+
 def call_of_modules(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Adds to a Flax module how it is called, with the shapes."""
     if what == "class" and inspect.isclass(value) and issubclass(value, nn.Module) and "__call__" in dir(value):
@@ -177,5 +201,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", write_pages)
     app.connect("env-check-consistency", check_names)
     app.connect("autodoc-process-signature", short_signature)
+    app.connect("autodoc-process-docstring", plain_text, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", call_of_modules)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
