@@ -190,10 +190,18 @@ def plain_text(app: Sphinx, what: str, name: str, value: Any, options: Any, line
 
 
 def call_of_modules(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Adds to a Flax module how it is called, with the shapes."""
+    """Adds to a Flax module, after its first paragraph, how it is called, with the shapes."""
     if what == "class" and inspect.isclass(value) and issubclass(value, nn.Module) and "__call__" in dir(value):
-        call = signature(value.__call__, bound_method=True)
-        lines += ["", f"Called as ``module{stringify_signature(call, unqualified_typehints=True)}``.", ""]
+        call = stringify_signature(signature(value.__call__, bound_method=True), unqualified_typehints=True)
+        call = re.sub(r"~?(?:[A-Za-z_]\w*\.)+", "", call)  # names without their modules
+        end = next((index for index, line in enumerate(lines) if not line.strip()), len(lines))
+        lines[end:end] = ["", f"Called as ``module{call}``.", ""]
+
+
+def skip_fields(app: Sphinx, what: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
+    """Of a class only methods and properties are listed: its docstring says what the fields are."""
+    is_field = what == "class" and not (inspect.isroutine(value) or isinstance(value, property))
+    return True if is_field else None
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -203,4 +211,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-signature", short_signature)
     app.connect("autodoc-process-docstring", plain_text, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", call_of_modules)
+    app.connect("autodoc-skip-member", skip_fields)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

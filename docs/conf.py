@@ -21,6 +21,8 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = f"densezoo {version}"
 html_show_sphinx = False
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 
 # Docstrings: Google's style, with plain backticks for code.
 default_role = "code"
