@@ -58,6 +58,9 @@ for line in sys.stdin:
 """
 
     def __init__(self, environment: dict[str, str]):
+        # Most of the time would go to compiling programs that run once, on tiny images.
+        flags = f"{environment.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+        environment = environment | {"XLA_FLAGS": flags}
         command = ["python", "-W", "error", "-c", self.LOOP]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True)
