@@ -124,7 +124,8 @@ def _page(module: str, names: list[str]) -> str:
         kind = "exception" if kind == "class" and issubclass(value, BaseException) else kind
         parts += [f".. auto{kind}:: {name}", ""]
         if kind == "data":
-            parts[-2:] = [f".. data:: {name}", "", *(f"   {line}" for line in _comment(last, value)), ""]
+            comment = (f"   {line}".rstrip() for line in _comment(last, value))
+            parts[-2:] = [f".. py:data:: {last}", f"   :module: {parent}", "", *comment]
     return "\n".join(parts)
 
 
