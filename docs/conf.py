@@ -32,4 +32,5 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
 autodoc_default_options = {"members": True, "exclude-members": "reference_names, replace"}
