@@ -43,7 +43,7 @@ def from_torch(
     """The variables of a model, filled from a PyTorch checkpoint; nothing in a file is executed, torch is not needed.
 
     Names may be those of segmentation_models_pytorch, torchvision or timm (encoders; `backbone.*` of torchvision's
-    detectors for a `PyramidModel`), or of a plain U-Net: see the guide "Weights". Prefixes of wrappers (`module.`,
+    detectors for a `PyramidModel`), or of a plain U-Net; `docs/weights.md` lists them. Prefixes of wrappers (`module.`,
     `_orig_mod.`, `model.`) and dictionaries around the weights are taken off. A convolution's bias right before a batch
     norm, where the model has none, goes into the running mean. Auxiliary heads, which no reference has, are initialised
     with `key`.
