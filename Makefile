@@ -8,6 +8,7 @@ PRINT_VERSION := -c 'import platform; print(platform.python_version())'
 VERSION := $(shell $(PYTHON) $(PRINT_VERSION))
 # Named after the version, because the environment of another Python does not do.
 STAMP := $(VENV)/.installed-$(VERSION)
+DOCS_STAMP := $(VENV)/.installed-docs-$(VERSION)
 
 # The tests that depend most on the versions of JAX and of what is built on it: what is traced, compiled and written.
 # Of the language, pyright checks that Python 3.11 has it.
@@ -15,7 +16,7 @@ QUICK := tests/ops tests/train tests/inspect tests/weights/test_native.py \
 	$(addprefix tests/data/test_,pipeline.py transforms.py) $(addprefix tests/viz/test_,structure.py tracing.py) \
 	$(addprefix tests/test_,blocks.py compiling.py extras.py import.py inference.py nnx.py)
 
-.PHONY: demo test test-oldest test-quick parity lint types doctest docs clean
+.PHONY: demo test test-oldest test-quick parity lint types doctest docs readme clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) --version
@@ -57,8 +58,21 @@ types: $(STAMP)
 doctest: $(STAMP)
 	$(BIN)/python -m pytest -p no:cacheprovider --doctest-modules densezoo
 
-docs: $(STAMP)
+# The site, in docs/_build/html.
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+$(DOCS_STAMP): $(STAMP)
+	@if command -v uv >/dev/null 2>&1; then \
+		uv pip install --quiet --python $(BIN)/python -e '.[docs]'; \
+	else \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'; \
+	fi
+	@touch $@
+
+# The zoo's tables in the README, from the registry.
+readme: $(STAMP)
 	$(BIN)/python -m densezoo.viz.readme README.md
 
 clean:
-	rm -rf .venv .venv311 out
+	rm -rf .venv .venv311 out docs/_build docs/api

@@ -1,7 +1,8 @@
 """Runs what documents tell readers to run: their `sh` blocks line by line, the `python` blocks of each as one program.
 
-`make test` is left out, because it has been run before; so are `py` blocks, which need a reader's own files. Everything
-runs in the project's root, with .venv's programs.
+Of a table after the line `<!-- run the last column -->`, the code in the last column is run too, row by row. `make
+test` is left out, because it has been run before; so are `py` blocks, which need a reader's own files or a network.
+Everything runs in the project's root, with .venv's programs.
 """
 
 import json
@@ -9,10 +10,13 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import time
 
 SKIPPED = ("make test", ". .venv", "git clone", "cd ", "pip install")
-BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^ *```(sh|python)\n(.*?)^ *```|^<!-- run the last column -->\n((?:\|[^\n]*\n)+)", re.MULTILINE | re.DOTALL
+)
 
 
 def main(paths: list[str]) -> None:
@@ -21,8 +25,9 @@ def main(paths: list[str]) -> None:
         with open(path) as file:
             text = file.read()
         python = Python(environment)  # later blocks of a document build on earlier ones
-        for language, block in BLOCK.findall(text):
-            if language == "python":
+        for language, block, table in BLOCK.findall(text):
+            block = last_column(table) if table else textwrap.dedent(block)
+            if language != "sh":
                 print(f"{path}: {block.strip()}", flush=True)
                 started = time.perf_counter()
                 python.run(block)
@@ -33,6 +38,12 @@ def main(paths: list[str]) -> None:
                 if command and not command.startswith(SKIPPED):
                     run(["bash", "-euc", command], path, command, environment)
         python.end()
+
+
+def last_column(table: str) -> str:
+    """The code in the last cell of each row below the head, a line for each."""
+    rows = table.splitlines()[2:]
+    return "".join(row.rsplit("|", 2)[1].strip().strip("`") + "\n" for row in rows)
 
 
 class Python:
@@ -47,6 +58,9 @@ for line in sys.stdin:
 """
 
     def __init__(self, environment: dict[str, str]):
+        # Most of the time would go to compiling programs that run once, on tiny images.
+        flags = f"{environment.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+        environment = environment | {"XLA_FLAGS": flags}
         command = ["python", "-W", "error", "-c", self.LOOP]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True)

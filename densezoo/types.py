@@ -9,10 +9,13 @@ from flax import struct
 
 from densezoo.deprecation import renamed
 
+__all__ = ["Dtype", "Initializer", "ModuleDef", "Pyramid", "Size"]
+
 Dtype = Any
 """Anything that `jnp.dtype` takes; None lets a module compute in the type of its input and parameters."""
 
 Initializer = Callable[..., jax.Array]
+"""Called with a key, a shape and a dtype, as those of `jax.nn.initializers`."""
 
 Side = Any
 """A side in pixels: an int, or in `jax.export` a symbolic dimension."""

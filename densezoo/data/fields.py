@@ -270,6 +270,8 @@ KINDS: dict[str, Kind] = {
     "size": Kind(),
     "image_id": Kind(),
 }
+"""The kinds of fields by name; add the kind of a field of your own here."""
+
 SIZE = "size"  # which the pipeline adds: the true height and width of padded pictures, int32
 
 

@@ -72,7 +72,7 @@ class ImageMaskFolder:
     name; hidden files are skipped, links are followed, and a warning names other files and folders that are not read.
 
     Pixels are read as by `read_image`. Masks hold class numbers: grey values of any number of bits, as they
-    are stored, or palette indices. `labels` maps other numbers, or colours, to classes:
+    are stored, or palette indices. `labels` maps other numbers, or colours, to classes::
 
         ImageMaskFolder(root, labels={7: 0, 11: 1, 26: 2, 0: 255}, ignore_index=255)
         ImageMaskFolder(root, labels={(0, 0, 0): 0, (128, 64, 128): 1}, class_names=("background", "road"))

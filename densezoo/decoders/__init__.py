@@ -1,7 +1,6 @@
-"""Decoders: Pyramid -> one map, or for a neck a tuple of maps; an architecture a file.
+"""Decoders: Pyramid -> one map, or for a neck a tuple of maps; an architecture a file."""
 
-Each line here adds a file, which registers its families, in the order of the README's table.
-"""
+# Each line adds a file, which registers its families, in the order of the README's table.
 
 from densezoo.decoders.unet import UNetDecoder
 from densezoo.decoders.unetplusplus import UNetPlusPlusDecoder

@@ -1,4 +1,6 @@
-"""Encoders: image -> Pyramid, a family a file. Each line here adds a file, which registers its encoders by name."""
+"""Encoders: image -> Pyramid, a family a file."""
+
+# Each line adds a file, which registers its encoders by name.
 
 from densezoo.encoders.base import ENCODERS, Encoder, register_encoders
 from densezoo.encoders.convnext import ConvNeXt

@@ -56,8 +56,9 @@ class MobileNetV2(InvertedResidualEncoder):
         head_features: channels of a last 1x1 convolution, which then gives the last map (1280 in
             segmentation_models_pytorch); 0 for none, as in timm.
         act: activation.
-        norm, coarsest, output_stride, dilate_first, drop_path, remat, kernel_init, depthwise_init, padding, padded_for,
-            taps: as in `InvertedResidualEncoder`.
+
+    The other fields are those of `InvertedResidualEncoder`: norm, coarsest, output_stride, dilate_first, drop_path,
+    remat, kernel_init, depthwise_init, padding, padded_for, taps.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -125,8 +126,9 @@ class MobileNetV3(InvertedResidualEncoder):
         stem_features: channels of the first convolution.
         head_features: channels of the last one, a 1x1 convolution that gives the last map.
         act: activation of the blocks that have none of their own.
-        norm, coarsest, output_stride, dilate_first, drop_path, remat, kernel_init, depthwise_init, padding, padded_for,
-            taps: as in `InvertedResidualEncoder`.
+
+    The other fields are those of `InvertedResidualEncoder`: norm, coarsest, output_stride, dilate_first, drop_path,
+    remat, kernel_init, depthwise_init, padding, padded_for, taps.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,5 +1,7 @@
 """Metrics for dense prediction: counts that add over steps and devices, and scores that are functions of counts.
 
+For example::
+
     counts = Counts.zeros(num_classes)
     for batch in batches:
         counts += confusion_counts(predict(logits(batch)), batch["mask"], num_classes=num_classes)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import jax
 
 IMPLEMENTATIONS = ("auto", "reference")
+"""What `implementation` and a model's `impl` field take."""
 
 # Part of jit's cache key, so that a function compiled under one choice is not taken for another.
 _chosen = jax.make_user_context("auto")

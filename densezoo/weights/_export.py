@@ -41,7 +41,7 @@ def to_torch(
     Args:
         model: a `SegmentationModel`, a `PyramidModel`, or an encoder.
         variables: its variables, `params` and if it has any `batch_stats`.
-        naming: whose names, as `docs/weights.md` lists them, or the prefix of the encoder's names there, such as
+        naming: whose names, as the guide "Weights" lists them, or the prefix of the encoder's names there, such as
           "encoder.model." for segmentation_models_pytorch's `tu-` encoders. None takes
           "segmentation_models_pytorch" for a whole model, "torchvision and timm" for an encoder, and "torchvision's
           detectors" for a pyramid; or another that knows all its names.

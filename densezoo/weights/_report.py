@@ -104,7 +104,7 @@ class Report:
         return hints
 
     def _no_name_fits(self) -> list[str]:
-        hints = ["No name fits: see docs/weights.md for the namings that are known."]
+        hints = ['No name fits: the guide "Weights" lists the namings that are known.']
         if not self.unexpected:
             hints.append(f"The checkpoint has {shortened(list(self.came))}.")
         return hints

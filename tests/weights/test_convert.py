@@ -369,7 +369,7 @@ def test_long_lists_are_cut_and_hints_given():
     arrays = {name: array for name, array in ARRAYS["unet"].items() if "conv1" not in name}
     with pytest.raises(ValueError, match=r"\d\d missing in the checkpoint: .*; and \d+ more"):
         from_torch(MODEL, arrays)
-    with pytest.raises(ValueError, match="No name fits: see docs"):
+    with pytest.raises(ValueError, match='No name fits: the guide "Weights"'):
         from_torch(MODEL, {"a.weight": np.zeros(3)})
     with pytest.raises(ValueError, match="To initialise the others: part='encoder'") as error:
         from_torch(MODEL, ARRAYS["resnet"])
