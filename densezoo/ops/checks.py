@@ -38,3 +38,13 @@ def check_whole(minimum: int, **options: Any) -> None:
             fits = False
         if not fits:
             raise ValueError(f"{name} is a whole number of at least {minimum}, got {value!r}")
+
+
+def check_boxes(rank: int | None = None, **boxes: jax.Array) -> None:
+    """Raises unless the last axis of each array holds four floats, and each has `rank` axes if that is given."""
+    for name, array in boxes.items():
+        if array.ndim < 1 or array.shape[-1] != 4 or rank not in (None, array.ndim):
+            expected = "(..., 4)" if rank is None else f"({'batch, ' * (rank - 2)}n, 4)"
+            raise ValueError(f"{name} has the shape {expected}, got {array.shape}")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"{name} is of a float type, got {array.dtype}: cast it first")

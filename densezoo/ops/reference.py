@@ -210,3 +210,38 @@ def resize_concat_linear(maps, layers, kernel, bias, resizes, size: Size) -> Flo
     results = [linear(x, *layer) for x, layer in zip(maps, layers, strict=True)]
     results = [resize(x, size) for x, resize in zip(results, resizes, strict=True)]
     return linear(jnp.concatenate(results, axis=-1), kernel, bias)
+
+
+def roi_align(features, boxes, output_size: Size, scale, sampling_ratio: int, aligned: bool):
+    """Two small matrices a box, the means of the bins' samples down and across, around its whole map."""
+    compute = accumulator_dtype(features.dtype)
+    x1, y1, x2, y2 = jnp.moveaxis(boxes.astype(compute) * scale, -1, 0)
+    rows = _bins_of_boxes(y1, y2, output_size[0], features.shape[1], sampling_ratio, aligned)
+    columns = _bins_of_boxes(x1, x2, output_size[1], features.shape[2], sampling_ratio, aligned)
+    y = jnp.einsum("bnph,bhwc,bnqw->bnpqc", rows, features.astype(compute), columns, precision="highest")
+    return y.astype(features.dtype)
+
+
+def _bins_of_boxes(low, high, bins: int, side: int, sampling_ratio: int, aligned: bool):
+    """(batch, boxes, bins, side): how much each pixel along an axis counts in the mean of each bin's samples."""
+    start, length = (low - 0.5, high - low) if aligned else (low, jnp.maximum(high - low, 1))
+    most = sampling_ratio or -(-side // bins)
+    samples = jnp.full_like(length, most) if sampling_ratio else jnp.clip(jnp.ceil(length / bins), 0, most)
+    samples = jnp.expand_dims(jnp.nan_to_num(samples), (-1, -2))
+    step = jnp.expand_dims(length / bins, (-1, -2))
+    bin_, sample = jnp.arange(bins, dtype=step.dtype), jnp.arange(most, dtype=step.dtype)
+    bin_, sample = bin_.reshape(1, 1, -1, 1), sample.reshape(1, 1, 1, -1)
+    position = jnp.expand_dims(start, (-1, -2)) + bin_ * step + (sample + 0.5) * step / jnp.maximum(samples, 1)
+    counts = (position >= -1) & (position <= side) & (sample < samples)
+    position = jnp.clip(jnp.where(counts, position, 0), 0, side - 1)[..., None]
+    weights = jnp.maximum(1 - jnp.abs(position - jnp.arange(side, dtype=step.dtype).reshape(1, 1, 1, 1, -1)), 0)
+    return jnp.where(counts[..., None], weights, 0).sum(-2) / jnp.maximum(samples, 1)
+
+
+def multiscale_roi_align(maps, boxes, levels, output_size: Size, scales, sampling_ratio: int, aligned: bool):
+    """Reads every box from every map and takes the one of its level."""
+    results = [
+        roi_align(x, boxes, output_size, scale, sampling_ratio, aligned) for x, scale in zip(maps, scales, strict=True)
+    ]
+    of_level = [jnp.expand_dims(levels == number, (2, 3, 4)) for number in range(len(maps))]
+    return jnp.select(of_level, results)

@@ -1,0 +1,178 @@
+"""Non-maximum suppression: of boxes that overlap, the one with the highest score."""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from densezoo.ops.boxes import overlaps
+from densezoo.ops.checks import check_boxes, check_whole
+from densezoo.types import accumulator_dtype
+
+_BLOCK = 256
+"""Candidates that are compared with one another, and kept boxes with which they are compared, at a time."""
+
+
+def nms(
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    threshold: float,
+    max_outputs: int,
+    valid: Bool[Array, " n"] | None = None,
+) -> tuple[Int[Array, " outputs"], Bool[Array, " outputs"]]:
+    """Takes boxes from the highest score down, leaving out those that overlap one that was taken.
+
+    The set and its order are those of the greedy loop, exactly; of equal scores the first box comes first. Candidates
+    are taken in blocks: memory grows with the number of boxes, not with its square, and the work ends as soon as there
+    are `max_outputs`. Use `jax.vmap` for a batch.
+
+    Args:
+        boxes: candidates in pixels. One with a NaN is never taken and suppresses none.
+        scores: theirs; a NaN is never taken.
+        threshold: two boxes overlap if their intersection over union is greater than this, from 0 to 1.
+        max_outputs: how many to return.
+        valid: which candidates are real; None means all.
+
+    Returns:
+        Indices in the order of falling scores, and which of them are real: where there are fewer boxes than
+        `max_outputs`, the others are 0 and False.
+
+    Raises:
+        ValueError: shapes that do not match, a threshold outside [0, 1], or `max_outputs` below 1.
+        TypeError: boxes or scores that are not of a float type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> boxes = jnp.array([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 8.0], [20.0, 20.0, 29.0, 29.0]])
+        >>> indices, real = nms(boxes, jnp.array([0.6, 0.9, 0.3]), 0.5, 4)
+        >>> indices[real].tolist()
+        [1, 2]
+    """
+    return _suppress(boxes, scores, None, threshold, max_outputs, valid)
+
+
+def batched_nms(
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    labels: Int[Array, " n"],
+    threshold: float,
+    max_outputs: int,
+    valid: Bool[Array, " n"] | None = None,
+) -> tuple[Int[Array, " outputs"], Bool[Array, " outputs"]]:
+    """`nms` in which only boxes of the same label suppress each other; the order is that of all scores.
+
+    Labels are compared. To move the boxes of each label apart instead, as is often done, would round their corners.
+
+    Args:
+        boxes: candidates in pixels.
+        scores: theirs.
+        labels: their classes, or the maps that they come from.
+        threshold: see `nms`, as for what else is given, returned and raised.
+        max_outputs: how many to return, of all labels together.
+        valid: which candidates are real.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> boxes = jnp.array([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 8.0], [0.0, 0.0, 9.0, 9.0]])
+        >>> indices, real = batched_nms(boxes, jnp.array([0.6, 0.9, 0.3]), jnp.array([1, 1, 2]), 0.5, 4)
+        >>> indices[real].tolist()
+        [1, 2]
+    """
+    return _suppress(boxes, scores, labels, threshold, max_outputs, valid)
+
+
+def _suppress(boxes, scores, labels, threshold, max_outputs, valid):
+    _check(boxes, scores, labels, threshold, max_outputs, valid)
+    candidates = boxes.shape[0]
+    if not candidates:
+        return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
+    boxes = jax.lax.stop_gradient(boxes).astype(accumulator_dtype(boxes.dtype))
+    scores = jax.lax.stop_gradient(scores).astype(accumulator_dtype(scores.dtype))
+    alive = ~(jnp.isnan(scores) | jnp.isnan(boxes).any(-1))
+    alive = alive if valid is None else alive & valid
+    order = jnp.argsort(jnp.where(alive, -scores, jnp.inf)).astype(jnp.int32)
+    block = min(_BLOCK, candidates)
+    order = jnp.pad(order, (0, -candidates % block))
+    alive = alive[order] & (jnp.arange(order.shape[0]) < candidates)
+    groups = None if labels is None else labels[order]
+    places, count = _taken(boxes[order], groups, alive, _limit(threshold, boxes.dtype), max_outputs, block)
+    real = jnp.arange(max_outputs) < count
+    return jnp.where(real, order[places], 0), real
+
+
+def _limit(threshold, dtype):
+    """The threshold, rounded down: an overlap of 3/10 is greater than 0.3 once both are rounded, as in torchvision."""
+    if not isinstance(threshold, numbers.Real):
+        return threshold
+    rounded = np.asarray(threshold, dtype)
+    return np.nextafter(rounded, np.asarray(-1, dtype)) if float(rounded) > float(threshold) else rounded
+
+
+def _overlapping(a, b, a_labels, b_labels, limit):
+    """(n, m): whether a box of `a` and one of `b` overlap too much."""
+    much = overlaps(a[:, None], b[None]) > limit
+    return much if a_labels is None else much & (a_labels[:, None] == b_labels[None])
+
+
+def _taken(boxes, labels, alive, limit, most, block):
+    """The places of the boxes to take among those in order, and how many there are.
+
+    Each block of candidates is compared with all boxes taken before it, then within itself.
+    """
+    end = jnp.where(alive, jnp.arange(alive.shape[0]) + 1, 0).max()
+    chunks = -(-most // _BLOCK)
+    earlier = jnp.arange(block)[None] < jnp.arange(block)[:, None]
+
+    def chunk_of(array, start, length):
+        return None if array is None else jax.lax.dynamic_slice_in_dim(array, start, length)
+
+    def take_block(state):
+        start, places, count = state
+        these, labels_of_these = chunk_of(boxes, start, block), chunk_of(labels, start, block)
+
+        def compare(chunk, hit):
+            taken = chunk_of(places, chunk * _BLOCK, _BLOCK)
+            there = chunk * _BLOCK + jnp.arange(_BLOCK) < count
+            much = _overlapping(these, boxes[taken], labels_of_these, None if labels is None else labels[taken], limit)
+            return hit | (much & there[None]).any(1)
+
+        used = (jnp.minimum(count, most) + _BLOCK - 1) // _BLOCK
+        left = chunk_of(alive, start, block)
+        left = left & ~jax.lax.fori_loop(0, used, compare, jnp.zeros_like(left))
+        much = _overlapping(these, these, labels_of_these, labels_of_these, limit) & earlier
+        keep = _settle(left, much)
+        place = jnp.where(keep, count + jnp.cumsum(keep) - 1, places.shape[0])
+        places = places.at[place].set(start + jnp.arange(block), mode="drop")
+        return start + block, places, count + keep.sum()
+
+    state = (jnp.zeros((), jnp.int32), jnp.zeros(chunks * _BLOCK, jnp.int32), jnp.zeros((), jnp.int32))
+    state = jax.lax.while_loop(lambda state: (state[0] < end) & (state[2] < most), take_block, state)
+    return state[1][:most], jnp.minimum(state[2], most)
+
+
+def _settle(left, much):
+    """Which of a block's boxes the greedy loop takes: those that are left and that no earlier taken one overlaps.
+
+    It has one solution. Every round settles at least the first box that is not, and mostly many: a box is settled once
+    those before it that it overlaps are.
+    """
+
+    def again(state):
+        keep, _ = state
+        return left & ~(much & keep[None]).any(1), keep
+
+    return jax.lax.while_loop(lambda state: (state[0] != state[1]).any(), again, again((left, left)))[0]
+
+
+def _check(boxes, scores, labels, threshold, max_outputs, valid):
+    check_boxes(2, boxes=boxes)
+    for name, array in (("scores", scores), ("labels", labels), ("valid", valid)):
+        if array is not None and array.shape != boxes.shape[:1]:
+            raise ValueError(f"{name} are one for each of the {boxes.shape[0]} boxes, got shape {array.shape}")
+    if not jnp.issubdtype(scores.dtype, jnp.floating):
+        raise TypeError(f"scores are of a float type, got {scores.dtype}: cast them first")
+    if isinstance(threshold, numbers.Real) and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is from 0 to 1, got {threshold}")
+    check_whole(1, max_outputs=max_outputs)
