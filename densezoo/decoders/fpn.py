@@ -32,6 +32,9 @@ from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, size_of
 lecun_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 """torchvision's initialiser of the neck, `kaiming_uniform_(a=1)`."""
 
+NEAREST: ModuleDef = partial(Nearest, half_pixel=False)
+"""torch's `nearest`, with which every reference goes down the pyramid."""
+
 
 class TopDown(nn.Module):
     """The pathway that all FPNs share: the coarsest map through a 1x1 convolution, then upsample and add laterals.
@@ -42,7 +45,7 @@ class TopDown(nn.Module):
 
     features: int = 256
     skip: ModuleDef = LateralAdd
-    upsample: ModuleDef = partial(Nearest, half_pixel=False)
+    upsample: ModuleDef = NEAREST
     norm: ModuleDef | None = None
     kernel_init: Initializer = he_uniform
     dtype: Dtype | None = None
@@ -76,6 +79,7 @@ class PooledLevel(nn.Module):
 
     def __call__(self, maps: tuple[jax.Array, ...], pyramid: Pyramid) -> tuple[jax.Array, ...]:
         return (maps[-1][:, ::2, ::2],)
+
 
 class ConvLevels(nn.Module):
     """Two more pyramid maps by convolutions with stride 2, as in RetinaNet and FCOS: P6, and P7 from its ReLU.
@@ -123,7 +127,7 @@ class FPNNeck(nn.Module):
 
     features: int = 256
     levels: int = 4
-    upsample: ModuleDef = partial(Nearest, half_pixel=False)
+    upsample: ModuleDef = NEAREST
     norm: ModuleDef | None = None
     extra: ModuleDef | None = None
     dtype: Dtype | None = None
@@ -213,7 +217,7 @@ class FPNDecoder(nn.Module):
     segmentation_features: int = 128
     levels: int | None = None
     dropout: float = 0.2
-    upsample: ModuleDef = partial(Nearest, half_pixel=False)
+    upsample: ModuleDef = NEAREST
     segmentation_upsample: ModuleDef = partial(Bilinear, align_corners=True)
     norm: ModuleDef | None = GroupNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu

@@ -1,7 +1,22 @@
-"""Heads: maps -> logits."""
+"""Heads: maps -> logits, and for detectors boxes and masks."""
 
+from densezoo.heads.anchors import AnchorOutputs, Grid, PointOutputs
 from densezoo.heads.auxiliary import AuxiliaryHeads
+from densezoo.heads.dense import FCOSHead, RetinaNetHead, RPNHead
 from densezoo.heads.dpt import DPTHead
+from densezoo.heads.region import BoxHead, MaskHead
 from densezoo.heads.segmentation import SegmentationHead
 
-__all__ = ["AuxiliaryHeads", "DPTHead", "SegmentationHead"]
+__all__ = [
+    "AnchorOutputs",
+    "AuxiliaryHeads",
+    "BoxHead",
+    "DPTHead",
+    "FCOSHead",
+    "Grid",
+    "MaskHead",
+    "PointOutputs",
+    "RPNHead",
+    "RetinaNetHead",
+    "SegmentationHead",
+]

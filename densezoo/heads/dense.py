@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import Conv, ConvNormAct, GroupNorm
-from densezoo.heads.anchors import AnchorOutputs, Grid, PointOutputs, grid_of
+from densezoo.heads.anchors import AnchorOutputs, PointOutputs, grid_of
 from densezoo.naming import DETECTORS, Naming, Rule
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid
 
@@ -219,6 +219,3 @@ def _towers(conv: str, norm: str = "", step: int = 1) -> Naming:
         Rule("centerness", "regression_head.bbox_ctrness"),
     ]
     return Naming(DETECTORS, rules, "head.")
-
-
-__all__ = ["FCOSHead", "Grid", "RPNHead", "RetinaNetHead", "Tower"]

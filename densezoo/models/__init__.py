@@ -1,5 +1,13 @@
-"""Models: compositions of an encoder with a decoder and a head, or with a neck."""
+"""Models: compositions of an encoder with a decoder and a head, or with a neck and the heads of a detector.
 
+The files of detectors register their families, as those of the decoders do.
+"""
+
+from densezoo.models.detection import detect
 from densezoo.models.segmentation import PyramidModel, SegmentationModel
+from densezoo.models.single_stage import PlainNeck, SingleStage
 
-__all__ = ["PyramidModel", "SegmentationModel"]
+COMPOSITIONS = (SegmentationModel, PyramidModel, SingleStage)
+"""Every kind of model here: called with images, with a field for each part."""
+
+__all__ = ["COMPOSITIONS", "PlainNeck", "PyramidModel", "SegmentationModel", "SingleStage", "detect"]

@@ -113,7 +113,11 @@ def _inside(size: Size, sizes: Integer[Array, "b 2"]) -> Bool[Array, "b h w"]:
 
 
 def of_anchors(
-    outputs: AnchorOutputs | PointOutputs, score_threshold: Any, nms_threshold: Any, max_detections: int, candidates: int
+    outputs: AnchorOutputs | PointOutputs,
+    score_threshold: Any,
+    nms_threshold: Any,
+    max_detections: int,
+    candidates: int,
 ) -> Detections:
     """The detections of a single-stage detector: the best of each map, then those of them that no better one overlaps.
 

@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from densezoo.blocks import ConvNormAct, GroupNorm, Nearest
+from densezoo.blocks import ConvNormAct, GroupNorm
 from densezoo.blueprint import Blueprint, register
-from densezoo.decoders.fpn import ConvLevels, FPNNeck
+from densezoo.decoders.fpn import NEAREST, ConvLevels, FPNNeck
 from densezoo.decoders.steps import one_scale
 from densezoo.heads.anchors import AnchorOutputs, PointOutputs
 from densezoo.heads.dense import FCOSHead, RetinaNetHead
@@ -115,7 +115,7 @@ def _retinanet(
     num_classes: int,
     *,
     features: int = 256,
-    upsample: ModuleDef = partial(Nearest, half_pixel=False),
+    upsample: ModuleDef = NEAREST,
     norm: ModuleDef | None = None,
     head_norm: ModuleDef | None = None,
     depth: int = 4,
@@ -139,7 +139,7 @@ def _fcos(
     num_classes: int,
     *,
     features: int = 256,
-    upsample: ModuleDef = partial(Nearest, half_pixel=False),
+    upsample: ModuleDef = NEAREST,
     norm: ModuleDef | None = None,
     head_norm: ModuleDef | None = GroupNorm,
     depth: int = 4,
@@ -208,8 +208,7 @@ register(
         excels_at="boxes, more exactly than the first version at the same cost",
         paper=f"{_RETINANET}; Zhang et al. 2019, https://arxiv.org/abs/1912.02424",
         encoder="resnet50",
-        make=_retinanet,
-        defaults={"head_norm": GroupNorm, "from_encoder": True, "box_loss": "giou"},
+        make=partial(_retinanet, head_norm=GroupNorm, from_encoder=True, box_loss="giou"),
         misfit=one_scale,
         task="detection",
     )

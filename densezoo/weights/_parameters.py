@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from densezoo.compiling import jitted_once
 from densezoo.encoders import Encoder
 from densezoo.messages import shortened
-from densezoo.models import PyramidModel, SegmentationModel
+from densezoo.models import COMPOSITIONS
 from densezoo.naming import KERNELS, LEAVES, Named, Naming
 
 Path = tuple[str, ...]
@@ -142,7 +142,7 @@ def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
 
     Only models and encoders of the kinds that are here can be checked.
     """
-    if not isinstance(model, (SegmentationModel, PyramidModel, Encoder)):
+    if not isinstance(model, (*COMPOSITIONS, Encoder)):
         return []
     expected = shapes_of(model, 3)
     lines = [f"{'/'.join(path)} is missing" for path in expected if path not in tree]
