@@ -22,9 +22,10 @@ class Blueprint:
         encoder: name of the default encoder.
         decoder: its class; its fields are `create_model`'s further arguments.
         head: its class or a partial of it, called with the number of classes.
-        make: in place of decoder and head, for a model of other parts: (encoder, num_classes, *, frozen=, impl=,
-            dtype=, param_dtype=) -> model. Its further keyword arguments are those of `create_model`.
+        make: in place of decoder and head, for a model of other parts: (encoder, num_classes, *, impl=, dtype=,
+            param_dtype=) -> model. Its further keyword arguments are those of `create_model`.
         task: what its models are for, "segmentation" or "detection".
+        num_classes: how many classes they have if nothing else is said.
         decoder_fields: (an `Encoder`) -> fields of the decoder that follow from it.
         encoder_fields: fields of an encoder that is given by name, such as a dilated one's `output_stride`.
         misfit: (an `Encoder`) -> why it cannot be combined with this decoder, "" if it can.
@@ -41,6 +42,7 @@ class Blueprint:
     head: Callable[..., nn.Module] | None = None
     make: Callable[..., nn.Module] | None = None
     task: str = "segmentation"
+    num_classes: int = 1
     decoder_fields: Callable[[Any], dict[str, Any]] = lambda encoder: {}
     encoder_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     misfit: Callable[[Any], str] = lambda encoder: ""

@@ -109,7 +109,7 @@ def create_encoder(name: str, **fields: Any) -> Encoder:
 def create_model(
     name: str,
     encoder: str | nn.Module | None = None,
-    num_classes: int = 1,
+    num_classes: int | None = None,
     *,
     auxiliary: int = 0,
     frozen: tuple[str, ...] = (),
@@ -129,7 +129,7 @@ def create_model(
           as the family needs it, such as with DeepLab's dilation; one given as a module is used as it is: an `Encoder`,
           or any module that returns a `Pyramid`.
         num_classes: channels of the logits; 1 for a binary mask. For a detector as many as torchvision counts, with
-          the background.
+          the background. None is 1, or COCO's 91 for a detector.
         auxiliary: how many of the decoder's coarser scales get a head of their own in training (deep supervision); see
           `SegmentationModel`.
         frozen: parts that do not train, such as `("encoder",)`.
@@ -159,6 +159,7 @@ def create_model(
     """
     blueprint = look_up(name, MODELS, "model")
     check_implementation(impl)
+    num_classes = blueprint.num_classes if num_classes is None else num_classes
     if isinstance(num_classes, bool) or not isinstance(num_classes, SupportsIndex) or operator.index(num_classes) < 1:
         raise ValueError(f"num_classes is a whole number of at least 1 (1 for a binary mask), got {num_classes!r}")
     num_classes = operator.index(num_classes)

@@ -4,10 +4,11 @@ from densezoo.heads.anchors import AnchorOutputs, Grid, PointOutputs
 from densezoo.heads.auxiliary import AuxiliaryHeads
 from densezoo.heads.dense import FCOSHead, RetinaNetHead, RPNHead
 from densezoo.heads.dpt import DPTHead
-from densezoo.heads.region import BoxHead, MaskHead
+from densezoo.heads.region import BOX_WEIGHTS, BoxHead, MaskHead
 from densezoo.heads.segmentation import SegmentationHead
 
 __all__ = [
+    "BOX_WEIGHTS",
     "AnchorOutputs",
     "AuxiliaryHeads",
     "BoxHead",

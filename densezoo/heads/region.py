@@ -11,6 +11,9 @@ from densezoo.blocks import Conv, ConvNormAct, TransposedConv, he_normal_fan_out
 from densezoo.naming import DETECTORS, Naming, Rule
 from densezoo.types import Dtype, ModuleDef
 
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+"""Factors of the second stage's deltas."""
+
 
 class BoxHead(nn.Module):
     """The class of a region, 0 for background, and for each class the four numbers of a box.

@@ -4,10 +4,20 @@ The files of detectors register their families, as those of the decoders do.
 """
 
 from densezoo.models.detection import detect
+from densezoo.models.rcnn import RCNN, RegionOutputs
 from densezoo.models.segmentation import PyramidModel, SegmentationModel
 from densezoo.models.single_stage import PlainNeck, SingleStage
 
-COMPOSITIONS = (SegmentationModel, PyramidModel, SingleStage)
+COMPOSITIONS = (SegmentationModel, PyramidModel, SingleStage, RCNN)
 """Every kind of model here: called with images, with a field for each part."""
 
-__all__ = ["COMPOSITIONS", "PlainNeck", "PyramidModel", "SegmentationModel", "SingleStage", "detect"]
+__all__ = [
+    "COMPOSITIONS",
+    "RCNN",
+    "PlainNeck",
+    "PyramidModel",
+    "RegionOutputs",
+    "SegmentationModel",
+    "SingleStage",
+    "detect",
+]

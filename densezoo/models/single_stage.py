@@ -123,7 +123,6 @@ def _retinanet(
     sizes: Sequence[Sequence[float]] | None = None,
     ratios: Sequence[float] = (0.5, 1.0, 2.0),
     box_loss: str = "l1",
-    frozen: tuple[str, ...] = (),
     impl: str = "auto",
     dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
@@ -131,7 +130,7 @@ def _retinanet(
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     neck = _neck(encoder, features, upsample, norm, from_encoder, dtypes)
     head = RetinaNetHead(num_classes, sizes, ratios, depth, head_norm, box_loss, **dtypes)
-    return SingleStage(encoder, neck, head, frozen=frozen, impl=impl)
+    return SingleStage(encoder, neck, head, impl=impl)
 
 
 def _fcos(
@@ -143,7 +142,6 @@ def _fcos(
     norm: ModuleDef | None = None,
     head_norm: ModuleDef | None = GroupNorm,
     depth: int = 4,
-    frozen: tuple[str, ...] = (),
     impl: str = "auto",
     dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
@@ -151,7 +149,7 @@ def _fcos(
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     neck = _neck(encoder, features, upsample, norm, False, dtypes)
     head = FCOSHead(num_classes, None, depth, head_norm, **dtypes)
-    return SingleStage(encoder, neck, head, 0.2, 0.6, 100, frozen=frozen, impl=impl)
+    return SingleStage(encoder, neck, head, 0.2, 0.6, 100, impl=impl)
 
 
 def _plain(
@@ -166,7 +164,6 @@ def _plain(
     sizes: Sequence[float] | None = None,
     ratios: Sequence[float] = (0.5, 1.0, 2.0),
     box_loss: str = "l1",
-    frozen: tuple[str, ...] = (),
     impl: str = "auto",
     dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
@@ -175,7 +172,7 @@ def _plain(
     # The sizes that RetinaNet has on all of its maps.
     every = sizes or tuple(int(2.0 ** (5 + step / 3)) for step in range(15))
     head = RetinaNetHead(num_classes, (tuple(every),), ratios, depth, head_norm, box_loss, **dtypes)
-    return SingleStage(encoder, PlainNeck(features, level, norm, **dtypes), head, frozen=frozen, impl=impl)
+    return SingleStage(encoder, PlainNeck(features, level, norm, **dtypes), head, impl=impl)
 
 
 def _neck(encoder: Any, features: int, upsample: Any, norm: Any, from_encoder: bool, dtypes: Any) -> FPNNeck:
@@ -198,6 +195,7 @@ register(
         make=_retinanet,
         misfit=one_scale,
         task="detection",
+        num_classes=91,
     )
 )
 register(
@@ -211,6 +209,7 @@ register(
         make=partial(_retinanet, head_norm=GroupNorm, from_encoder=True, box_loss="giou"),
         misfit=one_scale,
         task="detection",
+        num_classes=91,
     )
 )
 register(
@@ -224,6 +223,7 @@ register(
         make=_fcos,
         misfit=one_scale,
         task="detection",
+        num_classes=91,
     )
 )
 register(
@@ -236,5 +236,6 @@ register(
         encoder="resnet50",
         make=_plain,
         task="detection",
+        num_classes=91,
     )
 )
