@@ -16,6 +16,7 @@ from densezoo.metrics._boundary import (
     boundary_f_score,
     boundary_iou,
 )
+from densezoo.metrics._collected import Collected
 from densezoo.metrics._counts import (
     Counts,
     accuracy,
@@ -35,6 +36,7 @@ from densezoo.metrics._tally import Tally
 
 __all__ = [
     "BoundaryCounts",
+    "Collected",
     "Counts",
     "Tally",
     "accuracy",
