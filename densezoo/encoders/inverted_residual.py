@@ -1,5 +1,6 @@
 """The inverted residual of MobileNet and EfficientNet, and what the encoders made of it share."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -171,7 +172,8 @@ class InvertedResidualEncoder(Encoder):
 
     @property
     def scales(self) -> tuple[int, ...]:
-        return tuple(2**level for level in range(1, len(self.all_taps) + 1))
+        strides = [block.strides for block in self.plan.blocks]
+        return tuple(2 * math.prod(strides[: tap + 1]) for tap in self.all_taps)
 
     @property
     def min_size(self) -> int:
@@ -184,10 +186,11 @@ class InvertedResidualEncoder(Encoder):
     def layout(self) -> list[Placed]:
         """All blocks with their names, strides, dilations."""
         layout, seen, reduction, side = [], Counter[int](), 2, -(-(self.padded_for or 0) // 2)
+        taps, scales = self.all_taps, self.scales
         for index, block in enumerate(self.plan.blocks):
-            level = 1 + sum(tap < index for tap in self.all_taps)
+            next_scale = next((s for tap, s in zip(taps, scales, strict=True) if tap >= index), 2 * scales[-1])
             before, reduction = reduction, reduction * block.strides
-            dilation = max(1, (2**level if self.dilate_first else before) // self.output_stride)
+            dilation = max(1, (next_scale if self.dilate_first else before) // self.output_stride)
             strides = 1 if reduction > self.output_stride else block.strides
             layout.append(Placed(f"blocks_{block.stage}_{seen[block.stage]}", block, strides, dilation, side))
             seen[block.stage] += 1

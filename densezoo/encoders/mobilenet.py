@@ -10,7 +10,7 @@ import jax
 from densezoo.blocks import BatchNorm, ChannelGate, he_normal_fan_out
 from densezoo.encoders.base import register_encoders
 from densezoo.encoders.inverted_residual import Block, InvertedResidualEncoder, Plan, round_channels
-from densezoo.naming import Naming, Rule, backbone, ignoring
+from densezoo.naming import DETECTORS, TIMM, TORCHVISION, Naming, Rule, backbone, ignoring
 
 # Sandler et al. 2018, table 2: blocks, strides, expansion, channels
 _STAGES = ((1, 1, 1, 16), (2, 2, 6, 24), (3, 2, 6, 32), (4, 2, 6, 64), (3, 1, 6, 96), (3, 2, 6, 160), (1, 1, 6, 320))
@@ -150,6 +150,43 @@ class MobileNetV3(InvertedResidualEncoder):
         gate = partial(ChannelGate, act=nn.relu, gate=nn.hard_sigmoid)
         return Plan(self.stem_features, self.blocks, self.head_features, gate)
 
+    def reference_names(self) -> list[Naming]:
+        """Those of timm and torchvision."""
+        return [*self.timm_names(), *self._torchvision()]
+
+    def _torchvision(self) -> list[Naming]:
+        layout = self.layout()
+        places: dict[str, dict[str, str]] = {}
+        channels = self.stem_features
+        for number, (name, block, *_) in enumerate(layout, start=1):
+            parts = (
+                ["expand"] * (block.hidden != channels) + ["depthwise"] + ["gate"] * bool(block.squeeze) + ["project"]
+            )
+            places[name] = {part: f"{number}.block.{place}" for place, part in enumerate(parts)}
+            channels = block.features
+        after = len(layout) + 1
+
+        def convolution(match: re.Match[str]) -> str:
+            return f"{places[match[1]][match[2]]}.{int(match[3] == 'norm')}"
+
+        def rules(within: str) -> list[Rule]:
+            return [
+                Rule(r"conv_stem/conv", f"{within}0.0"),
+                Rule(r"conv_stem/norm", f"{within}0.1"),
+                Rule(r"(blocks_\d+_\d+)/(expand|depthwise|project)/(conv|norm)", lambda m: within + convolution(m)),
+                Rule(r"(blocks_\d+_\d+)/gate/reduce", lambda m: f"{within}{places[m[1]]['gate']}.fc1"),
+                Rule(r"(blocks_\d+_\d+)/gate/expand", lambda m: f"{within}{places[m[1]]['gate']}.fc2"),
+                Rule(r"conv_head/conv", f"{within}{after}.0"),
+                Rule(r"conv_head/norm", f"{within}{after}.1"),
+            ]
+
+        # Its detectors and segmentation models have the layers by their numbers alone.
+        others = rf"features\.{after}\..*|{self.left_out(lambda number, _: f'features.{number + 1}')}"
+        namings = ignoring([n for n in backbone(rules("features.")) if n.source == TIMM], others)
+        bare = rf"{after}\..*|{self.left_out(lambda number, _: f'{number + 1}')}"
+        within = [n for n in backbone(rules("")) if n.source in (DETECTORS, TORCHVISION)]
+        return [*namings, *ignoring(within, bare)]
+
 
 _small = partial(MobileNetV3, blocks=V3_SMALL, head_features=576)
 _tf_norm = partial(BatchNorm, epsilon=1e-3)
@@ -160,6 +197,8 @@ register_encoders(
         "mobilenet_v2": partial(MobileNetV2, head_features=1280, dilate_first=True, depthwise_init=he_normal_fan_out),
         "mobilenetv2_100": MobileNetV2,
         "mobilenetv3_large_100": MobileNetV3,
+        # The body of torchvision's detectors, with one map more: after the first block at 1/32.
+        "mobilenet_v3_large": partial(MobileNetV3, taps=(0, 2, 5, 11, 12, 14)),
         "mobilenetv3_small_100": _small,
         "tf_mobilenetv3_large_100": partial(MobileNetV3, padding="SAME", norm=_tf_norm),
         "tf_mobilenetv3_small_100": partial(_small, padding="SAME", norm=_tf_norm),

@@ -134,8 +134,10 @@ class RCNN(nn.Module):
         score_threshold: Any = None,
         nms_threshold: Any = None,
         max_detections: int | None = None,
+        train: bool = False,
     ) -> Detections:
-        """See `dz.detect`."""
+        """See `dz.detect`. Detections are always those of inference."""
+        del train
         outputs = self(images, sizes)
         found = of_regions(
             outputs,
@@ -284,6 +286,15 @@ _family(
     "boxes where they must be exact and training is long",
     f"{_FASTER}; {_BENCHMARK}",
     **_V2,
+)
+_family(
+    "faster_rcnn_mobilenet",
+    "Faster R-CNN over the two last maps of MobileNetV3, both at 1/32 of the image, with anchors of all sizes on each.",
+    "boxes where time is short",
+    f"{_FASTER}; Howard et al. 2019, https://arxiv.org/abs/1905.02244",
+    "mobilenet_v3_large",
+    levels=2,
+    sizes=((32, 64, 128, 256, 512),) * 3,
 )
 _family(
     "mask_rcnn",

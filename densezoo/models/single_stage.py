@@ -70,8 +70,10 @@ class SingleStage(nn.Module):
         score_threshold: Any = None,
         nms_threshold: Any = None,
         max_detections: int | None = None,
+        train: bool = False,
     ) -> Detections:
-        """See `dz.detect`."""
+        """See `dz.detect`. Detections are always those of inference."""
+        del train
         return of_anchors(
             self(images, sizes),
             self.score_threshold if score_threshold is None else score_threshold,

@@ -90,11 +90,44 @@ MODELS = {
     "mask_rcnn_v2": lambda: small_rcnn(True, True),
     "faster_rcnn_mobilenet": small_mobilenet,
 }
-# Seeded weights find an object at every anchor: what is added to biases, so that some are left.
-SHIFTS = {
-    "retinanet": {"head.classification_head.cls_logits.bias": -3.0},
-    "retinanet_v2": {"head.classification_head.cls_logits.bias": -3.0},
+# Seeded weights find an object at every anchor. The weights of the last layers are multiplied so that what they give has
+# about this deviation, and biases of classes become smaller.
+DEVIATIONS = {
+    "head.classification_head.cls_logits": 1.5,
+    "head.regression_head.bbox_reg": 0.3,
+    "head.regression_head.bbox_ctrness": 1.0,
+    "rpn.head.cls_logits": 2.0,
+    "rpn.head.bbox_pred": 0.3,
+    "roi_heads.box_predictor.cls_score": 2.0,
+    "roi_heads.box_predictor.bbox_pred": 1.0,
+    "roi_heads.mask_predictor.mask_fcn_logits": 1.0,
 }
+SHIFTS = {"head.classification_head.cls_logits.bias": -3.0}
+
+
+def load(model, arrays):
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()})
+
+
+def calibrate(model, arrays, images):
+    """Changes the arrays; gives the factor of each."""
+    factors = {}
+    for name, deviation in DEVIATIONS.items():
+        if name + ".weight" not in arrays:
+            continue
+        if name == "head.regression_head.bbox_reg" and isinstance(model, fcos.FCOS):
+            deviation = 2.0
+        seen = []
+        load(model, arrays)
+        hook = model.get_submodule(name).register_forward_hook(lambda _, inputs, output, seen=seen: seen.append(output))
+        with torch.inference_mode():
+            model(images)
+        hook.remove()
+        there = torch.cat([x.flatten() for x in seen]).std().item()
+        factors[name + ".weight"] = 2.0 ** round(np.log2(deviation / there))
+        arrays[name + ".weight"] = arrays[name + ".weight"] * np.float32(factors[name + ".weight"])
+    load(model, arrays)
+    return factors
 
 
 def targets_of(objects, masks):
@@ -119,13 +152,13 @@ def write(name):
     model = MODELS[name]()
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     arrays = {key: seeded.array(key, shape) for key, shape in shapes.items()}
-    shifts = SHIFTS.get(name, {})
+    shifts = {key: shift for key, shift in SHIFTS.items() if key in arrays}
     for key, shift in shifts.items():
         arrays[key] = arrays[key] + np.float32(shift)
-    model.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()})
     model.eval()
     picture = seeded.array("image", (2, *SIZE, 3))
     images = [torch.from_numpy(x.transpose(2, 0, 1).copy()) for x in picture]
+    factors = calibrate(model, arrays, images)
     masks = name.startswith("mask")
     stored = {}
     with torch.inference_mode():
