@@ -50,7 +50,7 @@ def usual(model):
 
 # Every model over one encoder, and every encoder under one model, with those that go together alone.
 PAIRS = [
-    *((model, usual(model)) for model in dz.list_models()),
+    *((model, usual(model)) for model in dz.list_models(task="segmentation")),
     *((model, "shallow") for model in ("unetplusplus", "manet", "linknet", "upernet")),
     *(("unet", encoder) for encoder in SMALL if encoder not in ("resnet", "vit", "branches")),
     *(("segnet", encoder) for encoder in ("plain", "vgg")),
@@ -139,7 +139,7 @@ def answer_to(decoder, head, pyramid):
 
 @pytest.mark.parametrize("encoder_name", every_encoder())
 def test_logits_have_the_image_size_and_weights_do_not_depend_on_it(encoder_name):
-    for name in dz.list_models():
+    for name in dz.list_models(task="segmentation"):
         if not fits(name, encoder_name):
             with pytest.raises(ValueError, match=r"needs an encoder|does not go with"):
                 jax.eval_shape(dz.create_model(name, encoder_name).init, KEY, jnp.zeros((1, 64, 64, 3)))
@@ -159,7 +159,7 @@ def test_logits_have_the_image_size_and_weights_do_not_depend_on_it(encoder_name
                 assert (variables, others) == expected, f"{name} has other weights at {size}"
 
 
-@pytest.mark.parametrize("name", dz.list_models())
+@pytest.mark.parametrize("name", dz.list_models(task="segmentation"))
 def test_any_image_gives_logits_of_its_size(name):
     model = dz.create_model(name, num_classes=5)
     for size in ((1, 1), (33, 50)):
@@ -253,7 +253,7 @@ def relative(a, b):
 
 # Every model and every encoder at least once; at 64x64 all steps up double exactly, at 40x37 none does.
 COMPARED = [("unet", "bottleneck"), ("unet", "vgg"), ("hrnet", "branches")]
-COMPARED += [(name, usual(name)) for name in dz.list_models() if name not in ("unet", "hrnet")]
+COMPARED += [(name, usual(name)) for name in dz.list_models(task="segmentation") if name not in ("unet", "hrnet")]
 COMPARED = [(*pair, (64, 64)) for pair in COMPARED] + [(name, "plain", (40, 37)) for name in ("unet", "fpn", "segnet")]
 
 

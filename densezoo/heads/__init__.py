@@ -1,6 +1,6 @@
 """Heads: maps -> logits, and for detectors boxes and masks."""
 
-from densezoo.heads.anchors import AnchorOutputs, Grid, PointOutputs
+from densezoo.heads.anchors import AnchorOutputs, Grid, PointOutputs, grid_of
 from densezoo.heads.auxiliary import AuxiliaryHeads
 from densezoo.heads.dense import FCOSHead, RetinaNetHead, RPNHead
 from densezoo.heads.dpt import DPTHead
@@ -20,4 +20,5 @@ __all__ = [
     "RPNHead",
     "RetinaNetHead",
     "SegmentationHead",
+    "grid_of",
 ]

@@ -90,8 +90,8 @@ MODELS = {
     "mask_rcnn_v2": lambda: small_rcnn(True, True),
     "faster_rcnn_mobilenet": small_mobilenet,
 }
-# Seeded weights find an object at every anchor. The weights of the last layers are multiplied so that what they give has
-# about this deviation, and biases of classes become smaller.
+# Seeded weights find an object at every anchor. The weights of the last layers are multiplied so that what they give
+# has about this deviation, and biases of classes become smaller.
 DEVIATIONS = {
     "head.classification_head.cls_logits": 1.5,
     "head.regression_head.bbox_reg": 0.3,
@@ -190,7 +190,9 @@ def write(name):
         for key, value in losses.items():
             stored[f"loss_{kind}_{key}"] = value.numpy()
         print(name, kind, {key: round(float(value), 5) for key, value in losses.items()})
-    np.savez_compressed(FOLDER / f"detector_{name}.npz", shapes=json.dumps(shapes), shifts=json.dumps(shifts), **stored)
+    made = {"shapes": shapes, "factors": factors, "shifts": shifts}
+    made = {key: json.dumps(value) for key, value in made.items()}
+    np.savez_compressed(FOLDER / f"detector_{name}.npz", **made, **stored)
 
 
 if __name__ == "__main__":

@@ -137,8 +137,8 @@ def test_weights_go_back_by_the_same_names(name):
 
 
 OLD = [
+    (r"rpn\.head\.conv\.0\.0\.", "rpn.head.conv."),
     (r"head\.conv\.(\d)\.0\.", lambda match: f"head.conv.{2 * int(match[1])}."),  # RetinaNet's towers
-    (r"rpn\.head\.conv\.0\.", "rpn.head.conv."),
     (r"(fpn.*blocks\.\d)\.0\.", r"\1."),
     (r"mask_head\.(\d)\.0", lambda match: f"mask_head.mask_fcn{int(match[1]) + 1}"),
 ]
