@@ -6,6 +6,7 @@ from densezoo.heads.dense import FCOSHead, RetinaNetHead, RPNHead
 from densezoo.heads.dpt import DPTHead
 from densezoo.heads.region import BOX_WEIGHTS, BoxHead, MaskHead
 from densezoo.heads.segmentation import SegmentationHead
+from densezoo.heads.semantic import SemanticHead
 
 __all__ = [
     "BOX_WEIGHTS",
@@ -20,5 +21,6 @@ __all__ = [
     "RPNHead",
     "RetinaNetHead",
     "SegmentationHead",
+    "SemanticHead",
     "grid_of",
 ]

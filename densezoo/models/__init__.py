@@ -4,9 +4,11 @@ The files of detectors register their families, as those of the decoders do.
 """
 
 from densezoo.models.detection import detect
+from densezoo.models.panoptic import Panoptic, PanopticFPN
 from densezoo.models.rcnn import RCNN, RegionOutputs
 from densezoo.models.segmentation import PyramidModel, SegmentationModel
 from densezoo.models.single_stage import PlainNeck, SingleStage
+from densezoo.models.two_stage import two_stage
 
 COMPOSITIONS = (SegmentationModel, PyramidModel, SingleStage, RCNN)
 """Every kind of model here: called with images, with a field for each part."""
@@ -14,10 +16,13 @@ COMPOSITIONS = (SegmentationModel, PyramidModel, SingleStage, RCNN)
 __all__ = [
     "COMPOSITIONS",
     "RCNN",
+    "Panoptic",
+    "PanopticFPN",
     "PlainNeck",
     "PyramidModel",
     "RegionOutputs",
     "SegmentationModel",
     "SingleStage",
     "detect",
+    "two_stage",
 ]

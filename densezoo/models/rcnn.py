@@ -1,7 +1,5 @@
 """Detectors of two stages: proposals from a pyramid, then a class, a box and a mask for each: Faster and Mask R-CNN."""
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,16 +9,11 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Integer
 
 from densezoo import ops
-from densezoo.blocks import BatchNorm
-from densezoo.blueprint import Blueprint, register
-from densezoo.decoders.fpn import NEAREST, FPNNeck, PooledLevel
-from densezoo.decoders.steps import one_scale
 from densezoo.heads.anchors import AnchorOutputs
-from densezoo.heads.dense import RPNHead
-from densezoo.heads.region import BOX_WEIGHTS, BoxHead, MaskHead
+from densezoo.heads.region import BOX_WEIGHTS
 from densezoo.models.detection import kept, large_enough, pyramid_of
 from densezoo.models.segmentation import computed_by
-from densezoo.types import Detections, Dtype, ModuleDef, Pyramid
+from densezoo.types import Detections, Pyramid
 
 
 @struct.dataclass
@@ -138,7 +131,22 @@ class RCNN(nn.Module):
     ) -> Detections:
         """See `dz.detect`. Detections are always those of inference."""
         del train
-        outputs = self(images, sizes)
+        return self.detections_of(
+            self(images, sizes),
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_detections=max_detections,
+        )
+
+    def detections_of(
+        self,
+        outputs: RegionOutputs,
+        *,
+        score_threshold: Any = None,
+        nms_threshold: Any = None,
+        max_detections: int | None = None,
+    ) -> Detections:
+        """The detections that the outputs of both stages give, with masks if the model has them."""
         found = of_regions(
             outputs,
             self.score_threshold if score_threshold is None else score_threshold,
@@ -212,102 +220,3 @@ def of_regions(outputs: RegionOutputs, score_threshold: Any, nms_threshold: Any,
         return kept(boxes, scores.reshape(-1), labels.reshape(-1), valid, nms_threshold, max_detections)
 
     return jax.vmap(of_image)(logits, deltas, outputs.boxes, outputs.valid, sizes)
-
-
-def _rcnn(
-    encoder: Any,
-    num_classes: int,
-    *,
-    masks: bool = False,
-    features: int = 256,
-    levels: int = 4,
-    upsample: ModuleDef = NEAREST,
-    norm: ModuleDef | None = None,
-    head_norm: ModuleDef | None = None,
-    rpn_depth: int = 1,
-    box_convs: int = 0,
-    hidden: tuple[int, ...] = (1024, 1024),
-    sizes: Sequence[Sequence[float]] | None = None,
-    ratios: Sequence[float] = (0.5, 1.0, 2.0),
-    impl: str = "auto",
-    dtype: Dtype | None = None,
-    param_dtype: Dtype = jnp.float32,
-) -> RCNN:
-    if num_classes < 2:
-        raise ValueError(f"num_classes counts the background and is at least 2, got {num_classes}")
-    dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-    levels = min(levels, len(getattr(encoder, "reductions", (4, 8, 16, 32))))
-    return RCNN(
-        encoder=encoder,
-        neck=FPNNeck(features, levels, upsample, norm, PooledLevel, **dtypes),
-        rpn=RPNHead(sizes, ratios, rpn_depth, **dtypes),
-        box_head=BoxHead(num_classes, convs=box_convs, norm=head_norm, hidden=hidden, **dtypes),
-        mask_head=MaskHead(num_classes, features=features, norm=head_norm, **dtypes) if masks else None,
-        region_maps=levels,
-        impl=impl,
-    )
-
-
-_V2 = {"norm": BatchNorm, "head_norm": BatchNorm, "rpn_depth": 2, "box_convs": 4, "hidden": (1024,)}
-_SKIPS = "adds 1x1 lateral convolutions of the encoder's maps; a box reads the scale of its size"
-_BENCHMARK = "Li et al. 2021, https://arxiv.org/abs/2111.11429"
-
-
-def _family(name: str, description: str, excels_at: str, paper: str, encoder: str = "resnet50", **fields: Any) -> None:
-    register(
-        Blueprint(
-            name=name,
-            description=description,
-            skip_strategy=_SKIPS,
-            excels_at=excels_at,
-            paper=paper,
-            encoder=encoder,
-            make=partial(_rcnn, **fields),
-            misfit=one_scale,
-            task="detection",
-            num_classes=91,
-        )
-    )
-
-
-_FASTER, _MASK = (
-    "Ren et al. 2015, https://arxiv.org/abs/1506.01497",
-    "He et al. 2017, https://arxiv.org/abs/1703.06870",
-)
-_family(
-    "faster_rcnn",
-    "A feature pyramid proposes boxes, and a head classifies and moves each.",
-    "boxes where they must be exact",
-    _FASTER,
-)
-_family(
-    "faster_rcnn_v2",
-    "Faster R-CNN with batch norms in neck and head, and a head of convolutions.",
-    "boxes where they must be exact and training is long",
-    f"{_FASTER}; {_BENCHMARK}",
-    **_V2,
-)
-_family(
-    "faster_rcnn_mobilenet",
-    "Faster R-CNN over the two last maps of MobileNetV3, both at 1/32 of the image, with anchors of all sizes on each.",
-    "boxes where time is short",
-    f"{_FASTER}; Howard et al. 2019, https://arxiv.org/abs/1905.02244",
-    "mobilenet_v3_large",
-    levels=2,
-    sizes=((32, 64, 128, 256, 512),) * 3,
-)
-_family(
-    "mask_rcnn",
-    "Faster R-CNN with a small mask for each box.",
-    "single objects with their outlines",
-    _MASK,
-    masks=True,
-)
-_family(
-    "mask_rcnn_v2",
-    "Mask R-CNN with batch norms in neck and heads, and a box head of convolutions.",
-    "single objects with their outlines, where training is long",
-    f"{_MASK}; {_BENCHMARK}",
-    masks=True,
-    **_V2,
-)
