@@ -169,9 +169,7 @@ class FPNNeck(nn.Module):
                     return [Rule(path, name + within)]
                 return [Rule(f"{path}/conv", f"{name}.0"), Rule(f"{path}/norm", f"{name}.1")]
 
-            others = r"(rpn|roi_heads|head)\..*"
-            if self.extra is None:
-                others += rf"|{re.escape(prefix)}extra_blocks\..*"
+            others = "" if self.extra is not None else rf"{re.escape(prefix)}extra_blocks\..*"
             places = [
                 *rules(r"top_down/top", f"inner_blocks.{self.levels - 1}"),
                 *rules(r"top_down/skip(\d)/lateral", r"inner_blocks.\1"),

@@ -1,6 +1,7 @@
 """Heads that predict for every anchor of a pyramid: RetinaNet's, FCOS's, and the region proposal network's."""
 
 import math
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -205,7 +206,7 @@ def _towers(conv: str, norm: str = "", step: int = 1) -> Naming:
     """Names of the two towers: the n-th convolution has the number `step` * n, {0}; {1} is the one after it."""
 
     def name(form: str) -> Any:
-        def of(match: Any) -> str:
+        def of(match: re.Match[str]) -> str:
             number = step * int(match[2])
             return f"{match[1]}_head.conv.{form.format(number, number + 1)}"
 

@@ -1,5 +1,6 @@
 """Heads on the maps of single regions: the classes and boxes, and the masks, of Faster and Mask R-CNN."""
 
+import re
 from functools import partial
 
 import flax.linen as nn
@@ -64,19 +65,19 @@ class BoxHead(nn.Module):
     def reference_names(self) -> list[Naming]:
         """Those of torchvision's detectors."""
 
-        def number(match: object) -> str:
-            index = int(match[1])  # pyright: ignore[reportIndexIssue]
+        def number(match: re.Match[str]) -> str:
+            index = int(match[1])
             # In a sequence after convolutions, behind the flattening, each with a ReLU; else fc6 and fc7.
-            return f"box_head.{self.convs + 1 + 2 * index}" if self.convs else f"box_head.fc{6 + index}"
+            return f"head.{self.convs + 1 + 2 * index}" if self.convs else f"head.fc{6 + index}"
 
         rules = [
-            Rule(r"conv(\d)/conv", r"box_head.\1.0"),
-            Rule(r"conv(\d)/norm", r"box_head.\1.1"),
+            Rule(r"conv(\d)/conv", r"head.\1.0"),
+            Rule(r"conv(\d)/norm", r"head.\1.1"),
             Rule(r"fc(\d)", number),
-            Rule("logits", "box_predictor.cls_score"),
-            Rule("deltas", "box_predictor.bbox_pred"),
+            Rule("logits", "predictor.cls_score"),
+            Rule("deltas", "predictor.bbox_pred"),
         ]
-        return [Naming(DETECTORS, rules, "roi_heads.", ignored=r"roi_heads\.mask_.*")]
+        return [Naming(DETECTORS, rules, "roi_heads.box_")]
 
 
 class MaskHead(nn.Module):
@@ -115,9 +116,9 @@ class MaskHead(nn.Module):
     def reference_names(self) -> list[Naming]:
         """Those of torchvision's detectors, before version 0.13 too."""
         predictor = [
-            Rule("upsample", "mask_predictor.conv5_mask", "conv_transpose"),
-            Rule("logits", "mask_predictor.mask_fcn_logits"),
+            Rule("upsample", "predictor.conv5_mask", "conv_transpose"),
+            Rule("logits", "predictor.mask_fcn_logits"),
         ]
-        new = [Rule(r"conv(\d)/conv", r"mask_head.\1.0"), Rule(r"conv(\d)/norm", r"mask_head.\1.1")]
-        old = [Rule(r"conv(\d)/conv", lambda match: f"mask_head.mask_fcn{int(match[1]) + 1}")]
-        return [Naming(DETECTORS, [*form, *predictor], "roi_heads.") for form in (new, old)]
+        new = [Rule(r"conv(\d)/conv", r"head.\1.0"), Rule(r"conv(\d)/norm", r"head.\1.1")]
+        old = [Rule(r"conv(\d)/conv", lambda match: f"head.mask_fcn{int(match[1]) + 1}")]
+        return [Naming(DETECTORS, [*form, *predictor], "roi_heads.mask_") for form in (new, old)]

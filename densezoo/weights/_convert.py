@@ -166,6 +166,9 @@ def read_names(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> Names:
 def _ignored(parts: Mapping[str, nn.Module], namings: Mapping[str, Naming | None], parameters: list[Parameter]) -> str:
     """A pattern of the checkpoint's names that need no place in these parts."""
     patterns = [NEVER_NEEDED, *(naming.ignored for naming in namings.values() if naming and naming.ignored)]
+    if set(parts) == {"encoder", "neck"}:
+        # The backbone of a detector, whose checkpoint has the heads too.
+        patterns.append(r"(rpn|roi_heads|head)\..*")
     if len(parts) == 1:
         # A part of the checkpoint of a whole model: what is outside of it is ignored.
         (module,), (naming,) = parts.values(), namings.values()
