@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Integer
 from densezoo import ops
 from densezoo.encoders import Encoder
 from densezoo.heads.anchors import AnchorOutputs, PointOutputs
+from densezoo.models.padding import each_alone
 from densezoo.models.segmentation import encode, without_gradient
 from densezoo.types import Detections, Pyramid, Size, size_of
 
@@ -31,7 +32,8 @@ def detect(
 
     Pictures of different sizes share a batch when each is padded at the bottom and right, with anything: padding
     becomes zeros, and `sizes` says what is picture. Each picture then has the anchors that it has alone, and its boxes
-    end at its own border. Its maps differ a little from those that it has alone, where the encoder sees the padding.
+    end at its own border. It has the detections that it has alone, up to rounding, in a model of convolutions;
+    attention in an encoder reads the padding.
 
     Args:
         model: a detector, such as `create_model("retinanet", num_classes=91)` gives.
@@ -93,17 +95,18 @@ def pyramid_of(
     multiple = max(MULTIPLE, *reductions)
     if images.ndim == 4:
         images = jnp.pad(images, ((0, 0), *((0, -side % multiple) for side in whole), (0, 0)))
-    pyramid = encode(model.encoder, images, train=train and "encoder" not in model.frozen)
-    pyramid = without_gradient(pyramid) if "encoder" in model.frozen else pyramid
-    maps = model.neck(pyramid, train=train and "neck" not in model.frozen)
+    extents = None
+    if given is not None:
+        smallest = model.encoder.min_size if isinstance(model.encoder, Encoder) else 1
+        extents = jnp.maximum(-(-sizes // multiple) * multiple, jnp.where(sizes > 0, smallest, 0)).astype(jnp.int32)
+    with each_alone(None if train else extents, size_of(images) if images.ndim == 4 else whole):
+        pyramid = encode(model.encoder, images, train=train and "encoder" not in model.frozen)
+        pyramid = without_gradient(pyramid) if "encoder" in model.frozen else pyramid
+        maps = model.neck(pyramid, train=train and "neck" not in model.frozen)
     if pyramid.reductions is None:
         raise ValueError("a detector needs an encoder whose pyramid has reductions: see dz.Pyramid")
     result = Pyramid(tuple(maps), None, model.neck.scales(pyramid.reductions), pyramid.image_size)
-    if given is None:
-        return result, None, sizes.astype(jnp.float32)
-    smallest = model.encoder.min_size if isinstance(model.encoder, Encoder) else 1
-    extents = jnp.maximum(-(-sizes // multiple) * multiple, jnp.where(sizes > 0, smallest, 0))
-    return result, extents.astype(jnp.int32), sizes.astype(jnp.float32)
+    return result, extents, sizes.astype(jnp.float32)
 
 
 def _inside(size: Size, sizes: Integer[Array, "b 2"]) -> Bool[Array, "b h w"]:

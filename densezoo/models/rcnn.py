@@ -12,6 +12,7 @@ from densezoo import ops
 from densezoo.heads.anchors import AnchorOutputs
 from densezoo.heads.region import BOX_WEIGHTS
 from densezoo.models.detection import kept, large_enough, pyramid_of
+from densezoo.models.padding import each_alone, with_edges
 from densezoo.models.segmentation import computed_by
 from densezoo.types import Detections, Pyramid
 
@@ -96,7 +97,12 @@ class RCNN(nn.Module):
         """Both stages; in training the first alone. `sizes` are those of `dz.detect`."""
         with computed_by(self.impl):
             pyramid, extents, sizes_of = pyramid_of(self, images, sizes, train=train)
-            anchors: Any = self.rpn(pyramid, extents, train=train and "rpn" not in self.frozen)
+            assert pyramid.image_size is not None
+            with each_alone(None if train else extents, pyramid.image_size):
+                anchors: Any = self.rpn(pyramid, extents, train=train and "rpn" not in self.frozen)
+            if not train:
+                maps = tuple(with_edges(x, extents, pyramid.image_size) for x in pyramid.maps)
+                pyramid = pyramid.replace(maps=maps)
             anchors = anchors.replace(sizes=sizes_of)
             boxes, valid = proposals_of(anchors, self.candidates[train], self.proposals[train], self.proposal_threshold)
         if self.is_initializing() and self.mask_head is not None:

@@ -15,6 +15,7 @@ from densezoo.decoders.steps import one_scale
 from densezoo.heads.anchors import AnchorOutputs, PointOutputs
 from densezoo.heads.dense import FCOSHead, RetinaNetHead
 from densezoo.models.detection import of_anchors, pyramid_of
+from densezoo.models.padding import each_alone
 from densezoo.models.segmentation import computed_by
 from densezoo.naming import Naming
 from densezoo.types import Detections, Dtype, ModuleDef, Pyramid
@@ -59,7 +60,9 @@ class SingleStage(nn.Module):
         """What the head predicts; `sizes` are those of `dz.detect`."""
         with computed_by(self.impl):
             pyramid, extents, sizes_of = pyramid_of(self, images, sizes, train=train)
-            outputs: Any = self.head(pyramid, extents, train=train and "head" not in self.frozen)
+            assert pyramid.image_size is not None
+            with each_alone(None if train else extents, pyramid.image_size):
+                outputs: Any = self.head(pyramid, extents, train=train and "head" not in self.frozen)
             return outputs.replace(sizes=sizes_of)
 
     def detect(

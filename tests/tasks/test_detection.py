@@ -48,9 +48,7 @@ def test_what_a_batch_must_hold_is_said():
     task = Detection(3, masks=True)
     with pytest.raises(ValueError, match=r"the batch has no \['instances'\]"):
         task.loss(None, BATCH, KEY)
-    with pytest.raises(
-        ValueError, match=r"expected boxes .* got \(2, 2, 4\) and \(2, 1\)"
-    ):
+    with pytest.raises(ValueError, match=r"expected boxes .* got \(2, 2, 4\) and \(2, 1\)"):
         Detection(3).loss(None, BATCH | {"labels": jnp.zeros((2, 1), jnp.int32)}, KEY)
     assert from_description(describe(task)) == task
 
