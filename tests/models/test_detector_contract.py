@@ -48,8 +48,14 @@ def objects(size):
     return {"boxes": boxes, "labels": labels, "instances": instances.at[1, 2:37, 10:33].set(1)}
 
 
-@pytest.mark.parametrize("name", DETECTORS)
-@pytest.mark.parametrize("encoder", ENCODERS)
+QUICK = [(name, "resnet") for name in ("retinanet", "fcos", "mask_rcnn", "panoptic_fpn", "plain_detector")]
+QUICK += [("retinanet", "shallow"), ("retinanet", "mit")]
+PAIRS = [(name, encoder) for name in DETECTORS for encoder in ENCODERS]
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder"), [p if p in QUICK else pytest.param(*p, marks=pytest.mark.parity) for p in PAIRS]
+)
 def test_any_image_and_encoder_give_detections_of_a_fixed_size(name, encoder):
     model, expected = small(name, encoder), None
     for size in ((1, 1), (33, 50)):
