@@ -1,5 +1,6 @@
 """Detectors of two stages: proposals from a pyramid, then a class, a box and a mask for each: Faster and Mask R-CNN."""
 
+import numbers
 from typing import Any
 
 import flax.linen as nn
@@ -216,13 +217,17 @@ def of_regions(outputs: RegionOutputs, score_threshold: Any, nms_threshold: Any,
     """
     logits, deltas, sizes = outputs.logits, outputs.deltas, outputs.anchors.sizes
     assert logits is not None and deltas is not None and sizes is not None
+    most = logits.shape[-1] - 1
+    if isinstance(score_threshold, numbers.Real) and score_threshold > 0:
+        most = min(most, max(1, int(1 / score_threshold)))  # the classes of a proposal add up to 1
 
     def of_image(logits: jax.Array, deltas: jax.Array, proposals: jax.Array, real: jax.Array, size: jax.Array):
-        scores = jax.nn.softmax(logits)[:, 1:]  # without the background
-        boxes = ops.decode_boxes(deltas[:, 1:], proposals[:, None], weights=BOX_WEIGHTS)
+        scores, chosen = jax.lax.top_k(jax.nn.softmax(logits)[:, 1:], most)  # without the background
+        mine = jnp.take_along_axis(deltas[:, 1:], chosen[..., None], 1)
+        boxes = ops.decode_boxes(mine, proposals[:, None], weights=BOX_WEIGHTS)
         boxes = ops.clip_boxes(boxes.reshape(-1, 4), size)
-        labels = jnp.broadcast_to(jnp.arange(1, logits.shape[1], dtype=jnp.int32)[None], scores.shape)
+        labels = (chosen + 1).astype(jnp.int32).reshape(-1)
         valid = ((scores > score_threshold) & real[:, None]).reshape(-1) & large_enough(boxes, 1e-2)
-        return kept(boxes, scores.reshape(-1), labels.reshape(-1), valid, nms_threshold, max_detections)
+        return kept(boxes, scores.reshape(-1), labels, valid, nms_threshold, max_detections)
 
     return jax.vmap(of_image)(logits, deltas, outputs.boxes, outputs.valid, sizes)
