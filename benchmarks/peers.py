@@ -124,6 +124,25 @@ class Peers:
         self._calls[form], self._arrays[form] = call, lambda result: kernels.arrays_of(kernel, result)
         return {"seconds": time.perf_counter() - start}
 
+    def detection(
+        self,
+        form: str,
+        kernel: str,
+        inputs: list[str],
+        backward: bool,
+        platform: str,
+        image_size: list[int],
+        threshold: float,
+    ) -> dict[str, Any]:
+        """Makes an operation of torchvision's detectors ready; torchvision's version."""
+        module: Any = importlib.import_module("benchmarks.torch_detection")
+        device = importlib.import_module("benchmarks.torch_kernels").to_device(platform)
+        arrays = [np.load(path) for path in inputs]
+        options = {"backward": backward, "image_size": image_size, "threshold": threshold}
+        self._calls[form] = module.make_call(kernel, arrays, device, **options)
+        self._arrays[form] = lambda result: (module.arrays_of(kernel, result), [])
+        return {"torchvision": importlib.metadata.version("torchvision")}
+
     def output(self, form: str) -> dict[str, Any]:
         """Calls a form and writes what it gives: a model's map, or a kernel's outputs and gradients."""
         arrays = self._arrays[form](self._run(self._calls[form]))

@@ -11,7 +11,9 @@ from densezoo.ops.checks import check_size
 from densezoo.types import Size
 
 
-def grid_anchors(map_size: Size, strides: Size, sizes: Sequence[float], ratios: Sequence[float]) -> Float[Array, "n 4"]:
+def grid_anchors(
+    map_size: Size, strides: Size, sizes: Sequence[float | int], ratios: Sequence[float | int]
+) -> Float[Array, "n 4"]:
     """Boxes of every size and aspect ratio around every pixel of a map, with torchvision's numbers and order.
 
     The boxes around a pixel have their centre at the upper left corner of what it covers. Their sides are rounded so
@@ -45,8 +47,8 @@ def grid_anchors(map_size: Size, strides: Size, sizes: Sequence[float], ratios: 
 def pyramid_anchors(
     image_size: Size,
     map_sizes: Sequence[Size],
-    sizes: Sequence[Sequence[float]],
-    ratios: Sequence[float],
+    sizes: Sequence[Sequence[float | int]],
+    ratios: Sequence[float | int],
 ) -> tuple[jax.Array, ...]:
     """`grid_anchors` for each map of a pyramid; a map's strides are image size // map size, as in torchvision.
 
@@ -76,7 +78,7 @@ def pyramid_anchors(
     )
 
 
-def _around_origin(sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
+def _around_origin(sizes: Sequence[float | int], ratios: Sequence[float | int]) -> np.ndarray:
     """(ratios * sizes, 4) boxes around 0; in float32 as in torchvision, so that the same sides are rounded up."""
     size, ratio = np.asarray(sizes, np.float32).reshape(-1), np.asarray(ratios, np.float32).reshape(-1, 1)
     if not (size.size and ratio.size and (size > 0).all() and (ratio > 0).all()):

@@ -79,12 +79,7 @@ def box_iou(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array, "n m
         [[0.5, 0.0]]
     """
     check_boxes(2, a=a, b=b)
-    return overlaps(a[:, None], b[None])
-
-
-def overlaps(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The intersection over the union of boxes that broadcast."""
-    intersection, union = _overlap(a, b)
+    intersection, union = _overlap(a[:, None], b[None])
     some = (intersection > 0) & (union < jnp.inf)
     return jnp.where(some, intersection / jnp.where(some, union, 1), 0)
 

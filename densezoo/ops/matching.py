@@ -55,11 +55,9 @@ def match(
         return jnp.full(anchors, BELOW, jnp.int32)
     # A NaN, and an object that is only padding, overlaps less than any object does.
     real = ~jnp.isnan(iou) if valid is None else valid[:, None] & ~jnp.isnan(iou)
-    iou = jnp.where(real, iou, -1)
+    iou = jnp.where(real, iou, -jnp.inf)
     best, index = iou.max(0), iou.argmax(0).astype(jnp.int32)
     matched = jnp.where(best >= high, index, jnp.where(best >= low, BETWEEN, BELOW))
-    # Whatever the thresholds are, padding is never matched.
-    matched = jnp.where(best < 0, BELOW, matched)
     if allow_low_quality:
         most = iou.max(1, keepdims=True)
         matched = jnp.where(((iou == most) & (most > 0)).any(0), index, matched)
