@@ -36,7 +36,8 @@ def pyramid(first, extra, norm=None):
     return backbone_utils.BackboneWithFPN(body, names, channels, FEATURES, extra, norm)
 
 
-OPTIONS = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "_skip_resize": True}
+# Images are neither normalised nor resized.
+OPTIONS = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "min_size": SIZE[0], "max_size": SIZE[1]}
 # Everything is drawn, so that the draw does not matter.
 REGIONS = OPTIONS | {
     "rpn_post_nms_top_n_train": 100,
