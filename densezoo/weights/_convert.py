@@ -49,7 +49,7 @@ def from_torch(
     with `key`.
 
     Args:
-        model: a `SegmentationModel`, a `PyramidModel`, or an encoder.
+        model: a `SegmentationModel`, a detector, a `PyramidModel`, or an encoder.
         checkpoint: path of a .safetensors, .pth or .pt file, or a mapping of names to arrays (NumPy, JAX or torch).
         part: the part of the model that the checkpoint is for, such as "encoder" for a pretrained backbone, on its own
           or within another model; a decoder or a head has its names within a whole model. That part must fit; the
