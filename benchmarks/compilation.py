@@ -36,7 +36,7 @@ CLASSES = 11
 class Arguments:
     """Times tracing and compiling."""
 
-    models: tuple[str, ...] = tuple(dz.list_models())
+    models: tuple[str, ...] = tuple(dz.list_models(task="segmentation"))
     """model, or model:encoder."""
     remat: bool = False
     """Measure the models with `remat=True`."""

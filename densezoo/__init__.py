@@ -20,6 +20,7 @@ from densezoo.blocks import (
     DoubleConv,
     DropPath,
     DySample,
+    FrozenBatchNorm,
     GroupNorm,
     LateralAdd,
     LayerNorm,
@@ -69,14 +70,14 @@ from densezoo.encoders import (
     ViT,
     register_encoders,
 )
-from densezoo.heads import DPTHead, SegmentationHead
+from densezoo.heads import BoxHead, DPTHead, FCOSHead, MaskHead, RetinaNetHead, RPNHead, SegmentationHead
 from densezoo.inference import Inference, Loaded, compile, load_compiled
 from densezoo.inspect.folding import fold_batch_norm
 from densezoo.inspect.summary import Layer, Summary, summary
-from densezoo.models import PyramidModel, SegmentationModel
+from densezoo.models import RCNN, PyramidModel, SegmentationModel, SingleStage, detect
 from densezoo.naming import Naming, Rule
 from densezoo.preprocessing import Preprocessing
-from densezoo.types import Pyramid
+from densezoo.types import Detections, Pyramid
 from densezoo.zoo import blueprints, create_encoder, create_model, list_encoders, list_models
 
 if TYPE_CHECKING:

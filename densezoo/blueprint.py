@@ -11,20 +11,25 @@ import flax.linen as nn
 class Blueprint:
     """A family of the zoo: its summary, and how `create_model` builds it.
 
+    Either `decoder` and `head` make a `SegmentationModel`, or `make` a model of other parts.
+
     Attributes:
         name: as `create_model` takes it.
         description: what it is, in a sentence.
         skip_strategy: how the encoder's detail reaches the output.
         excels_at: what to use it for.
         paper: authors, year, address.
-        decoder: its class; its fields are `create_model`'s further arguments.
         encoder: name of the default encoder.
+        decoder: its class; its fields are `create_model`'s further arguments.
         head: its class or a partial of it, called with the number of classes.
+        make: in place of decoder and head, for a model of other parts: (encoder, num_classes, *, impl=, dtype=,
+            param_dtype=) -> model. Its further keyword arguments are those of `create_model`.
+        task: what its models are for, "segmentation" or "detection".
+        num_classes: how many classes they have if nothing else is said.
         decoder_fields: (an `Encoder`) -> fields of the decoder that follow from it.
         encoder_fields: fields of an encoder that is given by name, such as a dilated one's `output_stride`.
         misfit: (an `Encoder`) -> why it cannot be combined with this decoder, "" if it can.
         reads: (the encoder's `reductions`) -> the numbers of the maps that the decoder uses; all by default.
-        build: (encoder=, decoder=, head=, auxiliary=, frozen=, impl=) -> model; None is `SegmentationModel`.
     """
 
     name: str
@@ -32,14 +37,16 @@ class Blueprint:
     skip_strategy: str
     excels_at: str
     paper: str
-    decoder: Callable[..., nn.Module]
     encoder: str
-    head: Callable[..., nn.Module]
+    decoder: Callable[..., nn.Module] | None = None
+    head: Callable[..., nn.Module] | None = None
+    make: Callable[..., nn.Module] | None = None
+    task: str = "segmentation"
+    num_classes: int = 1
     decoder_fields: Callable[[Any], dict[str, Any]] = lambda encoder: {}
     encoder_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     misfit: Callable[[Any], str] = lambda encoder: ""
     reads: Callable[[Sequence[int]], Sequence[int]] = lambda reductions: range(len(reductions))
-    build: Callable[..., Any] | None = None
 
 
 MODELS: dict[str, Blueprint] = {}

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from densezoo import files
-from densezoo.blocks import BatchNorm, Conv
+from densezoo.blocks import BatchNorm, Conv, FrozenBatchNorm
 from densezoo.compiling import Jitted, compiler_options, onednn_options
 from densezoo.inspect.walk import module_calls
 from densezoo.types import Dtype
@@ -29,7 +29,7 @@ from densezoo.weights import check_variables
 _FORMAT = "densezoo compiled 1"
 
 
-def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None) -> "Inference":
+def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None, method: str | None = None) -> "Inference":
     """Compiles a model with its variables for inference: `infer(images)` equals `model.apply(variables, images)`.
 
     Batch norms are folded into the convolutions before them, the variables are constants of the program, and it is
@@ -41,9 +41,11 @@ def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None) -> 
         variables: of the model.
         dtype: computes in this type, such as `jnp.bfloat16`: parameters and images are cast to it, statistics are not.
             None leaves the types as they are.
+        method: of the model, in place of calling it: "detect" compiles a detector from pictures to `Detections`.
 
     Returns:
-        A function of images, which can be saved.
+        A function of images and whatever else the model takes, such as the sizes of pictures for a detector. With
+        images alone it can be saved.
 
     Raises:
         TypeError: the model and the variables in each other's place.
@@ -60,7 +62,7 @@ def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None) -> 
         True
     """
     check_variables(model, variables)
-    return Inference(model, variables, dtype)
+    return Inference(model, variables, dtype, method)
 
 
 def load_compiled(path: str | Path) -> "Loaded":
@@ -105,17 +107,17 @@ def load_compiled(path: str | Path) -> "Loaded":
 class Inference:
     """What `compile` returns: called with images, (b, h, w, c), it gives what the model gives."""
 
-    def __init__(self, model: nn.Module, variables: Any, dtype: Dtype | None):
-        self._model, self._dtype = model, dtype
+    def __init__(self, model: nn.Module, variables: Any, dtype: Dtype | None, method: str | None = None):
+        self._model, self._dtype, self._method = model, dtype, method
         # NumPy's arrays, so that folding is done once, while tracing, and not by the program.
         self._exact: dict[str, Any] = jax.tree.map(np.asarray, unfreeze(dict(variables)))
         self._variables = self._exact | {"params": jax.tree.map(self._cast, self._exact["params"])}
         self._jitted = Jitted(self._run)
         self._shapes: dict[tuple[tuple[int, ...], str], None] = {}
 
-    def __call__(self, images: Float[Array, "b h w c"]) -> Any:
-        result = self._jitted(images)
-        if not isinstance(images, Tracer):
+    def __call__(self, images: Float[Array, "b h w c"], *inputs: Any) -> Any:
+        result = self._jitted(images, *inputs)
+        if not inputs and not isinstance(images, Tracer):
             self._shapes[tuple(images.shape), jnp.dtype(images.dtype).name] = None
         return result
 
@@ -162,9 +164,9 @@ class Inference:
     def _cast(self, x: Any) -> Any:
         return x if self._dtype is None or not jnp.issubdtype(x.dtype, jnp.floating) else x.astype(self._dtype)
 
-    def _run(self, images: Float[Array, "b h w c"]) -> Any:
+    def _run(self, images: Float[Array, "b h w c"], *inputs: Any) -> Any:
         with module_calls(_Folding(self._exact, self._variables, self._dtype)):
-            return self._model.apply(self._variables, self._cast(images))
+            return self._model.apply(self._variables, self._cast(images), *inputs, method=self._method)
 
 
 class Loaded:
@@ -193,7 +195,7 @@ class _Folding:
 
     def __call__(self, module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
         # Not of classes made from these, which may compute anything.
-        if type(module) not in (Conv, BatchNorm):
+        if type(module) not in (Conv, BatchNorm, FrozenBatchNorm):
             return call(*args, **kwargs)
         x = args[0] if args else kwargs["x"]
         if type(module) is Conv:
@@ -208,8 +210,9 @@ class _Folding:
         if source is None or kwargs.get("train"):
             return call(*args, **kwargs)
         _, conv, x = source
+        learned = "batch_stats" if type(module) is FrozenBatchNorm else "params"
         params, norm, stats = (
-            _at(self._exact, *where) for where in (("params", conv), ("params", module), ("batch_stats", module))
+            _at(self._exact, *where) for where in (("params", conv), (learned, module), ("batch_stats", module))
         )
         if stats["var"].ndim != 1:
             return call(*args, **kwargs)

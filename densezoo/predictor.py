@@ -66,13 +66,15 @@ class Predictor:
         self.task = task
         self.preprocessing = Preprocessing() if preprocessing is None else preprocessing
         self._pad_to = pad_to or 1
-        infer, normalize = compile(model, variables), self.preprocessing.normalize()
+        method = getattr(task, "method", None)
+        infer, normalize = compile(model, variables, method=method), self.preprocessing.normalize()
 
-        def outputs(images):
-            return infer(normalize(jax.random.key(0), {"image": images})["image"])
+        def outputs(images, sizes):
+            images = normalize(jax.random.key(0), {"image": images})["image"]
+            return infer(images) if method is None else infer(images, sizes)
 
-        self._predict = Jitted(lambda images: task.predict(outputs(images)))
-        self._probabilities = Jitted(lambda images: task.probabilities(outputs(images)))
+        self._predict = Jitted(lambda images, sizes: task.predict(outputs(images, sizes)))
+        self._probabilities = Jitted(lambda images, sizes: task.probabilities(outputs(images, sizes)))
 
     def __call__(self, picture: np.ndarray) -> Any:
         """The task's prediction, such as an (h, w) int32 mask.
@@ -101,7 +103,14 @@ class Predictor:
         height, width, _ = prepared.shape
         padding = [(0, -side % self._pad_to) for side in (height, width)]
         padded = np.pad(prepared, (*padding, (0, 0)), mode="edge")
-        return jax.tree.map(lambda x: np.asarray(x)[0, :height, :width], function(padded[None]))
+
+        def of_picture(x: Any) -> np.ndarray:
+            array = np.asarray(x)[0]
+            # Maps are cut to the picture; a detector's boxes end there already.
+            return array[:height, :width] if array.shape[:2] == padded.shape[:2] else array
+
+        sizes = np.array([[height, width]], np.int32)
+        return jax.tree.map(of_picture, function(padded[None], sizes))
 
 
 def load_predictor(

@@ -51,6 +51,26 @@ class Pyramid:
     tokens: tuple[jax.Array, ...] | None = None
 
 
+@struct.dataclass
+class Detections:
+    """What `dz.detect` finds in a batch of pictures: for each of them n rows, the best first.
+
+    Attributes:
+        boxes: (b, n, 4), x0, y0, x1, y1 in pixels; zeros in rows without a detection.
+        scores: (b, n), from 0 to 1.
+        labels: (b, n), the numbers of the model's classes; -1 in rows without a detection.
+        valid: (b, n), whether the row holds a detection.
+        masks: (b, n, 28, 28), the probability that each part of the box belongs to the object, which
+            `ops.paste_masks` puts into the picture; None for a model without masks.
+    """
+
+    boxes: jax.Array
+    scores: jax.Array
+    labels: jax.Array
+    valid: jax.Array
+    masks: jax.Array | None = None
+
+
 def accumulator_dtype(dtype: Dtype) -> Dtype:
     """The float type in which to sum values of `dtype`: float32, or float64 for float64."""
     return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32

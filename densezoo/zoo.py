@@ -41,14 +41,16 @@ def blueprints() -> tuple[Blueprint, ...]:
     return tuple(MODELS.values())
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Names that `create_model` takes, those that match a shell pattern.
+def list_models(pattern: str = "*", *, task: str | None = None) -> list[str]:
+    """Names that `create_model` takes, those that match a shell pattern, for one task or for all.
 
     Example:
         >>> list_models("deeplab*")
         ['deeplabv3', 'deeplabv3plus']
+        >>> "retinanet" in list_models(task="detection"), "retinanet" in list_models(task="segmentation")
+        (True, False)
     """
-    return sorted(fnmatch.filter(MODELS, pattern))
+    return sorted(name for name in fnmatch.filter(MODELS, pattern) if task in (None, MODELS[name].task))
 
 
 def list_encoders(pattern: str = "*") -> list[str]:
@@ -85,7 +87,7 @@ def create_encoder(name: str, **fields: Any) -> Encoder:
 def create_model(
     name: str,
     encoder: str | nn.Module | None = None,
-    num_classes: int = 1,
+    num_classes: int | None = None,
     *,
     auxiliary: int = 0,
     frozen: tuple[str, ...] = (),
@@ -94,8 +96,8 @@ def create_model(
     dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
     **fields: Any,
-) -> SegmentationModel:
-    """A model of the zoo by its name: encoder, decoder and head, put together.
+) -> Any:
+    """A model of the zoo by its name: encoder, decoder or neck, and heads, put together.
 
     The number of input channels is that of the first images it sees.
 
@@ -104,7 +106,8 @@ def create_model(
         encoder: one of `list_encoders()`, or an encoder; None takes the family's default. One given by name is made
           as the family needs it, such as with DeepLab's dilation; one given as a module is used as it is: an `Encoder`,
           or any module that returns a `Pyramid`.
-        num_classes: channels of the logits; 1 for a binary mask.
+        num_classes: channels of the logits; 1 for a binary mask. For a detector as many as torchvision counts, with
+          the background. None is 1, or COCO's 91 for a detector.
         auxiliary: how many of the decoder's coarser scales get a head of their own in training (deep supervision); see
           `SegmentationModel`.
         frozen: parts that do not train, such as `("encoder",)`.
@@ -114,7 +117,8 @@ def create_model(
         impl: "auto" computes with the fastest form of each operation that was measured, "reference" with the plain one.
         dtype: of the computation, such as `jnp.bfloat16`; None computes in the type of images and parameters.
         param_dtype: of the parameters. Both are passed to the encoder too, if it is given by name.
-        **fields: fields of the decoder's class, such as `upsample`, `skip`, `norm`, `features`. Blocks are given as a
+        **fields: fields of the decoder's class, such as `upsample`, `skip`, `norm`, `features`, and for a detector the
+            arguments of its family, such as `features`, `upsample`, `norm` and `head_norm`. Blocks are given as a
             factory or by name, such as `upsample="dysample"`; `blocks.BLOCKS` lists the names. They do not reach the
             encoder: for another norm there too, pass `encoder=create_encoder(name, norm=...)`, with the
             `output_stride` that the family has if it has one.
@@ -126,7 +130,7 @@ def create_model(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> model = create_model("unet", encoder="resnet34", num_classes=3, upsample=Bilinear)
+        >>> model = create_model("unet", encoder="resnet34", num_classes=3, upsample="bilinear")
         >>> images = jnp.zeros((1, 50, 50, 3))
         >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
         >>> jax.eval_shape(model.apply, variables, images).shape
@@ -134,44 +138,68 @@ def create_model(
     """
     blueprint = look_up(name, MODELS, "model")
     check_implementation(impl)
+    num_classes = blueprint.num_classes if num_classes is None else num_classes
     if isinstance(num_classes, bool) or not isinstance(num_classes, SupportsIndex) or operator.index(num_classes) < 1:
         raise ValueError(f"num_classes is a whole number of at least 1 (1 for a binary mask), got {num_classes!r}")
     num_classes = operator.index(num_classes)
     arguments = inspect.signature(create_model).parameters.keys() - {"name", "fields"}
-    _check_fields(blueprint.decoder, fields, f"model {name!r}", arguments)
+    _check_fields(blueprint.make or blueprint.decoder, fields, f"model {name!r}", arguments)
     fields = _by_name(fields)
-    if isinstance(frozen, str) or not set(frozen) <= {"encoder", "decoder", "head"}:
-        raise ValueError(f"frozen is a tuple of names among encoder, decoder and head; got {frozen!r}")
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     _check_dtypes(blueprint)
     if encoder is None or isinstance(encoder, str):
         encoder = _encoder_for(blueprint, encoder or blueprint.encoder, dtypes, remat)
     if not isinstance(encoder, nn.Module):
         raise TypeError(f"encoder is a name or an encoder, such as dz.PlainEncoder(); got {encoder!r}")
-    decoder_fields = {}
     if isinstance(encoder, Encoder):
         if dtype is not None and (encoder.dtype is None or jnp.dtype(encoder.dtype) != jnp.dtype(dtype)):
             raise ValueError(f"the encoder given computes in dtype={encoder.dtype}: make it with {dtype=}")
         if misfit := blueprint.misfit(encoder):
             raise ValueError(f"{name} does not go with this encoder: {misfit}")
-        decoder_fields = blueprint.decoder_fields(encoder)
         _warn_of_lost_fields(blueprint, encoder)
     if auxiliary < 0:
         raise ValueError(f"auxiliary is how many more heads there are in training, 0 for none; got {auxiliary}")
-    if auxiliary and "all_scales" not in inspect.signature(blueprint.decoder.__call__).parameters:
+    if auxiliary and not _has_scales(blueprint):
         raise ValueError(f"{name}'s decoder has no coarser scales to supervise: leave auxiliary out")
-    if remat and "remat" in _fields(blueprint.decoder):
-        fields = {"remat": True, **fields}
-    elif remat and not (isinstance(encoder, Encoder) and encoder.remat):
+    decoder_remat = remat and blueprint.decoder is not None and "remat" in _fields(blueprint.decoder)
+    if remat and not decoder_remat and not (isinstance(encoder, Encoder) and encoder.remat):
         raise ValueError(f"neither this encoder nor {name}'s decoder can recompute its blocks: leave remat out")
-    return (blueprint.build or SegmentationModel)(
+    if blueprint.make is not None:
+        model = blueprint.make(encoder, num_classes, impl=impl, **dtypes, **fields)
+    else:
+        fields = {"remat": True, **fields} if decoder_remat else fields
+        model = _segmentation_model(blueprint, encoder, num_classes, auxiliary, fields, impl, dtypes)
+    parts = [part for part, module in vars(model).items() if isinstance(module, nn.Module) and part != "auxiliary"]
+    if isinstance(frozen, str) or not set(frozen) <= set(parts):
+        *others, last = parts
+        raise ValueError(f"frozen is a tuple of names among {', '.join(others)} and {last}; got {frozen!r}")
+    return model.clone(frozen=tuple(frozen)) if frozen else model
+
+
+def _segmentation_model(
+    blueprint: Blueprint,
+    encoder: nn.Module,
+    num_classes: int,
+    auxiliary: int,
+    fields: dict[str, Any],
+    impl: str,
+    dtypes: dict[str, Any],
+) -> SegmentationModel:
+    assert blueprint.decoder is not None and blueprint.head is not None
+    following = blueprint.decoder_fields(encoder) if isinstance(encoder, Encoder) else {}
+    return SegmentationModel(
         encoder=encoder,
-        decoder=blueprint.decoder(**(decoder_fields | fields), **dtypes),
+        decoder=blueprint.decoder(**(following | fields), **dtypes),
         head=blueprint.head(num_classes, **dtypes),
         auxiliary=AuxiliaryHeads(num_classes, auxiliary, **dtypes) if auxiliary else None,
-        frozen=tuple(frozen),
         impl=impl,
     )
+
+
+def _has_scales(blueprint: Blueprint) -> bool:
+    """Whether a family's decoder can give its coarser maps too."""
+    decoder = blueprint.decoder
+    return decoder is not None and "all_scales" in inspect.signature(decoder.__call__).parameters
 
 
 def _encoder_for(blueprint: Blueprint, name: str, dtypes: dict[str, Any], remat: bool) -> Encoder:
@@ -192,6 +220,8 @@ def _encoder_for(blueprint: Blueprint, name: str, dtypes: dict[str, Any], remat:
 def _check_dtypes(blueprint: Blueprint) -> None:
     """Whether the decoder and head of a family have the fields that every part of a model has."""
     for part, constructor in (("decoder", blueprint.decoder), ("head", blueprint.head)):
+        if constructor is None:  # a family with a function of its own
+            continue
         known = inspect.signature(constructor).parameters
         if lacking := [field for field in ("dtype", "param_dtype") if field not in known]:
             raise TypeError(
@@ -246,7 +276,7 @@ _ELSEWHERE = {
 }
 
 
-def _check_fields(constructor: Callable[..., Any], fields: dict[str, Any], what: str, more: Iterable[str] = ()) -> None:
+def _check_fields(constructor: Any, fields: dict[str, Any], what: str, more: Iterable[str] = ()) -> None:
     """Whether there are such fields; `more` are arguments that the caller has beside them."""
     known = _fields(constructor)
     for field in fields:
@@ -264,6 +294,8 @@ def _class_of(constructor: Callable[..., Any]) -> Any:
 
 def _fields(constructor: Callable[..., Any]) -> list[str]:
     cls = _class_of(constructor)
+    if not dataclasses.is_dataclass(cls):  # the `make` of a family
+        return [name for name, p in inspect.signature(constructor).parameters.items() if p.kind is p.KEYWORD_ONLY]
     return [field.name for field in dataclasses.fields(cls) if field.init and field.name not in ("parent", "name")]  # pyright: ignore[reportArgumentType]
 
 

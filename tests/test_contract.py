@@ -49,7 +49,7 @@ def usual(model):
 
 
 # Every model over one encoder, every encoder under one model, and models over other scales.
-MODELS_ONCE = [(model, usual(model)) for model in dz.list_models()]
+MODELS_ONCE = [(model, usual(model)) for model in dz.list_models(task="segmentation")]
 ENCODERS_ONCE = [("unet", encoder) for encoder in SMALL if encoder not in ("resnet", "vit", "branches")]
 OTHER_SCALES = [
     *((model, "shallow") for model in ("unetplusplus", "manet", "linknet", "upernet")),
@@ -151,7 +151,7 @@ def answer_to(decoder, head, pyramid):
 
 @pytest.mark.parametrize("encoder_name", every_encoder())
 def test_logits_have_the_image_size_and_weights_do_not_depend_on_it(encoder_name):
-    for name in dz.list_models():
+    for name in dz.list_models(task="segmentation"):
         if not fits(name, encoder_name):
             with pytest.raises(ValueError, match=r"needs an encoder|does not go with"):
                 jax.eval_shape(dz.create_model(name, encoder_name).init, KEY, jnp.zeros((1, 64, 64, 3)))
@@ -175,7 +175,7 @@ def test_logits_have_the_image_size_and_weights_do_not_depend_on_it(encoder_name
     assert pyramid_of(encoder, (1, 1), 3)[1] == pyramid_of(encoder, (33, 50), 3)[1]
 
 
-@pytest.mark.parametrize("name", dz.list_models())
+@pytest.mark.parametrize("name", dz.list_models(task="segmentation"))
 def test_any_image_gives_logits_of_its_size(name):
     dz.create_model(name)  # over its usual encoder, which it does not refuse
     model = small_model(name, usual(name))
@@ -297,7 +297,7 @@ def relative(a, b):
 
 # Every model and every encoder at least once; at 64x64 all steps up double exactly, at 40x37 none does.
 COMPARED = [("unet", "bottleneck"), ("unet", "vgg"), ("hrnet", "branches")]
-COMPARED += [(name, usual(name)) for name in dz.list_models() if name not in ("unet", "hrnet")]
+COMPARED += [(name, usual(name)) for name in dz.list_models(task="segmentation") if name not in ("unet", "hrnet")]
 COMPARED = [(*pair, (64, 64)) for pair in COMPARED] + [(name, "plain", (40, 37)) for name in ("unet", "fpn", "segnet")]
 
 

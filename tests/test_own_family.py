@@ -94,6 +94,8 @@ class Halves(dz.Encoder):
 
 def test_an_encoder_of_ones_own_works_with_every_decoder_that_does_not_refuse_it():
     for name, entry in MODELS.items():
+        if entry.task != "segmentation":
+            continue
         if entry.misfit(Halves()):
             with pytest.raises(ValueError, match="does not go with"):
                 dz.create_model(name, Halves())

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from densezoo.blocks.conv import Conv
+from densezoo.blocks.conv import Conv, ConvNormAct
 from densezoo.blocks.deferred import Upsampled
 from densezoo.blocks.factories import register_blocks
 from densezoo.blocks.initializers import he_uniform
 from densezoo.blocks.upsamplers import defer
-from densezoo.types import Dtype, Initializer, Size
+from densezoo.types import Dtype, Initializer, ModuleDef, Size
 
 
 class ConcatSkip(nn.Module):
@@ -38,22 +38,27 @@ class ConcatSkip(nn.Module):
 
 
 class LateralAdd(nn.Module):
-    """FPN's skip: a 1x1 convolution brings the encoder's map to the decoder's channels, and the two are added."""
+    """FPN's skip: a 1x1 convolution brings the encoder's map to the decoder's channels, and the two are added.
 
+    Args (fields):
+        norm: factory of a normalisation after the convolution, None for none.
+    """
+
+    norm: ModuleDef | None = None
     kernel_init: Initializer = he_uniform
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], feature: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
-        lateral = Conv(
-            x.shape[-1],
-            kernel_size=1,
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="lateral",
-        )(feature)
+    def __call__(
+        self, x: Float[Array, "b h w c"], feature: Float[Array, "b h w d"], *, train: bool = False
+    ) -> Float[Array, "b h w c"]:
+        fields = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        if self.norm is None:
+            lateral = Conv(x.shape[-1], 1, name="lateral", **fields)(feature)
+        else:
+            conv = ConvNormAct(x.shape[-1], 1, norm=self.norm, act=None, name="lateral", **fields)
+            lateral = conv(feature, train=train)
         return x.astype(lateral.dtype) + lateral
 
 

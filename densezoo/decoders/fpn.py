@@ -32,6 +32,9 @@ from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, size_of
 lecun_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 """torchvision's initialiser of the neck, `kaiming_uniform_(a=1)`."""
 
+NEAREST: ModuleDef = partial(Nearest, half_pixel=False)
+"""torch's `nearest`, with which every reference goes down the pyramid."""
+
 
 class TopDown(nn.Module):
     """The pathway that all FPNs share: the coarsest map through a 1x1 convolution, then upsample and add laterals.
@@ -42,25 +45,62 @@ class TopDown(nn.Module):
 
     features: int = 256
     skip: ModuleDef = LateralAdd
-    upsample: ModuleDef = partial(Nearest, half_pixel=False)
+    upsample: ModuleDef = NEAREST
+    norm: ModuleDef | None = None
     kernel_init: Initializer = he_uniform
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(
-        self, features: tuple[jax.Array, ...], reductions: Sequence[int] | None = None
+        self, features: tuple[jax.Array, ...], reductions: Sequence[int] | None = None, *, train: bool = False
     ) -> tuple[jax.Array, ...]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        normed = {} if self.norm is None else {"norm": self.norm}
         *finer, x = features
-        x = Conv(self.features, 1, kernel_init=self.kernel_init, name="top", **dtypes)(x)
+        x = lateral(self.features, self.norm, self.kernel_init, name="top", **dtypes)(x, train=train)
         maps = [x]
         for level, feature in reversed(list(enumerate(finer))):
             upsample = upsampler_to(level, reductions, self.upsample)
             x = build(upsample, name=f"upsample{level}", **dtypes)(x, size_of(feature))
-            x = build(self.skip, name=f"skip{level}", **dtypes)(x, feature)
+            skip = build(self.skip, name=f"skip{level}", **normed, **dtypes)
+            x = skip(x, feature, train=train) if normed else skip(x, feature)
             maps.append(x)
         return tuple(reversed(maps))
+
+
+class PooledLevel(nn.Module):
+    """One more pyramid map: every second pixel of the coarsest, as in Faster R-CNN."""
+
+    features: int = 256
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    count = 1
+
+    def __call__(self, maps: tuple[jax.Array, ...], pyramid: Pyramid) -> tuple[jax.Array, ...]:
+        return (maps[-1][:, ::2, ::2],)
+
+
+class ConvLevels(nn.Module):
+    """Two more pyramid maps by convolutions with stride 2, as in RetinaNet and FCOS: P6, and P7 from its ReLU.
+
+    Args (fields):
+        features: channels of both.
+        from_encoder: whether P6 is made from the encoder's coarsest map, C5, or from the pyramid's, P5.
+    """
+
+    features: int = 256
+    from_encoder: bool = False
+    kernel_init: Initializer = lecun_uniform
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    count = 2
+
+    @nn.compact
+    def __call__(self, maps: tuple[jax.Array, ...], pyramid: Pyramid) -> tuple[jax.Array, ...]:
+        fields = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        p6 = Conv(self.features, strides=2, name="p6", **fields)(pyramid.maps[-1] if self.from_encoder else maps[-1])
+        return p6, Conv(self.features, strides=2, name="p7", **fields)(nn.relu(p6))
 
 
 class FPNNeck(nn.Module):
@@ -70,6 +110,8 @@ class FPNNeck(nn.Module):
         features: channels of every map.
         levels: how many of the encoder's coarsest maps take part; 4 are C2..C5 of a ResNet.
         upsample: factory of the upsampler on the way down.
+        norm: factory of the normalisation after each convolution, None for none.
+        extra: factory of what makes coarser maps still, `PooledLevel` or `ConvLevels`; None for none.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -85,35 +127,56 @@ class FPNNeck(nn.Module):
 
     features: int = 256
     levels: int = 4
-    upsample: ModuleDef = partial(Nearest, half_pixel=False)
+    upsample: ModuleDef = NEAREST
+    norm: ModuleDef | None = None
+    extra: ModuleDef | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, pyramid: Pyramid, *, train: bool = False) -> tuple[Float[Array, "b _ _ c"], ...]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         maps = TopDown(
             self.features,
             partial(LateralAdd, kernel_init=lecun_uniform),
             self.upsample,
+            self.norm,
             lecun_uniform,
-            self.dtype,
-            self.param_dtype,
             name="top_down",
-        )(*_coarsest(pyramid, self.levels))
-        conv = partial(Conv, kernel_init=lecun_uniform, dtype=self.dtype, param_dtype=self.param_dtype)
-        return tuple(conv(self.features, name=f"output{level}")(x) for level, x in enumerate(maps))
+            **dtypes,
+        )(*_coarsest(pyramid, self.levels), train=train)
+        output = partial(lateral, self.features, self.norm, lecun_uniform, kernel_size=3, **dtypes)
+        maps = tuple(output(name=f"output{level}")(x, train=train) for level, x in enumerate(maps))
+        return maps if self.extra is None else maps + self._extra(name="extra", **dtypes)(maps, pyramid)
+
+    def scales(self, reductions: Sequence[int]) -> tuple[int, ...]:
+        """Image size over map size of each map, for an encoder with these reductions."""
+        mine = tuple(reductions[-self.levels :])
+        more = 0 if self.extra is None else self._extra(parent=None).count
+        return mine + tuple(mine[-1] * 2 ** (step + 1) for step in range(more))
+
+    @nn.nowrap
+    def _extra(self, **fields: Any) -> Any:
+        assert self.extra is not None
+        return build(self.extra, features=self.features, **fields)
 
     def reference_names(self) -> list[Naming]:
         """Those of torchvision's detectors."""
 
         def naming(prefix: str, within: str) -> Naming:
-            rules = [
-                Rule(r"top_down/top", f"inner_blocks.{self.levels - 1}{within}"),
-                Rule(r"top_down/skip(\d)/lateral", rf"inner_blocks.\1{within}"),
-                Rule(r"output(\d)", rf"layer_blocks.\1{within}"),
+            def rules(path: str, name: str) -> list[Rule]:
+                if self.norm is None:
+                    return [Rule(path, name + within)]
+                return [Rule(f"{path}/conv", f"{name}.0"), Rule(f"{path}/norm", f"{name}.1")]
+
+            others = "" if self.extra is not None else rf"{re.escape(prefix)}extra_blocks\..*"
+            places = [
+                *rules(r"top_down/top", f"inner_blocks.{self.levels - 1}"),
+                *rules(r"top_down/skip(\d)/lateral", r"inner_blocks.\1"),
+                *rules(r"output(\d)", r"layer_blocks.\1"),
+                Rule(r"extra/(p\d)", r"extra_blocks.\1"),
             ]
-            others = rf"{re.escape(prefix)}extra_blocks\..*|(rpn|roi_heads|head)\..*"
-            return Naming(DETECTORS, rules, prefix, others)
+            return Naming(DETECTORS, places, prefix, others)
 
         # Since torchvision 0.13 every convolution of the neck is in a block of its own.
         return [naming(prefix, within) for prefix in ("backbone.fpn.", "fpn.") for within in (".0", "")]
@@ -152,7 +215,7 @@ class FPNDecoder(nn.Module):
     segmentation_features: int = 128
     levels: int | None = None
     dropout: float = 0.2
-    upsample: ModuleDef = partial(Nearest, half_pixel=False)
+    upsample: ModuleDef = NEAREST
     segmentation_upsample: ModuleDef = partial(Bilinear, align_corners=True)
     norm: ModuleDef | None = GroupNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu
@@ -194,6 +257,16 @@ class FPNDecoder(nn.Module):
             Rule(r"level(\d)_conv(\d)/(conv|norm)", segmentation_block),
         ]
         return [Naming(SMP, rules, "decoder.")]
+
+
+def lateral(
+    features: int, norm: ModuleDef | None, kernel_init: Initializer, kernel_size: int = 1, **fields: Any
+) -> Callable[..., Any]:
+    """A convolution without activation, with the norm behind it if there is one."""
+    if norm is not None:
+        return ConvNormAct(features, kernel_size, norm=norm, act=None, kernel_init=kernel_init, **fields)
+    conv = Conv(features, kernel_size, kernel_init=kernel_init, **fields)
+    return lambda x, *, train=False: conv(x)
 
 
 def _coarsest(pyramid: Pyramid, levels: int) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:

@@ -1,5 +1,6 @@
 """The inverted residual of MobileNet and EfficientNet, and what the encoders made of it share."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, ChannelGate, ConvNormAct, DropPath, he_normal_fan_out, run_block
 from densezoo.encoders.base import Encoder
-from densezoo.naming import TIMM, TORCHVISION, Naming, Rule, backbone, dilated, ignoring
+from densezoo.naming import DETECTORS, TIMM, TORCHVISION, Naming, Rule, backbone, dilated, ignoring
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid
 
 Padding = Literal["SAME"] | tuple[tuple[int, int], tuple[int, int]] | None
@@ -172,7 +173,8 @@ class InvertedResidualEncoder(Encoder):
 
     @property
     def scales(self) -> tuple[int, ...]:
-        return tuple(2**level for level in range(1, len(self.all_taps) + 1))
+        strides = [block.strides for block in self.plan.blocks]
+        return tuple(2 * math.prod(strides[: tap + 1]) for tap in self.all_taps)
 
     @property
     def min_size(self) -> int:
@@ -185,11 +187,11 @@ class InvertedResidualEncoder(Encoder):
     def layout(self) -> list[Placed]:
         """All blocks with their names, strides, dilations."""
         layout, seen, reduction, side = [], Counter[int](), 2, -(-(self.padded_for or 0) // 2)
-        taps = self.all_taps
+        taps, scales = self.all_taps, self.scales
         for index, block in enumerate(self.plan.blocks):
-            level = 1 + sum(tap < index for tap in taps)
+            next_scale = next((s for tap, s in zip(taps, scales, strict=True) if tap >= index), 2 * scales[-1])
             before, reduction = reduction, reduction * block.strides
-            dilation = max(1, (2**level if self.dilate_first else before) // self.output_stride)
+            dilation = max(1, (next_scale if self.dilate_first else before) // self.output_stride)
             strides = 1 if reduction > self.output_stride else block.strides
             layout.append(Placed(f"blocks_{block.stage}_{seen[block.stage]}", block, strides, dilation, side))
             seen[block.stage] += 1
@@ -312,6 +314,7 @@ class InvertedResidualEncoder(Encoder):
         namings = [
             Naming(TIMM, rules, "features.", r"classifier\..*", epsilon),
             Naming(TORCHVISION, rules, "backbone.", "", epsilon),
+            *(naming for naming in backbone(rules) if naming.source == DETECTORS),
         ]
         namings = ignoring(namings, rf"{after}\..*|{deeper}")
         return namings if self.output_stride == 16 and self.dilate_first else dilated(namings, 16, dilate_first=True)

@@ -166,6 +166,8 @@ register_encoders(
         "mobilenet_v2": partial(MobileNetV2, head_features=1280, dilate_first=True, depthwise_init=he_normal_fan_out),
         "mobilenetv2_100": MobileNetV2,
         "mobilenetv3_large_100": MobileNetV3,
+        # The body of torchvision's detectors, with one map more: after the first block at 1/32.
+        "mobilenet_v3_large": partial(MobileNetV3, taps=(0, 2, 5, 11, 12, 14)),
         "mobilenetv3_small_100": _small,
         "tf_mobilenetv3_large_100": partial(MobileNetV3, padding="SAME", norm=_tf_norm),
         "tf_mobilenetv3_small_100": partial(_small, padding="SAME", norm=_tf_norm),

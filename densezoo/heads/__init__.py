@@ -1,7 +1,26 @@
-"""Heads: maps -> logits."""
+"""Heads: maps -> logits, and for detectors boxes and masks."""
 
+from densezoo.heads.anchors import AnchorOutputs, Grid, PointOutputs, grid_of
 from densezoo.heads.auxiliary import AuxiliaryHeads
+from densezoo.heads.dense import FCOSHead, RetinaNetHead, RPNHead
 from densezoo.heads.dpt import DPTHead
+from densezoo.heads.region import BOX_WEIGHTS, BoxHead, MaskHead
 from densezoo.heads.segmentation import SegmentationHead
+from densezoo.heads.semantic import SemanticHead
 
-__all__ = ["AuxiliaryHeads", "DPTHead", "SegmentationHead"]
+__all__ = [
+    "BOX_WEIGHTS",
+    "AnchorOutputs",
+    "AuxiliaryHeads",
+    "BoxHead",
+    "DPTHead",
+    "FCOSHead",
+    "Grid",
+    "MaskHead",
+    "PointOutputs",
+    "RPNHead",
+    "RetinaNetHead",
+    "SegmentationHead",
+    "SemanticHead",
+    "grid_of",
+]

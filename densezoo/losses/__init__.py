@@ -1,6 +1,7 @@
 """Losses for dense prediction: pure functions from logits (b, h, w, c) and labels (b, h, w) to a float32 scalar.
 
-Every loss follows these rules; its own docstring says the rest.
+Those of detectors (`sigmoid_focal_loss`, `smooth_l1_loss`, `giou_loss`, `binary_cross_entropy`) give the loss of each
+element, which the task adds up. Every other loss follows these rules; its own docstring says the rest.
 
 - One channel (c == 1) is binary: a sigmoid, with labels 0 and 1. More channels are classes of a softmax, with labels
   0 to c - 1. (`focal_loss` and the binary `lovasz_loss` use neither; they say what they do.)
@@ -14,6 +15,7 @@ Every loss follows these rules; its own docstring says the rest.
 """
 
 from densezoo.losses._boundary import boundary_weighted_cross_entropy, boundary_weights
+from densezoo.losses._boxes import binary_cross_entropy, giou_loss, sigmoid_focal_loss, smooth_l1_loss
 from densezoo.losses._cross_entropy import cross_entropy, focal_loss
 from densezoo.losses._deep import deep_supervision
 from densezoo.losses._lovasz import lovasz_loss
@@ -22,14 +24,18 @@ from densezoo.losses._overlap import dice_loss, jaccard_loss, tversky_loss
 
 __all__ = [
     "LOSSES",
+    "binary_cross_entropy",
     "boundary_weighted_cross_entropy",
     "boundary_weights",
     "cross_entropy",
     "deep_supervision",
     "dice_loss",
     "focal_loss",
+    "giou_loss",
     "jaccard_loss",
     "lovasz_loss",
     "named_loss",
+    "sigmoid_focal_loss",
+    "smooth_l1_loss",
     "tversky_loss",
 ]

@@ -18,6 +18,7 @@ from densezoo.metrics._boundary import (
     boundary_f_score,
     boundary_iou,
 )
+from densezoo.metrics._collected import Collected
 from densezoo.metrics._counts import (
     Counts,
     accuracy,
@@ -40,6 +41,7 @@ from densezoo.metrics._tally import Tally
 
 __all__ = [
     "BoundaryCounts",
+    "Collected",
     "Counts",
     "PanopticCounts",
     "Tally",

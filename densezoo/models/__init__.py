@@ -1,5 +1,28 @@
-"""Models: compositions of an encoder with a decoder and a head, or with a neck."""
+"""Models: compositions of an encoder with a decoder and a head, or with a neck and the heads of a detector.
 
+The files of detectors register their families, as those of the decoders do.
+"""
+
+from densezoo.models.detection import detect
+from densezoo.models.panoptic import Panoptic, PanopticFPN
+from densezoo.models.rcnn import RCNN, RegionOutputs
 from densezoo.models.segmentation import PyramidModel, SegmentationModel
+from densezoo.models.single_stage import PlainNeck, SingleStage
+from densezoo.models.two_stage import two_stage
 
-__all__ = ["PyramidModel", "SegmentationModel"]
+COMPOSITIONS = (SegmentationModel, PyramidModel, SingleStage, RCNN)
+"""Every kind of model here: called with images, with a field for each part."""
+
+__all__ = [
+    "COMPOSITIONS",
+    "RCNN",
+    "Panoptic",
+    "PanopticFPN",
+    "PlainNeck",
+    "PyramidModel",
+    "RegionOutputs",
+    "SegmentationModel",
+    "SingleStage",
+    "detect",
+    "two_stage",
+]

@@ -65,7 +65,7 @@ class SegmentationModel(nn.Module):
         check_call(self.head, "head", "maps", "size")
         with computed_by(self.impl):
             pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
-            pyramid = _without_gradient(pyramid) if "encoder" in self.frozen else pyramid
+            pyramid = without_gradient(pyramid) if "encoder" in self.frozen else pyramid
             decode = partial(self.decoder, pyramid, train=train and "decoder" not in self.frozen)
             # The size that the encoder saw, from which what `encode` added to a very small image is cut again.
             size = pyramid.image_size
@@ -76,7 +76,7 @@ class SegmentationModel(nn.Module):
         return tuple(_cut(each, images) for each in logits) if train else _cut(logits[0], images)
 
 
-def _without_gradient(pyramid: Pyramid) -> Pyramid:
+def without_gradient(pyramid: Pyramid) -> Pyramid:
     """A frozen encoder's maps: its parameters get zero gradients in any loop, and no backward pass."""
     return jax.tree.map(jax.lax.stop_gradient, pyramid)
 
@@ -114,7 +114,7 @@ class PyramidModel(nn.Module):
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> tuple[Float[Array, "b _ _ c"], ...]:
         with computed_by(self.impl):
             pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
-            pyramid = _without_gradient(pyramid) if "encoder" in self.frozen else pyramid
+            pyramid = without_gradient(pyramid) if "encoder" in self.frozen else pyramid
             check_call(self.neck, "neck", "pyramid", train=train)
             return self.neck(pyramid, train=train and "neck" not in self.frozen)
 

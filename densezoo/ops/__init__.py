@@ -17,7 +17,8 @@ from densezoo.ops.boxes import (
 from densezoo.ops.convolution import conv
 from densezoo.ops.fused_linear import resize_concat_linear
 from densezoo.ops.implementation import IMPLEMENTATIONS, implementation
-from densezoo.ops.matching import match, sample_matches
+from densezoo.ops.instances import crop_instances
+from densezoo.ops.matching import BELOW, BETWEEN, match, sample_matches
 from densezoo.ops.norm import batch_norm, group_norm
 from densezoo.ops.paste import paste_masks
 from densezoo.ops.pool import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool, max_pool_with_indices, max_unpool
@@ -30,6 +31,8 @@ from densezoo.ops.transposed import conv_transpose, pixel_shuffle
 from densezoo.ops.upsampled_conv import upsample_concat_conv
 
 __all__ = [
+    "BELOW",
+    "BETWEEN",
     "IMPLEMENTATIONS",
     "adaptive_avg_pool",
     "avg_pool",
@@ -42,6 +45,7 @@ __all__ = [
     "complete_iou",
     "conv",
     "conv_transpose",
+    "crop_instances",
     "decode_boxes",
     "decode_distances",
     "distance_iou",

@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Any
 
+from densezoo.tasks.detection import Detection
 from densezoo.tasks.segmentation import Segmentation
 from densezoo.tasks.task import Task
 
-TASKS: dict[str, type] = {"segmentation": Segmentation}
+TASKS: dict[str, type] = {"segmentation": Segmentation, "detection": Detection}
 """Tasks by the name that a model file has; a task of your own is added here to be read again by `dz.load_predictor`."""
 
 
@@ -41,4 +42,4 @@ def from_description(description: dict[str, Any]) -> Any:
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
 
 
-__all__ = ["TASKS", "Segmentation", "Task", "describe", "from_description"]
+__all__ = ["TASKS", "Detection", "Segmentation", "Task", "describe", "from_description"]

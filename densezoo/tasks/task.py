@@ -11,11 +11,15 @@ class Task(Protocol):
     """What a model is trained for.
 
     `apply(*inputs)` runs the model, in training with `train=True` and in evaluation without. Batches are dicts of
-    arrays as `densezoo.data` makes them, their images normalised.
+    arrays as `densezoo.data` makes them, their images normalised. A task may have a `method`: the name of that method
+    of its models whose results `predict` takes, in place of what the models give when they are called.
     """
 
-    fields: ClassVar[tuple[str, ...]]
-    """Entries of a batch that the task reads; the model's inputs come first."""
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Entries of a batch that the task reads; the model's inputs come first."""
+        ...
+
     inputs: ClassVar[tuple[str, ...]]
     """Entries of a batch that the model takes."""
     best: ClassVar[str]
@@ -31,7 +35,7 @@ class Task(Protocol):
         ...
 
     def measure(self, apply: Callable[..., Any], batch: Mapping[str, Any]) -> Any:
-        """A pytree of counts that add over batches, devices and hosts."""
+        """A pytree of counts that add over batches, devices and hosts; or `metrics.Collected`, whose sum keeps all."""
         ...
 
     def scores(self, counts: Any) -> dict[str, float]:

@@ -55,7 +55,7 @@ def from_torch(
     model has none, goes into the running mean. Auxiliary heads, which no reference has, are initialised with `key`.
 
     Args:
-        model: a `SegmentationModel`, a `PyramidModel`, or an encoder.
+        model: a `SegmentationModel`, a detector, a `PyramidModel`, or an encoder.
         checkpoint: a path as `read_checkpoint` takes it, of a .safetensors, .pth or .pt file, an index or a folder; or
           a mapping of names to arrays (NumPy, JAX or torch).
         part: the part of the model that the checkpoint is for, such as "encoder" for a pretrained backbone, on its own
@@ -238,6 +238,9 @@ def _check_conventions(
 def _ignored(parts: Mapping[str, nn.Module], namings: Mapping[str, Naming | None], parameters: list[Parameter]) -> str:
     """A pattern of the checkpoint's names that need no place in these parts."""
     patterns = [NEVER_NEEDED, *(naming.ignored for naming in namings.values() if naming and naming.ignored)]
+    if set(parts) == {"encoder", "neck"}:
+        # The backbone of a detector, whose checkpoint has the heads too.
+        patterns.append(r"(rpn|roi_heads|head)\..*")
     if len(parts) == 1:
         # A part of the checkpoint of a whole model: what is outside of it is ignored.
         (module,), (naming,) = parts.values(), namings.values()

@@ -39,12 +39,12 @@ def to_torch(
     Batch norms have a `num_batches_tracked` of zero. Auxiliary heads are left out: no reference has them.
 
     Args:
-        model: a `SegmentationModel`, a `PyramidModel`, or an encoder.
+        model: a `SegmentationModel`, a detector, a `PyramidModel`, or an encoder.
         variables: its variables, `params` and if it has any `batch_stats`.
         naming: whose names, as the guide "Weights" lists them, or the prefix of the encoder's names there, such as
           "encoder.model." for segmentation_models_pytorch's `tu-` encoders. None takes
           "segmentation_models_pytorch" for a whole model, "torchvision and timm" for an encoder, and "torchvision's
-          detectors" for a pyramid; or another that knows all its names.
+          detectors" for these and for a pyramid; or another that knows all its names.
         like: in place of that, a checkpoint of the reference, such as its `state_dict()`. The result has exactly its
           names, so that it always loads strictly: what the reference has and the model has not, such as a classifier,
           is taken from there, and a bias that went into a running mean is zero.

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from densezoo.compiling import jitted_once
 from densezoo.encoders import Encoder
 from densezoo.messages import shortened
-from densezoo.models import PyramidModel, SegmentationModel
+from densezoo.models import COMPOSITIONS
 from densezoo.naming import COLUMN, KERNELS, LEAVES, Named, Naming
 
 Path = tuple[str, ...]
@@ -191,7 +191,7 @@ def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
     Raises:
         ValueError: the model has far more layers than such a tree: a small file may describe a million of them.
     """
-    if not isinstance(model, (SegmentationModel, PyramidModel, Encoder)):
+    if not isinstance(model, (*COMPOSITIONS, Encoder)):
         return []
     left = 50 + 10 * len(tree)
 

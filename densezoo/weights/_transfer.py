@@ -16,7 +16,7 @@ from densezoo.weights._files import read_with_metadata
 from densezoo.weights._parameters import Path, initialise, parts_of, shapes_of
 
 _log = logging.getLogger(__name__)
-_HEADS = ("head", "auxiliary")
+_HEADS = ("head", "box_head", "mask_head", "semantic_head", "auxiliary")
 
 
 def start_from(
@@ -105,11 +105,11 @@ def _from_pytorch(
     try:
         return from_torch(model, path, **options)
     except ValueError:
-        if "head" not in parts:
+        if not set(_HEADS) & set(parts):
             raise
     variables = from_torch(model, path, part="encoder", **options)
     for name in parts:
-        if name not in ("encoder", "head"):
+        if name != "encoder" and name not in _HEADS:
             other = from_torch(model, path, part=name, **options)
             variables = {
                 collection: tree | {name: other[collection][name]} if name in other[collection] else tree

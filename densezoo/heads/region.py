@@ -1,0 +1,124 @@
+"""Heads on the maps of single regions: the classes and boxes, and the masks, of Faster and Mask R-CNN."""
+
+import re
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo.blocks import Conv, ConvNormAct, TransposedConv, he_normal_fan_out, torch_bias, torch_uniform
+from densezoo.naming import DETECTORS, Naming, Rule
+from densezoo.types import Dtype, ModuleDef
+
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+"""Factors of the second stage's deltas."""
+
+
+class BoxHead(nn.Module):
+    """The class of a region, 0 for background, and for each class the four numbers of a box.
+
+    Args (fields):
+        num_classes: channels of the scores, with the background.
+        size: side of the regions' maps, 7x7 by default.
+        convs: 3x3 convolutions before the dense layers, and
+        norm: factory of the normalisation after each.
+        hidden: features of each dense layer.
+
+    References:
+        Girshick, Fast R-CNN, 2015. https://arxiv.org/abs/1504.08083
+    """
+
+    num_classes: int
+    size: int = 7
+    convs: int = 0
+    norm: ModuleDef | None = None
+    hidden: tuple[int, ...] = (1024, 1024)
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n s s c"], *, train: bool = False
+    ) -> tuple[Float[Array, "n k"], Float[Array, "n k 4"]]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        for index in range(self.convs):
+            conv = ConvNormAct(
+                x.shape[-1], norm=self.norm, kernel_init=he_normal_fan_out, name=f"conv{index}", **dtypes
+            )
+            x = conv(x, train=train)
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # torch's order, so that its weights fit
+
+        def dense(features: int, x: jax.Array, name: str) -> jax.Array:
+            layer = nn.Dense(
+                features, kernel_init=torch_uniform, bias_init=torch_bias(x.shape[-1]), name=name, **dtypes
+            )
+            return layer(x)
+
+        for index, features in enumerate(self.hidden):
+            x = nn.relu(dense(features, x, f"fc{index}"))
+        logits = dense(self.num_classes, x, "logits").astype(jnp.float32)
+        deltas = dense(4 * self.num_classes, x, "deltas").astype(jnp.float32)
+        return logits, deltas.reshape(-1, self.num_classes, 4)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of torchvision's detectors."""
+
+        def number(match: re.Match[str]) -> str:
+            index = int(match[1])
+            # In a sequence after convolutions, behind the flattening, each with a ReLU; else fc6 and fc7.
+            return f"head.{self.convs + 1 + 2 * index}" if self.convs else f"head.fc{6 + index}"
+
+        rules = [
+            Rule(r"conv(\d)/conv", r"head.\1.0"),
+            Rule(r"conv(\d)/norm", r"head.\1.1"),
+            Rule(r"fc(\d)", number),
+            Rule("logits", "predictor.cls_score"),
+            Rule("deltas", "predictor.bbox_pred"),
+        ]
+        return [Naming(DETECTORS, rules, "roi_heads.box_")]
+
+
+class MaskHead(nn.Module):
+    """The mask of a region for each class, twice as large as the region's maps.
+
+    Args (fields):
+        num_classes: channels of the masks, with the background.
+        size: side of the regions' maps, 14x14 by default.
+        features: channels of the convolutions.
+        convs: how many there are before the transposed one, and
+        norm: factory of the normalisation after each.
+
+    References:
+        He et al., Mask R-CNN, 2017. https://arxiv.org/abs/1703.06870 (figure 4, right)
+    """
+
+    num_classes: int
+    size: int = 14
+    features: int = 256
+    convs: int = 4
+    norm: ModuleDef | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n s s c"], *, train: bool = False) -> Float[Array, "n _ _ k"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        init = {"kernel_init": he_normal_fan_out}
+        conv = partial(ConvNormAct, self.features, norm=self.norm, **init, **dtypes)
+        for index in range(self.convs):
+            x = conv(name=f"conv{index}")(x, train=train)
+        double = (2 * x.shape[1], 2 * x.shape[2])
+        x = nn.relu(TransposedConv(2, name="upsample", **init, **dtypes)(x, double))
+        return Conv(self.num_classes, 1, name="logits", **init, **dtypes)(x).astype(jnp.float32)
+
+    def reference_names(self) -> list[Naming]:
+        """Those of torchvision's detectors, before version 0.13 too."""
+        predictor = [
+            Rule("upsample", "predictor.conv5_mask", "conv_transpose"),
+            Rule("logits", "predictor.mask_fcn_logits"),
+        ]
+        new = [Rule(r"conv(\d)/conv", r"head.\1.0"), Rule(r"conv(\d)/norm", r"head.\1.1")]
+        old = [Rule(r"conv(\d)/conv", lambda match: f"head.mask_fcn{int(match[1]) + 1}")]
+        return [Naming(DETECTORS, [*form, *predictor], "roi_heads.mask_") for form in (new, old)]

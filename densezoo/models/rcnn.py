@@ -1,0 +1,233 @@
+"""Detectors of two stages: proposals from a pyramid, then a class, a box and a mask for each: Faster and Mask R-CNN."""
+
+import numbers
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Integer
+
+from densezoo import ops
+from densezoo.heads.anchors import AnchorOutputs
+from densezoo.heads.region import BOX_WEIGHTS
+from densezoo.models.detection import kept, large_enough, pyramid_of
+from densezoo.models.padding import each_alone, with_edges
+from densezoo.models.segmentation import computed_by
+from densezoo.types import Detections, Pyramid
+
+
+@struct.dataclass
+class RegionOutputs:
+    """What a detector of two stages computes.
+
+    Attributes:
+        pyramid: the neck's maps.
+        anchors: what the first stage predicts for every anchor.
+        boxes: the proposals in pixels, the best first; zeros where there are fewer.
+        valid: which proposals are real.
+        logits: the second stage's classes of the proposals, and
+        deltas: for each class the box's difference from the proposal (`ops.decode_boxes` with `heads.BOX_WEIGHTS`).
+            Both are None in training, where a loss chooses the boxes that the second stage sees.
+    """
+
+    pyramid: Pyramid
+    anchors: AnchorOutputs
+    boxes: Float[Array, "b p 4"]
+    valid: Bool[Array, "b p"]
+    logits: Float[Array, "b p k"] | None = None
+    deltas: Float[Array, "b p k 4"] | None = None
+
+
+class RCNN(nn.Module):
+    """image -> encoder -> pyramid -> neck -> maps -> proposals -> a class, a box and a mask for each.
+
+    The second stage can be called by itself, as a loss does with the proposals that it has drawn:
+    `model.apply(variables, outputs.pyramid, boxes, method="box_outputs")`, and so `method="mask_logits"`.
+
+    Args (fields):
+        encoder: images -> `Pyramid`.
+        neck: `Pyramid` -> maps, such as `FPNNeck`.
+        rpn: (`Pyramid`, extents) -> `AnchorOutputs`, such as `RPNHead`.
+        box_head: maps of regions -> classes and boxes, such as `BoxHead`.
+        mask_head: maps of regions -> masks, such as `MaskHead`; None for boxes alone.
+        region_maps: how many maps, from the finest on, the regions are read from.
+        score_threshold: as of `dz.detect`, if that is not told otherwise; so are the next two.
+        nms_threshold: of boxes of one class.
+        max_detections: rows of the result.
+        candidates: how many anchors of each map take part in the suppression of proposals, in inference and training.
+        proposals: how many are left, in inference and training.
+        proposal_threshold: of two proposals from one map that overlap more than this, the better is kept.
+        frozen: as in `SegmentationModel`.
+        impl: as in `SegmentationModel`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> model = dz.create_model("mask_rcnn", "resnet18", num_classes=3)
+        >>> images = jnp.zeros((1, 64, 96, 3))
+        >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        >>> found = jax.eval_shape(lambda variables: dz.detect(model, variables, images), variables)
+        >>> found.boxes.shape, found.masks.shape
+        ((1, 100, 4), (1, 100, 28, 28))
+
+    References:
+        Ren et al., Faster R-CNN, 2015. https://arxiv.org/abs/1506.01497
+        He et al., Mask R-CNN, 2017. https://arxiv.org/abs/1703.06870
+    """
+
+    encoder: nn.Module
+    neck: nn.Module
+    rpn: nn.Module
+    box_head: nn.Module
+    mask_head: nn.Module | None = None
+    region_maps: int = 4
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    max_detections: int = 100
+    candidates: tuple[int, int] = (1000, 2000)
+    proposals: tuple[int, int] = (1000, 2000)
+    proposal_threshold: float = 0.7
+    frozen: tuple[str, ...] = ()
+    impl: str = "auto"
+
+    def __call__(
+        self, images: Float[Array, "b h w c"], sizes: Integer[Array, "b 2"] | None = None, *, train: bool = False
+    ) -> RegionOutputs:
+        """Both stages; in training the first alone. `sizes` are those of `dz.detect`."""
+        with computed_by(self.impl):
+            pyramid, extents, sizes_of = pyramid_of(self, images, sizes, train=train)
+            assert pyramid.image_size is not None
+            with each_alone(None if train else extents, pyramid.image_size):
+                anchors: Any = self.rpn(pyramid, extents, train=train and "rpn" not in self.frozen)
+            if not train:
+                maps = tuple(with_edges(x, extents, pyramid.image_size) for x in pyramid.maps)
+                pyramid = pyramid.replace(maps=maps)
+            anchors = anchors.replace(sizes=sizes_of)
+            boxes, valid = proposals_of(anchors, self.candidates[train], self.proposals[train], self.proposal_threshold)
+        if self.is_initializing() and self.mask_head is not None:
+            self.mask_logits(pyramid, boxes[:, :1])
+        if train and not self.is_initializing():
+            return RegionOutputs(pyramid, anchors, boxes, valid)
+        return RegionOutputs(pyramid, anchors, boxes, valid, *self.box_outputs(pyramid, boxes))
+
+    def box_outputs(
+        self, pyramid: Pyramid, boxes: Float[Array, "b n 4"], *, train: bool = False
+    ) -> tuple[Float[Array, "b n k"], Float[Array, "b n k 4"]]:
+        """Classes of boxes in pixels, and for each class the box's difference from the one given."""
+        logits, deltas = self._of_regions("box_head", pyramid, boxes, train=train)
+        return logits.reshape(*boxes.shape[:2], -1), deltas.reshape(*boxes.shape[:2], -1, 4)
+
+    def mask_logits(
+        self, pyramid: Pyramid, boxes: Float[Array, "b n 4"], *, train: bool = False
+    ) -> Float[Array, "b n _ _ k"]:
+        """A mask of each class for boxes in pixels."""
+        masks = self._of_regions("mask_head", pyramid, boxes, train=train)
+        return masks.reshape(*boxes.shape[:2], *masks.shape[1:])
+
+    def detect(
+        self,
+        images: Float[Array, "b h w c"],
+        sizes: Integer[Array, "b 2"] | None = None,
+        *,
+        score_threshold: Any = None,
+        nms_threshold: Any = None,
+        max_detections: int | None = None,
+        train: bool = False,
+    ) -> Detections:
+        """See `dz.detect`. Detections are always those of inference."""
+        del train
+        return self.detections_of(
+            self(images, sizes),
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_detections=max_detections,
+        )
+
+    def detections_of(
+        self,
+        outputs: RegionOutputs,
+        *,
+        score_threshold: Any = None,
+        nms_threshold: Any = None,
+        max_detections: int | None = None,
+    ) -> Detections:
+        """The detections that the outputs of both stages give, with masks if the model has them."""
+        found = of_regions(
+            outputs,
+            self.score_threshold if score_threshold is None else score_threshold,
+            self.nms_threshold if nms_threshold is None else nms_threshold,
+            self.max_detections if max_detections is None else max_detections,
+        )
+        if self.mask_head is None:
+            return found
+        logits = self.mask_logits(outputs.pyramid, found.boxes)
+        chosen = jnp.maximum(found.labels, 0)[:, :, None, None, None]
+        masks = jax.nn.sigmoid(jnp.take_along_axis(logits, chosen, axis=-1)[..., 0])
+        return found.replace(masks=jnp.where(found.valid[:, :, None, None], masks, 0))
+
+    def _of_regions(self, part: str, pyramid: Pyramid, boxes: jax.Array, *, train: bool) -> Any:
+        head: Any = getattr(self, part)
+        assert pyramid.image_size is not None
+        with computed_by(self.impl):
+            x = ops.multiscale_roi_align(pyramid.maps[: self.region_maps], boxes, pyramid.image_size, head.size)
+            return head(x.reshape(-1, *x.shape[2:]), train=train and part not in self.frozen)
+
+
+def proposals_of(
+    outputs: AnchorOutputs, candidates: int, count: int, threshold: float
+) -> tuple[Float[Array, "b p 4"], Bool[Array, "b p"]]:
+    """The boxes most likely to hold an object: the best of each map, then those that no better one of it overlaps.
+
+    Args:
+        outputs: of the first stage. Proposals have no gradient.
+        candidates: how many of each map take part.
+        count: how many are left of all maps together.
+        threshold: of the suppression.
+    """
+    outputs = jax.lax.stop_gradient(outputs)
+    ranks = jnp.where(outputs.grid.inside, outputs.logits[..., 0], -jnp.inf)
+
+    def of_image(image: jax.Array, ranks: jax.Array, size: jax.Array) -> Detections:
+        boxes, best, maps, start = [], [], [], 0
+        for level, length in enumerate(outputs.grid.counts):
+            rank, chosen = jax.lax.top_k(ranks[start : start + length], min(candidates, length))
+            boxes.append(outputs.boxes(image, chosen + start))
+            best.append(rank)
+            maps.append(jnp.full(rank.shape, level, jnp.int32))
+            start += length
+        clipped, rank = ops.clip_boxes(jnp.concatenate(boxes), size), jnp.concatenate(best)
+        valid = (rank > -jnp.inf) & large_enough(clipped, 1e-3)
+        return kept(clipped, jax.nn.sigmoid(rank), jnp.concatenate(maps), valid, threshold, count)
+
+    assert outputs.sizes is not None
+    found = jax.vmap(of_image)(jnp.arange(ranks.shape[0]), ranks, outputs.sizes)
+    return found.boxes, found.valid
+
+
+def of_regions(outputs: RegionOutputs, score_threshold: Any, nms_threshold: Any, max_detections: int) -> Detections:
+    """The detections of the second stage: each class of each proposal is a candidate of its own.
+
+    Args:
+        outputs: of the model.
+        score_threshold: see `dz.detect`, as for the others.
+        nms_threshold: with the same label.
+        max_detections: rows of the result.
+    """
+    logits, deltas, sizes = outputs.logits, outputs.deltas, outputs.anchors.sizes
+    assert logits is not None and deltas is not None and sizes is not None
+    most = logits.shape[-1] - 1
+    if isinstance(score_threshold, numbers.Real) and score_threshold > 0:
+        most = min(most, max(1, int(1 / score_threshold)))  # the classes of a proposal add up to 1
+
+    def of_image(logits: jax.Array, deltas: jax.Array, proposals: jax.Array, real: jax.Array, size: jax.Array):
+        scores, chosen = jax.lax.top_k(jax.nn.softmax(logits)[:, 1:], most)  # without the background
+        mine = jnp.take_along_axis(deltas[:, 1:], chosen[..., None], 1)
+        boxes = ops.decode_boxes(mine, proposals[:, None], weights=BOX_WEIGHTS)
+        boxes = ops.clip_boxes(boxes.reshape(-1, 4), size)
+        labels = (chosen + 1).astype(jnp.int32).reshape(-1)
+        valid = ((scores > score_threshold) & real[:, None]).reshape(-1) & large_enough(boxes, 1e-2)
+        return kept(boxes, scores.reshape(-1), labels, valid, nms_threshold, max_detections)
+
+    return jax.vmap(of_image)(logits, deltas, outputs.boxes, outputs.valid, sizes)

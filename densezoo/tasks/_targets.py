@@ -1,0 +1,204 @@
+"""What each anchor or proposal is to learn, and the losses of that, with torchvision's numbers.
+
+Objects come padded: `boxes` (b, n, 4) and `labels` (b, n), with a label of -1 in rows without an object. Whatever boxes
+those rows hold changes nothing. A batch without any object has a loss and gradients without NaN.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer
+
+from densezoo import losses, ops
+from densezoo.heads import BOX_WEIGHTS, AnchorOutputs, PointOutputs
+
+Losses = dict[str, Float[Array, ""]]
+BETA = 1 / 9
+"""Where torchvision's detectors of two stages round off the absolute difference."""
+
+
+def of_anchors(outputs: AnchorOutputs, boxes: Float[Array, "b n 4"], labels: Integer[Array, "b n"]) -> Losses:
+    """RetinaNet's: the focal loss of all classes, and the boxes of the anchors that have an object."""
+
+    def of_image(logits, deltas, anchors, inside, boxes, labels):
+        matched = _match(anchors, inside, boxes, labels, 0.5, 0.4)
+        found = matched >= 0
+        target = jax.nn.one_hot(jnp.where(found, labels[matched], -1), logits.shape[-1])
+        focal = losses.sigmoid_focal_loss(logits, target).sum(-1)
+        wanted = _safe(boxes[matched], found)
+        if outputs.box_loss == "giou":
+            box = losses.giou_loss(ops.decode_boxes(deltas, anchors), wanted)
+        else:
+            box = losses.smooth_l1_loss(deltas, ops.encode_boxes(wanted, anchors), beta=0).sum(-1)
+        count = _at_least_one(found.sum())
+        return jnp.where(matched == ops.BETWEEN, 0, focal).sum() / count, jnp.where(found, box, 0).sum() / count
+
+    grid = outputs.grid
+    classes, box = jax.vmap(of_image)(outputs.logits, outputs.deltas, grid.anchors, grid.inside, boxes, labels)
+    return {"classification": classes.mean(), "box": box.mean()}
+
+
+def of_points(outputs: PointOutputs, boxes: Float[Array, "b n 4"], labels: Integer[Array, "b n"]) -> Losses:
+    """FCOS's: the focal loss, the overlap of the boxes, and how central each pixel with an object is in it."""
+    grid = outputs.grid
+    levels = jnp.concatenate([jnp.full(count, level) for level, count in enumerate(grid.counts)])
+    least, most = levels == 0, levels == len(grid.counts) - 1
+
+    def match(anchors, inside, boxes, labels):
+        centre, side = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2] - anchors[:, 0]
+        middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+        near = jnp.abs(centre[:, None] - middle[None]).max(-1) < 1.5 * side[:, None]
+        edges = jnp.concatenate([centre[:, None] - boxes[None, :, :2], boxes[None, :, 2:] - centre[:, None]], -1)
+        longest = edges.max(-1)
+        fits = near & (edges.min(-1) > 0)
+        fits &= (longest > jnp.where(least, 0, 4 * side)[:, None]) & (
+            longest < jnp.where(most, jnp.inf, 8 * side)[:, None]
+        )
+        fits &= (labels >= 0)[None] & inside[:, None]
+        quality = jnp.where(fits, 1e8 - ops.box_area(boxes)[None], 0)  # the smallest object
+        return jnp.where(quality.max(1) < 1e-5, ops.BELOW, quality.argmax(1))
+
+    matched = jax.vmap(match)(grid.anchors, grid.inside, boxes, labels)
+    found = matched >= 0
+    label = jnp.where(found, jnp.take_along_axis(labels, matched, 1), -1)
+    focal = losses.sigmoid_focal_loss(outputs.logits, jax.nn.one_hot(label, outputs.logits.shape[-1])).sum(-1)
+    wanted = _safe(jnp.take_along_axis(boxes, matched[..., None], 1), found)
+    box = losses.giou_loss(ops.decode_distances(outputs.distances, grid.anchors), wanted)
+    distances = jnp.where(found[..., None], ops.encode_distances(wanted, grid.anchors), 1)
+    across, down = distances[..., 0::2], distances[..., 1::2]
+    central = jnp.sqrt(across.min(-1) / across.max(-1) * (down.min(-1) / down.max(-1)))
+    centerness = losses.binary_cross_entropy(outputs.centerness, jax.lax.stop_gradient(central))
+    count = _at_least_one(found.sum())
+    return {
+        "classification": jnp.where(grid.inside, focal, 0).sum() / count,
+        "box": jnp.where(found, box, 0).sum() / count,
+        "centerness": jnp.where(found, centerness, 0).sum() / count,
+    }
+
+
+def of_proposals(
+    outputs: AnchorOutputs,
+    boxes: Float[Array, "b n 4"],
+    labels: Integer[Array, "b n"],
+    key: Any,
+    count: int,
+    share: float,
+) -> Losses:
+    """Of the first stage: whether anchors that are drawn have an object, and the boxes of those that have."""
+
+    def of_image(logits, deltas, anchors, inside, boxes, labels, key):
+        matched = _match(anchors, inside, boxes, labels, 0.7, 0.3)
+        kinds = jnp.where(matched == ops.BETWEEN, -1, (matched >= 0).astype(jnp.int32))
+        rows, real = ops.sample_matches(key, kinds, min(count, kinds.shape[0]), share)
+        object_ = kinds[rows] > 0
+        positive = real & object_
+        wanted = _safe(boxes[matched[rows]], positive)
+        box = losses.smooth_l1_loss(deltas[rows], ops.encode_boxes(wanted, anchors[rows]), beta=BETA).sum(-1)
+        score = losses.binary_cross_entropy(logits[rows, 0], object_.astype(jnp.float32))
+        return jnp.where(real, score, 0).sum(), jnp.where(positive, box, 0).sum(), real.sum()
+
+    grid, keys = outputs.grid, jax.random.split(key, boxes.shape[0])
+    score, box, drawn = jax.vmap(of_image)(
+        outputs.logits, outputs.deltas, grid.anchors, grid.inside, boxes, labels, keys
+    )
+    total = _at_least_one(drawn.sum())
+    return {"objectness": score.sum() / total, "proposal_box": box.sum() / total}
+
+
+def draw_regions(
+    proposals: Float[Array, "b p 4"],
+    valid: Bool[Array, "b p"],
+    boxes: Float[Array, "b n 4"],
+    labels: Integer[Array, "b n"],
+    key: Any,
+    count: int,
+    share: float,
+) -> tuple[Float[Array, "b s 4"], Integer[Array, "b s"], Integer[Array, "b s"]]:
+    """The boxes that the second stage learns from, drawn from the proposals and the objects themselves.
+
+    Returns:
+        The boxes, those with an object first; for each its class, 0 for background and -1 for a row that was not drawn;
+        and the row of its object.
+    """
+
+    def of_image(proposals, valid, boxes, labels, key):
+        real = jnp.concatenate([valid, labels >= 0])
+        candidates = jnp.concatenate([proposals, _safe(boxes, labels >= 0)])
+        matched = ops.match(ops.box_iou(boxes, candidates), 0.5, 0.5, valid=labels >= 0)
+        classes = jnp.where(real, jnp.where(matched >= 0, labels[matched], 0), -1)
+        rows, drawn = ops.sample_matches(key, classes, count, share)
+        return candidates[rows], jnp.where(drawn, classes[rows], -1), jnp.maximum(matched[rows], 0)
+
+    keys = jax.random.split(key, boxes.shape[0])
+    return jax.vmap(of_image)(jax.lax.stop_gradient(proposals), valid, boxes, labels, keys)
+
+
+def of_regions(
+    logits: Float[Array, "b s k"],
+    deltas: Float[Array, "b s k 4"],
+    regions: Float[Array, "b s 4"],
+    classes: Integer[Array, "b s"],
+    wanted: Float[Array, "b s 4"],
+) -> Losses:
+    """Of the second stage: the classes of the boxes drawn, and how far those with an object are to move.
+
+    Args:
+        logits: of the boxes.
+        deltas: for each class.
+        regions: the boxes.
+        classes: of the boxes, -1 for one that does not count.
+        wanted: each one's object.
+    """
+    drawn, found = classes >= 0, classes > 0
+    label = jnp.maximum(classes, 0)
+    entropy = -jnp.take_along_axis(jax.nn.log_softmax(logits), label[..., None], -1)[..., 0]
+    mine = jnp.take_along_axis(deltas, label[..., None, None], 2)[:, :, 0]
+    target = ops.encode_boxes(_safe(wanted, found), _safe(regions, found), weights=BOX_WEIGHTS)
+    box = losses.smooth_l1_loss(mine, target, beta=BETA).sum(-1)
+    total = _at_least_one(drawn.sum())
+    return {
+        "region_class": jnp.where(drawn, entropy, 0).sum() / total,
+        "region_box": jnp.where(found, box, 0).sum() / total,
+    }
+
+
+def of_masks(
+    logits: Float[Array, "b s m m k"],
+    regions: Float[Array, "b s 4"],
+    classes: Integer[Array, "b s"],
+    rows: Integer[Array, "b s"],
+    instances: Integer[Array, "b h w"],
+) -> Losses:
+    """The masks of the boxes that have an object.
+
+    Args:
+        logits: for each class.
+        regions: the boxes.
+        classes: of the boxes; only those above 0 count.
+        rows: of each one's object, whose number in `instances` is one more.
+        instances: the number of the object at each pixel.
+    """
+    found = classes > 0
+    crop = jax.vmap(lambda numbers, map_, boxes: ops.crop_instances(map_, numbers, boxes, logits.shape[2]))
+    target = jax.lax.stop_gradient(crop(jnp.where(found, rows + 1, -1), instances, _safe(regions, found)))
+    mine = jnp.take_along_axis(logits, jnp.maximum(classes, 0)[..., None, None, None], -1)[..., 0]
+    entropy = losses.binary_cross_entropy(mine, target).mean((-1, -2))
+    return {"mask": jnp.where(found, entropy, 0).sum() / _at_least_one(found.sum())}
+
+
+def _match(anchors: Any, inside: Any, boxes: Any, labels: Any, high: float, low: float) -> Integer[Array, " n"]:
+    """The object of each anchor; those on the padding are neither object nor background."""
+    overlap = jnp.where(inside[None], ops.box_iou(boxes, anchors), 0)
+    matched = ops.match(overlap, high, low, valid=labels >= 0, allow_low_quality=True)
+    return jnp.where(inside, matched, ops.BETWEEN)
+
+
+def _at_least_one(count: Integer[Array, ""]) -> Float[Array, ""]:
+    """What to divide by."""
+    return jnp.maximum(count, 1).astype(jnp.float32)
+
+
+def _safe(boxes: Float[Array, "*n 4"], counted: Bool[Array, "*n"]) -> Float[Array, "*n 4"]:
+    """The boxes that count, and others that no loss and no gradient of theirs can be NaN of."""
+    return jnp.where(counted[..., None], boxes, jnp.asarray([0.0, 0.0, 1.0, 1.0]).reshape((1,) * counted.ndim + (4,)))

@@ -1,0 +1,178 @@
+"""Detection: boxes with classes, and masks, for every detector of the zoo."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from densezoo import metrics
+from densezoo.data import transforms
+from densezoo.heads import AnchorOutputs, PointOutputs
+from densezoo.tasks import _targets
+from densezoo.types import Detections
+
+if TYPE_CHECKING:
+    from densezoo.train.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection:
+    """Objects in pictures: an `image` (b, h, w, c), `boxes` (b, n, 4) and `labels` (b, n) of its objects.
+
+    Boxes are x0, y0, x1, y1 in pixels. A label is a number of the model's classes: from 1 on for Faster and Mask R-CNN,
+    whose class 0 is the background, from 0 on for the others. Rows without an object have the label -1. With `masks`,
+    `instances` (b, h, w) holds k at the pixels of the object in row k - 1. Where pictures are padded, `size` (b, 2) is
+    the height and width of each without: anchors, boxes and losses end there.
+
+    The losses are torchvision's, and what they are sampled from is drawn by the step's key. A detection's score counts
+    beside all others', so that scores cannot be counted batch by batch: `measure` gives the detections and objects of a
+    batch as `metrics.Collected`, whose sum keeps all pictures, and `scores` reads them on the host.
+
+    Attributes:
+        num_classes: as of the model, with the background for Faster and Mask R-CNN.
+        masks: whether masks are learned, by a model that has them.
+        class_names: a name for each class, with the background; empty for numbers.
+        anchor_samples: how many anchors of a picture the proposals learn from, and
+        anchor_positives: at most which share of them with an object.
+        region_samples: how many boxes of a picture the second stage learns from, and
+        region_positives: at most which share of them with an object; only these give masks.
+
+    Raises:
+        ValueError: options that do not fit each other; the message names them.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> task = Detection(num_classes=3)
+        >>> model = dz.create_model("retinanet", dz.PlainEncoder((4, 8, 8)), task.num_classes, features=8)
+        >>> batch = {"image": jnp.zeros((1, 32, 32, 3)), "boxes": jnp.array([[[4.0, 4.0, 20.0, 28.0], [0.0] * 4]])}
+        >>> batch["labels"] = jnp.array([[2, -1]])
+        >>> variables = jax.jit(model.init)(jax.random.key(0), batch["image"])
+        >>> apply = lambda *inputs, **options: model.apply(variables, *inputs, **options)
+        >>> loss, parts = jax.jit(lambda batch: task.loss(apply, batch, jax.random.key(1)))(batch)
+        >>> sorted(parts), bool(loss > 0)
+        (['box', 'classification'], True)
+    """
+
+    num_classes: int
+    masks: bool = False
+    class_names: tuple[str, ...] = ()
+    anchor_samples: int = 256
+    anchor_positives: float = 0.5
+    region_samples: int = 512
+    region_positives: float = 0.25
+
+    inputs: ClassVar[tuple[str, ...]] = ("image",)
+    best: ClassVar[str] = "box_ap"
+    method: ClassVar[str] = "detect"
+    """The model's method whose results `predict` takes."""
+
+    def __post_init__(self):
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes is at least 1, got {self.num_classes}")
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"class_names needs {self.num_classes} entries, one a class; got {self.class_names}")
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError(f"class_names repeat: {self.class_names}")
+        for name in ("anchor_samples", "region_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        for name in ("anchor_positives", "region_positives"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share above 0 and at most 1, got {getattr(self, name)}")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Entries of a batch that the task reads."""
+        return ("image", "boxes", "labels", "instances") if self.masks else ("image", "boxes", "labels")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each class; its number where it has none."""
+        return self.class_names or tuple(map(str, range(self.num_classes)))
+
+    @property
+    def fill(self) -> int:
+        """What a map of labels holds where there is no image."""
+        return -1
+
+    def loss(
+        self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The sum of the model's losses, and each of them."""
+        boxes, labels = self._objects(batch)
+        outputs = apply(batch["image"], batch.get("size"))
+        if isinstance(outputs, AnchorOutputs):
+            parts = _targets.of_anchors(outputs, boxes, labels)
+        elif isinstance(outputs, PointOutputs):
+            parts = _targets.of_points(outputs, boxes, labels)
+        else:
+            parts = self._of_two_stages(apply, outputs, batch, boxes, labels, key)
+        # Values cannot be checked here: a class that the model does not have gives NaN, as in the losses of pixels.
+        total = jnp.sum(jnp.stack(list(parts.values())))
+        return jnp.where((labels < self.num_classes).all(), total, jnp.nan), parts
+
+    def _of_two_stages(
+        self, apply: Callable[..., Any], outputs: Any, batch: Mapping[str, Any], boxes: Any, labels: Any, key: Any
+    ) -> _targets.Losses:
+        anchor_key, region_key = jax.random.split(key)
+        parts = _targets.of_proposals(
+            outputs.anchors, boxes, labels, anchor_key, self.anchor_samples, self.anchor_positives
+        )
+        share = self.region_positives
+        drawn = _targets.draw_regions(
+            outputs.boxes, outputs.valid, boxes, labels, region_key, self.region_samples, share
+        )
+        regions, classes, rows = drawn
+        wanted = jnp.take_along_axis(boxes, rows[..., None], 1)
+        logits, deltas = apply(outputs.pyramid, regions, method="box_outputs")
+        parts |= _targets.of_regions(logits, deltas, regions, classes, wanted)
+        if self.masks:
+            # Boxes with an object come first.
+            regions, classes, rows = (x[:, : max(1, int(self.region_samples * share))] for x in drawn)
+            masks = apply(outputs.pyramid, regions, method="mask_logits")
+            parts |= _targets.of_masks(masks, regions, classes, rows, batch["instances"])
+        return parts
+
+    def measure(self, apply: Callable[..., Any], batch: Mapping[str, Any]) -> metrics.Collected:
+        """A batch's detections, `boxes`, `scores`, `labels`, `valid` and `masks`, and its objects, `true_boxes` ..."""
+        boxes, labels = self._objects(batch)
+        found: Detections = apply(batch["image"], batch.get("size"), method=self.method)
+        arrays = {name: value for name, value in vars(found).items() if value is not None}
+        kept = {name: batch[name] for name in ("size", "image_id", "crowd", "instances") if name in batch}
+        return metrics.Collected.of(**arrays, **kept, true_boxes=boxes, true_labels=labels)
+
+    def scores(self, counts: metrics.Collected) -> dict[str, float]:
+        """Average precision as COCO defines it."""
+        raise NotImplementedError("the scores of detections are not there yet")
+
+    def predict(self, outputs: Detections) -> Detections:
+        """The detections themselves."""
+        return outputs
+
+    def augment(self, recipe: "Recipe") -> Callable[[Any, Any], Any]:
+        """Mirrors and changes colours, as the recipe says."""
+        steps = [transforms.random_flip(horizontal=recipe.flip_horizontal, vertical=recipe.flip_vertical)]
+        if recipe.rotate:
+            steps.append(transforms.random_rot90())
+        if recipe.color_jitter:
+            strength = recipe.color_jitter
+            steps.append(transforms.color_jitter(brightness=strength, contrast=strength, saturation=strength))
+        return transforms.compose(*steps)
+
+    def _objects(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Boxes and labels, those without an object, area or number taken out."""
+        if missing := [name for name in self.fields if name not in batch]:
+            raise ValueError(f"detection reads {self.fields}, and the batch has no {missing}; it has {sorted(batch)}")
+        boxes, labels = jnp.asarray(batch["boxes"]), jnp.asarray(batch["labels"])
+        if boxes.ndim != 3 or boxes.shape[-1] != 4 or labels.shape != boxes.shape[:2]:
+            raise ValueError(f"expected boxes (b, n, 4) and labels (b, n), got {boxes.shape} and {labels.shape}")
+        if not boxes.shape[1]:  # a batch without any object has one row that says so
+            boxes = jnp.zeros((boxes.shape[0], 1, 4))
+            labels = jnp.full((labels.shape[0], 1), -1)
+        boxes, labels = boxes.astype(jnp.float32), labels.astype(jnp.int32)
+        area = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1]) & jnp.isfinite(boxes).all(-1)
+        return jnp.where(area[..., None], boxes, 0), jnp.where(area, labels, -1)
