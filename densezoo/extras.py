@@ -6,6 +6,7 @@ from typing import Any
 EXTRAS = {
     "data": {"grain": "grain", "skimage": "scikit-image", "sklearn": "scikit-learn", "tifffile": "tifffile"},
     "cli": {"rich": "rich", "tyro": "tyro"},
+    "detection": {"hotcoco": "hotcoco"},
     "hub": {"huggingface_hub": "huggingface_hub"},
 }
 """For each extra: the modules that it brings, and the packages that hold them."""

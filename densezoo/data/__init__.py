@@ -3,17 +3,21 @@
 from densezoo.data import fields, transforms
 from densezoo.data._arrays import to_float
 from densezoo.data._reading import Source
+from densezoo.data.coco import CocoDetection
 from densezoo.data.evaluation import EvalBatches, eval_batches
 from densezoo.data.folder import ImageMaskFolder, read_image
+from densezoo.data.instance_folder import InstanceFolder
 from densezoo.data.pipeline import train_batches
 from densezoo.data.resizing import Resize
 from densezoo.data.scenes import DigitScenes
 from densezoo.data.subset import Subset
 
 __all__ = [
+    "CocoDetection",
     "DigitScenes",
     "EvalBatches",
     "ImageMaskFolder",
+    "InstanceFolder",
     "Resize",
     "Source",
     "Subset",

@@ -16,8 +16,8 @@ from densezoo.messages import shortened
 _LAYOUT = (
     "Expected:\n"
     "  {root}/images/NAME.jpg   png, jpg, tif, bmp or webp\n"
-    "  {root}/masks/NAME.png    png, tif or bmp with class numbers\n"
-    "with the same NAME for an image and its mask."
+    "  {root}/{maps}/NAME.png    png, tif or bmp with numbers\n"
+    "with the same NAME for an image and its map."
 )
 _JUNK = ("thumbs.db", "desktop.ini")
 
@@ -49,38 +49,41 @@ def _list(folder: pathlib.Path, suffixes: Sequence[str]) -> tuple[dict[str, list
     return by_stem, others
 
 
-def pair_files(root: pathlib.Path) -> tuple[list[tuple[pathlib.Path, pathlib.Path]], tuple[tuple[int, int], ...]]:
-    layout = _LAYOUT.format(root=root)
+def pair_files(
+    root: pathlib.Path, maps: str = "masks"
+) -> tuple[list[tuple[pathlib.Path, pathlib.Path]], tuple[tuple[int, int], ...]]:
+    layout = _LAYOUT.format(root=root, maps=maps)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder. {layout}")
-    missing = [str(root / name) for name in ("images", "masks") if not (root / name).is_dir()]
+    missing = [str(root / name) for name in ("images", maps) if not (root / name).is_dir()]
     if missing:
         below = sorted(path.parent.name for path in root.glob("*/images") if path.is_dir())
         hint = f" Did you mean {root / below[0]}?" if below else ""
         raise FileNotFoundError(f"{' and '.join(missing)}: no such folder.{hint} {layout}")
     images, other_images = _list(root / "images", _decode.IMAGE_SUFFIXES)
-    masks, other_masks = _list(root / "masks", _decode.MASK_SUFFIXES)
+    masks, other_masks = _list(root / maps, _decode.MASK_SUFFIXES)
     if not images:
         found = f" (found: {shortened(other_images, ', ', 10)})" if other_images else ""
         raise ValueError(f"{root / 'images'}: the folder holds no images{found}. {layout}")
 
+    kind = "mask" if maps == "masks" else "map"
     problems: list[str] = []
-    for name, by_stem in (("images", images), ("masks", masks)):
+    for name, by_stem in (("images", images), (maps, masks)):
         for stem, paths in by_stem.items():
             if len(paths) > 1:
                 problems.append(f"{name}: {len(paths)} files named {stem}: {', '.join(path.name for path in paths)}")
     alone = [images[stem][0].name for stem in sorted(images.keys() - masks.keys())]
     if alone:
-        problems.append(f"{len(alone)} images without a mask: {shortened(alone, ', ', 10)}")
+        problems.append(f"{len(alone)} images without a {kind}: {shortened(alone, ', ', 10)}")
     alone = [masks[stem][0].name for stem in sorted(masks.keys() - images.keys())]
     if alone:
-        problems.append(f"{len(alone)} masks without an image: {shortened(alone, ', ', 10)}")
+        problems.append(f"{len(alone)} {maps} without an image: {shortened(alone, ', ', 10)}")
     skipped = [
         f"{name}: folders, and files of other types than {' '.join(suffixes)}, are not read:"
         f" {shortened(others, ', ', 10)}"
         for name, others, suffixes in (
             ("images", other_images, _decode.IMAGE_SUFFIXES),
-            ("masks", other_masks, _decode.MASK_SUFFIXES),
+            (maps, other_masks, _decode.MASK_SUFFIXES),
         )
         if others
     ]
@@ -103,7 +106,7 @@ def pair_files(root: pathlib.Path) -> tuple[list[tuple[pathlib.Path, pathlib.Pat
         if kind:
             problems.append(shortened(kind, "\n  ", 10))
     if problems:
-        raise ValueError("\n  ".join([f"{root}: images and masks do not pair up:", *problems]) + f"\n{layout}")
+        raise ValueError("\n  ".join([f"{root}: images and {maps} do not pair up:", *problems]) + f"\n{layout}")
     if skipped:
         warnings.warn("\n  ".join([f"{root}: some of it is not read:", *skipped]), stacklevel=3)
     return pairs, tuple(sizes)

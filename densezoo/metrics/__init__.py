@@ -32,25 +32,33 @@ from densezoo.metrics._counts import (
     predict,
     recall,
 )
+from densezoo.metrics._detection import average_precision, coco_dataset, coco_results, encode_mask
+from densezoo.metrics._panoptic import PanopticCounts, panoptic_counts
 from densezoo.metrics._tally import Tally
 
 __all__ = [
     "BoundaryCounts",
     "Collected",
     "Counts",
+    "PanopticCounts",
     "Tally",
     "accuracy",
+    "average_precision",
     "boundary_band_counts",
     "boundary_counts",
     "boundary_f_score",
     "boundary_iou",
     "class_mean",
+    "coco_dataset",
+    "coco_results",
     "confusion_counts",
     "dice",
+    "encode_mask",
     "iou",
     "mean_dice",
     "mean_iou",
     "multilabel_counts",
+    "panoptic_counts",
     "pixel_accuracy",
     "precision",
     "predict",

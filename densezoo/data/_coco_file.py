@@ -1,0 +1,86 @@
+"""Checks of an annotation file in COCO's format and of the pictures that it lists."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from densezoo.data import _decode
+
+_TABLES = ("images", "annotations", "categories")
+
+
+def read(file: pathlib.Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; expected annotations in COCO's format.")
+    try:
+        dataset = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # which JSON's and Unicode's errors are
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(dataset, dict):
+        raise ValueError(f"{file} holds a {type(dataset).__name__}; expected an object with {', '.join(_TABLES)}")
+    for table in _TABLES:
+        rows = dataset.get(table)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"{file}: {table!r} is missing or no list of objects; expected {', '.join(_TABLES)}")
+    return dataset
+
+
+def unique(rows: list[dict[str, Any]], what: str, problems: list[str]) -> dict[int, dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        number = row.get("id")
+        if not isinstance(number, int) or isinstance(number, bool):
+            problems.append(f"the id {number!r} of one {what}; expected a whole number")
+        elif number in found:
+            problems.append(f"the {what} id {number} occurs more than once")
+        else:
+            found[number] = row
+    return found
+
+
+def picture(folder: pathlib.Path, record: dict[str, Any], problems: list[str]) -> pathlib.Path:
+    name = record.get("file_name")
+    path = folder / name if isinstance(name, str) and name else folder
+    if not isinstance(name, str) or not path.resolve().is_relative_to(folder.resolve()) or path == folder:
+        problems.append(f"image {record['id']}: file_name is {name!r}; expected a file in {folder}")
+    elif not path.is_file():
+        problems.append(f"image {record['id']}: {path} is missing")
+    return path
+
+
+def size_of(path: pathlib.Path, record: dict[str, Any], problems: list[str]) -> tuple[int, int]:
+    said = record.get("height"), record.get("width")
+    if not path.is_file():
+        return (0, 0)
+    try:
+        size = _decode.read_size(path)
+    except (ValueError, OSError) as error:
+        problems.append(str(error))
+        return (0, 0)
+    if said != size:
+        problems.append(
+            f"image {record['id']}: {path} is {size[0]}x{size[1]} (height x width), but the file"
+            f" says {said[0]}x{said[1]}"
+        )
+    return size
+
+
+def is_box(box: Any) -> bool:
+    if not isinstance(box, list) or len(box) != 4:
+        return False
+    return all(isinstance(side, int | float) and math.isfinite(side) for side in box)
+
+
+def corners(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 of a box x, y, width, height, cut off at the picture's border."""
+    x0, x1 = (min(max(x, 0.0), float(size[1])) for x in (box[0], box[0] + box[2]))
+    y0, y1 = (min(max(y, 0.0), float(size[0])) for y in (box[1], box[1] + box[3]))
+    return x0, y0, x1, y1
+
+
+def listed(problems: list[str]) -> list[str]:
+    return problems if len(problems) <= 20 else [*problems[:20], f"and {len(problems) - 20} more"]

@@ -1,0 +1,256 @@
+"""Pictures with objects from an annotation file in COCO's format."""
+
+from __future__ import annotations
+
+import collections
+import os
+import pathlib
+import warnings
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from densezoo.data import _coco_file, _decode, _segments
+from densezoo.messages import shortened
+
+
+class CocoDetection:
+    """Pictures, boxes and masks of an annotation file in COCO's format, as a random-access source.
+
+    `root/annotations.json` lists the pictures of `root/images`. Building the source reads the annotations and the
+    headers of the pictures, and reports every problem that shows there in one error; `check` decodes everything.
+
+    An item holds, for the n objects of the picture that has most:
+
+    - image: (height, width, channels) as in the file.
+    - boxes: (n, 4) float32, x0, y0, x1, y1 in pixels, cut off at the border; zeros in rows without an object.
+    - labels: (n,) int32, places in `class_names`; -1 in rows without an object.
+    - instances: (height, width) int32; k for the object in row k - 1, 0 for none. Where objects overlap, the smaller
+      one has the pixel. Only with `masks`.
+    - image_id: of the file.
+
+    Crowds, which stand for many objects at once, are not among the objects: they take no part in training, and the
+    scores leave out what is detected there (see `dataset`).
+
+    Attributes:
+        root: the folder.
+        class_names: the names of the categories, by their numbers in the file.
+        num_classes: how many there are.
+        category_ids: the numbers of the categories in the file, in the order of `class_names`.
+        dataset: the content of the file, for `metrics.average_precision`.
+        names: file names of the pictures, in order.
+        sizes: the (height, width) of the pictures, in order.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> dataset = {
+        ...     "images": [{"id": 7, "file_name": "a.png", "height": 8, "width": 10}],
+        ...     "categories": [{"id": 3, "name": "cat"}],
+        ...     "annotations": [{"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 2, 4, 5], "iscrowd": 0}],
+        ... }
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     pathlib.Path(root, "images").mkdir()
+        ...     Image.fromarray(np.ones((8, 10, 3), np.uint8)).save(pathlib.Path(root, "images", "a.png"))
+        ...     _ = pathlib.Path(root, "annotations.json").write_text(json.dumps(dataset))
+        ...     source = CocoDetection(root, masks=False)
+        ...     item = source[0]
+        >>> source.class_names, item["boxes"].tolist(), item["labels"].tolist()
+        (('cat',), [[1.0, 2.0, 5.0, 7.0]], [0])
+
+    References:
+        Lin et al., Microsoft COCO: Common objects in context, 2014. https://arxiv.org/abs/1405.0312
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        images: str = "images",
+        annotations: str = "annotations.json",
+        masks: bool = True,
+        channels: int | None = 3,
+        max_objects: int | None = None,
+    ):
+        """Reads the annotations and compares them with the pictures.
+
+        Args:
+            root: the folder.
+            images: the folder of the pictures in it.
+            annotations: the annotation file in it.
+            masks: give `instances`; every annotation then needs a segmentation, and polygons the package hotcoco.
+            channels: what `read_image` converts to; None for the channels of the file.
+            max_objects: rows of boxes and labels; None for as many as the fullest picture needs.
+
+        Raises:
+            FileNotFoundError: if a folder, the annotation file, or pictures are missing.
+            ValueError: if the file is no such JSON, if numbers repeat or point to nothing, if a box is no box or lies
+                outside its picture, if a picture has another size than the file says, or more objects than
+                `max_objects`. All problems are named at once, with their numbers.
+
+        Warns:
+            UserWarning: boxes without area were left out, or boxes were cut off at the border.
+        """
+        self.root = pathlib.Path(root)
+        self.file = self.root / annotations
+        self.masks = masks
+        self.channels = channels
+        self.dataset = _coco_file.read(self.file)
+        folder = self.root / images
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder; expected the pictures that {self.file} lists.")
+        problems: list[str] = []
+        records = _coco_file.unique(self.dataset["images"], "image", problems)
+        categories = _coco_file.unique(self.dataset["categories"], "category", problems)
+        _coco_file.unique(self.dataset["annotations"], "annotation", problems)
+        self.category_ids = tuple(sorted(categories))
+        self.class_names = tuple(str(categories[number].get("name", number)) for number in self.category_ids)
+        self.num_classes = len(self.class_names)
+        self._records = [records[number] for number in sorted(records)]
+        self._paths = [_coco_file.picture(folder, record, problems) for record in self._records]
+        self.names = tuple(path.name for path in self._paths)
+        self.sizes = tuple(
+            _coco_file.size_of(path, record, problems) for path, record in zip(self._paths, self._records, strict=True)
+        )
+        if not self._records:
+            problems.append("the file lists no images")
+        if not self.category_ids:
+            problems.append("the file lists no categories")
+        sizes = dict(zip(sorted(records), self.sizes, strict=True))
+        self._objects = self._by_image(sizes, problems)
+        if problems:
+            raise ValueError("\n  ".join([f"{self.file}:", *_coco_file.listed(problems)]))
+        counts = {number: len(self._objects[number]) for number in sorted(records)}
+        fullest = max(counts, key=lambda number: counts[number])
+        if max_objects is not None and counts[fullest] > max_objects:
+            raise ValueError(
+                f"{self.file}: image {fullest} has {counts[fullest]} objects, and max_objects is {max_objects}: pass"
+                f" {counts[fullest]} or more, or None"
+            )
+        self._rows = max(1, counts[fullest] if max_objects is None else max_objects)
+
+    def __repr__(self) -> str:
+        """Gives a name that stays the same between runs, as grain's checkpoints want."""
+        return (
+            f"CocoDetection({str(self.root)!r}, annotations={self.file.name!r}, masks={self.masks}, "
+            f"channels={self.channels}, max_objects={self._rows})"
+        )
+
+    def __len__(self) -> int:
+        """Gives the number of pictures."""
+        return len(self._records)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """Reads one picture and its objects.
+
+        Args:
+            index: 0..len-1, or from the end if negative.
+
+        Returns:
+            The fields that the class describes.
+
+        Raises:
+            IndexError: if there is no such picture.
+            ValueError: if a file is damaged, or a segmentation cannot be drawn.
+        """
+        path, record, size = self._paths[index], self._records[index], self.sizes[index]
+        image = _decode.decode_image(path, self.channels)
+        objects = self._objects[record["id"]]
+        boxes, labels = np.zeros((self._rows, 4), np.float32), np.full(self._rows, -1, np.int32)
+        for row, annotation in enumerate(objects):
+            boxes[row] = _coco_file.corners(annotation["bbox"], size)
+            labels[row] = self.category_ids.index(annotation["category_id"])
+        item = {"image": image, "boxes": boxes, "labels": labels, "image_id": np.int32(record["id"])}
+        if self.masks:
+            item["instances"] = self._draw(objects, size)
+        return item
+
+    def check(self) -> None:
+        """Decodes every picture and every segmentation, and compares the boxes with them.
+
+        Raises:
+            ValueError: if any cannot be decoded, or a box is not that of its mask to within two pixels; all are named.
+        """
+        problems: list[str] = []
+        for path, record, size in zip(self._paths, self._records, self.sizes, strict=True):
+            try:
+                _decode.decode_image(path, self.channels)
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+            for annotation in self._objects[record["id"]] if self.masks else ():
+                try:
+                    mask = self._mask(annotation, size)
+                except ValueError as error:
+                    problems.append(str(error))
+                    continue
+                if not mask.any():
+                    problems.append(f"annotation {annotation['id']}: its mask has no pixel")
+                    continue
+                box, extent = _coco_file.corners(annotation["bbox"], size), extent_of(mask)
+                if max(abs(side - other) for side, other in zip(box, extent, strict=True)) > 2:
+                    problems.append(
+                        f"annotation {annotation['id']}: the box {list(box)} (x0, y0, x1, y1) is not that of its mask,"
+                        f" {list(extent)}"
+                    )
+        if problems:
+            raise ValueError("\n  ".join([f"{self.file}:", *_coco_file.listed(problems)]))
+
+    def _by_image(self, sizes: dict[int, tuple[int, int]], problems: list[str]) -> dict[int, list[dict[str, Any]]]:
+        """The objects of each picture, without crowds and without those that have no area."""
+        objects: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
+        empty, cut = [], []
+        for annotation in self.dataset["annotations"]:
+            number, size = annotation.get("id"), sizes.get(annotation.get("image_id"))
+            if size is None:
+                problems.append(f"annotation {number}: there is no image {annotation.get('image_id')}")
+                continue
+            if annotation.get("category_id") not in self.category_ids:
+                problems.append(f"annotation {number}: there is no category {annotation.get('category_id')}")
+                continue
+            if annotation.get("iscrowd"):
+                continue
+            if self.masks and not annotation.get("segmentation"):
+                problems.append(f"annotation {number} has no segmentation: pass masks=False to read boxes alone")
+                continue
+            box = annotation.get("bbox")
+            if not _coco_file.is_box(box):
+                problems.append(f"annotation {number}: the box {box}; expected x, y, width, height, finite numbers")
+                continue
+            x0, y0, x1, y1 = _coco_file.corners(box, size)
+            if box[2] <= 0 or box[3] <= 0:
+                empty.append(number)
+            elif x1 <= x0 or y1 <= y0:
+                problems.append(
+                    f"annotation {number}: the box {box} (x, y, width, height) lies outside image"
+                    f" {annotation['image_id']} of {size[0]}x{size[1]} (height x width)"
+                )
+            else:
+                if box[0] < -1 or box[1] < -1 or box[0] + box[2] > size[1] + 1 or box[1] + box[3] > size[0] + 1:
+                    cut.append(number)
+                objects[annotation["image_id"]].append(annotation)
+        for numbers, what in ((empty, "without area were left out"), (cut, "were cut off at the picture's border")):
+            if numbers:
+                listed = shortened([str(number) for number in numbers], ", ", 10)
+                warnings.warn(f"{self.file}: {len(numbers)} boxes {what}: annotations {listed}", stacklevel=3)
+        return objects
+
+    def _draw(self, objects: Sequence[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
+        masks = [self._mask(annotation, size) for annotation in objects]
+        instances = np.zeros(size, np.int32)
+        for row in sorted(range(len(masks)), key=lambda row: -int(masks[row].sum())):
+            instances[masks[row]] = row + 1
+        return instances
+
+    def _mask(self, annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+        try:
+            return _segments.decode(annotation["segmentation"], size)
+        except ValueError as error:
+            raise ValueError(f"{self.file}: annotation {annotation['id']}: {error}") from error
+
+
+def extent_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The box x0, y0, x1, y1 around the pixels of a mask, which has some."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

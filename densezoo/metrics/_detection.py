@@ -1,0 +1,179 @@
+"""Average precision as COCO defines it: the counting is hotcoco's, the conversion to and from it is here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from densezoo.extras import require
+
+_SCORES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl"}
+_SCORES |= {"ar1": "AR1", "ar10": "AR10", "ar100": "AR100"}
+
+
+def coco_dataset(source: Any, class_names: Sequence[str] = ()) -> dict[str, Any]:
+    """The objects of a source as a COCO dataset, which `average_precision` takes.
+
+    Args:
+        source: samples with boxes (n, 4), labels (n,) with -1 in rows without an object, and perhaps `instances`; its
+            own `dataset` is taken if it has one, as that of `data.CocoDetection`.
+        class_names: names of the classes; those of the source, or their numbers, if empty.
+
+    Returns:
+        A dict with images, annotations and categories, as in COCO's files. Ids of images are those of the source's
+        `dataset`, else index + 1; ids of categories likewise, else label + 1.
+
+    Raises:
+        ModuleNotFoundError: there are instances, whose masks hotcoco encodes, and it is not installed.
+
+    Example:
+        >>> import numpy as np
+        >>> sample = {"image": np.zeros((8, 9, 3)), "boxes": np.array([[1.0, 2, 5, 6]]), "labels": np.array([0])}
+        >>> coco_dataset([sample])["annotations"][0]["bbox"]
+        [1.0, 2.0, 4.0, 4.0]
+    """
+    if hasattr(source, "dataset"):
+        return source.dataset
+    images, annotations, found = [], [], {0}
+    for index in range(len(source)):
+        sample = source[index]
+        height, width = sample["image"].shape[:2]
+        images.append({"id": index + 1, "height": height, "width": width, "file_name": str(sample.get("name", index))})
+        for row in np.flatnonzero(np.asarray(sample["labels"]) >= 0).tolist():
+            label, box = int(sample["labels"][row]), _xywh(sample["boxes"][row])
+            found.add(label)
+            annotation = {"id": len(annotations) + 1, "image_id": index + 1, "category_id": label + 1, "iscrowd": 0}
+            annotation |= {"bbox": box, "area": box[2] * box[3]}
+            if "instances" in sample:
+                mask = np.asarray(sample["instances"]) == row + 1
+                annotation |= {"segmentation": encode_mask(mask), "area": int(mask.sum())}
+            annotations.append(annotation)
+    names = tuple(class_names or getattr(source, "class_names", ())) or tuple(map(str, range(max(found) + 1)))
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(names)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def coco_results(
+    image_id: int,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    *,
+    category_ids: Sequence[int] | None = None,
+    masks: np.ndarray | None = None,
+) -> list[dict[str, Any]]:
+    """The detections of one picture in COCO's result format.
+
+    Args:
+        image_id: number of the picture in the dataset.
+        boxes: (n, 4), x0, y0, x1, y1 in pixels of the picture.
+        scores: (n,).
+        labels: (n,), places in the list of classes; rows with a negative label are left out.
+        category_ids: the dataset's number of each class; None for label + 1.
+        masks: (n, height, width) bool, of the picture's size.
+
+    Returns:
+        A dict for each detection, with plain numbers, which JSON takes.
+
+    Example:
+        >>> import numpy as np
+        >>> coco_results(7, np.array([[1.0, 2, 5, 6]]), np.array([0.5]), np.array([0]))
+        [{'image_id': 7, 'category_id': 1, 'bbox': [1.0, 2.0, 4.0, 4.0], 'score': 0.5}]
+    """
+    results = []
+    for row in np.flatnonzero(np.asarray(labels) >= 0).tolist():
+        label = int(labels[row])
+        result = {
+            "image_id": int(image_id),
+            "category_id": label + 1 if category_ids is None else int(category_ids[label]),
+            "bbox": _xywh(boxes[row]),
+            "score": float(scores[row]),
+        }
+        results.append(result if masks is None else result | {"segmentation": encode_mask(masks[row])})
+    return results
+
+
+def average_precision(
+    dataset: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, masks: bool = False
+) -> dict[str, float]:
+    """COCO's scores of detections.
+
+    Args:
+        dataset: images, annotations and categories, as `coco_dataset` gives them.
+        results: detections in COCO's result format, as `coco_results` gives them; in any order.
+        masks: compare masks instead of boxes.
+
+    Returns:
+        `ap`, the mean over IoU thresholds of 0.5 to 0.95, `ap50`, `ap75`; `ap_small` (area below 32^2 pixels),
+        `ap_medium`, `ap_large` (from 96^2 on); `ar1`, `ar10`, `ar100`; `ap_<class>`. NaN where there is nothing to
+        detect. At most 100 detections count in a picture.
+
+    Raises:
+        ValueError: results of pictures or categories that the dataset does not have, or with scores or boxes that are
+            no numbers.
+        ModuleNotFoundError: hotcoco is not installed.
+
+    Example:
+        >>> truth = {
+        ...     "images": [{"id": 1, "height": 20, "width": 20}],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 2, 9, 9], "area": 81}],
+        ... }
+        >>> result = {"image_id": 1, "category_id": 1, "bbox": [2, 2, 9, 9], "score": 0.7}
+        >>> round(average_precision(truth, [result])["ap"], 6)
+        1.0
+
+    References:
+        https://cocodataset.org/#detection-eval
+    """
+    hotcoco = require("hotcoco")
+    images = {image["id"] for image in dataset["images"]}
+    categories = {category["id"]: str(category.get("name", category["id"])) for category in dataset["categories"]}
+    for number, result in enumerate(results):
+        if result["image_id"] not in images or result["category_id"] not in categories:
+            raise ValueError(
+                f"result {number} is of image {result['image_id']}, category {result['category_id']}; the dataset has"
+                f" {len(images)} images and the categories {sorted(categories)}, and not these"
+            )
+        if not math.isfinite(result["score"]) or not np.isfinite(result["bbox"]).all():
+            raise ValueError(f"result {number} has the score {result['score']} and box {result['bbox']}")
+        if masks and "segmentation" not in result:
+            raise ValueError(f"result {number} has no segmentation, and masks=True compares masks")
+    if not any(not annotation.get("iscrowd") for annotation in dataset["annotations"]):
+        return dict.fromkeys((*_SCORES, *(f"ap_{name}" for name in categories.values())), math.nan)
+    truth = hotcoco.COCO(dict(dataset))
+    evaluation = hotcoco.COCOeval(truth, truth.load_res([dict(result) for result in results]), _kind(masks))
+    evaluation.evaluate()
+    evaluation.accumulate()
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.summary_lines()
+    found = evaluation.get_results(per_class=True)
+    scores = {name: found.get(theirs, -1.0) for name, theirs in _SCORES.items()}
+    scores |= {f"ap_{name}": found.get(f"AP/{name}", -1.0) for name in categories.values()}
+    return {name: math.nan if value < 0 else float(value) for name, value in scores.items()}
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """A mask (h, w) as COCO's compressed run lengths, which JSON takes; needs hotcoco.
+
+    Example:
+        >>> import numpy as np
+        >>> encode_mask(np.ones((2, 3), bool))
+        {'size': [2, 3], 'counts': '06'}
+    """
+    runs = require("hotcoco.mask").encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode("ascii")}
+
+
+def _kind(masks: bool) -> str:
+    return "segm" if masks else "bbox"
+
+
+def _xywh(box: Any) -> list[float]:
+    x0, y0, x1, y1 = (float(side) for side in box)
+    return [x0, y0, x1 - x0, y1 - y0]
