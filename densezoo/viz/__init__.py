@@ -7,6 +7,7 @@ does not import this package, nor matplotlib: write `from densezoo import viz`.
 from densezoo.viz.boundaries import boundaries
 from densezoo.viz.colors import colorize, overlay, palette, to_rgb
 from densezoo.viz.curves import training_curves
+from densezoo.viz.detections import detections
 from densezoo.viz.diagrams import diagram
 from densezoo.viz.features import feature_maps
 from densezoo.viz.figures import save
@@ -22,6 +23,7 @@ __all__ = [
     "architecture",
     "boundaries",
     "colorize",
+    "detections",
     "diagram",
     "feature_maps",
     "lattice_energy",
