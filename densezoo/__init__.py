@@ -20,6 +20,7 @@ from densezoo.blocks import (
     DoubleConv,
     DropPath,
     DySample,
+    FrozenBatchNorm,
     GroupNorm,
     LateralAdd,
     LayerNorm,

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from densezoo import files
-from densezoo.blocks import BatchNorm, Conv
+from densezoo.blocks import BatchNorm, Conv, FrozenBatchNorm
 from densezoo.compiling import Jitted, compiler_options, onednn_options
 from densezoo.inspect.walk import module_calls
 from densezoo.types import Dtype
@@ -195,7 +195,7 @@ class _Folding:
 
     def __call__(self, module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
         # Not of classes made from these, which may compute anything.
-        if type(module) not in (Conv, BatchNorm):
+        if type(module) not in (Conv, BatchNorm, FrozenBatchNorm):
             return call(*args, **kwargs)
         x = args[0] if args else kwargs["x"]
         if type(module) is Conv:
@@ -210,8 +210,9 @@ class _Folding:
         if source is None or kwargs.get("train"):
             return call(*args, **kwargs)
         _, conv, x = source
+        learned = "batch_stats" if type(module) is FrozenBatchNorm else "params"
         params, norm, stats = (
-            _at(self._exact, *where) for where in (("params", conv), ("params", module), ("batch_stats", module))
+            _at(self._exact, *where) for where in (("params", conv), (learned, module), ("batch_stats", module))
         )
         if stats["var"].ndim != 1:
             return call(*args, **kwargs)

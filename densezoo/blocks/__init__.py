@@ -21,7 +21,7 @@ from densezoo.blocks.initializers import (
     torch_uniform,
     truncated_normal,
 )
-from densezoo.blocks.norm import BatchNorm, GroupNorm, LayerNorm, build, norm_act
+from densezoo.blocks.norm import BatchNorm, FrozenBatchNorm, GroupNorm, LayerNorm, build, norm_act
 from densezoo.blocks.regularize import DropPath, SpatialDropout, drop_path_rates, run_block
 from densezoo.blocks.skips import AttentionGate, ConcatSkip, LateralAdd, step_up
 from densezoo.blocks.upsamplers import Bicubic, Bilinear, Nearest, PixelShuffle, ResizeConv, TransposedConv, defer
@@ -40,6 +40,7 @@ __all__ = [
     "DoubleConv",
     "DropPath",
     "DySample",
+    "FrozenBatchNorm",
     "GroupNorm",
     "LateralAdd",
     "LayerNorm",

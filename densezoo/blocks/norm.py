@@ -67,6 +67,35 @@ class BatchNorm(nn.Module):
         return (nn.relu(y) if relu else y).astype(dtype)
 
 
+class FrozenBatchNorm(BatchNorm):
+    """Batch normalisation that never changes: neither its statistics, in training too, nor its scale and bias.
+
+    Detectors have it in a pretrained encoder, because the few large pictures of a batch give no good statistics. All
+    four are in `batch_stats`, so that no optimizer and no weight decay reaches them. torchvision's `FrozenBatchNorm2d`
+    has the epsilon 1e-5, but 0 in the weights that torchvision publishes for the first versions of its detectors:
+
+        encoder = dz.create_encoder("resnet50", norm=partial(dz.FrozenBatchNorm, epsilon=0.0))
+        model = dz.create_model("faster_rcnn", encoder, num_classes=91)
+    """
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool = False, relu: bool = False
+    ) -> Float[Array, "b h w c"]:
+        del train
+        shape, ones, zeros = (x.shape[-1],), jnp.ones, jnp.zeros
+        scale, bias, mean, var = (
+            self.variable("batch_stats", name, init, shape, jnp.float32).value
+            for name, init in (("scale", ones), ("bias", zeros), ("mean", zeros), ("var", ones))
+        )
+        wide = x.astype(accumulator_dtype(x.dtype))
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        lead = tuple(range(x.ndim - 1))
+        factor, shift = (jnp.expand_dims(y.astype(wide.dtype), lead) for y in (factor, bias - mean * factor))
+        y = wide * factor + shift
+        return (nn.relu(y) if relu else y).astype(x.dtype if self.dtype is None else self.dtype)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation: statistics of each sample over groups of channels, so that a batch of one will do.
 

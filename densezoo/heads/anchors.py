@@ -123,7 +123,7 @@ def grid_of(
     for x, reduction, each in zip(maps, reductions, sizes, strict=True):
         mine = -(-whole // reduction) if extents is not None else jnp.asarray(size_of(x), jnp.int32)[None]
         strides = whole // jnp.maximum(mine, 1)
-        cell = ops.grid_anchors((1, 1), (1, 1), tuple(each), tuple(ratios))
+        cell = ops.grid_anchors((1, 1), (1, 1), tuple(map(float, each)), tuple(map(float, ratios)))
         there, has = _map(size_of(x), strides, mine, cell)
         anchors.append(there)
         inside.append(has)

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models import detection, mobilenet_v3_large
 from torchvision.models.detection import backbone_utils, fcos, mask_rcnn, retinanet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, RPNHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, RPNHead
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
@@ -69,8 +69,9 @@ def small_rcnn(masks, v2):
     if masks:
         fields["mask_head"] = mask_rcnn.MaskRCNNHeads(FEATURES, [FEATURES] * 4, 1, norm)
         fields["mask_predictor"] = mask_rcnn.MaskRCNNPredictor(FEATURES, FEATURES, CLASSES)
+    fields["box_predictor"] = FastRCNNPredictor(1024, CLASSES)
     make = detection.MaskRCNN if masks else detection.FasterRCNN
-    return make(pyramid(1, LastLevelMaxPool(), norm), CLASSES, **fields, **REGIONS)
+    return make(pyramid(1, LastLevelMaxPool(), norm), **fields, **REGIONS)
 
 
 def small_mobilenet():

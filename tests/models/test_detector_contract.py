@@ -117,7 +117,7 @@ def test_padding_changes_nothing_and_rows_without_objects_neither(name):
 def test_each_picture_has_the_anchors_that_it_has_alone():
     maps = [jnp.zeros((2, -(-96 // r), -(-160 // r), 4)) for r in (8, 16, 32, 64, 128)]
     pyramid = dz.Pyramid(tuple(maps), reductions=(8, 16, 32, 64, 128), image_size=(96, 160))
-    sizes = [(each,) for each in (32, 64, 128, 256, 512)]
+    sizes = [(each,) for each in (32.0, 64.0, 128.0, 256.0, 512.0)]
     both = heads.grid_of(pyramid, sizes, (0.5, 1.0), jnp.array([[96, 160], [64, 96]]))
     alone = [jnp.zeros((1, -(-64 // r), -(-96 // r), 4)) for r in (8, 16, 32, 64, 128)]
     alone = heads.grid_of(
@@ -137,7 +137,7 @@ def test_compile_goes_from_pictures_to_detections():
     found = dz.compile(model, variables, method="detect")(images, sizes)
     expected = jax.jit(lambda images: dz.detect(model, variables, images, sizes))(images)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
-    with pytest.raises(TypeError, match="a SegmentationModel finds no boxes"):
+    with pytest.raises(TypeError, match="SegmentationModel finds no boxes"):
         dz.detect(dz.create_model("unet", dz.PlainEncoder((4, 8))), variables, images)
     with pytest.raises(ValueError, match="a height and a width for each of the 2 images"):
         dz.detect(model, variables, images, jnp.array([40, 60]))
