@@ -192,7 +192,7 @@ class Detection:
 
     def _objects(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
         """Boxes and labels, those without an object, area or number taken out."""
-        if missing := [name for name in self.fields if name not in batch]:
+        if missing := [name for name in self.fields if name not in batch and name != "size"]:
             raise ValueError(f"detection reads {self.fields}, and the batch has no {missing}; it has {sorted(batch)}")
         boxes, labels = jnp.asarray(batch["boxes"]), jnp.asarray(batch["labels"])
         if boxes.ndim != 3 or boxes.shape[-1] != 4 or labels.shape != boxes.shape[:2]:

@@ -82,10 +82,13 @@ def _with_masks(
     picture: UInt8[np.ndarray, "h w 3"], boxes: np.ndarray, masks: np.ndarray, labels: np.ndarray
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The picture with the masks' pixels coloured, better ones on top."""
+    import jax.numpy as jnp
+
     from densezoo.ops import paste_masks
 
     height, width, _ = picture.shape
-    pasted = np.asarray(paste_masks(masks.astype(np.float32), boxes.astype(np.float32), (height, width)))
+    given = jnp.asarray(masks, jnp.float32), jnp.asarray(boxes, jnp.float32)
+    pasted = np.asarray(paste_masks(*given, (height, width)))
     result, palette = picture.astype(np.float32), colors.palette(colors.enough(int(labels.max())))
     for mask, label in zip(pasted[::-1], labels[::-1], strict=True):
         result[mask] = 0.5 * picture[mask] + 0.5 * palette[label]
