@@ -9,7 +9,7 @@ from densezoo.data.evaluation import EvalBatches, eval_batches
 from densezoo.data.folder import ImageMaskFolder, read_image
 from densezoo.data.instance_folder import InstanceFolder
 from densezoo.data.pipeline import train_batches
-from densezoo.data.resizing import Resize
+from densezoo.data.resizing import Resize, ScaleJitter
 from densezoo.data.scenes import DigitScenes
 from densezoo.data.subset import Subset
 
@@ -21,6 +21,7 @@ __all__ = [
     "ImageMaskFolder",
     "InstanceFolder",
     "Resize",
+    "ScaleJitter",
     "Source",
     "Subset",
     "eval_batches",

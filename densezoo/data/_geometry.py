@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from densezoo.data import _instances
-from densezoo.data.fields import KINDS, Boxes, Image, Kind, Map, group_of, kind_of
+from densezoo.data.fields import KINDS, SIZE, Boxes, Image, Kind, Map, group_of, kind_of
 
 Batch = Mapping[str, Array]
 
@@ -55,8 +55,29 @@ def change(batch: Batch, function: Callable[[Any, Array], Array]) -> dict[str, A
 
 
 def mirrored(batch: Batch, axis: int, length: int) -> dict[str, Array]:
-    """Mirrors all samples along the axis 0 (rows) or 1 (columns)."""
-    return change(batch, lambda kind, array: kind.mirror(array, axis, length))
+    """Mirrors all samples along the axis 0 (rows) or 1 (columns); where pictures are padded, within their `size`."""
+    if SIZE not in batch:
+        return change(batch, lambda kind, array: kind.mirror(array, axis, length))
+
+    def mirror(kind: Any, array: Array, size: Array) -> Array:
+        if isinstance(kind, Map):  # the padding, which comes first now, goes back to the end
+            return jnp.roll(kind.mirror(array, axis, length), size[axis] - length, axis)
+        return kind.mirror(array, axis, size[axis].astype(array.dtype))
+
+    def changed(name: str, array: Array) -> Array:
+        kind = kind_of(name)
+        return jax.vmap(lambda sample, size: mirror(kind, sample, size))(array, batch[SIZE]) if kind.moves else array
+
+    return {name: changed(name, array) for name, array in batch.items()}
+
+
+def refuse_sizes(batch: Batch, caller: str) -> None:
+    """Raises an error for padded pictures, where they would move out of their `size`."""
+    if SIZE in batch:
+        raise ValueError(
+            f"{caller} got a batch with `size`, whose pictures are padded and would not stay at its top left: pass"
+            " crops without `size` to it, or resize in the pipeline (`train_batches(resize=...)`)"
+        )
 
 
 def transposed(batch: Batch) -> dict[str, Array]:

@@ -42,7 +42,7 @@ def train_batches(
         batch_size: samples in a batch, over all shards.
         crop_size: height and width of random crops, or one number for both; None takes whole samples of one size.
         resize: what each sample is resized to before it is cropped: (height, width), a `Resize` by its shortest or
-            longest side, or a function from (height, width) to such a pair; None leaves it as it is.
+            longest side, a `ScaleJitter`, or a function from (height, width) to such a pair; None leaves it as it is.
         seed: of the order and the crops, 0 to 2**32 - 1.
         ignore_index: for maps of labels where there is no image.
         fields: names of the fields to give; None for all that are numbers. With "size" among them, batches hold the
@@ -77,7 +77,7 @@ def train_batches(
         raise ValueError(f"crop_size={crop_size}; expected a positive number, a pair (height, width) of them, or None.")
     names = _samples.choose_fields(source, fields, "train_batches")
     sizes = {resizing.target_size(resize, *size) for size in getattr(source, "sizes", ())}
-    if window is None and len(sizes) > 1:
+    if window is None and (len(sizes) > 1 or isinstance(resize, resizing.ScaleJitter)):
         raise ValueError(
             f"the source's samples have {len(sizes)} sizes, from {min(sizes)} to {max(sizes)} (height, width), and do "
             "not stack into batches: pass crop_size."
@@ -111,7 +111,8 @@ class _Crop:
         chosen = _samples.with_partners(element, self.names)
         needed = self.window is not None or self.resize is not None or SIZE in self.names
         size = _samples.extent(element) if needed else (0, 0)
-        sample, size = _samples.resize(chosen, size, self.resize)
+        jitter = isinstance(self.resize, resizing.ScaleJitter)
+        sample, size = _samples.resize(chosen, size, self.resize.draw(*size, rng) if jitter else self.resize)
         if self.window is not None:
             # Where the window is larger than the sample, it begins up to the difference before it.
             spare = [size[axis] - self.window[axis] for axis in (0, 1)]

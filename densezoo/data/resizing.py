@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
@@ -37,6 +39,46 @@ class Resize:
             scales.append((self.longest, max(height, width)))
         by, over = min(scales, key=lambda scale: scale[0] / scale[1])
         return max(1, (2 * height * by + over) // (2 * over)), max(1, (2 * width * by + over) // (2 * over))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleJitter:
+    """A random size for each picture: it fits into `size` when drawn at 1, and keeps its shape. For training.
+
+    Followed by crops of `size`, it is the large-scale jitter of "Simple copy-paste" and of torchvision's recipe.
+
+    Attributes:
+        size: height and width in pixels.
+        scales: least and greatest factor, drawn evenly.
+
+    Example:
+        >>> import numpy as np
+        >>> ScaleJitter((100, 200), (0.5, 0.5)).draw(50, 50, np.random.default_rng(0))
+        (50, 50)
+
+    References:
+        Ghiasi et al., Simple copy-paste is a strong data augmentation method, 2021. https://arxiv.org/abs/2012.07177
+    """
+
+    size: tuple[int, int]
+    scales: tuple[float, float] = (0.1, 2.0)
+
+    def __post_init__(self):
+        least, greatest = self.scales
+        if min(self.size) < 1 or not 0 < least <= greatest < float("inf"):
+            raise ValueError(f"{self}; expected a size of 1 or more, and scales with 0 < least <= greatest.")
+
+    def __call__(self, height: int, width: int) -> tuple[int, int]:
+        """Gives the size without jitter, for evaluation: the largest that fits into `size`."""
+        return self._scaled(height, width, 1.0)
+
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Gives a random size for a picture of this height and width."""
+        return self._scaled(height, width, rng.uniform(*self.scales))
+
+    def _scaled(self, height: int, width: int, factor: float) -> tuple[int, int]:
+        scale = factor * min(self.size[0] / height, self.size[1] / width)
+        return max(1, int(height * scale)), max(1, int(width * scale))
 
 
 ResizeTo = tuple[int, int] | Callable[[int, int], tuple[int, int]]

@@ -57,7 +57,7 @@ def compose(*transforms: Transform) -> Transform:
 
 
 def random_flip(*, horizontal: bool = True, vertical: bool = False) -> Transform:
-    """Mirrors half of the samples.
+    """Mirrors half of the samples; pictures with padding, which `size` tells, stay at the top left.
 
     Args:
         horizontal: exchange left and right.
@@ -99,6 +99,7 @@ def random_rot90() -> Transform:
 
     def transform(key: Array, batch: Batch) -> dict[str, Array]:
         samples, height, width = _geometry.extent(batch, "random_rot90")
+        _geometry.refuse_sizes(batch, "random_rot90")
         if height != width:
             raise ValueError(f"random_rot90 got images of {height}x{width}; expected square ones: crop them first.")
         # Every turn is a transposition or none, followed by mirroring or not along either axis.
@@ -133,6 +134,7 @@ def random_crop(size: int | tuple[int, int]) -> Transform:
 
     def transform(key: Array, batch: Batch) -> dict[str, Array]:
         samples, height, width = _geometry.extent(batch, "random_crop")
+        _geometry.refuse_sizes(batch, "random_crop")
         if rows > height or columns > width:
             raise ValueError(f"random_crop of {rows}x{columns} got images of {height}x{width}; expected larger ones.")
         spare = jnp.asarray([[height - rows + 1, width - columns + 1]], jnp.int32)
@@ -180,6 +182,7 @@ def random_scale(scales: tuple[float, float], *, ignore_index: int = 255) -> Tra
 
     def transform(key: Array, batch: Batch) -> dict[str, Array]:
         samples, height, width = _geometry.extent(batch, "random_scale")
+        _geometry.refuse_sizes(batch, "random_scale")
         of_zoom, of_place = jax.random.split(key)
         zoom = jnp.exp(jax.random.uniform(of_zoom, (samples, 1), minval=math.log(least), maxval=math.log(greatest)))
         sides = jnp.asarray([[height, width]], jnp.float32)

@@ -34,7 +34,13 @@ from densezoo.metrics._counts import (
     predict,
     recall,
 )
-from densezoo.metrics._detection import average_precision, coco_dataset, coco_results, encode_mask
+from densezoo.metrics._detection import (
+    average_precision,
+    coco_annotations,
+    coco_dataset,
+    coco_results,
+    encode_mask,
+)
 from densezoo.metrics._matrix import confusion_matrix
 from densezoo.metrics._panoptic import PanopticCounts, panoptic_counts
 from densezoo.metrics._tally import Tally
@@ -52,6 +58,7 @@ __all__ = [
     "boundary_f_score",
     "boundary_iou",
     "class_mean",
+    "coco_annotations",
     "coco_dataset",
     "coco_results",
     "confusion_counts",

@@ -1,15 +1,15 @@
 """Measurements that do not add up to a few numbers, such as detections: they are kept, picture by picture."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from flax import struct
 
 
 @struct.dataclass
 class Collected:
-    """Arrays with an entry for each picture; the sum of two has the pictures of both.
+    """What is kept of each batch; the sum of two has that of both.
 
     An average precision depends on the order of all scores, so that no counts of a batch could be added. A task whose
     `measure` gives this is evaluated as every other: a batch's detections have a fixed size on the device, and `+`
@@ -17,34 +17,31 @@ class Collected:
 
     Attributes:
         parts: for each batch its arrays by name.
+        shrink: makes of one part, on the host, what is kept of it, such as run lengths of maps; None keeps the arrays.
 
     Example:
         >>> import jax.numpy as jnp
         >>> a, b = (Collected.of(scores=jnp.full((2, n), n / 10)) for n in (1, 2))
-        >>> (a + b).joined()["scores"].shape  # the rows that the first lacks hold zeros
-        (4, 2)
+        >>> [part["scores"].shape for part in (a + b).kept()]
+        [(2, 1), (2, 2)]
     """
 
-    parts: tuple[dict[str, Any], ...]
+    parts: tuple[Any, ...]
+    shrink: Callable[[dict[str, Any]], Any] | None = struct.field(pytree_node=False, default=None)
+    shrunk: bool = struct.field(pytree_node=False, default=False)
 
     @classmethod
-    def of(cls, **arrays: Any) -> "Collected":
-        """Those of one batch, (b, ...) each."""
-        return cls((arrays,))
+    def of(cls, shrink: Callable[[dict[str, Any]], Any] | None = None, **arrays: Any) -> "Collected":
+        """What one batch gives, (b, ...) each."""
+        return cls((arrays,), shrink)
 
     def __add__(self, other: "Collected") -> "Collected":
-        """Those of both, on the host."""
-        return Collected((*jax.device_get(self.parts), *jax.device_get(other.parts)))
+        """That of both, on the host."""
+        return Collected((*self.kept(), *other.kept()), self.shrink, True)
 
-    def joined(self) -> dict[str, np.ndarray]:
-        """All pictures' arrays by name; where batches have different shapes, filled up with zeros at the end."""
-        return {name: _stacked([np.asarray(part[name]) for part in self.parts]) for name in self.parts[0]}
-
-
-def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
-    widest = np.max([array.shape[1:] for array in arrays], axis=0) if arrays[0].ndim > 1 else ()
-    padded = [
-        np.pad(array, [(0, 0), *((0, int(most) - here) for most, here in zip(widest, array.shape[1:], strict=True))])
-        for array in arrays
-    ]
-    return np.concatenate(padded)
+    def kept(self) -> tuple[Any, ...]:
+        """What is kept of each batch, on the host."""
+        if self.shrunk:
+            return self.parts
+        parts = jax.device_get(self.parts)
+        return parts if self.shrink is None else tuple(map(self.shrink, parts))

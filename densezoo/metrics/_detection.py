@@ -44,18 +44,40 @@ def coco_dataset(source: Any, class_names: Sequence[str] = ()) -> dict[str, Any]
         sample = source[index]
         height, width = sample["image"].shape[:2]
         images.append({"id": index + 1, "height": height, "width": width, "file_name": str(sample.get("name", index))})
-        for row in np.flatnonzero(np.asarray(sample["labels"]) >= 0).tolist():
-            label, box = int(sample["labels"][row]), _xywh(sample["boxes"][row])
-            found.add(label)
-            annotation = {"id": len(annotations) + 1, "image_id": index + 1, "category_id": label + 1, "iscrowd": 0}
-            annotation |= {"bbox": box, "area": box[2] * box[3]}
-            if "instances" in sample:
-                mask = np.asarray(sample["instances"]) == row + 1
-                annotation |= {"segmentation": encode_mask(mask), "area": int(mask.sum())}
-            annotations.append(annotation)
+        for annotation in coco_annotations(sample, index + 1):
+            found.add(annotation["category_id"] - 1)
+            annotations.append(annotation | {"id": len(annotations) + 1})
     names = tuple(class_names or getattr(source, "class_names", ())) or tuple(map(str, range(max(found) + 1)))
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(names)]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def coco_annotations(sample: Mapping[str, Any], image_id: int) -> list[dict[str, Any]]:
+    """The objects of one picture in COCO's format.
+
+    Args:
+        sample: boxes (n, 4), labels (n,) with -1 in rows without an object, and perhaps `instances` (h, w).
+        image_id: number of the picture.
+
+    Returns:
+        A dict for each object; its id is the place in the list, from 1 on, and its category label + 1.
+
+    Example:
+        >>> import numpy as np
+        >>> sample = {"boxes": np.array([[1.0, 2, 5, 6], [0, 0, 0, 0]]), "labels": np.array([4, -1])}
+        >>> [(each["id"], each["category_id"], each["area"]) for each in coco_annotations(sample, 7)]
+        [(1, 5, 16.0)]
+    """
+    annotations = []
+    for row in np.flatnonzero(np.asarray(sample["labels"]) >= 0).tolist():
+        box = _xywh(sample["boxes"][row])
+        annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(sample["labels"][row]) + 1}
+        annotation |= {"bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        if "instances" in sample:
+            mask = np.asarray(sample["instances"]) == row + 1
+            annotation |= {"segmentation": encode_mask(mask), "area": int(mask.sum())}
+        annotations.append(annotation)
+    return annotations
 
 
 def coco_results(

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from densezoo import metrics
+from densezoo import metrics, ops
 from densezoo.data import transforms
 from densezoo.heads import AnchorOutputs, PointOutputs
 from densezoo.tasks import _targets
@@ -22,19 +23,21 @@ if TYPE_CHECKING:
 class Detection:
     """Objects in pictures: an `image` (b, h, w, c), `boxes` (b, n, 4) and `labels` (b, n) of its objects.
 
-    Boxes are x0, y0, x1, y1 in pixels. A label is a number of the model's classes: from 1 on for Faster and Mask R-CNN,
-    whose class 0 is the background, from 0 on for the others. Rows without an object have the label -1. With `masks`,
-    `instances` (b, h, w) holds k at the pixels of the object in row k - 1. Where pictures are padded, `size` (b, 2) is
-    the height and width of each without: anchors, boxes and losses end there.
+    Boxes are x0, y0, x1, y1 in pixels. Rows without an object have the label -1. Labels count from 0 in the sources of
+    `densezoo.data`, and the classes of a model from 1 if its class 0 is the background: always so for Faster and Mask
+    R-CNN, and for torchvision's weights. `first_label` is the class of label 0. With `masks`, `instances` (b, h, w)
+    holds k at the pixels of the object in row k - 1. `size` (b, 2) is the height and width of each picture without
+    padding: anchors, boxes and losses end there.
 
     The losses are torchvision's, and what they are sampled from is drawn by the step's key. A detection's score counts
     beside all others', so that scores cannot be counted batch by batch: `measure` gives the detections and objects of a
     batch as `metrics.Collected`, whose sum keeps all pictures, and `scores` reads them on the host.
 
     Attributes:
-        num_classes: as of the model, with the background for Faster and Mask R-CNN.
+        num_classes: as of the model, with the background if it has one.
         masks: whether masks are learned, by a model that has them.
         class_names: a name for each class, with the background; empty for numbers.
+        first_label: the model's class for the label 0 of a batch.
         anchor_samples: how many anchors of a picture the proposals learn from, and
         anchor_positives: at most which share of them with an object.
         region_samples: how many boxes of a picture the second stage learns from, and
@@ -60,6 +63,7 @@ class Detection:
     num_classes: int
     masks: bool = False
     class_names: tuple[str, ...] = ()
+    first_label: int = 0
     anchor_samples: int = 256
     anchor_positives: float = 0.5
     region_samples: int = 512
@@ -75,6 +79,8 @@ class Detection:
             raise ValueError(f"num_classes is at least 1, got {self.num_classes}")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names needs {self.num_classes} entries, one a class; got {self.class_names}")
+        if not 0 <= self.first_label < self.num_classes:
+            raise ValueError(f"first_label is a class, 0 to {self.num_classes - 1}, got {self.first_label}")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"class_names repeat: {self.class_names}")
         for name in ("anchor_samples", "region_samples"):
@@ -87,7 +93,7 @@ class Detection:
     @property
     def fields(self) -> tuple[str, ...]:
         """Entries of a batch that the task reads."""
-        return ("image", "boxes", "labels", "instances") if self.masks else ("image", "boxes", "labels")
+        return ("image", "boxes", "labels", *(("instances",) if self.masks else ()), "size")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -138,16 +144,37 @@ class Detection:
         return parts
 
     def measure(self, apply: Callable[..., Any], batch: Mapping[str, Any]) -> metrics.Collected:
-        """A batch's detections, `boxes`, `scores`, `labels`, `valid` and `masks`, and its objects, `true_boxes` ..."""
+        """The detections and the objects of a batch."""
         boxes, labels = self._objects(batch)
         found: Detections = apply(batch["image"], batch.get("size"), method=self.method)
         arrays = {name: value for name, value in vars(found).items() if value is not None}
-        kept = {name: batch[name] for name in ("size", "image_id", "crowd", "instances") if name in batch}
-        return metrics.Collected.of(**arrays, **kept, true_boxes=boxes, true_labels=labels)
+        height, width = batch["image"].shape[1:3]
+        size = batch["size"] if "size" in batch else jnp.full((boxes.shape[0], 2), jnp.array([height, width]))
+        arrays |= {"instances": batch["instances"]} if self.masks else {}
+        return metrics.Collected.of(_in_coco_format, **arrays, size=size, true_boxes=boxes, true_labels=labels)
 
     def scores(self, counts: metrics.Collected) -> dict[str, float]:
-        """Average precision as COCO defines it."""
-        raise NotImplementedError("the scores of detections are not there yet")
+        """Average precision as COCO defines it: `box_ap`, `box_ap50`, ..., and `mask_ap`, ... with `masks`.
+
+        See `metrics.average_precision` for the other names. Areas are in pixels of the pictures as they were evaluated.
+        """
+        dataset: dict[str, Any] = {"images": [], "annotations": []}
+        named = list(enumerate(self.names))[self.first_label :]  # without the background
+        dataset["categories"] = [{"id": number + 1, "name": name} for number, name in named]
+        results = []
+        for images, annotations, detections in counts.kept():
+            first, number = len(dataset["images"]), len(dataset["annotations"])
+            dataset["images"] += [image | {"id": image["id"] + first} for image in images]
+            dataset["annotations"] += [
+                annotation | {"id": number + place + 1, "image_id": annotation["image_id"] + first}
+                for place, annotation in enumerate(annotations)
+            ]
+            results += [result | {"image_id": result["image_id"] + first} for result in detections]
+        scores = {}
+        for kind, masks in (("box", False), ("mask", True)) if self.masks else (("box", False),):
+            found = metrics.average_precision(dataset, results, masks=masks)
+            scores |= {f"{kind}_{name}": value for name, value in found.items()}
+        return scores
 
     def predict(self, outputs: Detections) -> Detections:
         """The detections themselves."""
@@ -165,7 +192,7 @@ class Detection:
 
     def _objects(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
         """Boxes and labels, those without an object, area or number taken out."""
-        if missing := [name for name in self.fields if name not in batch]:
+        if missing := [name for name in self.fields if name not in batch and name != "size"]:
             raise ValueError(f"detection reads {self.fields}, and the batch has no {missing}; it has {sorted(batch)}")
         boxes, labels = jnp.asarray(batch["boxes"]), jnp.asarray(batch["labels"])
         if boxes.ndim != 3 or boxes.shape[-1] != 4 or labels.shape != boxes.shape[:2]:
@@ -175,4 +202,32 @@ class Detection:
             labels = jnp.full((labels.shape[0], 1), -1)
         boxes, labels = boxes.astype(jnp.float32), labels.astype(jnp.int32)
         area = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1]) & jnp.isfinite(boxes).all(-1)
-        return jnp.where(area[..., None], boxes, 0), jnp.where(area, labels, -1)
+        labels = jnp.where(area & (labels >= 0), labels + self.first_label, -1)
+        return jnp.where(area[..., None], boxes, 0), labels
+
+
+_Records = list[dict[str, Any]]
+
+
+def _in_coco_format(batch: dict[str, Any]) -> tuple[_Records, _Records, _Records]:
+    """Images, annotations and results of a batch; rows that only fill it up, of size 0, are left out."""
+    images, annotations, results = [], [], []
+    for row in np.flatnonzero(batch["size"].min(-1) > 0):
+        height, width = batch["size"][row].tolist()
+        number = len(images) + 1
+        images.append({"id": number, "height": height, "width": width})
+        sample = {"boxes": batch["true_boxes"][row], "labels": batch["true_labels"][row]}
+        if "instances" in batch:
+            sample["instances"] = batch["instances"][row, :height, :width]
+        annotations += metrics.coco_annotations(sample, number)
+        rows = np.flatnonzero(batch["valid"][row])
+        boxes, masks = batch["boxes"][row, rows], None
+        if "masks" in batch and "instances" in batch:
+            whole = batch["instances"].shape[1:3]
+            masks = np.asarray(_paste(batch["masks"][row], batch["boxes"][row], whole))[rows, :height, :width]
+        labels = batch["labels"][row, rows]
+        results += metrics.coco_results(number, boxes, batch["scores"][row, rows], labels, masks=masks)
+    return images, annotations, results
+
+
+_paste = jax.jit(ops.paste_masks, static_argnums=2)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densezoo.data import Source, eval_batches, train_batches
+from densezoo.data.resizing import ResizeTo
 from densezoo.preprocessing import Preprocessing
 from densezoo.train.loop import fit
 from densezoo.train.optimizer import make_optimizer, one_cycle
@@ -106,6 +107,7 @@ def train(
     *,
     preprocessing: Preprocessing | None = None,
     variables: Any = None,
+    resize: ResizeTo | None = None,
     directory: str | Path | None = None,
     resume: bool = False,
     on_record: Callable[[dict[str, Any]], None] | None = None,
@@ -125,6 +127,7 @@ def train(
         preprocessing: of the images; None for 0..1 images normalised with ImageNet's numbers, or 0.5 and 0.25 for
             other numbers of channels.
         variables: start from these instead of random ones.
+        resize: what samples are resized to, for training before they are cropped; see `data.train_batches`.
         directory: where checkpoints, the log and the model file go; None writes nothing.
         resume: continue the run in `directory` exactly.
         on_record: called with each new record of the history; see `fit`.
@@ -173,6 +176,7 @@ def train(
         batch_size=recipe.batch_size,
         crop_size=recipe.crop,
         seed=recipe.seed,
+        resize=resize,
         ignore_index=task.fill,
         fields=task.fields,
     )
@@ -183,7 +187,9 @@ def train(
         train_step,
         batches,
         steps=recipe.steps,
-        evaluate=evaluator(task, val_source, preprocessing=preprocessing, batch_size=recipe.eval_batch_size),
+        evaluate=evaluator(
+            task, val_source, preprocessing=preprocessing, batch_size=recipe.eval_batch_size, resize=resize
+        ),
         evaluate_every=recipe.evaluate_every,
         best=task.best,
         directory=directory,
@@ -199,7 +205,12 @@ def train(
 
 
 def evaluator(
-    task: "Task", source: Source, *, preprocessing: Preprocessing | None = None, batch_size: int = 4
+    task: "Task",
+    source: Source,
+    *,
+    preprocessing: Preprocessing | None = None,
+    batch_size: int = 4,
+    resize: ResizeTo | None = None,
 ) -> Callable[[TrainState], dict[str, float]]:
     """A function from a state to a task's scores on the whole images of a source, with the averaged parameters.
 
@@ -208,6 +219,7 @@ def evaluator(
         source: validation samples; their sizes may differ.
         preprocessing: of the images; None as in `train`.
         batch_size: images at a time.
+        resize: what samples are resized to first; see `data.eval_batches`.
 
     Returns:
         A function `evaluate(state)` for `fit`.
@@ -217,7 +229,7 @@ def evaluator(
     step = make_eval_step(task.measure)
     normalize = jax.jit(preprocessing.normalize())
     batches = eval_batches(
-        preprocessing.view(source), batch_size=batch_size, ignore_index=task.fill, fields=task.fields
+        preprocessing.view(source), batch_size=batch_size, resize=resize, ignore_index=task.fill, fields=task.fields
     )
 
     def evaluate(state: TrainState) -> dict[str, float]:

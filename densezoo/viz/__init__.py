@@ -8,6 +8,7 @@ from densezoo.viz.boundaries import boundaries
 from densezoo.viz.colors import colorize, overlay, palette, to_rgb
 from densezoo.viz.confusion import confusion_matrix
 from densezoo.viz.curves import training_curves
+from densezoo.viz.detections import detections
 from densezoo.viz.diagrams import diagram
 from densezoo.viz.features import feature_maps
 from densezoo.viz.figures import save
@@ -24,6 +25,7 @@ __all__ = [
     "boundaries",
     "colorize",
     "confusion_matrix",
+    "detections",
     "diagram",
     "feature_maps",
     "lattice_energy",

@@ -124,3 +124,26 @@ def test_sizes_in_training_on_request():
     assert "size" not in take(train_batches(Corners(), batch_size=3, crop_size=8)(0), 1)[0]
     (whole,) = take(train_batches(Corners(), batch_size=3, resize=(6, 6), fields=names)(0), 1)
     assert whole["size"].tolist() == [[6, 6]] * 3
+
+
+def test_scale_jitter_draws_sizes_for_training_and_fits_for_evaluation():
+    from densezoo.data import DigitScenes, ScaleJitter, eval_batches, train_batches
+
+    jitter = ScaleJitter((40, 60), (0.5, 2.0))
+    rng = np.random.default_rng(0)
+    drawn = np.array([jitter.draw(20, 20, rng) for _ in range(200)])
+    assert drawn.min() in range(20, 24) and drawn.max() in range(74, 81)
+    assert jitter(20, 20) == (40, 40) and jitter(20, 40) == (30, 60)
+    scenes = DigitScenes(4, size=(40, 60), scales=(1.5, 2.0), digits=(1, 2))
+    options = {"resize": jitter, "batch_size": 4}
+    batches = train_batches(scenes, crop_size=(40, 60), fields=("image", "boxes", "labels", "size"), **options)
+    first, again = next(batches(0)), next(batches(0))
+    assert len({tuple(size) for size in first["size"].tolist()}) > 1
+    assert (first["size"] <= [40, 60]).all()
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+    edges = first["boxes"].max(1)
+    assert (edges[:, 2] <= first["size"][:, 1]).all() and (edges[:, 3] <= first["size"][:, 0]).all()
+    assert next(iter(eval_batches(scenes, **options)))["size"].tolist() == [[40, 60]] * 4
+    with pytest.raises(ValueError, match="scales"):
+        ScaleJitter((4, 4), (0.0, 1.0))

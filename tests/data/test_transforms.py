@@ -368,3 +368,39 @@ def test_arguments_out_of_range():
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_random_flip_keeps_padded_pictures_at_the_top_left(axis):
+    rng = np.random.default_rng(0)
+    sizes = np.array([[5, 7], [3, 4], [4, 2], [0, 0]] * 4, np.int32)
+    image = rng.random((16, 5, 7, 3)).astype(np.float32)
+    instances = rng.integers(0, 3, (16, 5, 7)).astype(np.int32)
+    boxes = np.zeros((16, 2, 4), np.float32)
+    boxes[:, 0] = [0, 1, 1, 2]
+    batch = {"image": image, "instances": instances, "boxes": boxes, "size": sizes}
+    flip = transforms.random_flip(horizontal=axis == 1, vertical=axis == 0)
+    result = jax.tree.map(np.asarray, jax.jit(flip)(jax.random.key(0), batch))
+    np.testing.assert_array_equal(result["size"], sizes)
+    mirrored = 0
+    for index, (height, width) in enumerate(sizes):
+        here = {name: result[name][index][:height, :width] for name in ("image", "instances")}
+        before = {name: batch[name][index][:height, :width] for name in ("image", "instances")}
+        if height and not np.array_equal(here["image"], before["image"]):
+            mirrored += 1
+            before = {name: np.flip(array, axis) for name, array in before.items()}
+            x0, y0, x1, y1 = boxes[index, 0]
+            moved = (x0, height - y1, x1, height - y0) if axis == 0 else (width - x1, y0, width - x0, y1)
+            np.testing.assert_array_equal(result["boxes"][index], [moved, (0, 0, 0, 0)])
+        for name, array in here.items():
+            np.testing.assert_array_equal(array, before[name])
+    assert 2 < mirrored < 12
+
+
+@pytest.mark.parametrize(
+    "transform", [transforms.random_rot90(), transforms.random_crop(2), transforms.random_scale((1, 2))]
+)
+def test_what_moves_pictures_out_of_their_size_refuses_it(transform):
+    batch = {"image": jnp.zeros((1, 4, 4, 3)), "size": jnp.array([[4, 4]])}
+    with pytest.raises(ValueError, match="`size`"):
+        jax.eval_shape(transform, jax.random.key(0), batch)

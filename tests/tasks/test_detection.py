@@ -35,6 +35,7 @@ def two_stages():
         ({"num_classes": 0}, "num_classes is at least 1, got 0"),
         ({"num_classes": 3, "class_names": ("a", "b")}, "class_names needs 3 entries"),
         ({"num_classes": 2, "class_names": ("a", "a")}, "class_names repeat"),
+        ({"num_classes": 2, "first_label": 2}, "first_label is a class, 0 to 1"),
         ({"num_classes": 2, "anchor_samples": 0}, "anchor_samples is at least 1"),
         ({"num_classes": 2, "region_positives": 1.5}, "region_positives is a share"),
     ],
@@ -68,10 +69,45 @@ def test_a_detector_of_two_stages_learns_and_repeats_itself_exactly():
     assert again == losses[:1]
 
     measured = train.make_eval_step(task.measure)(state, BATCH)
-    both = functools.reduce(operator.add, [measured, measured]).joined()
-    assert both["boxes"].shape == (4, 6, 4) and both["true_labels"].tolist() == [[1, 2], [2, -1]] * 2
-    found = dz.detect(model, state.variables, BATCH["image"], BATCH["size"])
-    np.testing.assert_allclose(both["scores"][:2], found.scores, atol=1e-5)
+    scores = task.scores(functools.reduce(operator.add, [measured, measured]))
+    assert 0 <= scores["box_ap"] <= 1 and set(scores) >= {"box_ap50", "box_ap_0", "box_ap_2"}
+
+
+def test_scores_are_those_of_the_whole_set_whatever_the_batches():
+    """An oracle that finds every object but one, with a worse box for another, and its mask."""
+    boxes = np.array([[[4, 6, 30, 28], [20, 10, 44, 60]], [[10, 2, 33, 37], [0, 0, 0, 0]]], np.float32)
+    instances = np.zeros((2, 64, 64), np.int32)
+    for image, row in ((0, 0), (0, 1), (1, 0)):
+        x0, y0, x1, y1 = boxes[image, row].astype(int)
+        instances[image, y0:y1, x0:x1] = np.where(instances[image, y0:y1, x0:x1] == 0, row + 1, 1)
+    batch = BATCH | {"labels": jnp.array([[0, 1], [1, -1]]), "instances": jnp.asarray(instances)}
+    task = Detection(3, masks=True, class_names=("background", "cat", "dog"), first_label=1)
+
+    def oracle(shift):
+        def apply(images, sizes, method):
+            found = boxes.copy()
+            found[1, 0, 0] += shift
+            return dz.Detections(
+                jnp.asarray(found),
+                jnp.array([[0.9, 0.8], [0.7, 0.0]]),
+                jnp.array([[1, 2], [2, -1]]),
+                jnp.array([[True, True], [True, False]]),
+                jnp.ones((2, 2, 28, 28)),
+            )
+
+        return apply
+
+    exact = task.measure(oracle(0), batch)
+    perfect = task.scores(exact)
+    assert perfect["box_ap"] == pytest.approx(1) and "box_ap_background" not in perfect
+    assert perfect["mask_ap_cat"] == pytest.approx(1) and perfect["mask_ap_dog"] < 1  # cat hides a part of it
+    # One of the two dogs has an IoU of 0.78 alone: 6 of 10 thresholds are met by both, the others by the better one.
+    shifted = task.scores(task.measure(oracle(5), batch))
+    assert shifted["box_ap_dog"] == pytest.approx((6 + 4 * 51 / 101) / 10, abs=1e-3)
+    # Rows that only fill a batch up do not count.
+    empty = jax.tree.map(jnp.zeros_like, batch) | {"labels": jnp.full((2, 2), -1)}
+    parts = [exact, task.measure(oracle(0), empty), exact]
+    assert task.scores(functools.reduce(operator.add, parts))["box_ap"] == pytest.approx(1)
 
 
 def test_a_predictor_gives_detections_of_the_picture(tmp_path):
@@ -86,8 +122,9 @@ def test_a_predictor_gives_detections_of_the_picture(tmp_path):
     assert found.boxes[:, 2].max() <= 40 and found.boxes[:, 3].max() <= 21
 
 
-def test_collected_measurements_of_different_shapes_are_filled_up():
-    parts = [metrics.Collected.of(scores=jnp.ones((2, n)), numbers=jnp.arange(2)) for n in (1, 3)]
-    joined = (parts[0] + parts[1]).joined()
-    assert joined["scores"].tolist() == [[1, 0, 0]] * 2 + [[1, 1, 1]] * 2
-    assert joined["numbers"].tolist() == [0, 1, 0, 1]
+def test_collected_measurements_of_different_shapes_are_shrunk_once_each():
+    def total(part):
+        return float(part["scores"].sum())
+
+    parts = [metrics.Collected.of(total, scores=jnp.ones((2, n))) for n in (1, 3, 5)]
+    assert (parts[0] + parts[1] + parts[2]).kept() == (2.0, 6.0, 10.0) and parts[1].kept() == (6.0,)

@@ -1,0 +1,177 @@
+"""Trains any detector of the zoo on a folder of pictures with objects.
+
+Usage: python examples/train_detector.py --data DIR --model mask_rcnn --encoder resnet18 --num-classes 2 --out out/run
+
+DIR/train and DIR/val each have images/ and either instances/, maps with the number of the object at every pixel, or
+annotations.json in COCO's format. Without --data it trains on scenes of handwritten digits. Checkpoints, the log, the
+curves, pictures of detections and model.safetensors, the best model, go to --out; `detect.py --model` takes that file.
+The last line on standard output is a JSON object with the average precision of the final state on whole validation
+pictures.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from common import user_errors
+from train_segmentation import check_out, write_options
+
+import densezoo as dz
+from densezoo import viz, weights
+from densezoo.data import CocoDetection, DigitScenes, InstanceFolder, Resize, Subset
+from densezoo.tasks import Detection
+from densezoo.train import Recipe, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments(Recipe):
+    """Options of the script; those of the recipe come first."""
+
+    data: Path | None = None
+    """Folder with train and val; scenes of digits if not given."""
+    num_classes: int | None = None
+    """Classes with the background, which is class 0; those of the data if not given."""
+    model: str = "mask_rcnn"
+    """One of densezoo.list_models(task="detection")."""
+    encoder: str | None = None
+    """One of densezoo.list_encoders(); the model's usual one if not given."""
+    masks: bool | None = None
+    """Learn masks too; if not given, where the model and the data have them."""
+    shortest: int | None = None
+    """Resize pictures to this shortest side."""
+    longest: int | None = None
+    """Longest side that they may then have."""
+    weights: Path | None = None
+    """File of a trained detector to start from: model.safetensors of a run, or a PyTorch one."""
+    encoder_weights: Path | None = None
+    """File to take the encoder from: model.safetensors of a run, or a PyTorch checkpoint (.pth, .safetensors)."""
+    freeze_encoder: bool = False
+    """Leave the encoder's weights and batch statistics as they are."""
+    bfloat16: bool = False
+    """Compute in bfloat16, with float32 weights: for accelerators."""
+    limit_val: int | None = None
+    """Validate on the first so many pictures only."""
+    out: Path = Path("out/detection")
+    """Where checkpoints, log, model and pictures go."""
+    resume: bool = False
+    """Continue the run in --out from its last checkpoint, exactly."""
+
+
+def main(arguments: Arguments) -> None:
+    started = time.perf_counter()
+    sources = [source_of(arguments, part) for part in ("train", "val")]
+    train_source, val_source = sources
+    names = ("background", *names_of(train_source))
+    if arguments.num_classes not in (None, len(names)):
+        raise ValueError(
+            f"--num-classes {arguments.num_classes}: the data have {len(names)} classes with the background:"
+            f" {', '.join(names)}"
+        )
+    if names_of(val_source) != names[1:]:
+        raise ValueError(f"the classes of train, {names[1:]}, are not those of val, {names_of(val_source)}")
+    model = dz.create_model(
+        arguments.model,
+        arguments.encoder,
+        len(names),
+        frozen=("encoder",) if arguments.freeze_encoder else (),
+        dtype=jnp.bfloat16 if arguments.bfloat16 else None,
+    )
+    masks = has_masks(model) and "instances" in train_source[0] if arguments.masks is None else arguments.masks
+    task = Detection(len(names), masks=masks, class_names=names, first_label=1)
+    check_out(arguments)
+    variables = start(arguments, model)
+    for source in sources:
+        if isinstance(source, CocoDetection):
+            source.check()
+    write_options(arguments.out / "options.json", arguments)
+    resize = None
+    if arguments.shortest or arguments.longest:
+        resize = Resize(shortest=arguments.shortest, longest=arguments.longest)
+    if arguments.limit_val is not None:
+        val_source = Subset(val_source, range(min(arguments.limit_val, len(val_source))))
+
+    state, history = train(
+        task,
+        model,
+        train_source,
+        val_source,
+        arguments,
+        variables=variables,
+        resize=resize,
+        directory=arguments.out,
+        resume=arguments.resume,
+    )
+
+    viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png")
+    predict = dz.Predictor(task, model, state.ema_variables)
+    samples = [val_source[int(place)] for place in np.linspace(0, len(val_source) - 1, min(4, len(val_source)))]
+    figure = viz.detections(
+        [sample["image"] for sample in samples],
+        [predict(sample["image"]) for sample in samples],
+        class_names=names,
+        truths=[(sample["boxes"], np.where(sample["labels"] < 0, -1, sample["labels"] + 1)) for sample in samples],
+    )
+    viz.save(figure, arguments.out / "detections.png")
+
+    scores = next(record["scores"] for record in reversed(history) if "scores" in record)
+    result: dict[str, Any] = {"model": arguments.model, "encoder": arguments.encoder}
+    result |= {name: scores[name] for name in scores if name in RESULTS or name.removeprefix("mask_") in CLASSLESS}
+    result |= {"steps": int(state.step), "seconds": round(time.perf_counter() - started, 1), "out": str(arguments.out)}
+    print(json.dumps(result))
+
+
+CLASSLESS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+RESULTS = tuple(f"box_{name}" for name in CLASSLESS)
+
+
+def source_of(arguments: Arguments, part: str) -> Any:
+    """The pictures of a part of the data."""
+    if arguments.data is None:
+        split: Any = part
+        return DigitScenes(2000 if part == "train" else 100, size=(128, 128), scales=(1.5, 5.0), split=split)
+    root = arguments.data / part
+    if (root / "annotations.json").is_file():
+        try:
+            return CocoDetection(root, masks=arguments.masks is not False)
+        except ValueError as error:
+            if arguments.masks is None and "pass masks=False" in str(error):
+                return CocoDetection(root, masks=False)
+            raise
+    if not (root / "instances").is_dir():
+        raise FileNotFoundError(
+            f"{root} has neither annotations.json, in COCO's format, nor instances/, maps of the objects' numbers"
+        )
+    return InstanceFolder(root)
+
+
+def names_of(source: Any) -> tuple[str, ...]:
+    """Names of the classes of a source's objects."""
+    return tuple("0123456789") if isinstance(source, DigitScenes) else source.class_names
+
+
+def has_masks(model: Any) -> bool:
+    """Whether a detector predicts masks."""
+    return getattr(model, "mask_head", None) is not None
+
+
+def start(arguments: Arguments, model: Any) -> Any:
+    """The variables to start from, None for random ones."""
+    if arguments.weights and arguments.encoder_weights:
+        raise ValueError("--weights takes the encoder too: leave --encoder-weights out")
+    if arguments.weights:
+        return weights.start_from(model, arguments.weights)
+    if arguments.encoder_weights:
+        return weights.start_from(model, arguments.encoder_weights, part="encoder")
+    if arguments.freeze_encoder and not arguments.resume:
+        raise ValueError("--freeze-encoder would keep a random encoder: give it --encoder-weights or --weights")
+    return None
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(tyro.cli(Arguments))
