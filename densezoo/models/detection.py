@@ -41,7 +41,8 @@ def detect(
         images: a batch of images, normalised as the model was trained.
         sizes: (b, 2) whole numbers, height and width of each picture without padding; None for all of the image.
         score_threshold: detections have a higher score. None, here and below, is what the family has in torchvision.
-        nms_threshold: of two boxes of a class that overlap more than this, the one with the higher score is kept.
+        nms_threshold: of two boxes of a class that overlap more than this, the one with the higher score is kept. Of
+          boxes without area, which a single-stage detector finds beyond the picture, the best of each class is kept.
         max_detections: rows of the result for each picture.
 
     Returns:
@@ -149,7 +150,11 @@ def of_anchors(
             start += count
         clipped = ops.clip_boxes(jnp.concatenate(boxes), size)
         score, label = jnp.concatenate(scores), jnp.concatenate(labels)
-        return kept(clipped, score, label, score > score_threshold, nms_threshold, max_detections)
+        valid = score > score_threshold
+        # Boxes that lie beyond the picture have no area, and so no overlap by which one could suppress another.
+        empty = valid & (ops.box_area(clipped) <= 0)
+        best = jnp.full(classes, -1.0).at[label].max(jnp.where(empty, score, -1))
+        return kept(clipped, score, label, valid & (~empty | (score == best[label])), nms_threshold, max_detections)
 
     return jax.vmap(of_image)(jnp.arange(ranks.shape[0]), ranks, outputs.sizes)
 

@@ -43,6 +43,9 @@ class RegionOutputs:
 class RCNN(nn.Module):
     """image -> encoder -> pyramid -> neck -> maps -> proposals -> a class, a box and a mask for each.
 
+    Regions are read at the scale of the padded image. torchvision infers it from the image without padding, which gives
+    twice the scale for images of 33 to 45 and 65 to 67 pixels of height: there its detections are others.
+
     The second stage can be called by itself, as a loss does with the proposals that it has drawn:
     `model.apply(variables, outputs.pyramid, boxes, method="box_outputs")`, and so `method="mask_logits"`.
 

@@ -19,7 +19,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-CLASSES, FEATURES, SIZE = 4, 32, (45, 70)
+# torchvision takes the scales of regions from the image without padding, which goes wrong for some small images.
+CLASSES, FEATURES, SIZE = 4, 32, (53, 70)
 OBJECTS = [
     {"boxes": [[3.0, 4.0, 41.5, 38.0], [30.0, 2.0, 69.0, 44.0], [10.0, 20.0, 22.0, 33.0]], "labels": [1, 3, 2]},
     {"boxes": [[20.0, 5.0, 60.0, 30.0]], "labels": [3]},

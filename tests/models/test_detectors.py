@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 seeded = runpy.run_path(str(GOLDEN / "seeded.py"))["array"]
 CASES = [path.stem.removeprefix("detector_") for path in sorted(GOLDEN.glob("detector_*.npz"))]
 QUICK = ("retinanet", "mask_rcnn_v2")
-SIZE = (45, 70)
+SIZE = (53, 70)
 NAMES = {
     "classification": "classification",
     "bbox_regression": "box",
