@@ -1,5 +1,6 @@
 """Names, prefixes, shapes and errors of `from_torch`, on tiny models and hand-written names."""
 
+import contextlib
 import functools
 import itertools
 import re
@@ -124,7 +125,11 @@ def test_what_is_beside_a_prefix_is_left_out_with_a_warning(prefix):
 
 def test_an_encoder_behind_any_prefix():
     arrays = {f"student.trunk.{name}": array for name, array in ARRAYS["resnet"].items()}
-    assert_same(from_torch(encoder(), arrays), expected("resnet"))
+    # torchvision's segmentation models have a dilated backbone.
+    named = pytest.warns(UserWarning, match="output_stride=8") if prefix == "backbone." else contextlib.nullcontext()
+    with named:
+        variables = from_torch(encoder(), arrays)
+    assert_same(variables, expected("resnet"))
 
 
 def copies(**prefixes):
@@ -270,7 +275,7 @@ def test_paths_and_parameter_types(tmp_path):
     for wrong in (None, [1], 3):
         with pytest.raises(TypeError, match="path or a mapping"):
             from_torch(encoder(), wrong)
-    with pytest.raises(ValueError, match="holds no arrays"):
+    with pytest.raises(ValueError, match="none has any"):
         from_torch(encoder(), {"epoch": 3})
 
 
