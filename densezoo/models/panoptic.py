@@ -77,6 +77,7 @@ class PanopticFPN(RCNN):
         """The segments of pictures; things must have a higher score than `score_threshold`."""
         del train
         outputs = RCNN.__call__(self, images, sizes)
+        assert outputs.logits is not None
         found = self.detections_of(outputs, score_threshold=score_threshold)
         logits = self.semantic(outputs.pyramid)[:, : images.shape[1], : images.shape[2]]
         size = (images.shape[1], images.shape[2])

@@ -1,6 +1,6 @@
 """Detectors of two stages: proposals from a pyramid, then a class, a box and a mask for each: Faster and Mask R-CNN."""
 
-import numbers
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -106,7 +106,7 @@ class RCNN(nn.Module):
                 anchors: Any = self.rpn(pyramid, extents, train=train and "rpn" not in self.frozen)
             if not train:
                 maps = tuple(with_edges(x, extents, pyramid.image_size) for x in pyramid.maps)
-                pyramid = pyramid.replace(maps=maps)
+                pyramid = dataclasses.replace(pyramid, maps=maps)
             anchors = anchors.replace(sizes=sizes_of)
             boxes, valid = proposals_of(anchors, self.candidates[train], self.proposals[train], self.proposal_threshold)
         if self.is_initializing() and self.mask_head is not None:
@@ -168,7 +168,7 @@ class RCNN(nn.Module):
         logits = self.mask_logits(outputs.pyramid, found.boxes)
         chosen = jnp.maximum(found.labels, 0)[:, :, None, None, None]
         masks = jax.nn.sigmoid(jnp.take_along_axis(logits, chosen, axis=-1)[..., 0])
-        return found.replace(masks=jnp.where(found.valid[:, :, None, None], masks, 0))
+        return dataclasses.replace(found, masks=jnp.where(found.valid[:, :, None, None], masks, 0))
 
     def _of_regions(self, part: str, pyramid: Pyramid, boxes: jax.Array, *, train: bool) -> Any:
         head: Any = getattr(self, part)
@@ -221,7 +221,7 @@ def of_regions(outputs: RegionOutputs, score_threshold: Any, nms_threshold: Any,
     logits, deltas, sizes = outputs.logits, outputs.deltas, outputs.anchors.sizes
     assert logits is not None and deltas is not None and sizes is not None
     most = logits.shape[-1] - 1
-    if isinstance(score_threshold, numbers.Real) and score_threshold > 0:
+    if isinstance(score_threshold, float) and score_threshold > 0:
         most = min(most, max(1, int(1 / score_threshold)))  # the classes of a proposal add up to 1
 
     def of_image(logits: jax.Array, deltas: jax.Array, proposals: jax.Array, real: jax.Array, size: jax.Array):

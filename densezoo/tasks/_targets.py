@@ -30,7 +30,7 @@ def of_anchors(outputs: AnchorOutputs, boxes: Float[Array, "b n 4"], labels: Int
         if outputs.box_loss == "giou":
             box = losses.giou_loss(ops.decode_boxes(deltas, anchors), wanted)
         else:
-            box = losses.smooth_l1_loss(deltas, ops.encode_boxes(wanted, anchors), beta=0).sum(-1)
+            box = losses.smooth_l1_loss(deltas, ops.encode_boxes(wanted, anchors), beta=0.0).sum(-1)
         count = _at_least_one(found.sum())
         return jnp.where(matched == ops.BETWEEN, 0, focal).sum() / count, jnp.where(found, box, 0).sum() / count
 

@@ -17,6 +17,7 @@ from torchvision.models.detection import backbone_utils, fcos, mask_rcnn, retina
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, RPNHead
 from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.ops import boxes as box_ops
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 # torchvision takes the scales of regions from the image without padding, which goes wrong for some small images.
@@ -26,6 +27,21 @@ OBJECTS = [
     {"boxes": [[20.0, 5.0, 60.0, 30.0]], "labels": [3]},
 ]
 NONE = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0)}
+roi_align = sys.modules["torchvision.ops.roi_align"]  # the module, which its function hides
+
+# Where there are few boxes, torchvision moves those of each class apart in place of comparing the classes. That rounds
+# the corners, and boxes without area of all classes count as one.
+box_ops._batched_nms_coordinate_trick = box_ops._batched_nms_vanilla
+
+
+def interpolate(features, image, y, x, ymask, xmask, plain=roi_align._bilinear_interpolate):
+    """As torchvision's compiled RoIAlign: samples beyond the map are 0, where its Python form repeats the edge."""
+    inside = [(z >= -1) & (z <= side) for z, side in zip((y, x), features.shape[2:], strict=True)]
+    values = plain(features, image, y, x, ymask, xmask)
+    return values * inside[0][:, None, :, None, :, None] * inside[1][:, None, None, :, None, :]
+
+
+roi_align._bilinear_interpolate = interpolate
 
 
 def pyramid(first, extra, norm=None):
