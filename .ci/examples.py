@@ -24,6 +24,11 @@ QUICK = {
     "skip_addition.py": ["--quick --out {out}/skips"],
     "upsampling_artifacts.py": ["--quick --out {out}/artifacts"],
     "blueprints.py": ["--quick --out {out}/quick", "--out {out}/blueprints"],
+    "train_detector.py": [
+        "--model retinanet --encoder resnet18 --crop-size 64 --batch-size 2 --steps 1 --limit-val 2"
+        " --out {out}/detector"
+    ],
+    "detect.py": ["--model {out}/detector --images {out}/scenes/val/images --draw 1 --out {out}/found"],
     "nnx_training.py": ["--steps 2 --batch-size 2 --out {out}/nnx"],
 }
 

@@ -15,6 +15,7 @@ from densezoo.compiling import Jitted
 from densezoo.inference import compile
 from densezoo.preprocessing import Preprocessing
 from densezoo.train.recipe import MODEL_FILE
+from densezoo.types import Detections
 
 
 class Predictor:
@@ -100,17 +101,33 @@ class Predictor:
 
     def _run(self, function: Any, picture: np.ndarray) -> Any:
         prepared = self.preprocessing.prepare(np.asarray(picture))
-        height, width, _ = prepared.shape
+        whole = prepared.shape[:2]
+        height, width = self.preprocessing.size_of(*whole)
+        if (height, width) != whole:
+            prepared = _resized(prepared, (height, width))
         padding = [(0, -side % self._pad_to) for side in (height, width)]
         padded = np.pad(prepared, (*padding, (0, 0)), mode="edge")
 
         def of_picture(x: Any) -> np.ndarray:
             array = np.asarray(x)[0]
-            # Maps are cut to the picture; a detector's boxes end there already.
-            return array[:height, :width] if array.shape[:2] == padded.shape[:2] else array
+            if array.shape[:2] != padded.shape[:2]:
+                return array
+            array = array[:height, :width]
+            return array if (height, width) == whole else _resized(array, whole)
 
         sizes = np.array([[height, width]], np.int32)
-        return jax.tree.map(of_picture, function(padded[None], sizes))
+        found = jax.tree.map(of_picture, function(padded[None], sizes))
+        if isinstance(found, Detections):  # whose boxes end at the border of the picture that the model saw
+            zoom = np.array([whole[1] / width, whole[0] / height] * 2, np.float32)
+            found = found.replace(boxes=found.boxes * zoom)
+        return found
+
+
+def _resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture or map of another size: floats by linear interpolation, whole numbers by the nearest pixel."""
+    from densezoo.data import fields
+
+    return fields.Map(linear=array.dtype.kind == "f").resize(array, size)
 
 
 def load_predictor(

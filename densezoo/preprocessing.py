@@ -23,9 +23,11 @@ class Preprocessing:
         std: per channel, by which they are then divided; empty for ImageNet's (three channels) or 0.25.
         value_range: the values of a file that become 0 and 1, such as (0, 4095) for 12-bit pictures in 16-bit files.
             None takes 0 and the largest number of the integer type, and floats as they are.
+        shortest: pictures are resized to this length of their shortest side; None leaves them as they are.
+        longest: length of the longest side; with `shortest`, what it may reach at most.
 
     Raises:
-        ValueError: other numbers of channels, a deviation that is not positive, or an empty range.
+        ValueError: other numbers of channels, a deviation that is not positive, an empty range, or a side below 1.
 
     Example:
         >>> Preprocessing(channels=1).mean, Preprocessing().std
@@ -39,6 +41,8 @@ class Preprocessing:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     value_range: tuple[float, float] | None = None
+    shortest: int | None = None
+    longest: int | None = None
 
     def __post_init__(self):
         rgb = self.channels == 3
@@ -58,6 +62,20 @@ class Preprocessing:
             object.__setattr__(self, "value_range", tuple(map(float, self.value_range)))
             if len(self.value_range) != 2 or self.value_range[0] >= self.value_range[1]:
                 raise ValueError(f"value_range is (value of 0, value of 1), got {self.value_range}")
+
+        if self.shortest is not None or self.longest is not None:
+            self.size_of(1, 1)  # which refuses sides below 1
+
+    @property
+    def resizes(self) -> bool:
+        """Whether pictures are resized."""
+        return self.shortest is not None or self.longest is not None
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """The size to which a picture of this height and width is resized; its own if it is not."""
+        from densezoo.data import Resize
+
+        return Resize(self.shortest, self.longest)(height, width) if self.resizes else (height, width)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """A picture (h, w, channels) as a file holds it, as float32 in 0..1; on the host.

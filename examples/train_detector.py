@@ -17,13 +17,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import tyro
-from common import user_errors
+from common import command_line, spread
 from train_segmentation import check_out, write_options
 
 import densezoo as dz
 from densezoo import viz, weights
-from densezoo.data import CocoDetection, DigitScenes, InstanceFolder, Resize, Subset
+from densezoo.data import CocoDetection, DigitScenes, InstanceFolder, ScaleJitter, Subset
 from densezoo.tasks import Detection
 from densezoo.train import Recipe, train
 
@@ -46,6 +45,8 @@ class Arguments(Recipe):
     """Resize pictures to this shortest side."""
     longest: int | None = None
     """Longest side that they may then have."""
+    scale_jitter: tuple[float, float] | None = None
+    """Large-scale jitter: training pictures fit into the crop times a random factor of this range, such as 0.1 2.0."""
     weights: Path | None = None
     """File of a trained detector to start from: model.safetensors of a run, or a PyTorch one."""
     encoder_weights: Path | None = None
@@ -89,9 +90,7 @@ def main(arguments: Arguments) -> None:
         if isinstance(source, CocoDetection):
             source.check()
     write_options(arguments.out / "options.json", arguments)
-    resize = None
-    if arguments.shortest or arguments.longest:
-        resize = Resize(shortest=arguments.shortest, longest=arguments.longest)
+    preprocessing = dz.Preprocessing(shortest=arguments.shortest, longest=arguments.longest)
     if arguments.limit_val is not None:
         val_source = Subset(val_source, range(min(arguments.limit_val, len(val_source))))
 
@@ -101,15 +100,16 @@ def main(arguments: Arguments) -> None:
         train_source,
         val_source,
         arguments,
+        preprocessing=preprocessing,
         variables=variables,
-        resize=resize,
+        resize=jitter_of(arguments),
         directory=arguments.out,
         resume=arguments.resume,
     )
 
     viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png")
-    predict = dz.Predictor(task, model, state.ema_variables)
-    samples = [val_source[int(place)] for place in np.linspace(0, len(val_source) - 1, min(4, len(val_source)))]
+    predict = dz.Predictor(task, model, state.ema_variables, preprocessing)
+    samples = spread(val_source, 4)
     figure = viz.detections(
         [sample["image"] for sample in samples],
         [predict(sample["image"]) for sample in samples],
@@ -134,12 +134,16 @@ def source_of(arguments: Arguments, part: str) -> Any:
     if arguments.data is None:
         split: Any = part
         return DigitScenes(2000 if part == "train" else 100, size=(128, 128), scales=(1.5, 5.0), split=split)
-    root = arguments.data / part
+    return source_at(arguments.data / part, arguments.masks)
+
+
+def source_at(root: Path, masks: bool | None) -> Any:
+    """The pictures of a folder; with masks None, masks where it has them."""
     if (root / "annotations.json").is_file():
         try:
-            return CocoDetection(root, masks=arguments.masks is not False)
+            return CocoDetection(root, masks=masks is not False)
         except ValueError as error:
-            if arguments.masks is None and "pass masks=False" in str(error):
+            if masks is None and "pass masks=False" in str(error):
                 return CocoDetection(root, masks=False)
             raise
     if not (root / "instances").is_dir():
@@ -147,6 +151,11 @@ def source_of(arguments: Arguments, part: str) -> Any:
             f"{root} has neither annotations.json, in COCO's format, nor instances/, maps of the objects' numbers"
         )
     return InstanceFolder(root)
+
+
+def jitter_of(arguments: Arguments) -> ScaleJitter | None:
+    """The random sizes of training pictures, None if they have none."""
+    return None if arguments.scale_jitter is None else ScaleJitter(arguments.crop, arguments.scale_jitter)
 
 
 def names_of(source: Any) -> tuple[str, ...]:
@@ -173,5 +182,4 @@ def start(arguments: Arguments, model: Any) -> Any:
 
 
 if __name__ == "__main__":
-    with user_errors():
-        main(tyro.cli(Arguments))
+    command_line(main, Arguments)

@@ -41,3 +41,40 @@ def test_pictures_are_computed_at_their_own_size(tmp_path):
         dz.Predictor(task, model, variables, preprocessing, multiple=4)
     with pytest.raises(ValueError, match="pad_to is a number of pixels, at least 1, or None; got 0"):
         dz.load_predictor(path, model=model, pad_to=0)
+
+
+class Finder(nn.Module):
+    """Finds one object: the whole picture."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        return self.param("scale", nn.initializers.ones, ()) * images.mean((1, 2))
+
+    def detect(self, images, sizes=None, **thresholds):
+        height, width = sizes.astype(jnp.float32).T
+        boxes = jnp.stack([0 * width, 0 * height, width, height], -1)[:, None]
+        one = jnp.ones((len(images), 1))
+        return dz.Detections(boxes, one, one.astype(jnp.int32), one > 0, jnp.ones((len(images), 1, 28, 28)))
+
+
+def test_what_was_resized_is_brought_back():
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 1), dtype=np.uint8)
+    half = dz.Preprocessing(channels=1, shortest=20)
+    assert half.size_of(40, 60) == (20, 30)
+    model = Net()
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    predict = dz.Predictor(Segmentation(2), model, variables, half)
+    mask, probabilities = predict(picture), predict.probabilities(picture)
+    assert mask.shape == (40, 60) and mask.dtype == np.int32 and probabilities.shape == (40, 60, 2)
+    # A mask has the pixels of the smaller picture twice.
+    np.testing.assert_array_equal(mask[::2, ::2], mask[1::2, 1::2])
+    assert (mask != dz.Predictor(Segmentation(2), model, variables, dz.Preprocessing(channels=1))(picture)).any()
+
+    finder = Finder()
+    variables = finder.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    for preprocessing in (half, dz.Preprocessing(channels=1), dz.Preprocessing(channels=1, longest=45)):
+        found = dz.Predictor(dz.tasks.Detection(2), finder, variables, preprocessing, pad_to=32)(picture)
+        np.testing.assert_allclose(found.boxes, [[0, 0, 60, 40]])
+        assert found.masks.shape == (1, 28, 28)
+    with pytest.raises(ValueError, match="shortest"):
+        dz.Preprocessing(shortest=0)

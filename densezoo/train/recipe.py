@@ -127,7 +127,8 @@ def train(
         preprocessing: of the images; None for 0..1 images normalised with ImageNet's numbers, or 0.5 and 0.25 for
             other numbers of channels.
         variables: start from these instead of random ones.
-        resize: what samples are resized to, for training before they are cropped; see `data.train_batches`.
+        resize: what training samples are resized to before they are cropped, such as `data.ScaleJitter((512, 512))`;
+            None for the size that the preprocessing gives, which validation samples always have.
         directory: where checkpoints, the log and the model file go; None writes nothing.
         resume: continue the run in `directory` exactly.
         on_record: called with each new record of the history; see `fit`.
@@ -176,7 +177,7 @@ def train(
         batch_size=recipe.batch_size,
         crop_size=recipe.crop,
         seed=recipe.seed,
-        resize=resize,
+        resize=resize or _resize_of(preprocessing),
         ignore_index=task.fill,
         fields=task.fields,
     )
@@ -187,9 +188,7 @@ def train(
         train_step,
         batches,
         steps=recipe.steps,
-        evaluate=evaluator(
-            task, val_source, preprocessing=preprocessing, batch_size=recipe.eval_batch_size, resize=resize
-        ),
+        evaluate=evaluator(task, val_source, preprocessing=preprocessing, batch_size=recipe.eval_batch_size),
         evaluate_every=recipe.evaluate_every,
         best=task.best,
         directory=directory,
@@ -210,7 +209,6 @@ def evaluator(
     *,
     preprocessing: Preprocessing | None = None,
     batch_size: int = 4,
-    resize: ResizeTo | None = None,
 ) -> Callable[[TrainState], dict[str, float]]:
     """A function from a state to a task's scores on the whole images of a source, with the averaged parameters.
 
@@ -219,7 +217,6 @@ def evaluator(
         source: validation samples; their sizes may differ.
         preprocessing: of the images; None as in `train`.
         batch_size: images at a time.
-        resize: what samples are resized to first; see `data.eval_batches`.
 
     Returns:
         A function `evaluate(state)` for `fit`.
@@ -229,7 +226,11 @@ def evaluator(
     step = make_eval_step(task.measure)
     normalize = jax.jit(preprocessing.normalize())
     batches = eval_batches(
-        preprocessing.view(source), batch_size=batch_size, resize=resize, ignore_index=task.fill, fields=task.fields
+        preprocessing.view(source),
+        batch_size=batch_size,
+        resize=_resize_of(preprocessing),
+        ignore_index=task.fill,
+        fields=task.fields,
     )
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -237,6 +238,10 @@ def evaluator(
         return task.scores(functools.reduce(operator.add, counts))
 
     return evaluate
+
+
+def _resize_of(preprocessing: Preprocessing) -> ResizeTo | None:
+    return preprocessing.size_of if preprocessing.resizes else None
 
 
 def _save(path: Path, model: nn.Module, task: Any, preprocessing: Preprocessing, state: TrainState) -> None:
