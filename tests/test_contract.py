@@ -197,8 +197,9 @@ def without_effect(path, params, encoder=None):
     """Whether this is a bias before a batch norm, which has no gradient: some references have it all the same."""
     *module, leaf = (key.key for key in path)
     beside = functools.reduce(dict.__getitem__, module[:-1], params) if len(module) > 1 else {}
-    normed = module[-1] in ("conv", "upsample") and "norm" in beside
-    return leaf == "bias" and (normed or (encoder == "vgg_bn" and "features_" in module[-1]))
+    name = module[-1] if module else ""  # a parameter of the encoder itself, such as a position embedding
+    normed = name in ("conv", "upsample") and "norm" in beside
+    return leaf == "bias" and (normed or (encoder == "vgg_bn" and "features_" in name))
 
 
 def assert_gradients(gradients, encoder=None):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from densezoo.blocks import ChannelGate, Conv, ConvNormAct, GroupNorm
+from densezoo.blocks.norm import default_groups
 from densezoo.types import Size, accumulator_dtype, size_of
 
 
@@ -87,7 +88,8 @@ def _group_norm(module: GroupNorm, x: jax.Array, inside: Bool[Array, "b h w 1"],
     scale, bias = (module.get_variable("params", name) for name in ("scale", "bias"))
     wide = x.astype(accumulator_dtype(x.dtype))
     counted = inside.astype(wide.dtype)[..., None]
-    grouped = wide.reshape(*x.shape[:3], module.num_groups, -1)
+    groups = module.num_groups or default_groups(x.shape[-1])
+    grouped = wide.reshape(*x.shape[:3], groups, -1)
     count = jnp.maximum(counted.sum((1, 2, 3, 4), keepdims=True) * grouped.shape[-1], 1)
     mean = (grouped * counted).sum((1, 2, 4), keepdims=True) / count
     centred = (grouped - mean) * counted

@@ -1,5 +1,7 @@
 """EfficientNet and what it shares with the MobileNets: padding, taps, dilation, stages left out, stochastic depth."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,7 +150,10 @@ def test_bfloat16_stays_bfloat16():
 
 
 def test_checkpoints_of_whole_networks_fit_an_encoder_without_its_last_blocks():
-    encoder = dz.EfficientNet(width=0.25, depth=0.5, coarsest=2, taps=(-1, 1))
+    norm = partial(dz.BatchNorm, epsilon=1e-3)
+    encoder = dz.EfficientNet(
+        width=0.25, depth=0.5, coarsest=2, taps=(-1, 1), padding="SAME", padded_for=224, norm=norm
+    )
     names = {"_conv_stem.weight": (8, 3, 3, 3)} | {
         f"_bn0.{leaf}": (8,) for leaf in ("weight", "bias", "running_mean", "running_var")
     }

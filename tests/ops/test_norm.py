@@ -27,7 +27,9 @@ def both(function, *args):
         for impl in ("auto", "reference"):
             with ops.implementation(impl):
                 value, vjp = jax.vjp(function, *args)
-                cotangents = jax.tree.map(lambda y: jnp.cos(3.0 * jnp.arange(y.size)).reshape(y.shape), value)
+                cotangents = jax.tree.map(
+                    lambda y: jnp.cos(3.0 * jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape), value
+                )
                 results.append((value, vjp(cotangents)))
         return results
 
