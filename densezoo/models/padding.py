@@ -1,8 +1,8 @@
 """Pictures of different sizes in one batch: each gets the maps that it has alone.
 
 A convolution pads a picture with zeros. Where the picture is padded already, the first convolution's bias and norm make
-something of the padding that the next one reads into the picture. So the maps are zero again beyond each picture after
-every convolution and its norm, and what takes means over a whole map leaves the padding out.
+something of the padding that the next one reads into the picture. So the maps are zero again beyond each picture before
+every convolution, and after it and its norm; what takes means over a whole map leaves the padding out.
 """
 
 import math
@@ -45,6 +45,8 @@ def each_alone(extents: Integer[Array, "b 2"] | None, image_size: Size) -> Abstr
             return call(args[0] * part[:, None, None, None], *args[1:], **kwargs)
         if isinstance(module, GroupNorm):
             return _group_norm(module, args[0], _inside(args[0], extents, image_size), kwargs.get("relu", False))
+        if isinstance(module, Conv):  # an overlapping pooling before it may have reached beyond the picture
+            args = (jnp.where(_inside(args[0], extents, image_size), args[0], 0), *args[1:])
         y = call(*args, **kwargs)
         whole = isinstance(module, ConvNormAct) or (
             isinstance(module, Conv) and not isinstance(module.parent, ConvNormAct)

@@ -159,7 +159,7 @@ def _taken(order, table, labels, alive, limit, most, block):
         taken = taken.at[:, place].set(these, mode="drop")
         if labels is not None:
             labels_taken = labels_taken.at[place].set(labels_of_these, mode="drop")
-        return start + block, indices, taken, labels_taken, count + keep.sum()
+        return start + block, indices, taken, labels_taken, count + keep.sum(dtype=jnp.int32)
 
     start = count = jnp.zeros((), jnp.int32)
     taken, labels_taken = jnp.zeros((5, room), table.dtype), None if labels is None else jnp.zeros(room, labels.dtype)
