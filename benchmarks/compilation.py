@@ -119,7 +119,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['eval_shape']:.1f}",
             *("{:.1f} + {:.1f}".format(*row[key]) for key in ("inference", "train_step")),
             *(memory(row, remat) for remat in (False, True)),
-            f"jax {row['machine']['versions']['jax']}, {row['machine']['device_kind']}, {row['machine']['cores']} cores",
+            "jax {versions[jax]}, {device_kind}, {cores} cores".format(**row["machine"]),
         )
         for row in sorted(rows, key=lambda row: (row["model"], row["encoder"]))
         if not row["remat"]

@@ -159,8 +159,8 @@ def table(folder: Path) -> str:
 def results(folder: Path) -> dict[str, dict[str, Any]]:
     """A session in bfloat16 in the form of the other result files, for the goals; nothing of a rehearsal.
 
-    densezoo and torch run one after the other in processes of their own, so a ratio is that of two medians. Where either
-    has several forms, the fastest counts; torch's compiled ones are compared with by themselves too.
+    densezoo and torch run one after the other in processes of their own, so a ratio is that of two medians. Where
+    either has several forms, the fastest counts; eager and compiled torch are compared with separately.
     """
     found = {part: content for part, content in _parts(folder).items() if not content["quick"]}
     converted: dict[str, list[dict[str, Any]]] = {}
