@@ -103,23 +103,31 @@ def measure(name: str, encoder: str, remat: bool) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A row for each model."""
-    memory = {(row["model"], row["encoder"], row["remat"]): f"{row['train_bytes'] / 2**20:.0f}" for row in rows}
+    found = {(row["model"], row["encoder"], row["remat"]): row for row in rows}
+
+    def memory(row: dict[str, Any], remat: bool) -> str:
+        other = found.get((row["model"], row["encoder"], remat))
+        if other is None:
+            return "-"
+        version = other["machine"]["versions"]["jax"]
+        older = "" if version == row["machine"]["versions"]["jax"] else f" (jax {version})"
+        return f"{other['train_bytes'] / 2**20:.0f}{older}"
+
     lines = [
         (
             f"{row['model']}, {row['encoder']}",
             f"{row['eval_shape']:.1f}",
             *("{:.1f} + {:.1f}".format(*row[key]) for key in ("inference", "train_step")),
-            *(memory.get((row["model"], row["encoder"], remat), "-") for remat in (False, True)),
+            *(memory(row, remat) for remat in (False, True)),
+            "jax {versions[jax]}, {device_kind}, {cores} cores".format(**row["machine"]),
         )
         for row in sorted(rows, key=lambda row: (row["model"], row["encoder"]))
         if not row["remat"]
     ]
     if not lines:
         return "Not measured yet."
-    machine = rows[-1]["machine"]
-    where = f"{machine['device_kind']}, {machine['cores']} cores, jax {machine['versions']['jax']}."
     times = ("eval_shape, s", "inference: trace + compile, s", "train step: trace + compile, s")
-    return f"{where}\n\n{markdown_table(('model', *times, 'memory, MiB', 'with `remat=True`'), lines)}"
+    return markdown_table(("model", *times, "memory, MiB", "with `remat=True`", "measured with"), lines)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 
 from benchmarks import gpu_jax, gpu_torch
-from benchmarks.record import SCHEMA, markdown_table, read, shape_text, timing_fields, write_text
+from benchmarks.record import COMPILED, OWN, SCHEMA, markdown_table, read, shape_text, timing_fields, write_text
 from benchmarks.timing import measure
 
 
@@ -128,8 +128,8 @@ def table(folder: Path) -> str:
     Returns:
         A table for each part; a part that was stopped before its end is marked.
     """
-    found = {part: read(folder / f"{part}.json") for part in PARTS if (folder / f"{part}.json").is_file()}
-    peaks = _peaks(found.get("limits", {"rows": []})["rows"])
+    found = _parts(folder)
+    peaks = _peaks(found)
     sections = []
     for part, content in found.items():
         lines = []
@@ -156,6 +156,40 @@ def table(folder: Path) -> str:
     return "\n\n".join([*_machines(found.values()), *sections]) or "Not measured yet: a GPU."
 
 
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    """A session in bfloat16 in the form of the other result files, for the goals; nothing of a rehearsal.
+
+    densezoo and torch run one after the other in processes of their own, so a ratio is that of two medians. Where
+    either has several forms, the fastest counts; eager and compiled torch are compared with separately.
+    """
+    found = {part: content for part, content in _parts(folder).items() if not content["quick"]}
+    converted: dict[str, list[dict[str, Any]]] = {}
+    if copy := _peaks(found).get(("copy", "bfloat16")):
+        converted["kernels"] = [
+            {**row, "bandwidth_share": row["bytes"] / row["milliseconds"]["median"] / 1e9 / copy}
+            for row in found.get("kernels", {"rows": []})["rows"]
+            if row["dtype"] == "bfloat16"
+        ]
+    for part in ("inference", "training"):
+        times: dict[str, list[float]] = {}
+        for row in (row for name in (part, f"torch-{part}") if name in found for row in found[name]["rows"]):
+            times.setdefault(_side(row["form"]), []).append(row["milliseconds"]["median"])
+        if OWN in times:
+            ratios = {name: {"median": min(times[OWN]) / min(times[name])} for name in times if name != OWN}
+            row = {"model": "unet:resnet34", "form": OWN, "shape": found[part]["rows"][0]["shape"], "ratios": ratios}
+            converted[part] = [row]
+    modes = {"kernels": "upsampling", "inference": "models", "training": "training"}
+    head = {"dtype": "bfloat16", "machine": {"platform": "gpu"}}
+    return {f"gpu/{part}.json": {**head, "mode": modes[part], "rows": rows} for part, rows in converted.items()}
+
+
+def _side(form: str) -> str:
+    """Whose form it is: densezoo's, torch's eager or torch's compiled one."""
+    if form.startswith("torch compiled"):
+        return COMPILED[0]
+    return "torch" if form.startswith("torch") else OWN
+
+
 def _machines(contents: Iterable[Mapping[str, Any]]) -> list[str]:
     """A line for each machine and set of versions that the parts name."""
     lines = []
@@ -167,8 +201,14 @@ def _machines(contents: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _peaks(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+def _parts(folder: Path) -> dict[str, dict[str, Any]]:
+    """The files of a session by their parts."""
+    return {part: read(folder / f"{part}.json") for part in PARTS if (folder / f"{part}.json").is_file()}
+
+
+def _peaks(found: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], float]:
     """Terabytes and teraflops a second of the machine at its fastest, by (copy or matmul, dtype)."""
+    rows = found["limits"]["rows"] if "limits" in found else []
     return {
         (row["what"], row["dtype"]): row.get("bytes", row.get("flops")) / row["milliseconds"]["min"] / 1e9
         for row in rows

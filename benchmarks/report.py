@@ -16,19 +16,10 @@ from typing import Any
 import tyro
 
 from benchmarks import gpu
+from benchmarks.model_tables import comparisons, compile_table, disturbed, memory_table, ratios_table
 from benchmarks.plots import roofline_figure, title_of
-from benchmarks.record import (
-    COMPILED,
-    DEPLOYED,
-    KERNEL_BASELINES,
-    OWN,
-    markdown_table,
-    ratio_to,
-    read,
-    shape_text,
-    write_text,
-)
-from benchmarks.targets import goals_table
+from benchmarks.record import KERNEL_BASELINES, file_stem, markdown_table, read, shape_text, write_text
+from benchmarks.targets import goals_table, missed_table
 from benchmarks.timing import geometric_mean
 from densezoo.viz.figures import save
 
@@ -70,51 +61,61 @@ def kernels_part(results: Results) -> str:
 
 def models_part(results: Results) -> str:
     """A table for each file of inference: all forms of all models, a line for each model and shape."""
-    return _each(results, "models", _ratios_table, "inference")
+    return _each(results, "models", ratios_table, "inference")
 
 
 def training_part(results: Results) -> str:
     """A table for each file of train steps."""
-    return _each(results, "training", _ratios_table, "training")
+    return _each(results, "training", ratios_table, "training")
 
 
 def memory_part(results: Results) -> str:
     """A table for each file of peak memory."""
-    return _each(results, "memory", _memory_table, "memory")
+    return _each(results, "memory", memory_table, "memory")
 
 
 def compile_part(results: Results) -> str:
     """What compiling a train step takes, ours without and with the cache, and torch.compile's."""
-    return _each(results, "training", _compile_table, "compilation")
+    return _each(results, "training", compile_table, "compilation")
 
 
 def machines_part(results: Results) -> str:
-    """Where each file comes from, and what the machine could do in that run."""
+    """Where each file comes from, what the machine could do in that run, and how busy others kept it."""
     lines = []
     for name, result in results.items():
-        if not (limits := result.get("limits")):
+        machine, limits = result["machine"], result.get("limits") or {}
+        if "busy_cores" not in machine:  # compile times, whose table names machines row by row
             continue
-        machine = result["machine"]
         versions = ", ".join(f"{key} {value}" for key, value in machine["versions"].items() if value)
-        peaks = ", ".join(f"{value / 1e9:.0f} ({dtype})" for dtype, value in limits["matmul_peak"].items())
-        busy = machine.get("busy_cores")
+        peaks = ", ".join(f"{value / 1e9:.0f} ({dtype})" for dtype, value in limits.get("matmul_peak", {}).items())
+        copy, busy = limits.get("copy_bandwidth"), machine["busy_cores"]
         lines.append(
             (
                 f"`{name}`",
                 f"{machine['device_kind']}, {machine['cores']} cores",
                 versions,
                 machine["malloc"],
-                f"{limits['copy_bandwidth'] / 1e9:.1f}",
-                peaks,
+                "-" if copy is None else f"{copy / 1e9:.1f}",
+                peaks or "-",
                 "-" if busy is None else f"{busy:.1f}",
+                _marked(result),
             )
         )
     head = ("file", "machine", "versions", "malloc", "copy, GB/s", "matrix product, GFLOP/s", "cores busy with others")
-    return markdown_table(head, lines) if lines else "Not measured yet."
+    return markdown_table((*head, "rows with an asterisk"), lines) if lines else "Not measured yet."
 
+
+def _marked(result: Mapping[str, Any]) -> str:
+    if result["mode"] not in ("models", "training"):
+        return "-"
+    groups = comparisons(result).values()
+    return f"{sum(map(disturbed, groups))} of {len(groups)}"
+
+
+GOALS: dict[str, Callable[[Results], str]] = {"goals": goals_table, "missed": missed_table}
+"""The parts that are made of all files, those of a GPU session too."""
 
 PARTS: dict[str, Callable[[Results], str]] = {
-    "goals": goals_table,
     "kernels": kernels_part,
     "models": models_part,
     "training": training_part,
@@ -122,7 +123,7 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "compile": compile_part,
     "machines": machines_part,
 }
-"""The generated parts of the document by their names."""
+"""The other generated parts of the document by their names."""
 
 
 def gpu_part(folder: Path) -> str:
@@ -154,9 +155,9 @@ def with_parts(text: str, parts: Mapping[str, str]) -> str:
 def draw(results: Results, folder: Path) -> list[Path]:
     """Draws the pictures of all results; gives their paths."""
     drawn = []
-    for name, result in results.items():
+    for result in results.values():
         if result["mode"] == "upsampling" and (figure := roofline_figure(result)) is not None:
-            drawn.append(save(figure, folder / _picture(name)))
+            drawn.append(save(figure, folder / _picture(result)))
     return drawn
 
 
@@ -166,7 +167,9 @@ def main(arguments: Arguments) -> int:
     try:
         results = load(arguments.results)
         text = file.read_text(encoding="utf-8")
-        parts = {name: part(results) for name, part in PARTS.items()}
+        session = gpu.results(arguments.results / "gpu")
+        parts = {name: part({**results, **session}) for name, part in GOALS.items()}
+        parts |= {name: part(results) for name, part in PARTS.items()}
         wanted = with_parts(text, parts | {"gpu": gpu_part(arguments.results / "gpu")})
         if arguments.check:
             if text != wanted:
@@ -184,16 +187,16 @@ def main(arguments: Arguments) -> int:
     return 0
 
 
-def _each(results: Results, mode: str, make: Callable[[str, Mapping[str, Any]], str], what: str) -> str:
+def _each(results: Results, mode: str, make: Callable[[Mapping[str, Any]], str], what: str) -> str:
     sections = [
-        f"### {title_of(result)}, malloc {result['machine']['malloc']}\n\n{make(name, result)}\n\nFrom `{name}`."
+        f"### {title_of(result)}, malloc {result['machine']['malloc']}\n\n{make(result)}\n\nFrom `{name}`."
         for name, result in results.items()
         if result["mode"] == mode
     ]
     return "\n\n".join(sections) or f"Not measured yet: {what}."
 
 
-def _kernel_table(name: str, result: Mapping[str, Any]) -> str:
+def _kernel_table(result: Mapping[str, Any]) -> str:
     rows = [row for row in result["rows"] if row["form"] == "auto" and "milliseconds" in row]
     baselines = [b for b in KERNEL_BASELINES if any(b in row["ratios"] for row in rows)]
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -214,89 +217,7 @@ def _kernel_table(name: str, result: Mapping[str, Any]) -> str:
     )
     if not any(row["form"] == "auto" and "roofline_share" in row for row in result["rows"]):
         return f"{note}\n\n{table}"
-    return f"{note}\n\n{table}\n\n![share of the roofline](images/{_picture(name)})"
-
-
-def _ratios_table(name: str, result: Mapping[str, Any]) -> str:
-    groups = _groups(result)
-    forms = [OWN, f"{OWN}, float32", "torch", "torch.compile", "onnxruntime", "openvino", "auto", "reference"]
-    times = {key: {form: _fastest(rows, form) for form in forms} for key, rows in groups.items()}
-    forms = [form for form in forms if any(found[form] for found in times.values())]
-    peers = DEPLOYED if result["mode"] == "models" else ("torch", *COMPILED)
-    baselines = {f"{OWN}, float32": (f"{OWN}, float32",), "torch.compile": COMPILED, "the fastest": peers}
-    ratios = {
-        title: [ratio_to(row, *names) for rows in groups.values() for row in rows if row["form"] == OWN]
-        for title, names in baselines.items()
-    }
-    ratios = {title: values for title, values in ratios.items() if any(values)}
-    lines = []
-    for number, ((model, shape), found) in enumerate(times.items()):
-        cells = [_number(found[form], ".4g") for form in forms]
-        lines.append((model, shape, *cells, *(_number(values[number], ".2f") for values in ratios.values())))
-    for label, reduce in (("geometric mean", geometric_mean), ("worst", max)):
-        cells = [_number(reduce([value for value in values if value]), ".2f") for values in ratios.values()]
-        lines.append((label, "", *[""] * len(forms), *cells))
-    head = ("model", "images", *(f"{form}, ms" for form in forms), *(f"{OWN} / {title}" for title in ratios))
-    left_out = [
-        f"- {row['model']} {shape_text(row['shape'])}, {row['form']}: {row['left_out']}"
-        for row in result["rows"]
-        if "left_out" in row
-    ]
-    note = "\n\nLeft out:\n\n" + "\n".join(left_out) if left_out else ""
-    fastest = " and ".join(peers).replace(f"{COMPILED[0]} and {COMPILED[1]}", COMPILED[0])
-    return f"The fastest is that of {fastest}.\n\n{markdown_table(head, lines)}{note}"
-
-
-def _memory_table(name: str, result: Mapping[str, Any]) -> str:
-    forms = list(dict.fromkeys(row["form"] for row in result["rows"]))
-    groups: dict[tuple[str, str, str], dict[str, float]] = {}
-    for row in result["rows"]:
-        if "peak_bytes" in row:
-            groups.setdefault((row["mode"], row["model"], shape_text(row["shape"])), {})[row["form"]] = row[
-                "peak_bytes"
-            ]
-    lines = []
-    for key, found in groups.items():
-        torch = [found[form] for form in ("torch", *COMPILED) if form in found]
-        ratio = found[OWN] / min(torch) if torch and OWN in found else None
-        cells = [_number(found[form] / 2**20 if form in found else None, ".0f") for form in forms]
-        lines.append((*key, *cells, _number(ratio, ".2f")))
-    head = ("mode", "model", "images", *(f"{form}, MiB" for form in forms), f"{OWN} / the least of torch's")
-    return markdown_table(head, lines)
-
-
-def _compile_table(name: str, result: Mapping[str, Any]) -> str:
-    lines = []
-    for (model, shape), rows in _groups(result).items():
-        own = next((row for row in rows if row["form"] == OWN), {})
-        other = next((row for row in rows if row["form"] == COMPILED[0]), {})
-        seconds = [
-            own.get("trace_seconds"),
-            own.get("compile_seconds"),
-            own["cached_trace_seconds"] + own["cached_compile_seconds"] if own else None,
-            other.get("compile_seconds"),
-        ]
-        lines.append((model, shape, *(_number(value, ".1f") for value in seconds)))
-    head = ("train step", "images", "tracing, s", "compiling, s", "both, with the cache, s", "torch.compile, s")
-    return markdown_table(head, lines)
-
-
-def _groups(result: Mapping[str, Any]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """The measured rows by model and shape."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in result["rows"]:
-        if "milliseconds" in row:
-            groups.setdefault((row["model"], shape_text(row["shape"])), []).append(row)
-    return groups
-
-
-def _fastest(rows: Sequence[Mapping[str, Any]], form: str) -> float | None:
-    names = COMPILED if form == COMPILED[0] else (form,)
-    return min((row["milliseconds"]["median"] for row in rows if row["form"] in names), default=None)
-
-
-def _number(value: float | None, style: str) -> str:
-    return "-" if value is None else format(value, style)
+    return f"{note}\n\n{table}\n\n![share of the roofline](images/{_picture(result)})"
 
 
 def _range(values: Sequence[float], style: str) -> str:
@@ -307,8 +228,8 @@ def _range(values: Sequence[float], style: str) -> str:
     return middle if len(values) == 1 else f"{middle} ({min(values):{style}} to {max(values):{style}})"
 
 
-def _picture(name: str) -> str:
-    return f"roofline-{Path(name).stem}.png"
+def _picture(result: Mapping[str, Any]) -> str:
+    return f"roofline-{file_stem(result['mode'], result['dtype'], result['machine'])}.png"
 
 
 if __name__ == "__main__":

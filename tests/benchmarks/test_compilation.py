@@ -32,7 +32,9 @@ def test_measures_once_and_reports(arguments, monkeypatch):
     assert "old" not in text
     (row,) = (line for line in text.splitlines() if line.startswith("| unet, plain | "))
     rows = [measured | {"train_bytes": mebibytes * 2**20} for measured, mebibytes in ((again, 50), (plain, 100))]
-    assert "| 100 | 50 |" in compilation.table(rows) and row.count("|") == 7
+    assert "| 100 | 50 | jax " in compilation.table(rows) and row.count("|") == 8
+    old = rows[0] | {"machine": rows[0]["machine"] | {"versions": {"jax": "0.1"}}}
+    assert "| 100 | 50 (jax 0.1) | jax " in compilation.table([old, rows[1]])
 
 
 def test_names_that_are_not_there_stop_it_before_any_work(arguments):
