@@ -22,7 +22,7 @@ class SeparableConv(nn.Module):
 
     There is neither between the two, as in segmentation_models_pytorch.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
         kernel_size: of the depthwise convolution.
         dilation: pixels between its taps.
@@ -60,7 +60,7 @@ class ASPP(nn.Module):
 
     The result has the size of the input.
 
-    Args (fields):
+    Attributes:
         features: channels of each branch and of the result.
         atrous_rates: dilation of each 3x3 convolution.
         separable: whether these are depthwise separable.

@@ -17,7 +17,7 @@ from densezoo.types import Dtype, Initializer, accumulator_dtype
 class ChannelGate(nn.Module):
     """Squeeze-and-excitation's gate, one for every channel, from the means of all: `x * ChannelGate(16)(x)`.
 
-    Args (fields):
+    Attributes:
         hidden: channels between the two 1x1 convolutions.
         act: activation between them.
         gate: what brings their result into 0..1.

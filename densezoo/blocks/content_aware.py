@@ -23,7 +23,7 @@ class CARAFE(nn.Module):
 
     Wang et al., CARAFE: Content-aware reassembly of features, 2019. https://arxiv.org/abs/1905.02188
 
-    Args (fields):
+    Attributes:
         kernel_size: odd side of the neighbourhood.
         groups: runs of channels with weights of their own.
         compressed_features: channels from which the weights are predicted.
@@ -80,7 +80,7 @@ class DySample(nn.Module):
 
     Liu et al., Learning to upsample by learning to sample, 2023. https://arxiv.org/abs/2308.15085
 
-    Args (fields):
+    Attributes:
         groups: runs of channels with positions of their own; it must divide the channels.
         reach: pixels by which a prediction of 1 moves the point.
     """

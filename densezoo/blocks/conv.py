@@ -21,7 +21,7 @@ class Conv(nn.Module):
 
     It takes an array, or an `Upsampled` that it convolves without building it.
 
-    Args (fields):
+    Attributes:
         padding: pixels of zeros on every side, where they are not torch's usual ones (an even kernel needs it said), or
           "SAME": as many as TensorFlow's padding of that name, more of them below and to the right.
         kernel_init: initialiser of the kernel, and
@@ -120,7 +120,7 @@ class ConvNormAct(nn.Module):
 class DoubleConv(nn.Module):
     """Two 3x3 convolutions: the block of the plain U-Net, on the way down and, after the skip, on the way up.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
         hidden: channels between the two; None means `features`.
     """

@@ -102,7 +102,7 @@ class GroupNorm(nn.Module):
 
     Statistics are taken in float32. Wu and He, 2018, https://arxiv.org/abs/1803.08494.
 
-    Args (fields):
+    Attributes:
         num_groups: how many groups; it must divide the channels. None takes the paper's 32 where it divides them, and
           else the largest divisor below that leaves two channels or more in each group: 8 for 16 channels, 24 for 48.
     """

@@ -40,7 +40,7 @@ class ConcatSkip(nn.Module):
 class LateralAdd(nn.Module):
     """FPN's skip: a 1x1 convolution brings the encoder's map to the decoder's channels, and the two are added.
 
-    Args (fields):
+    Attributes:
         norm: factory of a normalisation after the convolution, None for none.
     """
 
@@ -68,7 +68,7 @@ class AttentionGate(ConcatSkip):
     The weight is additive attention: both maps through 1x1 convolutions, added, ReLU, one more 1x1 convolution to a
     single channel, sigmoid. The authors gate a finer map by a coarser one; here both have the same size already.
 
-    Args (fields):
+    Attributes:
         hidden: channels in which the two are added; None means half of the encoder's.
 
     Oktay et al., Attention U-Net: Learning where to look for the pancreas, 2018. https://arxiv.org/abs/1804.03999

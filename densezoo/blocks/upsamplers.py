@@ -95,7 +95,7 @@ def _by_doubling(x: jax.Array, size: Size, double: Callable[[jax.Array], jax.Arr
 class TransposedConv(nn.Module):
     """Learned upsampling by 2: a transposed convolution; with `kernel_size=4` its windows overlap evenly.
 
-    Args (fields):
+    Attributes:
         kernel_size: an even number; 2 paints tiles that do not overlap, 4 is the usual other choice.
         reduction: the channels are divided by this; 2 is the original U-Net's "up-convolution".
     """

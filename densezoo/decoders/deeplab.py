@@ -33,7 +33,7 @@ class DeepLabV3Decoder(nn.Module):
     The result has the size of that map, 1/8 or 1/16 of the image over an encoder with that `output_stride`; a head
     brings it to the image's size.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
         atrous_rates: dilation of each 3x3 convolution of the pyramid pooling; the defaults are those of the references
           for 1/8, and the paper halves them for 1/16.
@@ -109,7 +109,7 @@ class DeepLabV3PlusDecoder(nn.Module):
 
     The result has the size of that fine map, 1/4 of the image; a head brings it to the image's size.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
         skip_features: channels to which the fine map is brought before it joins; few, so that they do not outweigh the
           others. (A group norm must divide both numbers.)

@@ -65,7 +65,7 @@ class TransposedTiles(nn.Module):
 class Reassemble(nn.Module):
     """A map from one scale to another: enlarged `factor` times, or made `1 / factor` times smaller.
 
-    Args (fields):
+    Attributes:
         hidden: channels while it is resized.
         features: channels of the result.
     """
@@ -131,7 +131,7 @@ class DPTDecoder(nn.Module):
 
     The result is at 1/2 of the image; where the encoder padded the image, it is cut to the image again.
 
-    Args (fields):
+    Attributes:
         intermediate_features: channels of each map while it is resized, one for each of the encoder's features.
         features: channels of the pyramid, and of the result.
         readout: what becomes of the class token: "cat" concatenates it to every pixel and projects, "add" adds it,

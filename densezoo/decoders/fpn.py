@@ -84,7 +84,7 @@ class PooledLevel(nn.Module):
 class ConvLevels(nn.Module):
     """Two more pyramid maps by convolutions with stride 2, as in RetinaNet and FCOS: P6, and P7 from its ReLU.
 
-    Args (fields):
+    Attributes:
         features: channels of both.
         from_encoder: whether P6 is made from the encoder's coarsest map, C5, or from the pyramid's, P5.
     """
@@ -106,7 +106,7 @@ class ConvLevels(nn.Module):
 class FPNNeck(nn.Module):
     """FPN as a neck for detectors: a tuple of maps P2, P3, ... with equal channels, fine to coarse.
 
-    Args (fields):
+    Attributes:
         features: channels of every map.
         levels: how many of the encoder's coarsest maps take part; 4 are C2..C5 of a ResNet.
         upsample: factory of the upsampler on the way down.
@@ -189,7 +189,7 @@ class FPNDecoder(nn.Module):
     image's size. Called with `all_scales=True` it gives besides what each pyramid map contributed, fine to coarse, for
     deep supervision.
 
-    Args (fields):
+    Attributes:
         features: channels of the pyramid.
         segmentation_features: channels of the result.
         levels: how many of the encoder's coarsest maps take part; None means 4, or all if there are fewer.

@@ -26,7 +26,7 @@ class HRNetDecoder(nn.Module):
     The encoder has mixed the scales already, so there is no more to it. `HRNet(incre=False)` is the encoder that it
     was made for.
 
-    Args (fields):
+    Attributes:
         features: channels of the result; None means those of all the maps together, as in the paper.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
         upsample: factory of the upsampler; align-corners as the authors' code has it since its version for PyTorch 1.1

@@ -58,7 +58,7 @@ class LinknetDecoder(nn.Module):
     channels, and the last, at the image's size, gives `features`; over an encoder whose finest map has the image's own
     size that block is missing, and the result has the channels of that map.
 
-    Args (fields):
+    Attributes:
         features: channels of the last block.
         upsample: factory of the upsampler; a transposed 4x4 convolution in the reference, with a bias although a batch
           norm follows.

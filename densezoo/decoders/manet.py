@@ -38,7 +38,7 @@ class PositionAttention(nn.Module):
     all pairs of pixels at once, so that the weights of a single pixel do not sum up to 1; and the result, pixels by
     channels, is read as if it were channels by pixels.
 
-    Args (fields):
+    Attributes:
         features: channels in which pixels are compared.
     """
 
@@ -64,7 +64,7 @@ class PositionAttention(nn.Module):
 class FusionBlock(nn.Module):
     """MA-Net's multi-scale fusion attention block: a step up whose map is weighed by gates from both maps it joins.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
         reduction: the gates have this many times fewer channels inside.
     """
@@ -99,7 +99,7 @@ class MAnetDecoder(nn.Module):
 
     The attention compares all pixels of the coarsest map: at 1/32 of an image of 512x512, 256 x 256 pairs.
 
-    Args (fields):
+    Attributes:
         features: channels of each block, coarse to fine: one for every skip, and then one, without a skip, for every
           doubling from the finest map to the image. None gives the last block 16 channels, the one before 32, ...
         attention_features: channels in which the attention compares pixels.

@@ -79,7 +79,7 @@ class GlobalAttentionUpsample(nn.Module):
 class PANDecoder(nn.Module):
     """PAN: attention over a pyramid of the coarsest map, then a step up to every finer one, as far as 1/4 of the image.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
         finest: image size over map size of the finest map that takes part: the encoder's at this and coarser. Of a
           pyramid without `reductions` all take part.

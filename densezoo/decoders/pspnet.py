@@ -24,7 +24,7 @@ class PyramidPooling(nn.Module):
 
     Gives a map for each grid; the map itself is not among them.
 
-    Args (fields):
+    Attributes:
         features: channels of each result.
         sizes: bins along each side, for each grid; a small map has bins that overlap.
         norm_of_mean: whether the grid of one bin, the mean of the whole map, has a normalisation too. With a batch
@@ -66,7 +66,7 @@ class PSPNetDecoder(nn.Module):
 
     The result has the size of that map: an encoder with `coarsest=8`, or a dilated one, suits it best.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
         pool_sizes: bins along each side, for each grid.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).

@@ -40,7 +40,7 @@ class SegFormerDecoder(nn.Module):
     An encoder's map finer than 1/4 takes part too, made smaller. The result has the size of the map at 1/4 if
     there is one, else a quarter of the image's, rounded up; over a pyramid made by hand, the finest map's.
 
-    Args (fields):
+    Attributes:
         features: channels of each linear layer, and of the result.
         upsample: factory of the upsampler of the coarser maps.
         norm: factory of the normalisation after the convolution, None for none.

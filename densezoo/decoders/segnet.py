@@ -24,7 +24,7 @@ class SegNetDecoder(nn.Module):
 
     The decoder mirrors the encoder: before it undoes a pooling it has as many channels as were pooled.
 
-    Args (fields):
+    Attributes:
         depths: convolutions after each unpooling, coarse to fine, at least one each; mirror the encoder's.
         features: channels of the result at the image's size; None means those of the first pooled map.
         norm: factory of the normalisation, None for none.

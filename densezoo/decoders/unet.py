@@ -60,7 +60,7 @@ class UNetDecoder(nn.Module):
     Called with `all_scales=True` it gives the results of all its blocks, fine to coarse, for deep supervision; the
     first is what it gives otherwise.
 
-    Args (fields):
+    Attributes:
         features: channels of each block, coarse to fine: one for every skip, and then one, without a skip, for every
           doubling from the finest map to the image. None gives the last block 16 channels, the one before 32, ...
         hidden: channels between each block's two convolutions; None means `features`.

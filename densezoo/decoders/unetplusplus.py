@@ -29,7 +29,7 @@ class UNetPlusPlusDecoder(nn.Module):
     Called with `all_scales=True` it gives what the paper supervises: the result, and then all maps at the finest
     scale of the encoder, the one nearest to the result first.
 
-    Args (fields):
+    Attributes:
         features: channels of the blocks `x_0_l`, coarse to fine: one for every skip, and then one, without a skip, for
           every doubling from the finest map to the image. None gives the last block 16 channels, ...
         skip: how the maps of a scale, concatenated, join: `ConcatSkip`, `LateralAdd` or `AttentionGate`.

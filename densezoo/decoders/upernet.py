@@ -25,7 +25,7 @@ class UPerNetDecoder(nn.Module):
     reference. Called with `all_scales=True` it gives besides the pyramid's maps before they are fused, fine to coarse,
     for deep supervision.
 
-    Args (fields):
+    Attributes:
         features: channels of the pyramid and of the result.
         pool_sizes: bins along each side, for each grid of the pyramid pooling.
         finest: image size over map size of the finest map that takes part: the encoder's at this and coarser. Of a

@@ -45,7 +45,8 @@ class GlobalResponseNorm(nn.Module):
 class ConvNeXtBlock(nn.Module):
     """A 7x7 convolution of each channel by itself, a norm, two linear layers, and a shortcut (Liu et al., figure 4).
 
-    Args (fields): those of `ConvNeXt`, and the convolution's dilation.
+    Attributes:
+        dilation: dilation of the depthwise convolution. The other fields are those of `ConvNeXt`.
     """
 
     dilation: int = 1
@@ -81,7 +82,7 @@ class ConvNeXt(Encoder):
 
     The patches of the stem and of the steps down do not overlap, and have no padding: sides are rounded down.
 
-    Args (fields):
+    Attributes:
         depths: blocks in each of the four stages.
         dims: channels of each stage.
         grn: global response normalisation in each block, as the second version has it.

@@ -24,7 +24,7 @@ def _norm_act(norm: ModuleDef | None, act: Callable[[jax.Array], jax.Array], x: 
 class DenseLayer(nn.Module):
     """Norm, activation, 1x1 convolution; norm, activation, 3x3 convolution (Huang et al. 2016, section 3).
 
-    Args (fields):
+    Attributes:
         features: channels of the result, and
         hidden: between the convolutions.
         conv: factory of convolutions.
@@ -50,7 +50,7 @@ class DenseNet(Encoder):
     next one halves channels and sides; the last one is normalised only. So segmentation_models_pytorch has them. Odd
     sides are floored by the transitions, as in torch.
 
-    Args (fields):
+    Attributes:
         depths: layers in each block.
         width: channels of the stem.
         growth: channels that each layer adds.

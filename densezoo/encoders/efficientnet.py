@@ -33,7 +33,7 @@ class EfficientNet(InvertedResidualEncoder):
     these too, but as much padding as an image of the published size needs, and their first map is the first
     convolution's.
 
-    Args (fields):
+    Attributes:
         width: factor of the channels.
         depth: factor of the blocks in each stage.
         padding: "SAME" pads the strided convolutions as TensorFlow does; None as torch does.

@@ -23,7 +23,7 @@ class ExchangeUnit(nn.Module):
     What is finer comes down by strided 3x3 convolutions, what is coarser up by a 1x1 convolution and an upsampler
     (Wang et al., figure 3).
 
-    Args (fields):
+    Attributes:
         size: residual blocks at each scale.
         outputs: how many of the scales, the finest first, are wanted.
         conv: factory of convolutions with norm and activation.
@@ -69,7 +69,7 @@ class ExchangeUnit(nn.Module):
 class HRNet(Encoder):
     """A high-resolution network as an encoder: maps at 1/2 (of the stem), 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    Args (fields):
+    Attributes:
         width: channels at 1/4 of the image; each coarser scale has twice as many.
         layer1_size: bottleneck blocks at 1/4 of the image before the scales part, and
         layer1_features: channels of their 3x3 convolutions.

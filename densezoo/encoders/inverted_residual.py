@@ -26,7 +26,7 @@ depthwise_he_normal: Initializer = nn.initializers.variance_scaling(2.0, "fan_in
 class InvertedResidual(nn.Module):
     """1x1 convolution to more channels, depthwise convolution, gate, 1x1 convolution to fewer, and a shortcut.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
         hidden: channels of the depthwise convolution; without the first 1x1 where the input has as many.
         kernel_size: of the depthwise convolution; so are strides, dilation and padding.
@@ -125,7 +125,7 @@ class InvertedResidualEncoder(Encoder):
 
     The maps are the last ones at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image, unless `taps` says otherwise.
 
-    Args (fields):
+    Attributes:
         padding: "SAME" pads the strided convolutions as TensorFlow does; None as torch does.
         padded_for: with "SAME": side of the square image whose padding is that of images of all sizes.
         taps: blocks after which the maps are taken, counted from 0 and -1 for the first convolution.

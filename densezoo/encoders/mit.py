@@ -109,7 +109,7 @@ class MixTransformer(Encoder):
     Overlapping convolutions make the patches, and there are no position embeddings: any image size works, with the same
     weights. Pixels at the right and lower border beyond the last whole tile of `sr_ratios` are queries but never keys.
 
-    Args (fields):
+    Attributes:
         depths: blocks in each stage.
         embed_dims: channels of each stage.
         num_heads: of each stage's attention; they divide its channels.

@@ -51,7 +51,7 @@ V3_SMALL = (
 class MobileNetV2(InvertedResidualEncoder):
     """MobileNetV2 as an encoder: maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    Args (fields):
+    Attributes:
         width: factor of the channels.
         head_features: channels of a last 1x1 convolution, which then gives the last map (1280 in
             segmentation_models_pytorch); 0 for none, as in timm.
@@ -121,7 +121,7 @@ class MobileNetV2(InvertedResidualEncoder):
 class MobileNetV3(InvertedResidualEncoder):
     """MobileNetV3 as an encoder: maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    Args (fields):
+    Attributes:
         blocks: the inverted residuals, such as `V3_LARGE` and `V3_SMALL` beside this class.
         stem_features: channels of the first convolution.
         head_features: channels of the last one, a 1x1 convolution that gives the last map.

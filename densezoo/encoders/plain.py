@@ -19,7 +19,7 @@ from densezoo.types import Dtype, ModuleDef, Pyramid
 class PlainEncoder(Encoder):
     """Double convolutions at every scale, 2x2 max-pooling between the scales; keeps the pooling indices.
 
-    Args (fields):
+    Attributes:
         features: channels at each scale, fine to coarse; the first scale is the image's own.
         norm: factory of the normalisation, None for none.
         act: activation.

@@ -27,7 +27,7 @@ from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, size_of
 class _Block(nn.Module):
     """What the blocks share: how a branch of convolutions is joined with the shortcut around it.
 
-    Args (fields):
+    Attributes:
         features: channels of the 3x3 convolutions.
         strides: of the first of them, and of the shortcut.
         conv: factory of convolutions with norm and activation.
@@ -100,7 +100,7 @@ class Bottleneck(_Block):
 class ResNet(Encoder):
     """A residual network as an encoder: maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    Args (fields):
+    Attributes:
         depths: blocks in each of the four stages.
         block: `BasicBlock`, or `Bottleneck` (a partial of it with `groups` and `group_width` for ResNeXt).
         width: channels of the stem; the stages have 1, 2, 4, 8 times as many, before a bottleneck's expansion by 4.

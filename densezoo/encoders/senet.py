@@ -34,7 +34,7 @@ class SENet(ResNet):
     Against `ResNet` with `squeeze_excite`, strides are on other convolutions and the first pooling pads nothing, so
     that odd sides are floored there.
 
-    Args (fields):
+    Attributes:
         block: `CaffeBottleneck`.
         kernel_init: torch's own, since the reference chooses none.
         Otherwise those of `ResNet`.

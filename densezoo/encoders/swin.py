@@ -34,7 +34,7 @@ _LARGEST_WINDOW = 64
 class WindowAttention(nn.Module):
     """Self-attention within windows, with a learned bias for each offset between two pixels of a window.
 
-    Args (fields):
+    Attributes:
         num_heads: attention heads.
         table_window: size of the windows whose offsets the table of biases has; smaller ones read it resampled.
     """
@@ -115,9 +115,11 @@ def _regions(size: Size, window: Size, shift: Size) -> np.ndarray:
 class SwinBlock(nn.Module):
     """Attention within windows, then two linear layers, each with a norm before and a shortcut (Liu et al., figure 3).
 
-    Args (fields): those of `Swin`, and
+    Attributes:
         shifted: whether the windows are shifted by half of their size.
-        layout: size of the map for which the windows are laid out; None means the map's own.
+        layout: size of the map for which the windows are laid out. None means the size of the input map.
+
+    The other fields are those of `Swin`.
     """
 
     num_heads: int
@@ -214,7 +216,7 @@ class Swin(Encoder):
     windows and shifts are those of that size, and smaller maps are padded to them. The tables have the shape that they
     have in such a model.
 
-    Args (fields):
+    Attributes:
         depths: blocks in each of the four stages.
         embed_dim: channels of the first stage; each further one has twice as many.
         num_heads: attention heads in each stage.

@@ -24,7 +24,7 @@ class VGG(Encoder):
     own size; it is left out unless `full_resolution`, because segmentation_models_pytorch's decoders drop it (and
     their weights would not fit otherwise). Odd sides are floored by the pooling, as in torch.
 
-    Args (fields):
+    Attributes:
         depths: convolutions in each stage.
         widths: channels of each stage.
         full_resolution: also returns the map at the image's size, so that a U-Net has a skip there.

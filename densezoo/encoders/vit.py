@@ -76,7 +76,7 @@ class ViT(Encoder):
     right, and the maps have so many rows and columns more; the position embeddings are resampled to the image's grid
     (bicubic, antialiased), as timm does both with `dynamic_img_size` and `dynamic_img_pad`.
 
-    Args (fields):
+    Attributes:
         embed_dim: channels of every token.
         depth: number of blocks.
         num_heads: of the attention; they divide `embed_dim`.

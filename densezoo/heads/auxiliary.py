@@ -14,7 +14,7 @@ from densezoo.types import Dtype, ModuleDef, Size
 class AuxiliaryHeads(nn.Module):
     """Maps at several scales -> logits of the image's size for each; a `SegmentationModel` has them in training only.
 
-    Args (fields):
+    Attributes:
         num_classes: channels of the results.
         count: how many maps get a head, from the finest on; a decoder with fewer maps is an error.
         kernel_size: of each head's convolution.

@@ -29,7 +29,7 @@ def _prior(probability: float) -> Initializer:
 class Tower(nn.Module):
     """Convolutions of equal width that the maps of a pyramid share.
 
-    Args (fields):
+    Attributes:
         depth: how many.
         norm: factory of the normalisation, None for none.
         use_bias: whether they have a bias; None for where no norm follows.
@@ -69,7 +69,7 @@ def flat(conv: Any, maps: Sequence[jax.Array], channels: int) -> Float[Array, "b
 class RetinaNetHead(nn.Module):
     """A score for every class and four numbers of a box for each anchor, by two towers of convolutions.
 
-    Args (fields):
+    Attributes:
         num_classes: channels of the scores, each with a sigmoid of its own.
         sizes: sides of the anchors in pixels, a tuple for each map; None for 4, 5 and 6.3 times the map's reduction,
             rounded down as torchvision does.
@@ -122,7 +122,7 @@ class RetinaNetHead(nn.Module):
 class FCOSHead(nn.Module):
     """For each pixel a score for every class, the distances to a box's four sides, and how central the pixel is in it.
 
-    Args (fields):
+    Attributes:
         num_classes: channels of the scores, each with a sigmoid of its own.
         sizes: sides of the square about each pixel by which the distances are measured, a tuple of one for each map;
             None for the map's reduction.
@@ -165,7 +165,7 @@ class FCOSHead(nn.Module):
 class RPNHead(nn.Module):
     """Whether there is an object at each anchor, and four numbers of its box.
 
-    Args (fields):
+    Attributes:
         sizes: sides of the anchors in pixels, a tuple for each map; None for 8 times the map's reduction.
         ratios: heights over widths of the anchors.
         depth: 3x3 convolutions before the two 1x1 ones.

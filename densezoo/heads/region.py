@@ -19,7 +19,7 @@ BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 class BoxHead(nn.Module):
     """The class of a region, 0 for background, and for each class the four numbers of a box.
 
-    Args (fields):
+    Attributes:
         num_classes: channels of the scores, with the background.
         size: side of the regions' maps, 7x7 by default.
         convs: 3x3 convolutions before the dense layers, and
@@ -83,7 +83,7 @@ class BoxHead(nn.Module):
 class MaskHead(nn.Module):
     """The mask of a region for each class, twice as large as the region's maps.
 
-    Args (fields):
+    Attributes:
         num_classes: channels of the masks, with the background.
         size: side of the regions' maps, 14x14 by default.
         features: channels of the convolutions.

@@ -14,7 +14,7 @@ from densezoo.types import Dtype, Initializer, ModuleDef, Size
 class SegmentationHead(nn.Module):
     """Maps -> logits of the image's size, one channel per class; no activation, which belongs to the caller.
 
-    Args (fields):
+    Attributes:
         num_classes: channels of the result; 1 for a binary mask.
         kernel_size: of the convolution.
         upsample: factory of the upsampler that brings a coarser map's logits to the image's size; align-corners as

@@ -18,7 +18,7 @@ from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 class SemanticHead(nn.Module):
     """Maps of a pyramid -> a class for each pixel of the image.
 
-    Args (fields):
+    Attributes:
         num_classes: channels of the logits.
         features: channels of the maps that are added.
         levels: how many maps take part, from the finest on.

@@ -38,7 +38,7 @@ class PanopticFPN(RCNN):
     `method="semantic"`, called with a pyramid, the logits of the semantic branch: channel 0 for all things together,
     then the classes of stuff.
 
-    Args (fields):
+    Attributes:
         semantic_head: `Pyramid` -> logits of the image's size.
         overlap: a thing is left out if less than this part of it is not covered by better ones.
         stuff_area: pixels; a smaller region of stuff is left out.

@@ -49,7 +49,7 @@ class RCNN(nn.Module):
     The second stage can be called by itself, as a loss does with the proposals that it has drawn:
     `model.apply(variables, outputs.pyramid, boxes, method="box_outputs")`, and so `method="mask_logits"`.
 
-    Args (fields):
+    Attributes:
         encoder: images -> `Pyramid`.
         neck: `Pyramid` -> maps, such as `FPNNeck`.
         rpn: (`Pyramid`, extents) -> `AnchorOutputs`, such as `RPNHead`.

@@ -22,7 +22,7 @@ from densezoo.types import Pyramid, size_of
 class SegmentationModel(nn.Module):
     """image -> encoder -> pyramid -> decoder -> map -> head -> logits of exactly the image's size.
 
-    Args (fields):
+    Attributes:
         encoder: images -> Pyramid: an `Encoder`, or any module called like one.
         decoder: Pyramid -> map.
         head: (map, size) -> logits of that size.
@@ -88,7 +88,7 @@ def _cut(logits: jax.Array, images: jax.Array) -> jax.Array:
 class PyramidModel(nn.Module):
     """image -> encoder -> pyramid -> neck -> a tuple of maps, fine to coarse: the backbone of a detector.
 
-    Args (fields):
+    Attributes:
         encoder: images -> Pyramid.
         neck: Pyramid -> maps, such as `FPNNeck`.
         frozen: as in `SegmentationModel`.

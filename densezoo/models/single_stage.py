@@ -24,7 +24,7 @@ from densezoo.types import Detections, Dtype, ModuleDef, Pyramid
 class SingleStage(nn.Module):
     """image -> encoder -> pyramid -> neck -> maps -> head -> scores and boxes for every anchor.
 
-    Args (fields):
+    Attributes:
         encoder: images -> `Pyramid`.
         neck: `Pyramid` -> maps, such as `FPNNeck`.
         head: (`Pyramid`, extents) -> `AnchorOutputs` or `PointOutputs`, such as `RetinaNetHead`.
@@ -89,7 +89,7 @@ class SingleStage(nn.Module):
 class PlainNeck(nn.Module):
     """One map of the encoder through a convolution: what a detector has without a pyramid.
 
-    Args (fields):
+    Attributes:
         features: channels of the map.
         level: which of the encoder's maps, -1 for the coarsest.
         norm: factory of the normalisation, None for none.
