@@ -73,7 +73,7 @@ def test_old_names_go_on_working():
     table = dz.summary(dz.PlainEncoder((4, 8)), (8, 8, 3))
     with pytest.warns(DeprecationWarning, match="called layers now"):
         assert table.rooms == table.layers
-    with pytest.warns(DeprecationWarning, match="called Layer now"):
+    with pytest.warns(DeprecationWarning, match="renamed to densezoo.Layer"):
         assert dz.Room is dz.Layer is type(table.layers[0])
 
 
