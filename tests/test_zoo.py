@@ -83,7 +83,7 @@ def test_segnet_says_which_encoders_it_takes():
 
 
 def test_an_encoder_that_lacks_what_the_family_asks_for_is_warned_of():
-    with pytest.warns(UserWarning, match="deeplabv3 is designed for an encoder with output_stride=8, and this one has 32"):
+    with pytest.warns(UserWarning, match="deeplabv3 is designed for an encoder with output_stride=8,"):
         dz.create_model("deeplabv3", dz.create_encoder("resnet18"))
     # No warning, which would fail here: another stride was chosen, or the encoder has no such field.
     dz.create_model("deeplabv3", dz.create_encoder("resnet18", output_stride=16))
@@ -181,10 +181,10 @@ def test_old_names_of_fields_go_on_working_with_a_warning(make, old, new):
     with pytest.warns(DeprecationWarning) as caught:
         made = make(**old)
     said = [str(warning.message).partition(".")[2] for warning in caught]
-    assert said == [f"{name} is called {current} now" for name, current in zip(old, new, strict=True)]
+    assert said == [f"{name} has been renamed to {current}" for name, current in zip(old, new, strict=True)]
     for name, current in zip(old, new, strict=True):
         assert getattr(made, current) == new[current]
-        with pytest.warns(DeprecationWarning, match=f"{name} is called {current} now"):
+        with pytest.warns(DeprecationWarning, match=f"{name} has been renamed to {current}"):
             assert getattr(made, name) == new[current]
     make(**new)  # without a warning, which would fail here
 
