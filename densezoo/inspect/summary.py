@@ -52,7 +52,7 @@ class Summary:
     @property
     def rooms(self) -> tuple[Layer, ...]:
         """The old name of `layers`."""
-        warnings.warn("Summary.rooms is called layers now", DeprecationWarning, stacklevel=2)
+        warnings.warn("Summary.rooms has been renamed to layers", DeprecationWarning, stacklevel=2)
         return self.layers
 
     def __str__(self) -> str:
