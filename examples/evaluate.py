@@ -64,7 +64,7 @@ def main(arguments: Arguments) -> None:
     )
     count = len(source) if arguments.limit is None else min(arguments.limit, len(source))
     if count < 1:
-        raise ValueError(f"--limit is a number of images, at least 1; got {arguments.limit}")
+        raise ValueError(f"--limit must be a number of images, at least 1; got {arguments.limit}")
 
     @jax.jit
     def measure(prediction: Any, mask: Any) -> tuple[Any, Any]:

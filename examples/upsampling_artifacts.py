@@ -135,7 +135,7 @@ def check(arguments: Arguments) -> None:
     if not 2 <= arguments.seeds <= 10:
         raise ValueError(f"--seeds is 2 to 10, for an interval; got {arguments.seeds}")
     if arguments.steps < 1 or arguments.val < 1:
-        raise ValueError(f"--steps and --val are at least 1; got {arguments.steps} and {arguments.val}")
+        raise ValueError(f"--steps and --val must be at least 1; got {arguments.steps} and {arguments.val}")
 
 
 def trained(name: str, seed: int, train: Any, val: Any, arguments: Arguments) -> Finished:

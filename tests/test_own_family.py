@@ -114,7 +114,7 @@ def test_what_the_base_class_checks():
     )
     with pytest.raises(ValueError, match=r"Halves needs images of at least 8x8 pixels, got \(3, 9\)"):
         shapes(Halves(), jax.ShapeDtypeStruct((1, 3, 9, 3), jnp.float32))
-    with pytest.raises(ValueError, match="coarsest is 2, 4, 8, 16 or 32, got 6"):
+    with pytest.raises(ValueError, match="coarsest must be 2, 4, 8, 16 or 32, got 6"):
         dz.create_model("unet", Halves(coarsest=6))
     with pytest.raises(NotImplementedError, match="Encoder needs `scales`"):
         _ = dz.Encoder().reductions

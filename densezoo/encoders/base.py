@@ -64,7 +64,7 @@ class Encoder(nn.Module):
         for field, value, least in (("coarsest", self.coarsest, scales[0]), ("output_stride", self.output_stride, 8)):
             *choices, last = [2**power for power in range(16) if least <= 2**power <= max(32, *scales)]
             if value is not None and value not in (*choices, last):
-                raise ValueError(f"{field} is {', '.join(map(str, choices))} or {last}, got {value}")
+                raise ValueError(f"{field} must be {', '.join(map(str, choices))} or {last}, got {value}")
         built = [scale for scale in scales if scale <= (self.coarsest or scale)]
         return tuple(min(scale, self.output_stride or scale) for scale in built)
 

@@ -117,7 +117,7 @@ class HRNet(Encoder):
     @property
     def scales(self) -> tuple[int, ...]:
         if self.coarsest < 4:
-            raise ValueError(f"coarsest is at least 4, since HRNet's finest branch is at 1/4; got {self.coarsest}")
+            raise ValueError(f"coarsest must be at least 4, since HRNet's finest branch is at 1/4; got {self.coarsest}")
         return ((2,) if self.incre else ()) + tuple(4 * 2**branch for branch in range(len(self.depths) + 1))
 
     @nn.compact

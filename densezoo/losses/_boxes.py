@@ -34,7 +34,7 @@ def sigmoid_focal_loss(
         Lin et al., Focal loss for dense object detection, 2017, equation 5. https://arxiv.org/abs/1708.02002
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is from 0 to 1, got {alpha}")
+        raise ValueError(f"alpha must be from 0 to 1, got {alpha}")
     logits, targets = _alike(logits, targets)
     p = jax.nn.sigmoid(logits)
     wrong = p * (1 - targets) + (1 - p) * targets
@@ -79,7 +79,7 @@ def smooth_l1_loss(
         Girshick, Fast R-CNN, 2015, equation 3. https://arxiv.org/abs/1504.08083
     """
     if beta < 0:
-        raise ValueError(f"beta is at least 0, got {beta}")
+        raise ValueError(f"beta must be at least 0, got {beta}")
     predictions, targets = _alike(predictions, targets)
     distance = jnp.abs(predictions - targets)
     if beta == 0:

@@ -16,7 +16,7 @@ _onednn = jax.make_user_context(False)
 def check_implementation(name: str) -> None:
     """Raises a ValueError that lists the names if `name` is not one of them."""
     if name not in IMPLEMENTATIONS:
-        raise ValueError(f"impl is one of {', '.join(IMPLEMENTATIONS)}; got {name!r}")
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}; got {name!r}")
 
 
 @contextlib.contextmanager

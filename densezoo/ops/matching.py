@@ -93,7 +93,7 @@ def sample_matches(
         raise ValueError(f"labels are (anchors,), got shape {labels.shape}: use jax.vmap for a batch")
     check_whole(1, count=count)
     if not 0 <= positive_fraction <= 1:
-        raise ValueError(f"positive_fraction is from 0 to 1, got {positive_fraction}")
+        raise ValueError(f"positive_fraction must be from 0 to 1, got {positive_fraction}")
     anchors = labels.shape[0]
     order = jax.random.uniform(key, labels.shape)
 

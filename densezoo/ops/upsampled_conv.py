@@ -93,7 +93,7 @@ def _phase_kernel(kernel):
 
 def _check(x, skip, kernel, method):
     if method not in METHODS:
-        raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     check_maps(x)
     doubled = (x.shape[0], 2 * x.shape[1], 2 * x.shape[2])
     if skip is not None and (skip.ndim != 4 or skip.shape[:3] != doubled):

@@ -97,7 +97,7 @@ def fit(
     """
     for name, every in (("evaluate", evaluate_every), ("checkpoint", checkpoint_every), ("log", log_every)):
         if every is not None and every < 1:
-            raise ValueError(f"{name}_every is a number of steps, at least 1; got {every}")
+            raise ValueError(f"{name}_every must be a number of steps, at least 1; got {every}")
     if evaluate is None and (best is not None or evaluate_every is not None):
         raise ValueError("best and evaluate_every need evaluate=, a function from the state to a dict of scores")
     if directory is None and resume:

@@ -37,7 +37,7 @@ def one_cycle(peak: float, steps: int) -> optax.Schedule:
     if steps < 1:
         raise ValueError(f"a one-cycle schedule needs at least one step; got steps={steps}")
     if isinstance(peak, int | float) and not math.isfinite(peak):
-        raise ValueError(f"a learning rate is a finite number, got {peak}")
+        raise ValueError(f"a learning rate must be a finite number, got {peak}")
     top, end = 0.3 * steps - 1, steps - 1
 
     def cosine(start: float, stop: float, fraction):

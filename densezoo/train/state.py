@@ -110,7 +110,7 @@ def create_state(
         (3, 3, 3, 2)
     """
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"key is a random key such as jax.random.key(0); got {type(key).__name__}")
+        raise TypeError(f"key must be a random key such as jax.random.key(0); got {type(key).__name__}")
     if ema_decay is not None and not 0 < ema_decay < 1:
         raise ValueError(f"ema_decay lies between 0 and 1, for instance 0.999; got {ema_decay}")
 
@@ -169,7 +169,7 @@ def describe_differences(here: PyTree, given: PyTree, given_name: str) -> list[s
 
 def _check_frozen(frozen: tuple[str, ...], params: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(frozen, str):
-        raise ValueError(f"model.frozen is a tuple of names; got the string {frozen!r}: write ({frozen!r},)")
+        raise ValueError(f"model.frozen must be a tuple of names; got the string {frozen!r}: write ({frozen!r},)")
     if unknown := sorted(set(frozen) - set(params)):
         raise ValueError(f"model.frozen names {unknown}, but the parameter subtrees are {sorted(params)}")
     if not set(params) - set(frozen):

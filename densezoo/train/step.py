@@ -201,7 +201,7 @@ def _loss_of_apply(loss: Any, inputs: tuple[str, ...] | None) -> Loss:
     )
     names = ("image",) if inputs is None else inputs
     if isinstance(names, str):
-        raise ValueError(f"inputs is a tuple of names; got the string {names!r}: write ({names!r},)")
+        raise ValueError(f"inputs must be a tuple of names; got the string {names!r}: write ({names!r},)")
 
     def of_outputs(apply, batch, key):
         if missing := [name for name in names if name not in batch]:

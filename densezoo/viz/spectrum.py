@@ -78,7 +78,7 @@ def lattice_energy(maps: Float[np.ndarray, "b h w c"], stride: int) -> float:
         Odena et al., Deconvolution and checkerboard artifacts, 2016. https://distill.pub/2016/deconv-checkerboard
     """
     if stride < 2:
-        raise ValueError(f"stride is at least 2 pixels, got {stride}")
+        raise ValueError(f"stride must be at least 2 pixels, got {stride}")
     power = power_spectrum(maps)
     if min(power.shape) < 4 * stride:
         raise ValueError(f"maps of {power.shape} pixels are too small for a lattice of {stride}: 4 strides are needed")
