@@ -83,7 +83,7 @@ class Predictor:
             picture: (h, w, channels), integers or floats, as `data.read_image` gives it.
 
         Raises:
-            ValueError: a picture of another shape or number of channels.
+            ValueError: if the image's shape or number of channels is wrong.
         """
         return self._run(self._predict, picture)
 
@@ -91,8 +91,8 @@ class Predictor:
         """The probabilities of the classes, (h, w, classes) float32, for a task that has them.
 
         Raises:
-            ValueError: a picture of another shape or number of channels.
-            AttributeError: the task has no probabilities.
+            ValueError: if the image's shape or number of channels is wrong.
+            AttributeError: if the task has no probabilities.
         """
         if not hasattr(self.task, "probabilities"):
             raise AttributeError(f"{type(self.task).__name__} has no probabilities")

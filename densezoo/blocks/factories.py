@@ -22,7 +22,7 @@ def register_blocks(field: str, **blocks: Any) -> None:
         **blocks: names to factories, or to functions for "act".
 
     Raises:
-        ValueError: there is no such kind of field.
+        ValueError: if there is no such kind of field.
 
     Example:
         >>> from functools import partial

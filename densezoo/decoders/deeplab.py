@@ -91,7 +91,7 @@ class DeepLabV3Decoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch and torchvision."""
+        """Parameter names of segmentation_models_pytorch and torchvision."""
 
         def naming(source: str, prefix: str, aspp: str, conv: str, norm: str, ignored: str = "") -> Naming:
             rules = [*_aspp(len(self.atrous_rates), aspp), Rule("conv/conv", conv), Rule("conv/norm", norm)]
@@ -169,7 +169,7 @@ class DeepLabV3PlusDecoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         rules = [
             *_aspp(len(self.atrous_rates), "aspp.0"),
             Rule(r"aspp_conv/depthwise", "aspp.1.0"),

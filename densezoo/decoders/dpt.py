@@ -199,7 +199,7 @@ class DPTDecoder(nn.Module):
         return Dropout(self.dropout)(conv(x, train=train), deterministic=not train)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         fusion = r"decoder.fusion_blocks.\1"
         reassemble = r"decoder.reassemble_blocks.\1"
         rules = [

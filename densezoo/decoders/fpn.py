@@ -161,7 +161,7 @@ class FPNNeck(nn.Module):
         return build(self.extra, features=self.features, **fields)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision's detectors."""
+        """Parameter names of torchvision's detectors."""
 
         def naming(prefix: str, within: str) -> Naming:
             def rules(path: str, name: str) -> list[Rule]:
@@ -244,7 +244,7 @@ class FPNDecoder(nn.Module):
         return (total, *levels) if all_scales else total
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         coarsest = (self.levels or 4) - 1
 
         def segmentation_block(match: re.Match[str]) -> str:

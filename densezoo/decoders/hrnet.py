@@ -75,7 +75,7 @@ class HRNetDecoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train)
 
     def reference_names(self) -> list[Naming]:
-        """Those of HRNet's authors."""
+        """Parameter names of HRNet's authors."""
         return [Naming(HRNET, [Rule("conv/conv", "last_layer.0"), Rule("conv/norm", "last_layer.1")])]
 
 

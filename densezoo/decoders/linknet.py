@@ -112,7 +112,7 @@ class LinknetDecoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train) if self.dropout else x
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         rules = [
             Rule(r"block(\d+)/reduce/conv", r"blocks.\1.block.0.0"),
             Rule(r"block(\d+)/reduce/norm", r"blocks.\1.block.0.1"),

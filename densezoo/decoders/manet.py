@@ -150,7 +150,7 @@ class MAnetDecoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train) if self.dropout else x
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
 
         def high_conv(match: re.Match[str]) -> str:
             return f"blocks.{match[1]}.hl_conv.{int(match[2]) - 1}.{int(match[3] == 'norm')}"

@@ -125,7 +125,7 @@ class PANDecoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
 
         def named(path: str, name: str) -> list[Rule]:
             return [Rule(rf"{path}/conv", rf"{name}.conv"), Rule(rf"{path}/norm", rf"{name}.bn")]

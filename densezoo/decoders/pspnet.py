@@ -107,7 +107,7 @@ class PSPNetDecoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         rules = [
             Rule(r"pooling/conv(\d+)/conv", r"psp.blocks.\1.pool.1.0"),
             Rule(r"pooling/conv(\d+)/norm", r"psp.blocks.\1.pool.1.1"),

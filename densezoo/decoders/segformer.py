@@ -101,7 +101,7 @@ class SegFormerDecoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         rules = [
             Rule(r"mlp_stage_(\d)", r"mlp_stage.\1.linear"),
             Rule("fuse_conv", "fuse_stage.0"),

@@ -129,7 +129,7 @@ class UNetDecoder(nn.Module):
         return dropped([*reversed(maps)] or [x], self.dropout, train=train, all_scales=all_scales)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch and of plain U-Nets."""
+        """Parameter names of segmentation_models_pytorch and of plain U-Nets."""
 
         def plain(transposed: str, convs: str) -> Naming:
             def name(match: re.Match[str]) -> str:

@@ -100,7 +100,7 @@ class UNetPlusPlusDecoder(nn.Module):
         return dropped([below[0], *others], self.dropout, train=train, all_scales=all_scales)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         rules = smp_block(r"(?P<block>x_\d+_\d+)", r"blocks.\g<block>")
         # Over VGG the reference has a center block too, and never calls it.
         return [Naming(SMP, rules, "decoder.", rf"decoder\.center\..*|{UNUSED_ATTENTION}")]

@@ -89,7 +89,7 @@ class UPerNetDecoder(nn.Module):
         return (x, *maps) if all_scales else x
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         rules = [Rule(r"feature_norm(\d+)", r"feature_norms.\1")]
         for place, part in enumerate(("conv", "norm")):
             rules += [

@@ -167,7 +167,7 @@ class ConvNeXt(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm and, of the first version, of torchvision."""
+        """Parameter names of timm and, of the first version, of torchvision."""
 
         def naming(source: str, prefix: str, dot: str) -> Naming:
             block = r"stage(\d)_block(\d+)"

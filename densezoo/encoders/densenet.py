@@ -128,7 +128,7 @@ class DenseNet(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision and timm."""
+        """Parameter names of torchvision and timm."""
 
         def rules(dot: str, between: str) -> list[Rule]:
             return [

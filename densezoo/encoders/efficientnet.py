@@ -76,7 +76,7 @@ class EfficientNet(InvertedResidualEncoder):
         return Plan(stem, blocks, gate=partial(ChannelGate, act=self.act))
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm and torchvision; of efficientnet-pytorch where the padding is its."""
+        """Parameter names of timm and torchvision; of efficientnet-pytorch where the padding is its."""
         # segmentation_models_pytorch has three: efficientnet-*, timm-efficientnet-*, and timm's own as tu-.
         if self.padded_for:
             return self._efficientnet_pytorch()

@@ -157,7 +157,7 @@ class HRNet(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm, which are its authors'."""
+        """Parameter names of timm, which are its authors'."""
 
         def transition(match: re.Match[str]) -> str:
             stage, scale = match[1], match[2]

@@ -249,7 +249,7 @@ class InvertedResidualEncoder(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm."""
+        """Parameter names of timm."""
         return self.timm_names()
 
     def timm_names(self, *, wrapped: bool = True) -> list[Naming]:

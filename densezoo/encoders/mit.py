@@ -190,7 +190,7 @@ class MixTransformer(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch, which are those of SegFormer's authors."""
+        """Parameter names of segmentation_models_pytorch, which are those of SegFormer's authors."""
         rules = [
             Rule(r"patch_embed(\d)_(proj|norm)", r"patch_embed\1.\2"),
             Rule(r"block(\d)_(\d+)/(norm\d)", r"block\1.\2.\3"),

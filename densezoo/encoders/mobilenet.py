@@ -88,7 +88,7 @@ class MobileNetV2(InvertedResidualEncoder):
         return Plan(stem, blocks, self.head_features)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm and torchvision."""
+        """Parameter names of timm and torchvision."""
         # The last convolution is there in torchvision's form alone, which segmentation_models_pytorch has too.
         if self.head_features:
             return [*self._torchvision(), *self.timm_names()]
@@ -153,7 +153,7 @@ class MobileNetV3(InvertedResidualEncoder):
         return Plan(self.stem_features, self.blocks, self.head_features, gate)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm and torchvision."""
+        """Parameter names of timm and torchvision."""
         return [*self.timm_names(), *self.torchvision_names(nested=False, epsilon=1e-3)]
 
 

@@ -72,7 +72,7 @@ class PlainEncoder(Encoder):
         return self.pyramid(images, maps, pool_indices)
 
     def reference_names(self) -> list[Naming]:
-        """Those of plain U-Nets."""
+        """Parameter names of plain U-Nets."""
 
         def naming(inc: str, down: str) -> Naming:
             def name(match: re.Match[str]) -> str:

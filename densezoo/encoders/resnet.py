@@ -202,7 +202,7 @@ class ResNet(Encoder):
         return max_pool(x, 3, 2, 1)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision and timm."""
+        """Parameter names of torchvision and timm."""
         stem = [Rule(r"conv1/conv", "conv1"), Rule(r"conv1/norm", "bn1")]
         if self.deep_stem:
             stem = [

@@ -61,7 +61,7 @@ class SENet(ResNet):
         return max_pool(jnp.pad(x, ((0, 0), *beyond, (0, 0)), constant_values=-jnp.inf), 3, 2)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch, which are those of the Caffe models' first port to PyTorch."""
+        """Parameter names of segmentation_models_pytorch, as in the Caffe models' first port to PyTorch."""
         stem = [Rule(r"conv1/conv", "layer0.conv1"), Rule(r"conv1/norm", "layer0.bn1")]
         rules = [*stem, *self.block_rules("se_module")]
         namings = [Naming(SMP, rules, "encoder."), Naming(SMP, rules, ignored=r"last_linear\..*")]

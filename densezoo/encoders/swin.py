@@ -304,7 +304,7 @@ class Swin(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm, of Swin's authors and of torchvision."""
+        """Parameter names of timm, of Swin's authors and of torchvision."""
         coarsest = len(self.reductions) - 1
 
         def naming(source: str, prefix: str, dot: str, step_in_stage_before: bool = False) -> Naming:

@@ -92,7 +92,7 @@ class VGG(Encoder):
         return self.pyramid(images, maps if self.full_resolution else maps[1:], pool_indices)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision and timm."""
+        """Parameter names of torchvision and timm."""
         # timm's `features_only` puts the modules of a list side by side: `features.0` is `features_0` there.
         namings = [naming for dot in "._" for naming in backbone([Rule(r"features_(\d+)", rf"features{dot}\1")])]
         built = self.depths[: len(self.reductions) + (not self.full_resolution)]

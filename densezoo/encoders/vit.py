@@ -166,7 +166,7 @@ class ViT(Encoder):
         return jnp.concatenate([positions[:, :1], maps.reshape(1, -1, self.embed_dim)], axis=1)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm and torchvision."""
+        """Parameter names of timm and torchvision."""
         rules = [
             Rule("patch_embed", "patch_embed.proj"),
             Rule("cls_token", "cls_token"),
@@ -181,7 +181,7 @@ class ViT(Encoder):
         return [*namings, *(self._torchvision(linear) for linear in (("0", "3"), ("linear_1", "linear_2")))]
 
     def _torchvision(self, linear: tuple[str, str]) -> Naming:
-        """Those of torchvision, whose published files have other names of the linear layers."""
+        """Parameter names of torchvision, whose published files have other names of the linear layers."""
         block, there = r"blocks_(\d+)", r"encoder.layers.encoder_layer_\1"
         rules = [
             Rule("patch_embed", "conv_proj"),

@@ -110,7 +110,7 @@ def grid_of(
         extents: height and width of each picture as it would be padded alone; None for the whole image.
 
     Raises:
-        ValueError: a number of sizes that differs from that of the maps, or a pyramid without reductions.
+        ValueError: if the numbers of sizes and maps differ, or the pyramid has no reductions.
     """
     maps, reductions, image = pyramid.maps, pyramid.reductions, pyramid.image_size
     if reductions is None or image is None:

@@ -113,7 +113,7 @@ class RetinaNetHead(nn.Module):
         )
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision's detectors, before version 0.13 too."""
+        """Parameter names of torchvision's detectors, before version 0.13 too."""
         if self.norm is not None:
             return [_towers("{0}.0", "{0}.1")]
         return [_towers("{0}.0"), _towers("{0}", step=2)]
@@ -158,7 +158,7 @@ class FCOSHead(nn.Module):
         return PointOutputs(logits, distances, flat(conv(1, name="centerness"), boxes, 1)[..., 0], grid)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision."""
+        """Parameter names of torchvision."""
         return [_towers("{0}", "{1}", step=3)]
 
 
@@ -196,7 +196,7 @@ class RPNHead(nn.Module):
         return AnchorOutputs(logits, flat(conv(grid.per_cell * 4, name="deltas"), maps, 4), grid)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision's detectors, before version 0.13 too."""
+        """Parameter names of torchvision's detectors, before version 0.13 too."""
         heads = [Rule("logits", "cls_logits"), Rule("deltas", "bbox_pred")]
         forms = [Rule(r"tower/conv(\d)/conv", r"conv.\1.0"), Rule(r"tower/conv0/conv", "conv")]
         return [Naming(DETECTORS, [form, *heads], "rpn.head.") for form in forms]

@@ -14,5 +14,5 @@ class DPTHead(SegmentationHead):
     kernel_size: int = 1
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         return [Naming(SMP, [Rule("conv", "segmentation_head.head.4")])]

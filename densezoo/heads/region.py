@@ -63,7 +63,7 @@ class BoxHead(nn.Module):
         return logits, deltas.reshape(-1, self.num_classes, 4)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision's detectors."""
+        """Parameter names of torchvision's detectors."""
 
         def number(match: re.Match[str]) -> str:
             index = int(match[1])
@@ -114,7 +114,7 @@ class MaskHead(nn.Module):
         return Conv(self.num_classes, 1, name="logits", **init, **dtypes)(x).astype(jnp.float32)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision's detectors, before version 0.13 too."""
+        """Parameter names of torchvision's detectors, before version 0.13 too."""
         predictor = [
             Rule("upsample", "predictor.conv5_mask", "conv_transpose"),
             Rule("logits", "predictor.mask_fcn_logits"),

@@ -36,7 +36,7 @@ class SegmentationHead(nn.Module):
 
     @nn.nowrap
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch, plain U-Nets, torchvision and HRNet's authors."""
+        """Parameter names of segmentation_models_pytorch, plain U-Nets, torchvision and HRNet's authors."""
         upsample = build(self.upsample)
         differs = "its head has upsample=dz.Bilinear, without aligned corners"
         if isinstance(upsample, Bilinear) and not upsample.align_corners:

@@ -22,7 +22,7 @@ def sigmoid_focal_loss(
         The loss of each element, float32.
 
     Raises:
-        ValueError: shapes that differ, or an alpha outside [0, 1].
+        ValueError: if shapes differ, or `alpha` is outside [0, 1].
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,7 +46,7 @@ def binary_cross_entropy(logits: Float[Array, "*n"], targets: Float[Array, "*n"]
     """The cross-entropy of sigmoids with targets from 0 to 1, for each element, float32.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: if shapes differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,7 +68,7 @@ def smooth_l1_loss(
         beta: 0 for the absolute difference itself.
 
     Raises:
-        ValueError: shapes that differ, or a negative beta.
+        ValueError: if shapes differ, or `beta` is negative.
 
     Example:
         >>> import jax.numpy as jnp

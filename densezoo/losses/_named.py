@@ -56,7 +56,7 @@ def named_loss(
         `loss(logits, labels)`, a float32 scalar.
 
     Raises:
-        ValueError: an unknown name or argument, or an option that none of the losses takes.
+        ValueError: if a name or argument is unknown, or none of the losses takes an option.
 
     Example:
         >>> import jax.numpy as jnp

@@ -75,7 +75,7 @@ def panoptic_counts(
         The counts, which add.
 
     Raises:
-        ValueError: maps of different sizes, a number on a map without a class, or a class outside the range.
+        ValueError: if the maps' sizes differ, a segment has no class, or a class is out of range.
 
     Example:
         >>> import numpy as np

@@ -50,8 +50,8 @@ def box_area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
     """Width times height.
 
     Raises:
-        ValueError: the last axis does not hold four numbers.
-        TypeError: boxes that are not of a float type.
+        ValueError: if the last axis does not have four entries.
+        TypeError: if boxes are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,8 +69,8 @@ def box_iou(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array, "n m
     A box that is NaN or infinitely large has 0 with every other.
 
     Raises:
-        ValueError: the arguments are not (n, 4) and (m, 4).
-        TypeError: boxes that are not of a float type.
+        ValueError: if the arguments are not (n, 4) and (m, 4).
+        TypeError: if boxes are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -93,8 +93,8 @@ def pair_iou(a: Float[Array, "*n 4"], b: Float[Array, "*n 4"], *, eps: float = 1
         eps: square pixels, so that a pair of empty boxes has 0.
 
     Raises:
-        ValueError: shapes that differ, or a last axis that does not hold four numbers.
-        TypeError: boxes that are not of a float type.
+        ValueError: if shapes differ, or the last axis does not have four entries.
+        TypeError: if boxes are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -203,8 +203,8 @@ def encode_boxes(
         weights: factors of (dx, dy, dw, dh).
 
     Raises:
-        ValueError: the last axis does not hold four numbers.
-        TypeError: boxes that are not of a float type.
+        ValueError: if the last axis does not have four entries.
+        TypeError: if boxes are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -240,8 +240,8 @@ def decode_boxes(
         clamp: the most that a log scale may be, so that its exponential stays finite.
 
     Raises:
-        ValueError: the last axis does not hold four numbers.
-        TypeError: arguments that are not of a float type.
+        ValueError: if the last axis does not have four entries.
+        TypeError: if arguments are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -298,8 +298,8 @@ def clip_boxes(boxes: Float[Array, "*b n 4"], sizes: Any) -> Float[Array, "*b n 
         sizes: (height, width) in pixels of all pictures, or an array (batch, 2) with one for each.
 
     Raises:
-        ValueError: sizes that do not fit the boxes.
-        TypeError: boxes that are not of a float type.
+        ValueError: if sizes do not match the boxes.
+        TypeError: if boxes are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp

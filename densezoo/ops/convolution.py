@@ -40,8 +40,8 @@ def conv(
         groups: runs of channels that are convolved by themselves.
 
     Raises:
-        ValueError: shapes that do not match, or options that are not whole numbers.
-        TypeError: `x` is not of a float type.
+        ValueError: if shapes do not match, or options are not integers.
+        TypeError: if `x` is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp

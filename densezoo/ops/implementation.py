@@ -30,7 +30,7 @@ def implementation(name: str) -> Iterator[None]:
           plain form (`densezoo.ops.reference`), which differentiates in forward mode too.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: if the name is unknown.
 
     Example:
         >>> import jax.numpy as jnp

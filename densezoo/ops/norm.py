@@ -33,8 +33,8 @@ def batch_norm(
         The result, and each channel's mean and (biased) variance.
 
     Raises:
-        ValueError: `scale` and `bias` do not have an entry for each channel.
-        TypeError: `x` is not of a float type.
+        ValueError: if `scale` and `bias` do not have an entry for each channel.
+        TypeError: if `x` is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -75,7 +75,7 @@ def group_norm(
         relu: apply a ReLU to the result.
 
     Raises:
-        ValueError: `scale` and `bias` do not have an entry for each channel, or `groups` does not divide them.
+        ValueError: if `scale` and `bias` do not have an entry for each channel, or `groups` does not divide them.
 
     Example:
         >>> import jax.numpy as jnp

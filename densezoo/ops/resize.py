@@ -175,7 +175,7 @@ def resize_nearest(x: Float[Array, "b h w c"], size: Size, *, half_pixel: bool =
           size grows by a whole factor.
 
     Raises:
-        ValueError: `x` is not NHWC or is empty, or `size` is not two positive whole numbers.
+        ValueError: if `x` is not NHWC or is empty, or `size` is not two positive integers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -228,8 +228,8 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bo
           result depend on the size of the whole image. Some reference models need it.
 
     Raises:
-        ValueError: `x` is not NHWC or is empty, or `size` is not two positive whole numbers.
-        TypeError: `x` is not of a float type.
+        ValueError: if `x` is not NHWC or is empty, or `size` is not two positive integers.
+        TypeError: if `x` is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -275,8 +275,8 @@ def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: boo
         align_corners: as in `resize_bilinear`.
 
     Raises:
-        ValueError: `x` is not NHWC or is empty, or `size` is not two positive whole numbers.
-        TypeError: `x` is not of a float type.
+        ValueError: if `x` is not NHWC or is empty, or `size` is not two positive integers.
+        TypeError: if `x` is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp

@@ -31,8 +31,8 @@ def sample_bilinear(x: Float[Array, "b h w c"], positions: Float[Array, "b h2 w2
         (batch, H, W, c), in `x`'s dtype.
 
     Raises:
-        ValueError: shapes that do not match, or are empty.
-        TypeError: one of the two is not of a float type.
+        ValueError: if shapes do not match or are empty.
+        TypeError: if one of the two is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp

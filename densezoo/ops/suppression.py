@@ -40,8 +40,8 @@ def nms(
         `max_outputs`, the others are 0 and False.
 
     Raises:
-        ValueError: shapes that do not match, a threshold outside [0, 1], or `max_outputs` below 1.
-        TypeError: boxes or scores that are not of a float type.
+        ValueError: if shapes do not match, `threshold` is outside [0, 1], or `max_outputs` is below 1.
+        TypeError: if boxes or scores are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp

@@ -29,8 +29,8 @@ def conv_transpose(
         padding: pixels cut off from every side.
 
     Raises:
-        ValueError: shapes that do not match, more padding than there is kernel, or options that are not whole numbers.
-        TypeError: `x` is not of a float type.
+        ValueError: if shapes do not match, the padding exceeds the kernel, or options are not integers.
+        TypeError: if `x` is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -183,7 +183,7 @@ def pixel_shuffle(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "
     Output channel d at offset (i, j) of the block comes from input channel d * factor**2 + i * factor + j.
 
     Raises:
-        ValueError: the channels do not divide by factor**2.
+        ValueError: if the channels do not divide by factor**2.
 
     Example:
         >>> import jax.numpy as jnp

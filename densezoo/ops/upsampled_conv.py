@@ -41,8 +41,8 @@ def upsample_concat_conv(
         skip_first: the kernel's first channels are `skip`'s and not `x`'s.
 
     Raises:
-        ValueError: an unknown method, or shapes that do not match.
-        TypeError: `x` is not of a float type.
+        ValueError: if the method is unknown, or shapes do not match.
+        TypeError: if `x` is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp

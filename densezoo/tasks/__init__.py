@@ -15,7 +15,7 @@ def describe(task: Any) -> dict[str, Any]:
     """Converts a task to JSON values.
 
     Raises:
-        ValueError: the task's class is not among `TASKS`.
+        ValueError: if the task's class is not among `TASKS`.
 
     Example:
         >>> describe(Segmentation(num_classes=3))["name"]

@@ -19,7 +19,7 @@ def to_tensorboard(directory: str | os.PathLike[str]) -> Callable[[dict[str, Any
         A function of a record.
 
     Raises:
-        ModuleNotFoundError: tensorboardX is not installed; the message has the command that installs it.
+        ModuleNotFoundError: if tensorboardX is not installed. The message has the command that installs it.
 
     Example:
         >>> from densezoo.train import to_tensorboard

@@ -45,7 +45,7 @@ def unpickle(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> An
     Raises:
         UnpickleError: the pickle asks for programs, for an unknown kind of tensor, or uses an opcode that torch does
           not write.
-        ValueError: the pickle is damaged.
+        ValueError: if the pickle is damaged.
     """
     try:
         return _run(stream, {} if storages is None else storages)
