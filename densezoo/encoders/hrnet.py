@@ -159,7 +159,7 @@ class HRNet(Encoder):
 
         def transition(match: re.Match[str]) -> str:
             stage, scale = match[1], match[2]
-            # The scale that is new in a stage has a sequence of convolutions there, of one.
+            # A stage's new scale has a sequence of a single convolution in the reference.
             inner = "0." if stage == scale else ""
             return f"transition{stage}.{scale}.{inner}{int(match[3] == 'norm')}"
 
@@ -175,7 +175,7 @@ class HRNet(Encoder):
             for path, block in blocks.items():
                 rules.append(Rule(rf"{path}/conv(?P<number>\d)/{part}", rf"{block}.{name}\g<number>"))
                 rules.append(Rule(rf"{path}/downsample/{part}", f"{block}.downsample.{place}"))
-        # What only classification needs, the head, and what a smaller `coarsest` leaves out.
+        # Modules for classification only, the head, and modules that a smaller `coarsest` omits.
         last = f"stage{len(self.depths) + 1}\\.{self.depths[-1] - 1}"
         coarser = rf"{last}\.fuse_layers\.[{len(self.reductions) - self.incre}-9]\..*"
         others = r"(incre_modules|downsamp_modules|final_layer|classifier|last_layer)\..*"

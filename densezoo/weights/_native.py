@@ -83,7 +83,7 @@ def save(
     # C-contiguous copies, because safetensors writes the raw memory.
     arrays = {"/".join(path): np.array(value, order="C", copy=True) for path, value in tree.items()}
     if wrong := [f"{name} is {array.dtype}" for name, array in arrays.items() if not is_storable(array.dtype)]:
-        raise ValueError(f"these types of arrays cannot be written: {shortened(wrong)}")
+        raise ValueError(f"these dtypes cannot be saved: {shortened(wrong)}")
     metadata = {"format": _FORMAT, "version": _version(), "model": description}
     if task is not None:
         from densezoo import tasks  # which needs more packages than a model does
@@ -132,7 +132,7 @@ def load_with_metadata(
     arrays, metadata = read_with_metadata(path)
     if metadata is None:
         raise ValueError(
-            f"{path} is not a file of dz.save: it does not say what model it is of. For a PyTorch checkpoint, build the"
+            f"{path} is not a file of dz.save: it has no description of a model. For a PyTorch checkpoint, build the"
             " model and call dz.weights.from_torch(model, path)"
         )
     tree = {tuple(name.split("/")): _array(value) for name, value in arrays.items()}
