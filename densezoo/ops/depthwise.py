@@ -1,8 +1,8 @@
-"""Depthwise convolution on CPU: a sum of shifted maps, each times its tap's row of the kernel.
+"""Depthwise convolution on CPU: a sum of shifted maps, each multiplied with its tap of the kernel.
 
-XLA:CPU has only a general loop for convolutions in groups, which takes some 50 times longer; `ops.conv` takes this
-where every channel is a group of its own. oneDNN convolves two to five times faster still, where the program is
-compiled with it (`ops.implementation.with_onednn`), but has no gradient to the input of a strided convolution.
+XLA:CPU only has a general loop for grouped convolutions, which takes about 50 times longer. `ops.conv` uses this form
+if every channel is a group. oneDNN is another two to five times faster if the program is compiled with it
+(`ops.implementation.with_onednn`), but lacks the gradient for the input of a strided convolution.
 """
 
 import functools
@@ -19,7 +19,7 @@ from densezoo.types import Size, accumulator_dtype
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
-# Compiled as a whole where there is no jit around it: one by one, its many slices would take seconds.
+# Compiled as a whole if there is no surrounding jit, because its many slices would take seconds one by one.
 _compiled = functools.partial(jax.jit, static_argnames=("strides", "padding", "dilation", "onednn"))
 
 
