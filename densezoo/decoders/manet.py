@@ -109,7 +109,7 @@ class MAnetDecoder(nn.Module):
         norm: factory of the normalisation, None for none.
         act: activation.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        remat: recomputes the inside of the blocks in the backward pass, to save memory.
+        remat: recomputes each block in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -72,7 +72,7 @@ class UNetDecoder(nn.Module):
         attention: factory of an attention module before and after the convolutions of each block, such as `SCSE`;
           None for none.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        remat: recomputes the inside of the blocks in the backward pass, to save memory.
+        remat: recomputes each block in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp

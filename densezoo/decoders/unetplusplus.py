@@ -38,7 +38,7 @@ class UNetPlusPlusDecoder(nn.Module):
         act: activation.
         attention: factory of an attention module in each block, as in `UNetDecoder`; None for none.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        remat: recomputes the inside of the blocks in the backward pass, to save memory.
+        remat: recomputes each block in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
