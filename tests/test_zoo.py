@@ -98,7 +98,7 @@ def test_remat_reaches_what_can_have_it_and_says_so_if_nothing_can():
 
 
 def test_unet_says_how_many_blocks_it_needs():
-    for features, message in (((8, 8), "a block for each"), ((8,) * 6, "1 fewer")):
+    for features, message in (((8, 8), "a block for each"), ((8,) * 6, "remove 1")):
         model = dz.create_model("unet", "resnet18", features=features)
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))

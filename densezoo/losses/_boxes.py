@@ -1,4 +1,4 @@
-"""Losses of detectors, for each element; a task weighs and adds them up. All compute in float32."""
+"""Elementwise losses of detectors, which a task weights and sums. All compute in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from densezoo import ops
 def sigmoid_focal_loss(
     logits: Float[Array, "*n"], targets: Float[Array, "*n"], *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Float[Array, "*n"]:
-    """The focal loss of dense detection: binary cross-entropy that counts less the surer the prediction is.
+    """The focal loss of dense detection: binary cross-entropy with smaller weights for confident predictions.
 
     Args:
-        logits: of a sigmoid each.
-        targets: 0 and 1, or between.
+        logits: logits of independent sigmoids.
+        targets: values from 0 to 1.
         alpha: weight of the ones; the zeros have 1 - alpha.
-        gamma: how fast the weight falls.
+        gamma: exponent that controls how fast the weight decreases.
 
     Returns:
         The loss of each element, float32.
@@ -60,12 +60,12 @@ def binary_cross_entropy(logits: Float[Array, "*n"], targets: Float[Array, "*n"]
 def smooth_l1_loss(
     predictions: Float[Array, "*n"], targets: Float[Array, "*n"], *, beta: float = 1.0
 ) -> Float[Array, "*n"]:
-    """The absolute difference, rounded off to a parabola where it is below `beta`; for each element, float32.
+    """Smooth L1 loss: the absolute difference, replaced by a parabola below `beta`. Elementwise, float32.
 
     Args:
-        predictions: any numbers.
-        targets: what they should be.
-        beta: 0 for the absolute difference itself.
+        predictions: the predictions.
+        targets: the targets.
+        beta: the threshold; 0 gives the absolute difference.
 
     Raises:
         ValueError: if shapes differ, or `beta` is negative.
@@ -88,7 +88,7 @@ def smooth_l1_loss(
 
 
 def giou_loss(predictions: Float[Array, "*n 4"], targets: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
-    """1 less the generalized intersection over union of each pair of boxes (`ops.generalized_iou`), float32.
+    """1 minus the generalized intersection over union of each pair of boxes (`ops.generalized_iou`), float32.
 
     Example:
         >>> import jax.numpy as jnp
