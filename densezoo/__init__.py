@@ -1,4 +1,4 @@
-"""densezoo: the JAX/Flax model zoo for dense prediction."""
+"""densezoo: a JAX/Flax model zoo for dense prediction."""
 
 import importlib
 import warnings
@@ -87,7 +87,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# These bring orbax, grain or matplotlib along, which take seconds to import: only on first use.
+# Imported on first use, because they import Orbax, Grain or Matplotlib, which takes seconds.
 _ON_FIRST_USE = ("data", "nnx", "tasks", "train", "viz", "weights")
 _HOMES = {
     "Predictor": "predictor",
@@ -105,7 +105,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"densezoo.{_HOMES[name]}"), name)
     if name == "Room":
-        warnings.warn("densezoo.Room is called Layer now", DeprecationWarning, stacklevel=2)
+        warnings.warn("densezoo.Room has been renamed to densezoo.Layer", DeprecationWarning, stacklevel=2)
         return Layer
     raise AttributeError(f"module 'densezoo' has no attribute {name!r}")
 

@@ -1,4 +1,4 @@
-"""The entry of a family: its summary, and how `create_model` builds it. Each is in the file of its decoder."""
+"""The registry entry of a family: its summary, and how `create_model` builds it. Decoder files define the entries."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -11,25 +11,25 @@ import flax.linen as nn
 class Blueprint:
     """A family of the zoo: its summary, and how `create_model` builds it.
 
-    Either `decoder` and `head` make a `SegmentationModel`, or `make` a model of other parts.
+    Either `decoder` and `head` form a `SegmentationModel`, or `make` builds a model from other parts.
 
     Attributes:
-        name: as `create_model` takes it.
-        description: what it is, in a sentence.
+        name: the name for `create_model`.
+        description: a description in one sentence.
         skip_strategy: how the encoder's detail reaches the output.
         excels_at: what to use it for.
-        paper: authors, year, address.
+        paper: authors, year and address.
         encoder: name of the default encoder.
-        decoder: its class; its fields are `create_model`'s further arguments.
-        head: its class or a partial of it, called with the number of classes.
-        make: in place of decoder and head, for a model of other parts: (encoder, num_classes, *, impl=, dtype=,
-            param_dtype=) -> model. Its further keyword arguments are those of `create_model`.
-        task: what its models are for, "segmentation" or "detection".
-        num_classes: how many classes they have if nothing else is said.
-        decoder_fields: (an `Encoder`) -> fields of the decoder that follow from it.
-        encoder_fields: fields of an encoder that is given by name, such as a dilated one's `output_stride`.
-        misfit: (an `Encoder`) -> why it cannot be combined with this decoder, "" if it can.
-        reads: (the encoder's `reductions`) -> the numbers of the maps that the decoder uses; all by default.
+        decoder: class of the decoder. `create_model` accepts its fields as further arguments.
+        head: class of the head, or a partial of it, called with the number of classes.
+        make: replaces `decoder` and `head` for a model of other parts: (encoder, num_classes, *, impl=, dtype=,
+            param_dtype=) -> model. `create_model` accepts its other keyword arguments.
+        task: the task of its models, "segmentation" or "detection".
+        num_classes: default number of classes.
+        decoder_fields: (an `Encoder`) -> fields of the decoder that depend on the encoder.
+        encoder_fields: fields for an encoder that is given by name, such as `output_stride` for dilation.
+        misfit: (an `Encoder`) -> the reason why it does not work with this decoder, "" if it does.
+        reads: (the encoder's `reductions`) -> indices of the maps that the decoder uses; all by default.
     """
 
     name: str
@@ -54,7 +54,7 @@ MODELS: dict[str, Blueprint] = {}
 
 
 def register(blueprint: Blueprint) -> Blueprint:
-    """Adds a family to those that `create_model` knows; one of the same name is replaced.
+    """Registers a family for `create_model`. Replaces a family of the same name.
 
     Example:
         >>> import dataclasses

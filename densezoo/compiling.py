@@ -1,4 +1,4 @@
-"""XLA's options under which densezoo's models were measured to run best, and `jax.jit` with them."""
+"""XLA compiler options that were fastest in measurements of densezoo's models, and `jax.jit` with these options."""
 
 import functools
 import logging
@@ -17,26 +17,26 @@ from densezoo.ops.implementation import with_onednn
 _log = logging.getLogger(__name__)
 
 _OPTIONS = {
-    # XLA:CPU hands convolutions to YNNPACK by default; Eigen's were up to 1.6 times faster in a U-Net.
+    # XLA:CPU uses YNNPACK for convolutions by default; Eigen was up to 1.6 times faster in a U-Net.
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
 }
 _TRAINING = {
-    # This pass takes the barriers of `jax.checkpoint` out before XLA:CPU looks for what is computed twice, so that all
-    # would be kept.
+    # This pass removes the barriers of `jax.checkpoint` before common subexpression elimination, which would undo the
+    # rematerialisation.
     "cpu": {"xla_disable_hlo_passes": "cse_barrier_expander"},
 }
-# oneDNN's convolutions, with the bias, the residual and the ReLU that follow: in jaxlib >= 0.11 on x86-64 Linux.
+# oneDNN's convolutions with fused bias, residual and ReLU, available in jaxlib >= 0.11 on x86-64 Linux.
 _NESTED = "`compiler_options` can only be passed to top-level"
 _ONEDNN = {"xla_cpu_experimental_onednn_custom_call": "True"}
 
 
 def compiler_options(*, training: bool = False) -> dict[str, str]:
-    """Options for `jax.jit(..., compiler_options=...)` on the default platform; results change by rounding.
+    """Returns options for `jax.jit(..., compiler_options=...)` on the default platform. They only change rounding.
 
-    With `training` there are also those that a train step needs, without which rematerialisation saves no memory on a
-    CPU. `densezoo.train` passes them itself. An option that the installed jaxlib does not know is left out, so that the
-    result may be empty. JAX takes such options at the outermost `jit` only. oneDNN's convolutions are not among them,
-    because not every program may be compiled with them: `compile` and `densezoo.train` check that.
+    With `training=True`, the options include those that a train step needs: without them, rematerialisation saves no
+    memory on CPU. `densezoo.train` passes them itself. Options that the installed jaxlib does not know are omitted, so
+    the result may be empty. JAX accepts such options only at the outermost `jit`. They do not enable oneDNN, which
+    computes some programs wrongly; `compile` and `densezoo.train` check the program and enable it themselves.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -58,7 +58,7 @@ def _known(training: bool) -> dict[str, str]:
         if _compiled(lambda x: x, {name: value}, 0.0) is not None:
             known[name] = value
     if (flag := "xla_disable_hlo_passes") in known:
-        # The option takes the place of the flag, so the user's own passes are named again.
+        # The option replaces the flag, so the passes that the user disabled are repeated.
         own = re.findall(rf"--{flag}=(\S+)", os.environ.get("XLA_FLAGS", ""))
         known[flag] = ",".join([*own[-1:], known[flag]])
     return known
@@ -66,14 +66,14 @@ def _known(training: bool) -> dict[str, str]:
 
 @functools.cache
 def onednn_options() -> dict[str, str]:
-    """The option for oneDNN, if a small convolution shows that this jaxlib follows it on this processor."""
+    """The option for oneDNN, if compiling a small convolution shows that it takes effect on this processor."""
     if jax.default_backend() != "cpu":
         return {}
 
     def convolve(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    # Some versions know the flag and do nothing with it.
+    # Some versions of jaxlib accept the flag and ignore it.
     maps, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 8, 8, 16), (3, 3, 16, 16)))
     text = _compiled(convolve, _known(False) | _ONEDNN, maps, kernel)
     return dict(_ONEDNN) if text is not None and "__onednn$convolution" in text else {}
@@ -83,16 +83,16 @@ def _compiled(function: Callable[..., Any], options: dict[str, str], *arguments:
     """The compiled program as text; None if the options are unknown."""
     try:
         return jax.jit(function, compiler_options=options).lower(*arguments).compile().as_text()
-    except (jax.errors.JaxRuntimeError, ValueError, TypeError):  # which of them, differs between versions
+    except (jax.errors.JaxRuntimeError, ValueError, TypeError):  # the type depends on the version
         return None
 
 
 class Jitted:
-    """`jax.jit` with `compiler_options()`, and with oneDNN where it is there and computes the program rightly.
+    """`jax.jit` with `compiler_options()`, and with oneDNN if it is available and computes the program correctly.
 
-    Inside another `jit` or a `scan`, where JAX takes no options, it is a part of the outer program, which has its own.
-    Where JAX's persistent cache is on, which cannot keep programs with oneDNN, they are compiled without. `training`
-    goes to `compiler_options`. It has the attributes of the jitted function.
+    Inside another `jit` or a `scan`, where JAX accepts no options, it becomes part of the outer program. JAX's
+    persistent cache cannot store programs with oneDNN, so oneDNN is not used if the cache is on. `training` is passed
+    to `compiler_options`. The object has the attributes of the jitted function.
     """
 
     def __init__(self, function: Callable[..., Any], *, training: bool = False, donate_argnums: int | tuple = ()):
@@ -120,7 +120,7 @@ class Jitted:
         return self._trusted and bool(onednn_options()) and not _cache_is_on()
 
     def _first(self, call: Callable[[Any], Any]) -> Any:
-        """`call` of the jitted function, with oneDNN if it can be."""
+        """Calls the jitted function, with oneDNN if possible."""
         if self._wants_onednn():
             try:
                 return call(self._by_onednn)
@@ -157,9 +157,10 @@ class Jitted:
 
 
 def jitted_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit` of what runs once, such as the random numbers of all parameters: not worth most of LLVM's passes.
+    """`jax.jit` with few LLVM passes, for functions that run once, such as parameter initialisation.
 
-    For a ResNet-34 they take 10 s and save 0.05. Inside another `jit`, it is a part of the outer program.
+    For a ResNet-34, all passes would take 10 s and save 0.05 s. Inside another `jit`, the function becomes part of the
+    outer program.
     """
 
     def run(*args: Any) -> Any:
@@ -178,7 +179,7 @@ def _cache_is_on() -> bool:
     on = config.jax_compilation_cache_dir is not None and config.jax_enable_compilation_cache
     if on:
         _say_once(
-            "JAX's persistent cache is on and cannot keep programs with oneDNN: they are compiled without, slower"
+            "JAX's persistent cache is on and cannot store programs with oneDNN: compiling without it, which is slower"
         )
     return on
 
@@ -187,11 +188,11 @@ _say_once = functools.cache(_log.warning)
 
 
 class _Refused(Exception):
-    """Why a program is better compiled without oneDNN."""
+    """The reason to compile a program without oneDNN."""
 
 
 def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which raises `_Refused` while it is traced if oneDNN should not have it."""
+    """Wraps `function` to raise `_Refused` at trace time if it should not be compiled with oneDNN."""
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         program, shapes = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)

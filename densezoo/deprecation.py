@@ -1,4 +1,4 @@
-"""Old names of fields, which go on working with a warning."""
+"""Deprecated field names, which still work and warn."""
 
 import functools
 import warnings
@@ -9,7 +9,7 @@ C = TypeVar("C", bound=type)
 
 
 def renamed(**new_names: str) -> Callable[[C], C]:
-    """A class decorator: the arguments and attributes that were renamed go on working, with a DeprecationWarning.
+    """A class decorator that keeps the old names of renamed arguments and attributes, with a DeprecationWarning.
 
     Args:
         **new_names: old names to new ones.
@@ -42,7 +42,7 @@ def renamed(**new_names: str) -> Callable[[C], C]:
 
 
 def new_names(cls: Any) -> Mapping[str, str]:
-    """Old names of a class's fields to the present ones."""
+    """Maps old names of a class's fields to the current ones."""
     return _RENAMED.get(cls, {})
 
 
@@ -50,4 +50,4 @@ _RENAMED: dict[Any, Mapping[str, str]] = {}
 
 
 def _warn(cls: type, old: str, new: str) -> None:
-    warnings.warn(f"{cls.__name__}.{old} is called {new} now", DeprecationWarning, stacklevel=3)
+    warnings.warn(f"{cls.__name__}.{old} has been renamed to {new}", DeprecationWarning, stacklevel=3)

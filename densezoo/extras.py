@@ -1,4 +1,4 @@
-"""Packages that only some uses need, and the extra of densezoo that installs each."""
+"""Optional dependencies, and the extra of densezoo that installs each."""
 
 import importlib
 from typing import Any
@@ -10,21 +10,21 @@ EXTRAS = {
     "hub": {"huggingface_hub": "huggingface_hub"},
     "tensorboard": {"tensorboardX": "tensorboardX"},
 }
-"""For each extra: the modules that it brings, and the packages that hold them."""
+"""For each extra: the modules that it installs, and the packages that contain them."""
 
 
 def require(module: str, *, instead: str = "") -> Any:
     """Imports a module of an extra.
 
     Args:
-        module: its name, such as `grain` or `sklearn.datasets`.
-        instead: what else the user can do, for the message.
+        module: name of the module, such as `grain` or `sklearn.datasets`.
+        instead: an alternative for the user, for the message.
 
     Returns:
         The module.
 
     Raises:
-        ModuleNotFoundError: it is not installed; the message has the command that installs it.
+        ModuleNotFoundError: if it is not installed. The message has the command that installs it.
 
     Example:
         >>> require("tifffile").__name__
@@ -35,7 +35,7 @@ def require(module: str, *, instead: str = "") -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != top:
-            raise  # the package is there, and lacks one of its own
+            raise  # the package is installed, but one of its own dependencies is missing
         extra, package = next((extra, modules[top]) for extra, modules in EXTRAS.items() if top in modules)
         message = f'this needs {package}, which is not installed: pip install "densezoo[{extra}]"'
         raise ModuleNotFoundError(f"{message}; {instead}" if instead else message, name=error.name) from error

@@ -1,4 +1,4 @@
-"""Writing files so that there is never half of one."""
+"""Atomic file writes."""
 
 import errno
 import os
@@ -8,16 +8,16 @@ from pathlib import Path
 
 
 def replace(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Lets `write` write a temporary file beside `path`, and puts it in its place only when it is whole.
+    """Replaces a file atomically: `write` writes a temporary file next to `path`, which is renamed when complete.
 
-    The temporary file begins with a dot and has the same ending, by which many a writer knows the format. A file that
-    is replaced keeps its permissions, and a link to it stays one. Folders are made.
+    The temporary file starts with a dot and has the same extension, because many writers infer the format from it. A
+    replaced file keeps its permissions, and symbolic links are kept. Missing folders are created.
 
     Returns:
-        The path as it was given.
+        The given path.
 
     Raises:
-        OSError: if there is no room, with the path in its message, whatever error `write` raises then.
+        OSError: if the disk is full, with the path in the message, whichever error `write` raises.
     """
     given = Path(path)
     path = given.resolve()
@@ -27,7 +27,7 @@ def replace(path: str | Path, write: Callable[[Path], object]) -> Path:
         temporary.touch()
         mode = (path if path.exists() else temporary).stat().st_mode
         write(temporary)
-        temporary.chmod(mode)  # a writer may have its own: safetensors lets nobody but the owner read
+        temporary.chmod(mode)  # some writers set their own mode: safetensors makes files readable by the owner only
         temporary.replace(path)
     except Exception as error:
         if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):

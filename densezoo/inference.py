@@ -1,4 +1,4 @@
-"""A model and its variables as one compiled function of images, which can be kept in a file."""
+"""Compiled inference: turns a model and its variables into one compiled function, which can be saved to a file."""
 
 import importlib.metadata
 import json
@@ -32,24 +32,25 @@ _FORMAT = "densezoo compiled 1"
 def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None, method: str | None = None) -> "Inference":
     """Compiles a model with its variables for inference: `infer(images)` equals `model.apply(variables, images)`.
 
-    Batch norms are folded into the convolutions before them, the variables are constants of the program, and it is
-    compiled on the first call with each shape, with `compiler_options()` and with oneDNN where that is there. Called
-    inside another `jit`, it becomes part of that program, which has the options of the outer `jit`.
+    Batch norms are folded into the preceding convolutions, and the variables become constants of the program. The
+    function is compiled on the first call with each shape, with `compiler_options()` and, if available, with oneDNN.
+    Inside another `jit`, it becomes part of the outer program and uses the options of the outer `jit`.
 
     Args:
-        model: any model that is called with images; modules of one's own included.
-        variables: of the model.
-        dtype: computes in this type, such as `jnp.bfloat16`: parameters and images are cast to it, statistics are not.
-            None leaves the types as they are.
-        method: of the model, in place of calling it: "detect" compiles a detector from pictures to `Detections`.
+        model: any model that is called with images, including your own modules.
+        variables: the model's variables.
+        dtype: dtype of the computation, such as `jnp.bfloat16`. Parameters and images are cast to it, statistics are
+            not. None keeps the dtypes.
+        method: method of the model to compile instead of `__call__`. "detect" compiles a detector from images to
+            `Detections`.
 
     Returns:
-        A function of images and whatever else the model takes, such as the sizes of pictures for a detector. With
-        images alone it can be saved.
+        A function of images and the model's other inputs, such as the sizes of pictures for a detector. It can be saved
+        if it takes images only.
 
     Raises:
-        TypeError: the model and the variables in each other's place.
-        ValueError: variables of another model, or without one of its collections.
+        TypeError: if the model and the variables are swapped.
+        ValueError: if the variables belong to another model, or lack one of its collections.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -66,18 +67,18 @@ def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None, met
 
 
 def load_compiled(path: str | Path) -> "Loaded":
-    """Reads programs that `Inference.save` wrote; nothing is traced or compiled.
+    """Loads programs that `Inference.save` wrote, without tracing or compiling.
 
-    The file holds machine code, so load only files that you trust.
+    The file contains machine code, so only load files that you trust.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
-        A function of images of the shapes that the file has programs for.
+        A function of images, for the image shapes that were saved.
 
     Raises:
-        ValueError: not such a file, or one of another version of JAX, another platform or another processor.
+        ValueError: if the file is of another kind, or was written with another version of JAX, platform or processor.
 
     Example:
         >>> infer = load_compiled("unet.compiled")  # doctest: +SKIP
@@ -105,11 +106,11 @@ def load_compiled(path: str | Path) -> "Loaded":
 
 
 class Inference:
-    """What `compile` returns: called with images, (b, h, w, c), it gives what the model gives."""
+    """The result of `compile`: a function of images, (b, h, w, c), that returns the model's outputs."""
 
     def __init__(self, model: nn.Module, variables: Any, dtype: Dtype | None, method: str | None = None):
         self._model, self._dtype, self._method = model, dtype, method
-        # NumPy's arrays, so that folding is done once, while tracing, and not by the program.
+        # NumPy arrays, so that folding happens once at trace time and not in the program.
         self._exact: dict[str, Any] = jax.tree.map(np.asarray, unfreeze(dict(variables)))
         self._variables = self._exact | {"params": jax.tree.map(self._cast, self._exact["params"])}
         self._jitted = Jitted(self._run)
@@ -122,28 +123,29 @@ class Inference:
         return result
 
     def lower(self, images: Any) -> Any:
-        """As of a jitted function: the program for images of a shape, to look at or to compile by oneself."""
+        """Lowers the function for images of a shape, like `lower` of a jitted function."""
         return self._jitted.lower(images)
 
     def save(self, path: str | Path, *shapes: tuple[int, int, int, int]) -> None:
         """Writes the compiled programs to a file for `load_compiled`, on the same processor with the same JAX.
 
-        oneDNN's convolutions cannot be written: the file has XLA's own, which are slower, and a warning says so.
+        Programs with oneDNN cannot be saved. The file then contains XLA's own convolutions, which are slower, and a
+        warning is issued.
 
         Args:
-            path: of the file.
-            *shapes: of float32 images; those that it was called with are always written.
+            path: path of the file.
+            *shapes: shapes of float32 images. Shapes that the function was called with are always saved.
 
         Raises:
-            ValueError: it was never called, and no shape is given; or the model's output has other parts than arrays in
-              tuples and dictionaries.
+            ValueError: if the function was never called and no shape is given, or if the model's output is not made of
+                arrays, tuples and dictionaries.
         """
         wanted = self._shapes | {(tuple(shape), "float32"): None for shape in shapes}
         if not wanted:
-            raise ValueError("there is nothing to save yet: call it with images first, or give the shapes of images")
+            raise ValueError("there is nothing to save yet: call it with images first, or pass image shapes")
         if onednn_options():
             warnings.warn(
-                "programs with oneDNN's convolutions cannot be written to a file: it has XLA's own, which are slower",
+                "programs with oneDNN's convolutions cannot be saved: the file contains XLA's own, which are slower",
                 stacklevel=2,
             )
         entries, payloads = [], {}
@@ -170,7 +172,7 @@ class Inference:
 
 
 class Loaded:
-    """What `load_compiled` returns: called with images of a shape that it has a program for."""
+    """The result of `load_compiled`: a function of images, for the shapes that were saved."""
 
     def __init__(self, programs: Mapping[tuple[tuple[int, ...], str], Any]):
         self._programs = programs
@@ -184,9 +186,9 @@ class Loaded:
 
 
 class _Folding:
-    """Computes a batch norm after a convolution as one convolution with a bias, while a model is traced.
+    """Replaces a convolution and its batch norm by one convolution with a bias, while a model is traced.
 
-    The convolution by itself is traced too; XLA removes it where nothing else reads it.
+    The original convolution is traced too; XLA removes it if nothing else reads it.
     """
 
     def __init__(self, exact: Mapping[str, Any], variables: Mapping[str, Any], dtype: Dtype | None):
@@ -194,7 +196,7 @@ class _Folding:
         self._made: list[tuple[Any, Conv, Any]] = []  # result, module and input of each convolution
 
     def __call__(self, module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
-        # Not of classes made from these, which may compute anything.
+        # Subclasses are excluded, because they may compute anything.
         if type(module) not in (Conv, BatchNorm, FrozenBatchNorm):
             return call(*args, **kwargs)
         x = args[0] if args else kwargs["x"]
@@ -204,7 +206,7 @@ class _Folding:
                 module.path
                 and module.get_variable("params", "kernel") is _at(self._variables, "params", module)["kernel"]
             ):
-                self._made.append((y, module, x))  # else a transformation computes the kernel, or a scan stacks it
+                self._made.append((y, module, x))  # not if a transformation computes the kernel, or a scan stacks it
             return y
         source = next((made for made in reversed(self._made) if made[0] is x), None)
         if source is None or kwargs.get("train"):
@@ -254,7 +256,7 @@ def _skeleton(outline: Any) -> Any:
 
 
 def _here() -> dict[str, str]:
-    """What a compiled program depends on."""
+    """The environment that a compiled program depends on."""
     device = jax.local_devices()[0]
     kind = device.device_kind if device.platform != "cpu" else _processor()
     return {
@@ -266,7 +268,7 @@ def _here() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The processor's model and features on Linux, elsewhere what Python knows of it."""
+    """The processor's model and features on Linux, or else Python's name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

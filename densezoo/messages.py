@@ -1,10 +1,10 @@
-"""Words of error messages that several packages share."""
+"""Helpers for error messages."""
 
 from collections.abc import Sequence
 
 
 def shortened(items: Sequence[str], separator: str = "; ", limit: int = 6) -> str:
-    """The first few of a list, and how many more there are.
+    """Joins the first few items of a list, and states how many more there are.
 
     Example:
         >>> shortened(["a", "b", "c", "d"], limit=2)
@@ -15,7 +15,7 @@ def shortened(items: Sequence[str], separator: str = "; ", limit: int = 6) -> st
 
 
 def indented(lines: Sequence[str], limit: int = 8) -> str:
-    r"""The first lines of a long list, each two spaces in.
+    r"""Returns the first lines of a long list, each indented by two spaces.
 
     Example:
         >>> indented(["a", "b", "c"], limit=1)

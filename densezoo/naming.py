@@ -1,8 +1,9 @@
-"""The form of a table of names: how a reference calls the modules of a family, and what their arrays are called.
+"""Tables that map densezoo's parameter names to the names in a reference implementation.
 
-A module's parameters are here under paths such as `layer1_0/conv2/norm`; a naming gives the name of that module in the
-reference, `layer1.0.bn2`. Encoders, decoders, necks and heads give theirs by a method `reference_names`. What the
-arrays in a module are called, and the order of their axes, depends on the array alone: `LEAVES` and `KERNELS`.
+densezoo's parameters have paths such as `layer1_0/conv2/norm`. A naming maps the path to the module's name in the
+reference, such as `layer1.0.bn2`. The method `reference_names` of encoders, decoders, necks and heads returns their
+namings. The names and axis order of the arrays in a module only depend on the kind of array: see `LEAVES` and
+`KERNELS`.
 """
 
 import dataclasses
@@ -16,26 +17,26 @@ DETECTORS = "torchvision's detectors"
 TORCHVISION = "torchvision's segmentation models"
 PLAIN = "plain U-Nets"
 HRNET = "HRNet's authors"
-"""Whose names a naming has."""
+"""Sources of the names."""
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-"""Names of arrays here to names there."""
+"""Maps densezoo's array names to the reference's."""
 
 KERNELS = {"conv": (2, 3, 1, 0), "conv_transpose": (2, 3, 0, 1), "dense": (1, 0)}
-"""For each kind of kernel, which axis there becomes each axis here: OIHW to HWIO, IOHW to HWIO, OI to IO."""
+"""For each kind of kernel, the transposition from the reference's axes: OIHW to HWIO, IOHW to HWIO, OI to IO."""
 
 COLUMN = "column"
-"""The kind of an array that is a vector here and (channels, 1, 1) there."""
+"""The kind of an array that is a vector in densezoo and (channels, 1, 1) in the reference."""
 
 NEVER_NEEDED = r"(.*\.)?num_batches_tracked|classification_head\..*"
-"""Names that no model here has a place for: a counter, and smp's auxiliary classifier."""
+"""Names in references that no densezoo model has: a counter, and smp's auxiliary classifier."""
 
 
 class Rule(NamedTuple):
-    """A pattern of paths here, the name there (a template of the match, or a function of it), and the kernels' kind.
+    """A pattern of densezoo's paths, the reference's name (a template or a function of the match), the kernels' kind.
 
-    A path is that of a module, whose arrays have the names of `LEAVES`; or that of an array that is not one of those,
-    such as `stage0_block1/gamma`, and then the name there is the array's own.
+    The path is that of a module, whose arrays have the names in `LEAVES`, or that of another array, such as
+    `stage0_block1/gamma`. In the second case, the name is the array's full name in the reference.
     """
 
     path: str
@@ -45,16 +46,16 @@ class Rule(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """One way in which references name a module's parameters.
+    """One reference's names of a module's parameters.
 
     Attributes:
-      source: whose names they are, for messages.
-      rules: the first whose pattern is the whole path counts.
-      prefix: before every name.
-      ignored: a pattern of names that belong to the reference's version of this module, and that have no place here.
-      epsilon: of the reference's batch norms, where the names tell it. Another one here goes into the running
-        variances, which gives the same results.
-      differs: what the reference of these names computes in another way than this module; empty for nothing.
+        source: the source of the names, for messages.
+        rules: rules in order of priority. The first rule whose pattern matches the whole path applies.
+        prefix: prefix of every name.
+        ignored: a pattern of the reference's names that have no counterpart in densezoo's module.
+        epsilon: epsilon of the reference's batch norms, if the names determine it. If the model's epsilon differs, the
+            running variances are changed to compensate, which gives the same results.
+        differs: how the reference's computation differs from this module; empty if it does not.
     """
 
     source: str
@@ -65,7 +66,7 @@ class Naming:
     differs: str = ""
 
     def find(self, path: str) -> tuple[str, str] | None:
-        """The name of the module at `path`, and its kernel's kind; None if the reference has no such module."""
+        """Returns the reference's name of the module at `path` and its kernel's kind, or None if it has none."""
         for rule in self.rules:
             match = re.fullmatch(rule.path, path)
             if match:
@@ -76,17 +77,17 @@ class Naming:
 
 @runtime_checkable
 class Named(Protocol):
-    """A module that knows how references name its parameters."""
+    """A module that defines how references name its parameters."""
 
     def reference_names(self) -> Sequence[Naming]:
-        """The ways in which references name them, the usual one first."""
+        """Returns the namings of its parameters, the most common one first."""
         ...
 
 
 def backbone(rules: Sequence[Rule], *, wrapped: bool = False) -> list[Naming]:
-    """The places where a backbone from torchvision or timm is found: on its own, or within a larger model.
+    """Returns the namings of a backbone of torchvision or timm, on its own or within a larger model.
 
-    `wrapped` says that segmentation_models_pytorch has it as a "tu-" encoder only, whose names come first then.
+    `wrapped` means that segmentation_models_pytorch only has it as a "tu-" encoder. Those names then come first.
     """
     within = [Naming(SMP, rules, prefix) for prefix in ("encoder.", "encoder.model.")]
     return [
@@ -99,7 +100,7 @@ def backbone(rules: Sequence[Rule], *, wrapped: bool = False) -> list[Naming]:
 
 
 def ignoring(namings: Sequence[Naming], pattern: str) -> list[Naming]:
-    """The namings with another pattern of names (after the prefix) that have no place here."""
+    """Adds a pattern of ignored names (after the prefix) to each naming."""
 
     def extended(naming: Naming) -> str:
         mine = re.escape(naming.prefix) + f"(?:{pattern})"
@@ -109,6 +110,6 @@ def ignoring(namings: Sequence[Naming], pattern: str) -> list[Naming]:
 
 
 def dilated(namings: Sequence[Naming], output_stride: int, *, dilate_first: bool) -> list[Naming]:
-    """The namings of an encoder that is not dilated as torchvision's segmentation models have it."""
+    """Marks the namings of an encoder whose dilation differs from torchvision's segmentation models."""
     differs = f"its encoder is dilated: output_stride={output_stride}, dilate_first={dilate_first}"
     return [dataclasses.replace(n, differs=differs) if n.source == TORCHVISION else n for n in namings]

@@ -1,4 +1,4 @@
-"""Models as Flax NNX modules, and back: `to_nnx` and `from_nnx`."""
+"""Conversion of models to Flax NNX modules and back: `to_nnx` and `from_nnx`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,19 +14,19 @@ _TYPES: dict[str, type[nnx.Variable]] = {"params": nnx.Param, "batch_stats": nnx
 
 
 class Frozen(nnx.Variable):
-    """A parameter of a part that `model.frozen` names. It is no `nnx.Param`, so that optimizers leave it out."""
+    """A parameter of a part in `model.frozen`. It is not an `nnx.Param`, so optimizers ignore it."""
 
 
 class NNXModel(nnx.Module):
-    """What `to_nnx` returns: an NNX module that owns the variables of a Linen model and computes as it does.
+    """The result of `to_nnx`: an NNX module that owns a Linen model's variables and computes the same.
 
     Attributes:
         model: the Linen model.
         variables: the collections of the model as nested dictionaries of `nnx.Param`, `Frozen`, `nnx.BatchStat`, and
             `nnx.Variable` for any other collection.
-        rngs: random streams, read in training only.
-        deterministic: whether dropout is off, and
-        use_running_average: whether batch norms use their running statistics. `train()` and `eval()` set both.
+        rngs: random streams, only used in training.
+        deterministic: whether dropout is off. Set by `train()` and `eval()`.
+        use_running_average: whether batch norms use their running statistics. Set by `train()` and `eval()`.
     """
 
     def __init__(self, model: nn.Module, variables: Mapping[str, Any], rngs: nnx.Rngs):
@@ -41,29 +41,29 @@ class NNXModel(nnx.Module):
         self.deterministic = self.use_running_average = True
 
     def __call__(self, *inputs: Any, train: bool | None = None) -> Any:
-        """Runs the model; in training it also updates the running statistics and draws from the random streams.
+        """Runs the model. In training, also updates the running statistics and draws from the random streams.
 
         Args:
-            *inputs: of the model, such as images.
-            train: as of the model; None is what `train()` or `eval()` set.
+            *inputs: inputs of the model, such as images.
+            train: whether to run in training mode. None uses the mode set by `train()` or `eval()`.
         """
         if train is None:
             if self.deterministic != self.use_running_average:
                 raise ValueError(
-                    "a model trains as a whole: deterministic and use_running_average are both False after train() and "
-                    f"both True after eval(); got {self.deterministic} and {self.use_running_average}"
+                    "deterministic and use_running_average must be equal: train() sets both to False and eval() both "
+                    f"to True; got {self.deterministic} and {self.use_running_average}"
                 )
             train = not self.deterministic
         variables = from_nnx(self)
         if not train:
             return self.model.apply(variables, *inputs)
-        # Linen takes the stream of this name in place of any that it is not given.
+        # Linen falls back to the stream of this name if it is not given the requested one.
         rngs = {"params" if name == "default" else name: stream() for name, stream in self.rngs.items()}
         mutable = [collection for collection in variables if collection != "params"]
         result, updated = self.model.apply(variables, *inputs, train=True, mutable=mutable, rngs=rngs)
         held: Any = flatten_dict(self.variables)
         for path, value in flatten_dict(updated).items():
-            if path in held:  # what a module only sows has no place
+            if path in held:  # values that a module only sows are not stored
                 held[path].set_value(value)
         return result
 
@@ -71,7 +71,7 @@ class NNXModel(nnx.Module):
         """Called by `nnx.view`.
 
         Args:
-            deterministic: whether dropout is off; goes with
+            deterministic: whether dropout is off. Must be equal to `use_running_average`.
             use_running_average: whether batch norms use their running statistics.
         """
         if deterministic is not None:
@@ -81,26 +81,26 @@ class NNXModel(nnx.Module):
 
 
 def to_nnx(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs | int = 0) -> NNXModel:
-    """Makes an NNX module of a model and its variables, as `model.init` or `dz.weights.from_torch` gives them.
+    """Converts a model and its variables, from `model.init` or `dz.weights.from_torch`, to an NNX module.
 
-    The module is called like the model: `module(images)` equals `model.apply(variables, images)`. After
-    `module.train()` it computes with `train=True`, updates the running batch statistics and drops what the model drops;
-    `module.eval()` ends that. Everything of NNX works on it: `nnx.jit`, `nnx.value_and_grad`, `nnx.Optimizer`,
-    `nnx.split` and `nnx.state`. Parameters are `nnx.Param`, but for those of the parts that `model.frozen` names, which
-    are `densezoo.nnx.Frozen`: `nnx.Optimizer(module, optimizer, wrt=nnx.Param)` trains the others.
+    `module(images)` equals `model.apply(variables, images)`. After `module.train()`, the module computes with
+    `train=True`, updates the running batch statistics and applies dropout; `module.eval()` switches back. NNX
+    transforms and tools work on it, such as `nnx.jit`, `nnx.value_and_grad`, `nnx.Optimizer`, `nnx.split` and
+    `nnx.state`. Parameters are `nnx.Param`, except in the parts named by `model.frozen`, where they are
+    `densezoo.nnx.Frozen`: `nnx.Optimizer(module, optimizer, wrt=nnx.Param)` does not train them.
 
     Args:
         model: a Linen model.
-        variables: of the model.
-        rngs: random streams for training, of which the module gets its own (`fork`), or a seed for them. `default`
-            serves every stream that has no name of its own.
+        variables: the model's variables.
+        rngs: random streams for training, which the module forks, or a seed. Streams without a name of their own use
+            `default`.
 
     Returns:
-        The module, in the mode of `eval()`.
+        The module, in `eval()` mode.
 
     Raises:
-        TypeError: the model and the variables in each other's place.
-        ValueError: variables of another model.
+        TypeError: if the model and the variables are swapped.
+        ValueError: if the variables belong to another model.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -124,10 +124,10 @@ def to_nnx(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs | i
 
 
 def from_nnx(module: NNXModel) -> dict[str, Any]:
-    """The variables of a module that `to_nnx` made, as they are now: what `model.apply`, `dz.save` and others take.
+    """Returns the current variables of a module that `to_nnx` made, for `model.apply`, `dz.save` and others.
 
     Raises:
-        TypeError: another module.
+        TypeError: if the module was not made by `to_nnx`.
 
     Example:
         >>> import jax, jax.numpy as jnp

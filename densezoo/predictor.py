@@ -1,4 +1,4 @@
-"""From a picture as a file holds it to a task's prediction."""
+"""Prediction: from an image file's pixels to the prediction of a task."""
 
 import json
 import os
@@ -19,24 +19,24 @@ from densezoo.types import Detections
 
 
 class Predictor:
-    """A function from a picture to its prediction; made by `load_predictor`, or from a model and its variables.
+    """A function from an image to its prediction. Created by `load_predictor`, or from a model and its variables.
 
-    A picture is computed at its own size, as `model.apply` computes it. Each size is compiled once, on its first
-    picture, and kept. For pictures of many sizes, `pad_to` bounds the number of compilations, and approximates.
+    Each image is computed at its own size, exactly like `model.apply`. Each size is compiled once, with its first
+    image. For images of many sizes, `pad_to` limits the number of compilations, at the cost of an approximation.
 
     Args:
-        task: what the model was trained for, such as `tasks.Segmentation(num_classes=3)`.
+        task: the task that the model was trained for, such as `tasks.Segmentation(num_classes=3)`.
         model: images -> outputs of the images' size.
-        variables: of the model.
-        preprocessing: of the pictures; None for three channels with ImageNet's numbers.
-        pad_to: repeats the last row and column until the sides are multiples of this many pixels, so that at most
-            one size in each such step is compiled: 32 steps for sides of up to 1024 pixels and `pad_to=32`. Pixels
-            near the bottom and the right border then differ slightly from `model.apply`. None computes exactly.
-        multiple: deprecated: the same as `pad_to`.
+        variables: the model's variables.
+        preprocessing: preprocessing of the images; None for three channels with ImageNet's mean and deviation.
+        pad_to: pads sides to multiples of this many pixels by repeating the last row and column. At most one size per
+            multiple is compiled: for sides of up to 1024 pixels and `pad_to=32`, these are 32 per side. Pixels near
+            the bottom and right borders then differ slightly from `model.apply`. None computes exactly.
+        multiple: deprecated name of `pad_to`.
 
     Attributes:
-        task: as given.
-        preprocessing: as given.
+        task: the given task.
+        preprocessing: the given preprocessing.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np
@@ -60,10 +60,10 @@ class Predictor:
         multiple: int | None = None,
     ):
         if multiple is not None:
-            warnings.warn("multiple is called pad_to now", DeprecationWarning, stacklevel=2)
+            warnings.warn("multiple has been renamed to pad_to", DeprecationWarning, stacklevel=2)
             pad_to = multiple
         if pad_to is not None and pad_to < 1:
-            raise ValueError(f"pad_to is a number of pixels, at least 1, or None; got {pad_to}")
+            raise ValueError(f"pad_to must be a number of pixels, at least 1, or None; got {pad_to}")
         self.task = task
         self.preprocessing = Preprocessing() if preprocessing is None else preprocessing
         self._pad_to = pad_to or 1
@@ -84,7 +84,7 @@ class Predictor:
             picture: (h, w, channels), integers or floats, as `data.read_image` gives it.
 
         Raises:
-            ValueError: a picture of another shape or number of channels.
+            ValueError: if the image's shape or number of channels is wrong.
         """
         return self._run(self._predict, picture)
 
@@ -92,8 +92,8 @@ class Predictor:
         """The probabilities of the classes, (h, w, classes) float32, for a task that has them.
 
         Raises:
-            ValueError: a picture of another shape or number of channels.
-            AttributeError: the task has no probabilities.
+            ValueError: if the image's shape or number of channels is wrong.
+            AttributeError: if the task has no probabilities.
         """
         if not hasattr(self.task, "probabilities"):
             raise AttributeError(f"{type(self.task).__name__} has no probabilities")
@@ -137,21 +137,21 @@ def load_predictor(
     pad_to: int | None = None,
     multiple: int | None = None,
 ) -> Predictor:
-    """The predictor of a model file, or of a training run's folder.
+    """Loads a predictor from a model file or from the folder of a training run.
 
     Args:
-        path: a file that `dz.save` or a training wrote with its task and preprocessing, or the folder of a run.
-        model: takes the variables in place of the model that the file describes, for modules of one's own.
-        pad_to: pads sides to multiples of this many pixels, which compiles fewer sizes and approximates; None computes
-            exactly. See `Predictor`.
-        multiple: deprecated: the same as `pad_to`.
+        path: a file that `dz.save` or `train` wrote with a task and preprocessing, or the folder of a run.
+        model: a model to use instead of the one that the file describes, for your own modules.
+        pad_to: pads sides to multiples of this many pixels, which compiles fewer sizes but is an approximation. None
+            computes exactly. See `Predictor`.
+        multiple: deprecated name of `pad_to`.
 
     Returns:
-        A function from a picture (h, w, channels) as a file holds it to the task's prediction.
+        A function from an image (h, w, channels), as read from a file, to the task's prediction.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or does not say what its model is for.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, or has no task or preprocessing.
 
     Example:
         >>> import tempfile, jax, jax.numpy as jnp, numpy as np
@@ -166,7 +166,7 @@ def load_predictor(
         ((20, 30), ('sky', 'ground'))
     """
     if multiple is not None:
-        warnings.warn("multiple is called pad_to now", DeprecationWarning, stacklevel=2)
+        warnings.warn("multiple has been renamed to pad_to", DeprecationWarning, stacklevel=2)
         pad_to = multiple
     file = Path(path)
     if file.is_dir():
@@ -176,19 +176,19 @@ def load_predictor(
     model, variables, metadata = weights.load_with_metadata(file, model=model)
     if missing := [name for name in ("task", "preprocessing") if name not in metadata]:
         raise ValueError(
-            f"{file} does not say its {' and '.join(missing)}, which a prediction needs: write it again with"
+            f"{file} has no {' and no '.join(missing)}, which prediction needs: write it again with"
             " dz.save(path, model, variables, task=..., preprocessing=...), or use dz.load and Predictor(...)"
         )
     try:
         task = tasks.from_description(metadata["task"])
         preprocessing = Preprocessing(**metadata["preprocessing"])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{file} describes a task or preprocessing that cannot be made: {error}") from error
+        raise ValueError(f"{file} describes an invalid task or preprocessing: {error}") from error
     return Predictor(task, model, variables, preprocessing, pad_to=pad_to)
 
 
 def _of_old_run(folder: Path, pad_to: int | None) -> Predictor:
-    """The predictor of a run that an older densezoo left, with its model's names in model.json."""
+    """Loads a predictor from a run of an older densezoo, which stored the model's names in model.json."""
     from densezoo.train import load_variables
     from densezoo.zoo import create_model
 
@@ -203,5 +203,5 @@ def _of_old_run(folder: Path, pad_to: int | None) -> Predictor:
         preprocessing = Preprocessing(old["channels"], old["mean"], old["std"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not the configuration of a model: {error!r}") from error
-    task = tasks.Segmentation(num_classes=classes, ignore_index=None)  # which a prediction does not need
+    task = tasks.Segmentation(num_classes=classes, ignore_index=None)  # prediction does not need it
     return Predictor(task, model, load_variables(folder, "best"), preprocessing, pad_to=pad_to)

@@ -1,4 +1,4 @@
-"""What happens to a picture before a model sees it, in training and in prediction alike."""
+"""Preprocessing of images, shared by training and prediction."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,19 +15,21 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Channels, value range, mean and standard deviation of the images that a model is made for.
+    """Channels, value range, mean and standard deviation of a model's input images.
 
     Attributes:
-        channels: of the images.
-        mean: per channel, subtracted from images in 0..1; empty for ImageNet's (three channels) or 0.5.
-        std: per channel, by which they are then divided; empty for ImageNet's (three channels) or 0.25.
-        value_range: the values of a file that become 0 and 1, such as (0, 4095) for 12-bit pictures in 16-bit files.
-            None takes 0 and the largest number of the integer type, and floats as they are.
-        shortest: pictures are resized to this length of their shortest side; None leaves them as they are.
-        longest: length of the longest side; with `shortest`, what it may reach at most.
+        channels: number of channels.
+        mean: mean of each channel, subtracted from images in 0..1. Empty for ImageNet's mean (three channels) or 0.5.
+        std: standard deviation of each channel, which divides the result. Empty for ImageNet's deviation (three
+            channels) or 0.25.
+        value_range: the values in a file that are mapped to 0 and 1, such as (0, 4095) for 12-bit images in 16-bit
+            files. None uses 0 and the largest number of the integer type, and does not scale floats.
+        shortest: images are resized so that the shortest side has this length; None does not resize.
+        longest: length of the longest side; with `shortest`, its upper limit.
 
     Raises:
-        ValueError: other numbers of channels, a deviation that is not positive, an empty range, or a side below 1.
+        ValueError: if the number of channels differs, a deviation is not positive, the range is empty, or a side is
+            below 1.
 
     Example:
         >>> Preprocessing(channels=1).mean, Preprocessing().std
@@ -54,14 +56,16 @@ class Preprocessing:
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))) or default)
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(
-                f"mean and std need {self.channels} numbers, one a channel; got {self.mean} and {self.std}"
+                f"mean and std need {self.channels} numbers, one per channel; got {self.mean} and {self.std}"
             )
         if min(self.std) <= 0:
-            raise ValueError(f"std is above 0, got {self.std}")
+            raise ValueError(f"std must be above 0, got {self.std}")
         if self.value_range is not None:
             object.__setattr__(self, "value_range", tuple(map(float, self.value_range)))
             if len(self.value_range) != 2 or self.value_range[0] >= self.value_range[1]:
-                raise ValueError(f"value_range is (value of 0, value of 1), got {self.value_range}")
+                raise ValueError(
+                    f"value_range must be (value for 0, value for 1), in ascending order; got {self.value_range}"
+                )
 
         if self.shortest is not None or self.longest is not None:
             self.size_of(1, 1)  # which refuses sides below 1
@@ -78,10 +82,10 @@ class Preprocessing:
         return Resize(self.shortest, self.longest)(height, width) if self.resizes else (height, width)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """A picture (h, w, channels) as a file holds it, as float32 in 0..1; on the host.
+        """Converts an image (h, w, channels), as read from a file, to float32 in 0..1, on the host.
 
         Raises:
-            ValueError: another shape or number of channels.
+            ValueError: if the shape or the number of channels is wrong.
         """
         self.check(image)
         if self.value_range is None:
@@ -92,20 +96,20 @@ class Preprocessing:
         return (image.astype(np.float32) - np.float32(low)) * np.float32(1 / (high - low))
 
     def check(self, image: np.ndarray) -> None:
-        """Raises a ValueError if a picture is not (h, w, channels)."""
+        """Raises a ValueError if an image is not (h, w, channels)."""
         if image.ndim != 3 or image.shape[-1] != self.channels:
-            raise ValueError(f"expected a picture of shape (h, w, {self.channels}), got shape {image.shape}")
+            raise ValueError(f"expected an image of shape (h, w, {self.channels}), got shape {image.shape}")
 
     def normalize(self) -> Callable[[Any, Any], Any]:
-        """`(key, batch) -> batch` with normalised images, on the device."""
+        """Returns a function `(key, batch) -> batch` that normalises images on the device."""
         from densezoo.data import transforms
 
         return transforms.normalize(self.mean, self.std)
 
     def view(self, source: "Source") -> "Source":
-        """The samples of a source, their images checked, and scaled if there is a `value_range`.
+        """Returns a view of a source that checks its images, and scales them if there is a `value_range`.
 
-        Without one they stay in the type of their file: batches are converted after they were cropped.
+        Without a `value_range`, images keep their file's dtype. They are converted after cropping, in the batch.
         """
         return _Prepared(source, self)
 

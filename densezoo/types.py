@@ -1,4 +1,4 @@
-"""The types that every room shares."""
+"""Types shared by all packages."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +12,10 @@ from densezoo.deprecation import renamed
 __all__ = ["Dtype", "Initializer", "ModuleDef", "Pyramid", "Size"]
 
 Dtype = Any
-"""Anything that `jnp.dtype` takes; None lets a module compute in the type of its input and parameters."""
+"""Anything that `jnp.dtype` accepts. With None, a module computes in the dtype of its input and parameters."""
 
 Initializer = Callable[..., jax.Array]
-"""Called with a key, a shape and a dtype, as those of `jax.nn.initializers`."""
+"""Called with a key, a shape and a dtype, like the functions of `jax.nn.initializers`."""
 
 Side = Any
 """A side in pixels: an int, or in `jax.export` a symbolic dimension."""
@@ -30,18 +30,18 @@ ModuleDef = Callable[..., Any]
 @renamed(features="maps")
 @struct.dataclass
 class Pyramid:
-    """What an encoder returns and a decoder takes: feature maps from fine to coarse.
+    """Feature maps from fine to coarse: the output of an encoder and the input of a decoder.
 
     Attributes:
-      maps: NHWC arrays, fine to coarse.
-      pool_indices: for each 2x2 max-pooling of the encoder, fine to coarse, the place of each maximum in its window
-        (`ops.max_pool_with_indices`); None if the encoder does not pool this way. SegNet's skip.
-      reductions: image size over map size for each map, and
-      image_size: (height, width) of the encoder's input. From these two a decoder that upsamples beyond the finest map
-        knows how many steps are left, and ends exactly on the image. A pyramid made by hand may lack them: such a
-        decoder then doubles as often as it has blocks.
-      tokens: for each map what a transformer keeps beside it, such as the class token, (batch, tokens, channels); None
-        if there is none. DPT reads them.
+        maps: NHWC arrays, fine to coarse.
+        pool_indices: for each 2x2 max-pooling of the encoder, fine to coarse, the position of each maximum in its
+            window (`ops.max_pool_with_indices`). None if the encoder does not pool this way. SegNet uses them as skips.
+        reductions: image size divided by map size, for each map.
+        image_size: (height, width) of the encoder's input. A decoder that upsamples beyond the finest map uses
+            `reductions` and `image_size` to compute the number of remaining steps and to end at the image's size.
+            Without them, as in a pyramid made by hand, it doubles the size once per block.
+        tokens: for each map, a transformer's additional tokens, such as the class token, (batch, tokens, channels).
+            None if there are none. DPT uses them.
     """
 
     maps: tuple[jax.Array, ...]
@@ -53,15 +53,15 @@ class Pyramid:
 
 @struct.dataclass
 class Detections:
-    """What `dz.detect` finds in a batch of pictures: for each of them n rows, the best first.
+    """The result of `dz.detect`: n rows for each image of a batch, best detection first.
 
     Attributes:
         boxes: (b, n, 4), x0, y0, x1, y1 in pixels; zeros in rows without a detection.
         scores: (b, n), from 0 to 1.
-        labels: (b, n), the numbers of the model's classes; -1 in rows without a detection.
+        labels: (b, n), class numbers of the model; -1 in rows without a detection.
         valid: (b, n), whether the row holds a detection.
-        masks: (b, n, 28, 28), the probability that each part of the box belongs to the object, which
-            `ops.paste_masks` puts into the picture; None for a model without masks.
+        masks: (b, n, 28, 28), probabilities that each part of the box belongs to the object. `ops.paste_masks` pastes
+            them into the image. None for a model without masks.
     """
 
     boxes: jax.Array
@@ -72,7 +72,7 @@ class Detections:
 
 
 def accumulator_dtype(dtype: Dtype) -> Dtype:
-    """The float type in which to sum values of `dtype`: float32, or float64 for float64."""
+    """The float dtype for sums of values of `dtype`: float32, or float64 for float64."""
     return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
 
 

@@ -1,4 +1,4 @@
-"""The zoo's registry: names -> constructors, and for each family what it is and what it is good at."""
+"""The registry of the zoo: maps names to constructors, and describes each family."""
 
 import dataclasses
 import difflib
@@ -25,14 +25,14 @@ from densezoo.types import Dtype, ModuleDef
 T = TypeVar("T")
 
 UPSAMPLERS: dict[str, ModuleDef] = BLOCKS["upsample"]
-"""Names of upsamplers, which `upsample=` of `create_model` takes."""
+"""Names of upsamplers that `create_model(upsample=...)` accepts."""
 
 SKIPS: dict[str, ModuleDef] = BLOCKS["skip"]
-"""Names of skips, which `skip=` of `create_model` takes."""
+"""Names of skips that `create_model(skip=...)` accepts."""
 
 
 def blueprints() -> tuple[Blueprint, ...]:
-    """The families of the zoo with their summaries, from the registry that builds the models.
+    """Returns the blueprints of all families, from the registry that builds the models.
 
     Example:
         >>> [b.skip_strategy for b in blueprints() if b.name == "segnet"]
@@ -42,7 +42,11 @@ def blueprints() -> tuple[Blueprint, ...]:
 
 
 def list_models(pattern: str = "*", *, task: str | None = None) -> list[str]:
-    """Names that `create_model` takes, those that match a shell pattern, for one task or for all.
+    """Lists the names that `create_model` accepts.
+
+    Args:
+        pattern: a shell pattern that the names must match.
+        task: lists only the models for this task, such as "detection". None lists all.
 
     Example:
         >>> list_models("deeplab*")
@@ -54,7 +58,7 @@ def list_models(pattern: str = "*", *, task: str | None = None) -> list[str]:
 
 
 def list_encoders(pattern: str = "*") -> list[str]:
-    """Names that `create_encoder` takes, those that match a shell pattern.
+    """Lists the names that `create_encoder` accepts and that match a shell pattern.
 
     Example:
         >>> list_encoders("resnet3*")
@@ -64,16 +68,16 @@ def list_encoders(pattern: str = "*") -> list[str]:
 
 
 def create_encoder(name: str, **fields: Any) -> Encoder:
-    """An encoder by its name, with any of its fields changed.
+    """Creates an encoder by name.
 
     Args:
         name: one of `list_encoders()`.
-        **fields: fields of the encoder's class, such as `norm`, `act`, `dtype`. Blocks are given as a factory or by
-            name, such as `norm="group"` or `act="silu"`; `blocks.BLOCKS` lists the names.
+        **fields: fields of the encoder's class to override, such as `norm`, `act` or `dtype`. Pass blocks as a factory
+            or by name, such as `norm="group"` or `act="silu"`. `blocks.BLOCKS` lists the names.
 
     Raises:
-        ValueError: an unknown name.
-        TypeError: an unknown field.
+        ValueError: if the name is unknown.
+        TypeError: if a field is unknown.
 
     Example:
         >>> create_encoder("resnet34").reductions
@@ -97,36 +101,36 @@ def create_model(
     param_dtype: Dtype = jnp.float32,
     **fields: Any,
 ) -> Any:
-    """A model of the zoo by its name: encoder, decoder or neck, and heads, put together.
+    """Creates a model of the zoo by name, from an encoder, a decoder or neck, and heads.
 
-    The number of input channels is that of the first images it sees.
+    The images passed to `init` determine the number of input channels.
 
     Args:
         name: one of `list_models()`.
-        encoder: one of `list_encoders()`, or an encoder; None takes the family's default. One given by name is made
-          as the family needs it, such as with DeepLab's dilation; one given as a module is used as it is: an `Encoder`,
-          or any module that returns a `Pyramid`.
-        num_classes: channels of the logits; 1 for a binary mask. For a detector as many as torchvision counts, with
-          the background. None is 1, or COCO's 91 for a detector.
-        auxiliary: how many of the decoder's coarser scales get a head of their own in training (deep supervision); see
-          `SegmentationModel`.
-        frozen: parts that do not train, such as `("encoder",)`.
-        remat: recomputes the maps within each block in the backward pass instead of keeping them: less memory, more
-          time. It reaches an encoder given by name and the decoders that have it. A train step of one's own takes
-          `dz.compiler_options(training=True)`: without it XLA keeps the maps on a CPU all the same.
-        impl: "auto" computes with the fastest form of each operation that was measured, "reference" with the plain one.
-        dtype: of the computation, such as `jnp.bfloat16`; None computes in the type of images and parameters.
-        param_dtype: of the parameters. Both are passed to the encoder too, if it is given by name.
-        **fields: fields of the decoder's class, such as `upsample`, `skip`, `norm`, `features`, and for a detector the
-            arguments of its family, such as `features`, `upsample`, `norm` and `head_norm`. Blocks are given as a
-            factory or by name, such as `upsample="dysample"`; `blocks.BLOCKS` lists the names. They do not reach the
-            encoder: for another norm there too, pass `encoder=create_encoder(name, norm=...)`, with the
-            `output_stride` that the family has if it has one.
+        encoder: one of `list_encoders()`, an `Encoder`, or any module that returns a `Pyramid`. None selects the
+            family's default. An encoder given by name gets the fields that the family needs, such as DeepLab's
+            dilation. A module is used unchanged.
+        num_classes: channels of the logits; 1 for a binary mask. For a detector, the number includes the background,
+            as in torchvision. None means 1, or COCO's 91 for a detector.
+        auxiliary: the number of coarser decoder scales that get their own head during training (deep supervision). See
+            `SegmentationModel`.
+        frozen: parts that are not trained, such as `("encoder",)`.
+        remat: recomputes the maps within each block in the backward pass instead of storing them, which saves memory
+            and takes more time. It applies to an encoder given by name and to decoders that support it. On CPU, compile
+            your own train step with `dz.compiler_options(training=True)`; otherwise XLA still stores the maps.
+        impl: "auto" selects the fastest measured form of each operation, "reference" the plain form.
+        dtype: dtype of the computation, such as `jnp.bfloat16`. None uses the dtypes of images and parameters.
+        param_dtype: dtype of the parameters. An encoder given by name gets both dtypes too.
+        **fields: fields of the decoder's class, such as `upsample`, `skip`, `norm` and `features`; for a detector, the
+            arguments of its family, such as `features`, `upsample`, `norm` and `head_norm`. Pass blocks as a factory or
+            by name, such as `upsample="dysample"`. `blocks.BLOCKS` lists the names. These fields do not apply to the
+            encoder. To change its norm too, pass `encoder=create_encoder(name, norm=...)`, with the family's
+            `output_stride` if it has one.
 
     Raises:
-        ValueError: an unknown name or `impl`, an encoder that this decoder cannot take, or a `dtype` that an encoder
-          given as a module does not have.
-        TypeError: an unknown field.
+        ValueError: if a name or `impl` is unknown, if the decoder does not support the encoder, or if an encoder given
+            as a module has another `dtype`.
+        TypeError: if a field is unknown.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -140,7 +144,7 @@ def create_model(
     check_implementation(impl)
     num_classes = blueprint.num_classes if num_classes is None else num_classes
     if isinstance(num_classes, bool) or not isinstance(num_classes, SupportsIndex) or operator.index(num_classes) < 1:
-        raise ValueError(f"num_classes is a whole number of at least 1 (1 for a binary mask), got {num_classes!r}")
+        raise ValueError(f"num_classes must be an integer of at least 1 (1 for a binary mask), got {num_classes!r}")
     num_classes = operator.index(num_classes)
     arguments = inspect.signature(create_model).parameters.keys() - {"name", "fields"}
     _check_fields(blueprint.make or blueprint.decoder, fields, f"model {name!r}", arguments)
@@ -150,20 +154,20 @@ def create_model(
     if encoder is None or isinstance(encoder, str):
         encoder = _encoder_for(blueprint, encoder or blueprint.encoder, dtypes, remat)
     if not isinstance(encoder, nn.Module):
-        raise TypeError(f"encoder is a name or an encoder, such as dz.PlainEncoder(); got {encoder!r}")
+        raise TypeError(f"encoder must be a name or a module, such as dz.PlainEncoder(); got {encoder!r}")
     if isinstance(encoder, Encoder):
         if dtype is not None and (encoder.dtype is None or jnp.dtype(encoder.dtype) != jnp.dtype(dtype)):
-            raise ValueError(f"the encoder given computes in dtype={encoder.dtype}: make it with {dtype=}")
+            raise ValueError(f"the encoder has dtype={encoder.dtype}: create it with {dtype=}")
         if misfit := blueprint.misfit(encoder):
-            raise ValueError(f"{name} does not go with this encoder: {misfit}")
+            raise ValueError(f"{name} does not work with this encoder: {misfit}")
         _warn_of_lost_fields(blueprint, encoder)
     if auxiliary < 0:
-        raise ValueError(f"auxiliary is how many more heads there are in training, 0 for none; got {auxiliary}")
+        raise ValueError(f"auxiliary, the number of additional heads in training, must be at least 0; got {auxiliary}")
     if auxiliary and not _has_scales(blueprint):
-        raise ValueError(f"{name}'s decoder has no coarser scales to supervise: leave auxiliary out")
+        raise ValueError(f"{name}'s decoder has no coarser scales to supervise: omit auxiliary")
     decoder_remat = remat and blueprint.decoder is not None and "remat" in _fields(blueprint.decoder)
     if remat and not decoder_remat and not (isinstance(encoder, Encoder) and encoder.remat):
-        raise ValueError(f"neither this encoder nor {name}'s decoder can recompute its blocks: leave remat out")
+        raise ValueError(f"neither this encoder nor {name}'s decoder can recompute its blocks: omit remat")
     if blueprint.make is not None:
         model = blueprint.make(encoder, num_classes, impl=impl, **dtypes, **fields)
     else:
@@ -172,7 +176,7 @@ def create_model(
     parts = [part for part, module in vars(model).items() if isinstance(module, nn.Module) and part != "auxiliary"]
     if isinstance(frozen, str) or not set(frozen) <= set(parts):
         *others, last = parts
-        raise ValueError(f"frozen is a tuple of names among {', '.join(others)} and {last}; got {frozen!r}")
+        raise ValueError(f"frozen must be a tuple of names among {', '.join(others)} and {last}; got {frozen!r}")
     return model.clone(frozen=tuple(frozen)) if frozen else model
 
 
@@ -197,7 +201,7 @@ def _segmentation_model(
 
 
 def _has_scales(blueprint: Blueprint) -> bool:
-    """Whether a family's decoder can give its coarser maps too."""
+    """Whether a family's decoder can also return its coarser maps."""
     decoder = blueprint.decoder
     return decoder is not None and "all_scales" in inspect.signature(decoder.__call__).parameters
 
@@ -211,22 +215,22 @@ def _encoder_for(blueprint: Blueprint, name: str, dtypes: dict[str, Any], remat:
         if field not in _fields(constructor):
             able = [other for other, constructor in ENCODERS.items() if field in _fields(constructor)]
             raise ValueError(
-                f"{blueprint.name} needs an encoder with {field}={value}, which {name} cannot have; there are:"
-                f" {', '.join(able)}"
+                f"{blueprint.name} needs an encoder with {field}={value}, which {name} does not support. Encoders that"
+                f" do: {', '.join(able)}"
             )
     return create_encoder(name, **fields, **dtypes)
 
 
 def _check_dtypes(blueprint: Blueprint) -> None:
-    """Whether the decoder and head of a family have the fields that every part of a model has."""
+    """Checks that the decoder and head of a family have the fields that every part of a model needs."""
     for part, constructor in (("decoder", blueprint.decoder), ("head", blueprint.head)):
-        if constructor is None:  # a family with a function of its own
+        if constructor is None:  # the family has `make` instead
             continue
         known = inspect.signature(constructor).parameters
         if lacking := [field for field in ("dtype", "param_dtype") if field not in known]:
             raise TypeError(
                 f"{_class_of(constructor).__name__}, the {part} of {blueprint.name}, lacks {' and '.join(lacking)}: a"
-                f" {part} is a Flax module with the fields `dtype: Any = None` (of the computation) and"
+                f" {part} must be a Flax module with the fields `dtype: Any = None` (of the computation) and"
                 " `param_dtype: Any = jnp.float32` (of the parameters)"
             )
 
@@ -239,45 +243,45 @@ def _warn_of_lost_fields(blueprint: Blueprint, encoder: Encoder) -> None:
         given = getattr(encoder, field) if field in defaults else value
         if given != value and given == defaults[field]:
             warnings.warn(
-                f"{blueprint.name} is meant for an encoder with {field}={value}, and this one has {given}: pass"
-                f" {field}={value} when you make it",
+                f"{blueprint.name} is designed for an encoder with {field}={value}, and this one has {given}: pass"
+                f" {field}={value} when you create it",
                 stacklevel=3,
             )
 
 
 def _by_name(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields with blocks in place of their names."""
+    """Replaces the names of blocks in the fields by the blocks."""
     found = {}
     for field, value in fields.items():
-        kind = field.rpartition("_")[2]  # `attention_upsample` is an upsampler
+        kind = field.rpartition("_")[2]  # `attention_upsample` takes an upsampler
         found[field] = look_up(value, BLOCKS[kind], field) if isinstance(value, str) and kind in BLOCKS else value
     return found
 
 
 def look_up(name: str, table: dict[str, T], kind: str) -> T:
-    """The entry of a registry, or an error that names the nearest choices."""
+    """Returns the entry of a registry, or raises an error that suggests the closest names."""
     if name not in table:
         raise ValueError(f"unknown {kind} {name!r}; {_nearest(name, table)}")
     return table[name]
 
 
-# What segmentation_models_pytorch's users would write: the argument here, if there must be one, and what to say.
+# Arguments of segmentation_models_pytorch: the corresponding argument here, if any, and the hint for the error message.
 _ELSEWHERE = {
-    "encoder_name": ("encoder", "it is encoder here, the second argument"),
-    "classes": ("num_classes", "it is num_classes here"),
-    "in_channels": ("", "a model takes the channels of the first images that it sees"),
-    "encoder_weights": ("", 'dz.weights.from_torch(model, checkpoint, part="encoder") loads them'),
-    "encoder_depth": ("", "dz.create_encoder(name, coarsest=...) leaves coarser features out"),
-    "decoder_channels": ("features", "it is features here"),
-    "decoder_attention_type": ("attention", "it is attention here, such as attention=dz.SCSE"),
-    "decoder_use_norm": ("norm", "it is norm here, such as norm=dz.BatchNorm or norm=None"),
-    "activation": ("", "a model gives logits: apply jax.nn.softmax or jax.nn.sigmoid to them"),
-    "aux_params": ("auxiliary", "it is auxiliary here, for deep supervision"),
+    "encoder_name": ("encoder", "use encoder, the second argument"),
+    "classes": ("num_classes", "use num_classes"),
+    "in_channels": ("", "the images passed to init determine the number of input channels"),
+    "encoder_weights": ("", 'load them with dz.weights.from_torch(model, checkpoint, part="encoder")'),
+    "encoder_depth": ("", "dz.create_encoder(name, coarsest=...) omits coarser maps"),
+    "decoder_channels": ("features", "use features"),
+    "decoder_attention_type": ("attention", "use attention, such as attention=dz.SCSE"),
+    "decoder_use_norm": ("norm", "use norm, such as norm=dz.BatchNorm or norm=None"),
+    "activation": ("", "models return logits: apply jax.nn.softmax or jax.nn.sigmoid to them"),
+    "aux_params": ("auxiliary", "use auxiliary for deep supervision"),
 }
 
 
 def _check_fields(constructor: Any, fields: dict[str, Any], what: str, more: Iterable[str] = ()) -> None:
-    """Whether there are such fields; `more` are arguments that the caller has beside them."""
+    """Checks that the fields exist; `more` lists further arguments of the caller for the suggestions."""
     known = _fields(constructor)
     for field in fields:
         if field not in known and field not in new_names(_class_of(constructor)):
@@ -301,7 +305,7 @@ def _fields(constructor: Callable[..., Any]) -> list[str]:
 
 def _nearest(name: object, choices: Iterable[str]) -> str:
     choices = sorted(choices)
-    # "UnetPlusPlus" and "DeepLabV3+" are how others write them.
+    # Other libraries write "UnetPlusPlus" and "DeepLabV3+".
     plain = str(name).lower().removeprefix("tu-").replace("++", "plusplus").replace("+", "plus")
     if plain in choices:
         return f"did you mean {plain!r}?"

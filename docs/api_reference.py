@@ -180,12 +180,12 @@ def _name_of(value: Any) -> str:
 
 
 def plain_text(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are plain text with code in backticks: a star or a bar means itself, `Args (fields)` are arguments."""
+    """Escapes stars and bars outside of backticks: docstrings are plain text with code in backticks."""
     in_example = False
     for index, line in enumerate(lines):
         in_example = line.lstrip().startswith(">>>") or (in_example and bool(line.strip()))
         if not in_example:
-            words = re.split("(`[^`]*`)", line.replace("Args (fields):", "Args:"))
+            words = re.split("(`[^`]*`)", line)
             words[::2] = [re.sub(r"([*|])", r"\\\1", each) for each in words[::2]]
             lines[index] = "".join(words)
 
@@ -200,7 +200,7 @@ def call_of_modules(app: Sphinx, what: str, name: str, value: Any, options: Any,
 
 
 def skip_fields(app: Sphinx, what: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
-    """Of a class only methods and properties are listed: its docstring says what the fields are."""
+    """Lists only the methods and properties of a class, because its docstring documents the fields."""
     is_field = what == "class" and not (inspect.isroutine(value) or isinstance(value, property))
     return True if is_field else None
 

@@ -1,4 +1,4 @@
-"""The site: `make docs` builds it into _build/html. Blocks of code are run by .ci/documents.py, not here."""
+"""Sphinx configuration: `make docs` builds the site into _build/html. `.ci/documents.py` runs the code blocks."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ copyright = author
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "api_reference"]
 exclude_patterns = ["_build"]
-suppress_warnings = ["myst.header"]  # a page may begin at another level than its neighbours
+suppress_warnings = ["myst.header"]  # pages may start at different heading levels
 
 myst_heading_anchors = 3
 
@@ -24,11 +24,11 @@ html_show_sphinx = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 
-# Docstrings: Google's style, with plain backticks for code.
+# Docstrings use Google style, with single backticks for code.
 default_role = "code"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]  # fields are listed under "Attributes", not "Variables"
 napoleon_use_rtype = False
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True

@@ -2,7 +2,7 @@
 
     python examples/blueprints.py --models unet fpn segnet --out out/blueprints
 
-The models are traced, not computed, which takes a second each on a CPU.
+The models are traced, not computed, which takes about a second per model on a CPU.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ class Arguments:
     models: tuple[str, ...] = tuple(blueprint.name for blueprint in dz.blueprints())
     """Names of families."""
     encoder: str | None = None
-    """Name of an encoder for all of them; without it each has its usual one."""
+    """Name of an encoder for all of them; by default each family's own."""
     num_classes: int = 21
     """Channels of the logits."""
     image_size: int = 256
-    """Side of the image that the models are shown."""
+    """Side of the input image in pixels."""
     per_line: int = 3
-    """Models side by side in the picture."""
+    """Number of models per row of the picture."""
     quick: bool = False
     """Three families on a small encoder and image; replaces --models, --encoder and --image-size."""
 

@@ -1,6 +1,6 @@
-"""Exercise 4's upsamplers and measurements: how much of a checkerboard each makes, and how long it takes.
+"""Upsamplers and measurements of exercise 4: checkerboard energy and time of each upsampler.
 
-`upsampling_artifacts.py` is the script.
+The script is `upsampling_artifacts.py`.
 """
 
 import functools
@@ -22,7 +22,7 @@ from densezoo.data import to_float
 
 
 class TransposedConv3x3(nn.Module):
-    """The awkward one: 3x3 kernels at stride 2 overlap on every other row and column only."""
+    """A transposed 3x3 convolution with stride 2, whose windows overlap unevenly."""
 
     dtype: Any = None
     param_dtype: Any = jnp.float32
@@ -64,7 +64,7 @@ def network(name: str, *, quick: bool = False) -> nn.Module:
 
 
 def smooth_maps(seed: int, side: int) -> np.ndarray:
-    """Random NHWC maps of waves at least 8 pixels long; mean 1, as features after a ReLU have one, and deviation 1."""
+    """Random NHWC maps with wavelengths of at least 8 pixels, mean 1 (positive, as after a ReLU) and deviation 1."""
     waves = np.fft.fft2(np.random.default_rng(seed).standard_normal((1, side, side, CHANNELS)), axes=(1, 2))
     slow = np.abs(np.fft.fftfreq(side)) <= 1 / 8
     maps = np.fft.ifft2(waves * np.outer(slow, slow)[None, :, :, None], axes=(1, 2)).real
@@ -73,7 +73,7 @@ def smooth_maps(seed: int, side: int) -> np.ndarray:
 
 
 def at_initialisation(name: str) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
-    """The energy at the lattice's frequencies for every seed, and of the first seed pieces to look at."""
+    """The energy at the lattice's frequencies for every seed, and crops of the first seed's maps for the picture."""
 
     @partial(jax.jit, static_argnums=2)
     def enlarge(key, x, times):
@@ -93,7 +93,7 @@ def at_initialisation(name: str) -> tuple[list[dict[str, float]], dict[str, np.n
             y = y[:, edge:-edge, edge:-edge]
             numbers[-1][f"initial_{row}"] = viz.lattice_energy(y, 2**times)
             if seed == 0:
-                # The channel in the middle of the order, so that the picture shows neither the best nor the worst.
+                # The median channel, so that the picture shows neither the best nor the worst.
                 shares = [viz.lattice_energy(y[..., channel, None], 2**times) for channel in range(CHANNELS)]
                 pieces[row] = y[0, :64, :64, np.argsort(shares)[CHANNELS // 2]]
     return numbers, pieces
@@ -101,7 +101,7 @@ def at_initialisation(name: str) -> tuple[list[dict[str, float]], dict[str, np.n
 
 @functools.cache
 def larger_scenes() -> tuple[np.ndarray, np.ndarray]:
-    """Images and one-hot masks of scenes in which many digits stand: spectra need pixels."""
+    """Images and one-hot masks of large scenes with many digits, because spectra need many pixels."""
     source = digit_scenes(8, "val", size=88, digits=(8, 10), seed=1)
     samples = [source[index] for index in range(8)]
     masks = np.stack([sample["mask"] for sample in samples])
@@ -109,8 +109,8 @@ def larger_scenes() -> tuple[np.ndarray, np.ndarray]:
 
 
 def on_scenes_and_greys(model: nn.Module, variables: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """How much the logits vary on images of one grey, and their energy at the lattice's frequencies on scenes."""
-    # Large, so that in the middle nothing has seen the borders.
+    """The deviation of logits on images of one grey value, and their energy at the lattice's frequencies on scenes."""
+    # Large, so that the padding does not affect the centre.
     greys = np.broadcast_to(np.linspace(0, 1, 5, dtype=np.float32).reshape(-1, 1, 1, 1), (5, 288, 288, 3))
 
     @jax.jit
@@ -133,10 +133,9 @@ def on_scenes_and_greys(model: nn.Module, variables: Any) -> tuple[dict[str, flo
 
 
 def milliseconds(names: tuple[str, ...], rounds: int = 15) -> dict[str, dict[str, float]]:
-    """Medians over turns of what a layer costs that doubles (8, 32, 32, 32).
+    """The cost of a layer that doubles (8, 32, 32, 32), as medians over rounds.
 
-    `forward_ms` is the layer alone. `train_ms` is what it adds to a training step: its result, and the gradients to its
-    input and its parameters.
+    `forward_ms` is the forward pass. `train_ms` also includes the gradients of its input and parameters.
     """
     x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 32, 32, 32)).astype(np.float32))
 

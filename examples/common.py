@@ -1,4 +1,4 @@
-"""What the example scripts share: the task on digits, the command line, and one message for a user's mistake."""
+"""Code shared by the example scripts: the task on digits, the command line, and error messages."""
 
 import contextlib
 import json
@@ -34,14 +34,14 @@ STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.
 
 
 def digit_scenes(count: int, split: Any, *, size: int = 40, digits: tuple[int, int] = (2, 3), seed: int = 0) -> Source:
-    """Scenes that a tiny network learns within minutes: digits of one size, none of them hidden."""
+    """Scenes that a tiny network can learn within minutes: digits of one size, without occlusion."""
     return DigitScenes(
         count, split=split, size=(size, size), digits=digits, scales=(2.0, 2.0), min_visible=1.0, seed=seed
     )
 
 
 def tiny_unet(skip: ModuleDef = dz.ConcatSkip, *, quick: bool = False) -> dz.SegmentationModel:
-    """A U-Net of half a million parameters; with `quick` one that compiles faster and learns little."""
+    """A U-Net with half a million parameters, or with `quick` a smaller one that compiles faster."""
     features = (8, 16) if quick else (16, 32, 64, 128)
     return dz.SegmentationModel(
         encoder=dz.PlainEncoder(features=features),
@@ -51,34 +51,34 @@ def tiny_unet(skip: ModuleDef = dz.ConcatSkip, *, quick: bool = False) -> dz.Seg
 
 
 def count_parameters(model: Any) -> int:
-    """How many numbers a model of RGB images has to learn."""
+    """The number of trainable parameters of a model of RGB images."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
 
 
 def digit_recipe(steps: int, *, size: int = 40, seed: int = 0) -> Recipe:
-    """How it is trained."""
+    """The recipe of the training."""
     return Recipe(
         crop_size=size,
         batch_size=32,
         steps=steps,
         learning_rate=5e-3,
-        # The first gradients, which tell digits from background, are large, and Adam would remember them for long.
+        # The first gradients, which separate digits from background, are large and would affect Adam for long.
         clip_norm=0.05,
-        flip_horizontal=False,  # a mirrored digit is no digit
+        flip_horizontal=False,  # a flipped digit is not a digit
         seed=seed,
         evaluate_every=max(1, steps // 3),
     )
 
 
 def spread(source: Source, count: int) -> list[Any]:
-    """Items spread evenly over a source; all of them if there are no more than `count`."""
+    """Evenly spaced items of a source; all of them if there are at most `count`."""
     count = min(count, len(source))
     return [source[(2 * number + 1) * len(source) // (2 * count)] for number in range(count)]
 
 
 def score(predict: Callable[[Any], Any], val: Source, tolerance: int) -> dict[str, float]:
-    """Region and boundary scores over a source of scenes of one size, mean over the classes."""
+    """Region and boundary scores on a source of scenes of one size, averaged over the classes."""
     samples = [val[index] for index in range(len(val))]
     labels = jnp.asarray(np.stack([sample["mask"] for sample in samples]))
     predictions = jnp.asarray(np.stack([predict(sample["image"]) for sample in samples]))
@@ -103,13 +103,13 @@ def summarise(runs: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
 
 
 Finished = tuple[dict[str, float], dict[str, np.ndarray]]
-"""Scores of a training, and arrays to draw."""
+"""Scores of a training run, and arrays to draw."""
 
 
 def finished(path: Path, work: Callable[[Path], Finished]) -> Finished:
-    """What `work` gives, kept in a file: a script that was interrupted repeats nothing that it had finished.
+    """Caches the result of `work` in a file, so that a restarted script does not repeat finished work.
 
-    `work` gets a folder for the checkpoints of a training, which is removed at its end.
+    `work` gets a folder for training checkpoints, which is removed at the end.
     """
     if path.exists():
         with np.load(path) as kept:
@@ -129,7 +129,7 @@ def finished(path: Path, work: Callable[[Path], Finished]) -> Finished:
 
 
 def keep_compiled() -> None:
-    """Keeps what is compiled in the user's cache folder, or in JAX_COMPILATION_CACHE_DIR: later runs start sooner."""
+    """Caches compiled programs in the user's cache folder, or in JAX_COMPILATION_CACHE_DIR, for faster later starts."""
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "densezoo" / "compiled"))
@@ -148,10 +148,10 @@ def progress(items: Sequence[T], label: str) -> Iterator[T]:
 
 
 def parse_labels(entries: Sequence[str] | None) -> Any:
-    """What `ImageMaskFolder(labels=...)` takes, from entries such as "7:0", or "128,64,128:1" for a colour.
+    """Parses entries such as "7:0", or "128,64,128:1" for a colour, for `ImageMaskFolder(labels=...)`.
 
     Raises:
-        ValueError: an entry of another form; the message names it.
+        ValueError: if an entry is invalid. The message names it.
     """
     if entries is None:
         return None
@@ -174,7 +174,7 @@ def parse_labels(entries: Sequence[str] | None) -> Any:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Prints the errors that name their cause (bad values, files, arguments, a missing package) and exits with 1."""
+    """Prints errors of the user (bad values, files, arguments, a missing package) without traceback, exits with 1."""
     try:
         yield
     except (ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError) as error:

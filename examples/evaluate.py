@@ -1,4 +1,4 @@
-"""Scores a trained model on a folder of images and masks: a table of the classes, and the confusion matrix.
+"""Evaluates a trained model on a folder of images and masks: scores of each class and the confusion matrix.
 
 Usage: python examples/evaluate.py --model out/run/model.safetensors --data DIR/val --out out/evaluation
 
@@ -36,16 +36,16 @@ class Arguments:
     data: Path
     """Folder with images and masks."""
     out: Path = Path("out/evaluation")
-    """Where the confusion matrix and the scores go."""
+    """Folder for the confusion matrix and the scores."""
     labels: tuple[str, ...] | None = None
-    """Classes by mask number or colour: 7:0 11:1 0:255, or 0,0,0:0 128,64,128:1; the numbers are the classes if not
-    given."""
+    """Map mask numbers or colours to classes: 7:0 11:1 0:255, or 0,0,0:0 128,64,128:1. By default, the numbers are the
+    classes."""
     ignore_index: int | None = None
-    """Mask value of pixels without a label; the one that the model was trained with if not given."""
+    """Mask value of unlabelled pixels; by default the one used in training."""
     limit: int | None = None
-    """Score the first so many images only."""
+    """Only evaluate this many images."""
     pad_to: int | None = None
-    """Pad sides to multiples of so many pixels: fewer sizes are compiled, and scores change slightly."""
+    """Pad sides to multiples of this many pixels: compiles fewer sizes, and changes scores slightly."""
 
 
 def main(arguments: Arguments) -> None:
@@ -64,7 +64,7 @@ def main(arguments: Arguments) -> None:
     )
     count = len(source) if arguments.limit is None else min(arguments.limit, len(source))
     if count < 1:
-        raise ValueError(f"--limit is a number of images, at least 1; got {arguments.limit}")
+        raise ValueError(f"--limit must be a number of images, at least 1; got {arguments.limit}")
 
     @jax.jit
     def measure(prediction: Any, mask: Any) -> tuple[Any, Any]:

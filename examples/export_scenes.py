@@ -1,4 +1,4 @@
-"""Writes digit scenes as a folder of images and masks, to try `train_segmentation.py` on without any data of one's own.
+"""Writes digit scenes as a folder of images and masks, to try `train_segmentation.py` without your own data.
 
 Usage: python examples/export_scenes.py --out out/scenes
 """
@@ -19,15 +19,15 @@ class Arguments:
     """Options of the script."""
 
     out: Path = Path("out/scenes")
-    """The folder: train and val, each with images and masks (0 background, 1 to 10 the digits 0 to 9)."""
+    """Output folder with train and val, each with images and masks (0 is background, 1 to 10 are the digits 0 to 9)."""
     train: int = 64
-    """Training scenes."""
+    """Number of training scenes."""
     val: int = 16
-    """Validation scenes."""
+    """Number of validation scenes."""
     size: int = 96
     """Side of the scenes in pixels."""
     seed: int = 0
-    """Of the scenes."""
+    """Seed of the scenes."""
 
 
 def main(arguments: Arguments) -> None:

@@ -27,18 +27,18 @@ class Arguments:
     """Options of the script."""
 
     out: Path = Path("out/nnx")
-    """Where the model goes."""
+    """Output folder for the model."""
     steps: int = 300
-    """Training steps."""
+    """Number of training steps."""
     batch_size: int = 16
-    """Scenes in a step."""
+    """Number of scenes per step."""
     seed: int = 0
-    """Of scenes and training."""
+    """Seed of scenes and training."""
 
 
 @nnx.jit
 def train_step(module: Any, optimizer: nnx.Optimizer, images: jax.Array, masks: jax.Array) -> jax.Array:
-    """One update, in place."""
+    """Performs one update in place."""
     loss, gradients = nnx.value_and_grad(lambda module: dz.losses.cross_entropy(module(images), masks))(module)
     optimizer.update(module, gradients)
     return loss

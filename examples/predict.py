@@ -2,10 +2,10 @@
 
 Usage: python examples/predict.py --model out/run/model.safetensors --images PICTURE_OR_FOLDER... --out out/masks
 
-For every picture writes NAME.png, a palette picture whose values are the classes, and NAME_overlay.png, to look at; for
-a model with several labels a pixel NAME_CLASS.png, 0 or 255. With --probabilities also NAME_probabilities.npz.
-classes.json has the names and colours of the classes. A folder's subfolders are read with --recursive, and made again
-in --out. The last line on standard output is a JSON object.
+For every picture, writes NAME.png, a palette picture whose values are the classes, and NAME_overlay.png for viewing;
+for a model with several labels per pixel, NAME_CLASS.png with 0 or 255. With --probabilities, also
+NAME_probabilities.npz. classes.json has the names and colours of the classes. --recursive also reads subfolders, and
+recreates them in --out. The last line on standard output is a JSON object.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from densezoo.files import replace
 from densezoo.messages import indented, shortened
 
 MANY_SIZES = 8
-"""So many sizes of pictures are compiled before a message says what to do."""
+"""Number of compiled picture sizes after which a message suggests --pad-to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,21 +38,21 @@ class Arguments:
     model: Path | None = None
     """A model file, such as model.safetensors of a run; or the --out folder of a run."""
     checkpoint: Path | None = None
-    """Deprecated: the same as --model."""
+    """Deprecated name of --model."""
     out: Path = Path("out/masks")
-    """Where the masks go."""
+    """Output folder for the masks."""
     recursive: bool = False
-    """Also read the folders in a folder."""
+    """Also read subfolders."""
     probabilities: bool = False
-    """Also write the probability of each class: the array (h, w, classes), float32, and their names."""
+    """Also write the probability of each class: a float32 array (h, w, classes), and the class names."""
     pad_to: int | None = None
-    """Pad sides to multiples of so many pixels: fewer sizes are compiled, and masks change slightly at the borders."""
+    """Pad sides to multiples of this many pixels: compiles fewer sizes, and changes masks slightly at the borders."""
 
 
 def main(arguments: Arguments) -> None:
     model = arguments.model or arguments.checkpoint
     if model is None:
-        raise ValueError("--model is the file of a model, such as out/run/model.safetensors")
+        raise ValueError("--model must be a model file, such as out/run/model.safetensors")
     predict = dz.load_predictor(model, pad_to=arguments.pad_to)
     pictures = find_pictures(arguments)
     suffixes = endings(predict.task, arguments.probabilities)
@@ -81,7 +81,7 @@ def main(arguments: Arguments) -> None:
 
 
 def find_pictures(arguments: Arguments) -> dict[Path, str]:
-    """Every picture's path, and the name of its mask: that of the file, after its subfolder's."""
+    """Every picture's path, and the name of its mask, which includes the subfolder."""
     if missing := [str(path) for path in arguments.images if not path.exists()]:
         raise FileNotFoundError(f"no such picture file or folder: {shortened(missing, ', ')}")
     found: dict[Path, str] = {}
@@ -92,7 +92,7 @@ def find_pictures(arguments: Arguments) -> dict[Path, str]:
         pictures, others = in_folder(path, arguments.recursive, arguments.out)
         if not pictures:
             seen = f" It holds {shortened(others, ', ')}." if others else " It is empty."
-            hint = "" if arguments.recursive else " --recursive looks into its folders."
+            hint = "" if arguments.recursive else " --recursive also reads its subfolders."
             raise ValueError(f"{path} holds no pictures ({' '.join(IMAGE_SUFFIXES)}).{seen}{hint}")
         if others:
             print(f"{path}: not read: {shortened(others, ', ')}", file=sys.stderr)
@@ -101,7 +101,7 @@ def find_pictures(arguments: Arguments) -> dict[Path, str]:
 
 
 def in_folder(folder: Path, recursive: bool, out: Path) -> tuple[list[Path], list[str]]:
-    """The pictures in a folder in order, and the names of what else is there; hidden files and `out` left out."""
+    """The pictures in a folder in order, and the names of other files, without hidden files and `out`."""
     pictures, others = [], []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.resolve() == out.resolve():
@@ -117,13 +117,13 @@ def in_folder(folder: Path, recursive: bool, out: Path) -> tuple[list[Path], lis
 
 
 def endings(task: Any, probabilities: bool) -> list[str]:
-    """What follows the name in the files of a picture."""
+    """The suffixes of a picture's output files."""
     masks = [f"_{name.replace('/', '_')}.png" for name in task.names] if task.multilabel else [".png", "_overlay.png"]
     return [*masks, *(["_probabilities.npz"] if probabilities else [])]
 
 
 def check_outputs(pictures: dict[Path, str], suffixes: Sequence[str], out: Path) -> None:
-    """Makes sure that no file would be written twice, and no picture be overwritten."""
+    """Checks that no file would be written twice, and that no picture would be overwritten."""
     targets = Counter(out / f"{name}{suffix}" for name in pictures.values() for suffix in suffixes)
     if repeated := [str(target) for target, count in targets.items() if count > 1]:
         raise ValueError(f"several pictures would write the same mask: {shortened(repeated, ', ')}")
@@ -133,7 +133,7 @@ def check_outputs(pictures: dict[Path, str], suffixes: Sequence[str], out: Path)
 
 
 def write(predict: dz.Predictor, picture: np.ndarray, targets: Sequence[Path]) -> None:
-    """Writes what `endings` lists."""
+    """Writes the files that `endings` lists."""
     mask, palette = predict(picture), viz.palette(predict.task.classes)
     if predict.task.multilabel:
         for index in range(predict.task.classes):
@@ -152,7 +152,7 @@ def write_npz(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def write_classes(path: Path, task: Any) -> None:
-    """Which class each number and colour of the masks stands for."""
+    """Writes the class of each number and colour of the masks."""
     colours = viz.palette(task.classes).tolist()
     classes = [{"number": n, "name": name, "colour": colours[n]} for n, name in enumerate(task.names)]
     replace(path, lambda temporary: temporary.write_text(json.dumps(classes, indent=1) + "\n", encoding="utf-8"))

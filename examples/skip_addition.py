@@ -3,11 +3,11 @@
 Usage: python examples/skip_addition.py --out out/skip_addition
 
 Trains the same tiny U-Net with both skips on scenes of digits, with several seeds. Prints mean IoU, boundary IoU and
-boundary F-score, the difference between the skips seed by seed, and the parameters. A number after ± is half the width
-of the 95 % interval (Student's t) of the mean over the seeds. Draws truth, predictions and boundaries.
+boundary F-score, the paired differences between the skips, and the parameters. A number after ± is half the width of
+the 95 % interval (Student's t) of the mean over the seeds. Draws ground truth, predictions and boundaries.
 
-What is finished is kept in files under --out, so that the same command continues an interrupted run. The last line on
-standard output is a JSON object with all numbers. docs/skip_addition.md has those of a full run.
+Finished work is kept in files under --out, so that the same command continues an interrupted run. The last line on
+standard output is a JSON object with all numbers. docs/skip_addition.md has the results of a full run.
 """
 
 import dataclasses
@@ -51,17 +51,17 @@ class Arguments:
     """Options of the script."""
 
     out: Path = Path("out/skip_addition")
-    """Where the picture, the numbers and the finished trainings go."""
+    """Output folder for the picture, the numbers and finished training runs."""
     seeds: int = 5
-    """Trainings with each skip, 2 to 10."""
+    """Number of training runs with each skip, 2 to 10."""
     steps: int = 450
-    """Training steps of 32 scenes each."""
+    """Number of training steps of 32 scenes each."""
     val: int = 200
-    """Scenes to validate on, the same for all seeds."""
+    """Number of validation scenes, the same for all seeds."""
     tolerance: int = 1
-    """Pixels by which a predicted boundary may be off, for the boundary F-score."""
+    """Tolerance in pixels of the boundary F-score."""
     quick: bool = False
-    """A smaller network, two seeds of two steps, few scenes, to see that it works; replaces --seeds, --steps, --val."""
+    """Check that the script works: a smaller network, two seeds, two steps. Overrides --seeds, --steps, --val."""
 
 
 def main(arguments: Arguments) -> None:
@@ -100,13 +100,13 @@ def main(arguments: Arguments) -> None:
 
 def check(arguments: Arguments) -> None:
     if not 2 <= arguments.seeds <= 10:
-        raise ValueError(f"--seeds is 2 to 10, for an interval; got {arguments.seeds}")
+        raise ValueError(f"--seeds must be 2 to 10, for an interval; got {arguments.seeds}")
     if arguments.steps < 1 or arguments.val < 1:
-        raise ValueError(f"--steps and --val are at least 1; got {arguments.steps} and {arguments.val}")
+        raise ValueError(f"--steps and --val must be at least 1; got {arguments.steps} and {arguments.val}")
 
 
 def trained(name: str, seed: int, val: Any, arguments: Arguments) -> Finished:
-    """Scores of the network with this skip and its predictions for the picture."""
+    """The scores of the network with this skip, and its predictions for the picture."""
 
     def work(checkpoints: Path) -> Finished:
         model, train = tiny_unet(SKIPS[name], quick=arguments.quick), digit_scenes(20_000, "train", seed=seed)

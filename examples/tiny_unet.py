@@ -1,10 +1,10 @@
-"""Exercise 1: a tiny U-Net on scenes of digits, and what its encoder and decoder see. This is `make demo`.
+"""Exercise 1: a tiny U-Net on scenes of digits, and the feature maps of its encoder and decoder. `make demo` runs it.
 
 Usage: python examples/tiny_unet.py --out out/tiny_unet
 
-Needs no data: the scenes are real handwritten digits on real textures, put together from a seed. Writes predictions,
-the feature maps of encoder and decoder at every scale, and the training curves; the last line on standard output is a
-JSON object with the mean IoU on scenes of digits and textures that were not trained on.
+Needs no data: the scenes are real handwritten digits on real textures, generated from a seed. Writes predictions, the
+feature maps of encoder and decoder at every scale, and the training curves. The last line on standard output is a JSON
+object with the mean IoU on scenes with held-out digits and textures.
 """
 
 import dataclasses
@@ -36,15 +36,15 @@ class Arguments:
     """Options of the script."""
 
     out: Path = Path("out/tiny_unet")
-    """Where the pictures, the checkpoints and the log go."""
+    """Output folder for the pictures, the checkpoints and the log."""
     steps: int = 450
-    """Training steps of 32 scenes each."""
+    """Number of training steps of 32 scenes each."""
     seed: int = 0
-    """Of scenes and training."""
+    """Seed of scenes and training."""
     resume: bool = False
     """Continue the run in --out."""
     quick: bool = False
-    """Three steps and few scenes, to see that the script works; replaces --steps."""
+    """Check that the script works, with three steps and few scenes. Overrides --steps."""
 
 
 def main(arguments: Arguments) -> None:
@@ -64,7 +64,7 @@ def main(arguments: Arguments) -> None:
     )
 
     predict = Predictor(TASK, model, state.variables, PREPROCESSING)
-    # The network takes any size, so that the pictures may show larger scenes than it was trained on.
+    # The network accepts any size, so the pictures can show larger scenes than the training used.
     scenes = digit_scenes(4, "val", size=88, digits=(8, 10), seed=arguments.seed + 1)
     samples = spread(scenes, 4)
     images = [sample["image"] for sample in samples]

@@ -2,9 +2,9 @@
 
 Usage: python examples/train_segmentation.py --data DIR --num-classes 2 --model unet --encoder resnet34 --out out/run
 
-DIR has train/images, train/masks, val/images and val/masks, paired by file name. Checkpoints, the log, the curves,
-pictures of predictions and model.safetensors, the best model, go to --out; `predict.py --model` takes that file. The
-last line on standard output is a JSON object with the scores of the final state on whole validation images.
+DIR has train/images, train/masks, val/images and val/masks, paired by file name. Writes checkpoints, the log, the
+curves, pictures of predictions and the best model, model.safetensors, to --out; `predict.py --model` reads this file.
+The last line on standard output is a JSON object with the scores of the final state on whole validation images.
 """
 
 import dataclasses
@@ -32,67 +32,67 @@ class Arguments(Recipe):
     data: Path
     """Folder with train and val, each with images and masks."""
     num_classes: int
-    """Classes in the masks, 0 to num_classes - 1; 1 for a binary mask of 0 and 1, learned by a single logit."""
+    """Number of classes in the masks, 0 to num_classes - 1; 1 for a binary mask of 0 and 1 with a single logit."""
     model: str = "unet"
     """One of densezoo.list_models()."""
     encoder: str | None = None
-    """One of densezoo.list_encoders(); the model's usual one if not given."""
+    """One of densezoo.list_encoders(); by default the model's own."""
     upsample: str | None = None
-    """Of the decoder, such as bilinear, transposed_conv or dysample; the model's own if not given."""
+    """Upsampler of the decoder, such as bilinear, transposed_conv or dysample; by default the model's own."""
     skip: str | None = None
-    """concat, add or attention, for a U-Net."""
+    """Skip of a U-Net: concat, add or attention."""
     norm: str | None = None
-    """Of the decoder: batch, group, layer or none; the model's own if not given."""
+    """Normalisation of the decoder: batch, group, layer or none; by default the model's own."""
     act: str | None = None
-    """Activation of the decoder, such as relu, silu or gelu; the model's own if not given."""
+    """Activation of the decoder, such as relu, silu or gelu; by default the model's own."""
     attention: str | None = None
-    """scse or none, for a U-Net."""
+    """Attention in the blocks of a U-Net: scse or none."""
     loss: str = "cross_entropy"
     """Losses by name, with weights: cross_entropy+dice, 0.5*focal+tversky(alpha=0.3,beta=0.7), lovasz ..."""
     class_weights: tuple[float, ...] | None = None
     """A weight for each class in the loss."""
     label_smoothing: float = 0.0
-    """Of the cross-entropy."""
+    """Label smoothing of the cross-entropy."""
     multilabel: bool = False
-    """Masks have a channel for each class, and a pixel may have several."""
+    """Masks have a channel for each class, and a pixel may have several labels."""
     ignore_index: int | None = 255
-    """Mask value of pixels without a label, None if there are none."""
+    """Mask value of unlabelled pixels, None if there are none."""
     labels: tuple[str, ...] | None = None
-    """Classes by mask number or colour: 7:0 11:1 0:255, or 0,0,0:0 128,64,128:1; the numbers are the classes if not
-    given."""
+    """Map mask numbers or colours to classes: 7:0 11:1 0:255, or 0,0,0:0 128,64,128:1. By default, the numbers are the
+    classes."""
     class_names: tuple[str, ...] = ()
-    """Names of the classes, for the scores, pictures and predictions."""
+    """Names of the classes, for scores, pictures and predictions."""
     weights: Path | None = None
-    """File of a trained model to start from, of any number of classes: model.safetensors of a run, or a PyTorch one."""
+    """Trained model to start from, with any number of classes: model.safetensors of a run, or a PyTorch checkpoint."""
     encoder_weights: Path | None = None
-    """File to take the encoder from: model.safetensors of a run, or a PyTorch checkpoint (.pth, .safetensors)."""
+    """File to load the encoder from: model.safetensors of a run, or a PyTorch checkpoint (.pth, .safetensors)."""
     freeze_encoder: bool = False
-    """Leave the encoder's weights and batch statistics as they are."""
+    """Freeze the encoder's weights and batch statistics."""
     channels: int | None = None
-    """Convert images to this many channels; as they are in the files if not given."""
+    """Convert images to this many channels; by default they keep those of the files."""
     mean: tuple[float, ...] = ()
-    """Subtracted from images in 0..1, a number for each channel; ImageNet's for three channels, else 0.5."""
+    """Mean of each channel, for images in 0..1; by default ImageNet's for three channels, else 0.5."""
     std: tuple[float, ...] = ()
-    """By which they are then divided; ImageNet's for three channels, else 0.25."""
+    """Standard deviation of each channel; by default ImageNet's for three channels, else 0.25."""
     value_range: tuple[float, float] | None = None
-    """Values in the files that become 0 and 1, such as 0 4095; the range of their integer type if not given."""
+    """Values in the files that are mapped to 0 and 1, such as 0 4095; by default the range of their integer type."""
     bits: int | None = None
-    """Bits of a pixel that are used, such as 12 in 16-bit files: the same as --value-range 0 4095."""
+    """Number of used bits per pixel, such as 12 in 16-bit files, which is the same as --value-range 0 4095."""
     bfloat16: bool = False
-    """Compute in bfloat16, with float32 weights: for accelerators."""
+    """Compute in bfloat16 with float32 weights, for accelerators."""
     limit_val: int | None = None
-    """Validate on the first so many images only."""
+    """Only validate on this many images."""
     out: Path = Path("out/segmentation")
-    """Where checkpoints, log, model and pictures go."""
+    """Output folder for checkpoints, log, model and pictures."""
     tensorboard: bool = False
     """Also write the log for TensorBoard, to the folder tensorboard in --out."""
     resume: bool = False
-    """Continue the run in --out from its last checkpoint, exactly."""
+    """Continue the run in --out exactly, from its last checkpoint."""
 
 
 def main(arguments: Arguments) -> None:
     started = time.perf_counter()
-    # Whatever can be wrong is found before any time is spent on training.
+    # Find all errors before spending time on training.
     task = Segmentation(
         num_classes=arguments.num_classes,
         criterion=arguments.loss,
@@ -192,29 +192,27 @@ def values_of(arguments: Arguments) -> tuple[float, float] | None:
     if arguments.bits is None:
         return arguments.value_range
     if arguments.value_range is not None:
-        raise ValueError("--bits and --value-range say the same: give one of them")
+        raise ValueError("--bits and --value-range set the same option: pass only one of them")
     if not 1 <= arguments.bits <= 32:
-        raise ValueError(f"--bits is 1 to 32, got {arguments.bits}")
+        raise ValueError(f"--bits must be 1 to 32, got {arguments.bits}")
     return 0, 2**arguments.bits - 1
 
 
 def start(arguments: Arguments, model: dz.SegmentationModel, channels: int) -> Any:
     """The variables to start from, None for random ones."""
     if arguments.weights and arguments.encoder_weights:
-        raise ValueError("--weights takes the encoder too: leave --encoder-weights out")
+        raise ValueError("--weights includes the encoder: omit --encoder-weights")
     if arguments.weights:
         return weights.start_from(model, arguments.weights, in_channels=channels)
     if arguments.encoder_weights:
         return weights.start_from(model, arguments.encoder_weights, part="encoder", in_channels=channels)
     if arguments.freeze_encoder and not arguments.resume:
-        raise ValueError(
-            "--freeze-encoder would keep a random encoder as it is: give it --encoder-weights or --weights"
-        )
+        raise ValueError("--freeze-encoder would freeze a random encoder: also pass --encoder-weights or --weights")
     return None
 
 
-# What may change when a run goes on: more steps, with the schedule stretched to them, are a choice that one may make
-# later, and the rest does not change what is trained.
+# Options that may change in a resumed run: the number of steps, to which the schedule adapts, and options that do not
+# affect the training.
 FREE = (
     "steps",
     "evaluate_every",
@@ -229,7 +227,7 @@ FREE = (
 
 
 def options_of(arguments: Arguments) -> dict[str, Any]:
-    """All options, as JSON holds them."""
+    """All options as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(arguments), default=str))
 
 
@@ -241,27 +239,27 @@ def read_options(path: Path) -> dict[str, Any]:
     try:
         options = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # which JSON's and Unicode's errors are
-        raise ValueError(f"{path} does not hold the options of a run, which a resume needs: {error}") from error
+        raise ValueError(f"{path} does not contain the options of a run, which --resume needs: {error}") from error
     if not isinstance(options, dict) or "steps" not in options:
-        raise ValueError(f"{path} does not hold the options of a run, which a resume needs")
+        raise ValueError(f"{path} does not contain the options of a run, which --resume needs")
     return options
 
 
 def check_out(arguments: Arguments) -> None:
-    """Makes sure that no other run is in --out, and that what is resumed is the same training of the same model."""
+    """Checks that --out has no other run, and that a resumed run has the same model and options."""
     out = arguments.out
     if not (out / "log.jsonl").exists() and not (out / "last").exists():
         return
     if not arguments.resume:
-        raise FileExistsError(f"{out} holds a run: continue it with --resume, or choose another --out")
+        raise FileExistsError(f"{out} contains a run: continue it with --resume, or choose another --out")
     if not (out / "options.json").is_file():
-        raise ValueError(f"{out} holds a run of an older densezoo, which cannot go on here: choose another --out")
+        raise ValueError(f"{out} contains a run of an older densezoo, which cannot be continued: choose another --out")
     options, before = options_of(arguments), read_options(out / "options.json")
     if options["steps"] != before["steps"]:
         print(f"the schedule now spans {options['steps']} steps, before {before['steps']}", file=sys.stderr)
     changed = {name: value for name, value in options.items() if name not in FREE}
     if text := differences(before, changed):
-        raise ValueError(f"{out} holds a run with other options, so it would not go on exactly: {text}")
+        raise ValueError(f"{out} contains a run with other options, so it cannot be continued exactly: {text}")
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:

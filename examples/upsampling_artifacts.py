@@ -2,17 +2,17 @@
 
 Usage: python examples/upsampling_artifacts.py --out out/upsampling_artifacts
 
-At initialisation each upsampler enlarges smooth random maps, once and three times in a row; the number is the share of
-the result's energy at the frequencies of the lattice (`viz.lattice_energy`). Then the same tiny U-Net is trained with
-each on scenes of digits. Its logits for images of one grey should be flat away from the borders, whatever the grey; the
-number is how much they vary instead, as a share of their variation on scenes. Beside them stand mean IoU, boundary
-F-score, parameters and milliseconds. A number after ± is half the width of the 95 % interval (Student's t) of the mean
-over the seeds.
+At initialisation, each upsampler enlarges smooth random maps, once and three times in a row. The script reports the
+share of the result's energy at the frequencies of the lattice (`viz.lattice_energy`). Then the same tiny U-Net is
+trained with each upsampler on scenes of digits. For images of a single grey value, its logits should be constant away
+from the borders. The script reports their deviation, relative to that on scenes, with mean IoU, boundary F-score,
+parameters and milliseconds. A number after ± is half the width of the 95 % interval (Student's t) of the mean over the
+seeds.
 
-What is finished is kept in files under --out, so that the same command continues an interrupted run. Writes
-upsampling_artifacts.png and results.json, and says what the intervals allow to say of two claims: that transposed
+Finished work is kept in files under --out, so that the same command continues an interrupted run. Writes
+upsampling_artifacts.png and results.json, and reports whether the intervals support two claims: that transposed
 convolution makes checkerboards, and that resize + convolution is the stable choice. The last line on standard output
-is a JSON object. docs/upsampling.md has the numbers of a full run.
+is a JSON object. docs/upsampling.md has the results of a full run.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ from densezoo.train import train as train_model
 PATTERNS = {"initial_x2": "initial x2", "initial_x8": "initial x8", "on_greys": "on greys"}
 ACCURACY = {"mean_iou": "mean IoU", "boundary_f": "boundary F-score"}
 MARGIN = 0.01
-"""Differences up to one point are taken for none."""
+"""Differences of up to one percentage point are considered negligible."""
 QUICK: dict[str, Any] = {"seeds": 2, "steps": 2, "val": 6, "upsamplers": ("resize_conv", "transposed_2x2")}
 
 
@@ -64,17 +64,17 @@ class Arguments:
     """Options of the script."""
 
     out: Path = Path("out/upsampling_artifacts")
-    """Where the picture, the numbers and the finished trainings go."""
+    """Output folder for the picture, the numbers and finished training runs."""
     upsamplers: tuple[str, ...] = tuple(UPSAMPLERS)
-    """Which to compare; resize_conv and a transposed one must be among them."""
+    """Upsamplers to compare, including resize_conv and a transposed convolution."""
     seeds: int = 3
-    """Trainings with each upsampler, 2 to 10."""
+    """Number of training runs with each upsampler, 2 to 10."""
     steps: int = 450
-    """Training steps of 32 scenes each."""
+    """Number of training steps of 32 scenes each."""
     val: int = 200
-    """Scenes to validate on, the same for all seeds."""
+    """Number of validation scenes, the same for all seeds."""
     quick: bool = False
-    """A smaller network, two upsamplers, two seeds of two steps, few scenes, to see that it works; replaces those."""
+    """Check that the script works: a smaller network, two upsamplers, two seeds, two steps. Overrides these options."""
 
 
 def main(arguments: Arguments) -> None:
@@ -133,13 +133,13 @@ def check(arguments: Arguments) -> None:
     if "resize_conv" not in names or not any(name.startswith("transposed") for name in names):
         raise ValueError(f"--upsamplers needs resize_conv and a transposed one, to be compared; got {' '.join(names)}")
     if not 2 <= arguments.seeds <= 10:
-        raise ValueError(f"--seeds is 2 to 10, for an interval; got {arguments.seeds}")
+        raise ValueError(f"--seeds must be 2 to 10, for an interval; got {arguments.seeds}")
     if arguments.steps < 1 or arguments.val < 1:
-        raise ValueError(f"--steps and --val are at least 1; got {arguments.steps} and {arguments.val}")
+        raise ValueError(f"--steps and --val must be at least 1; got {arguments.steps} and {arguments.val}")
 
 
 def trained(name: str, seed: int, train: Any, val: Any, arguments: Arguments) -> Finished:
-    """Scores of the network with this upsampler, and pieces of its logits to look at."""
+    """The scores of the network with this upsampler, and crops of its logits for the picture."""
 
     def work(checkpoints: Path) -> Finished:
         model, recipe = network(name, quick=arguments.quick), digit_recipe(arguments.steps, seed=seed)
@@ -180,7 +180,7 @@ Runs = dict[str, list[dict[str, float]]]
 
 
 def judge(start: Runs, runs: Runs) -> dict[str, str]:
-    """What the seed-by-seed differences from resize + convolution say about the two claims.
+    """Evaluates the two claims with the paired differences from resize + convolution.
 
     A comparison is decided only if the whole 95 % interval of the difference is on one side of `MARGIN`; all others
     are undecided, and so is a claim that depends on them.

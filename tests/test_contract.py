@@ -153,7 +153,7 @@ def answer_to(decoder, head, pyramid):
 def test_logits_have_the_image_size_and_weights_do_not_depend_on_it(encoder_name):
     for name in dz.list_models(task="segmentation"):
         if not fits(name, encoder_name):
-            with pytest.raises(ValueError, match=r"needs an encoder|does not go with"):
+            with pytest.raises(ValueError, match=r"needs an encoder|does not work with"):
                 jax.eval_shape(dz.create_model(name, encoder_name).init, KEY, jnp.zeros((1, 64, 64, 3)))
             continue
         model = dz.create_model(name, encoder_name, num_classes=5)

@@ -61,7 +61,7 @@ def test_the_loss_weighs_the_heads_by_hand():
 def test_a_decoder_of_one_scale_is_named():
     with pytest.raises(ValueError, match="segnet's decoder has no coarser scales"):
         dz.create_model("segnet", dz.PlainEncoder(features=(4, 8)), auxiliary=1)
-    with pytest.raises(ValueError, match="9 auxiliary heads were asked for; the decoder has 1"):
+    with pytest.raises(ValueError, match="9 auxiliary heads were requested, but the decoder only has 1"):
         jax.eval_shape(dz.create_model("unet", dz.PlainEncoder(features=(4, 8, 16)), auxiliary=9).init, KEY, IMAGES)
 
 

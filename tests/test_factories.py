@@ -85,7 +85,7 @@ class WrongCall(nn.Module):
             TypeError,
             r"WrongCall cannot be called as encoder\(images, train=.*'train'",
         ),
-        (lambda: build("dysample", name="upsample1"), TypeError, "upsample='dysample': names are for dz.create_model"),
+        (lambda: build("dysample", name="upsample1"), TypeError, "upsample='dysample': only dz.create_model"),
         (lambda: build(dz.Nearest(), name="upsample1"), TypeError, "got an instance of Nearest"),
         (lambda: build(3, name="skip0"), TypeError, "skip: expected a factory of modules.*got 3"),
         (

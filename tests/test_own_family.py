@@ -45,10 +45,10 @@ def test_it_is_short():
 def test_it_is_a_family_like_the_others(additive):
     assert shapes(dz.create_model(additive, num_classes=3))[0].shape == (1, 33, 50, 3)
     assert additive in dz.list_models("add*") and dz.blueprints()[-1].name == additive
-    assert f"| `{additive}` | As narrow at every scale" in zoo_tables()
+    assert f"| `{additive}` | The same number of channels" in zoo_tables()
     with pytest.raises(TypeError, match="no argument 'feature'; did you mean 'features'"):
         dz.create_model(additive, feature=3)
-    with pytest.raises(ValueError, match="additive does not go with this encoder: it adds maps"):
+    with pytest.raises(ValueError, match="additive does not work with this encoder: it needs several maps"):
         dz.create_model(additive, dz.PlainEncoder((4,)))
 
 
@@ -97,7 +97,7 @@ def test_an_encoder_of_ones_own_works_with_every_decoder_that_does_not_refuse_it
         if entry.task != "segmentation":
             continue
         if entry.misfit(Halves()):
-            with pytest.raises(ValueError, match="does not go with"):
+            with pytest.raises(ValueError, match="does not work with"):
                 dz.create_model(name, Halves())
         else:
             assert shapes(dz.create_model(name, Halves(), 2))[0].shape == (1, 33, 50, 2), name
@@ -114,7 +114,7 @@ def test_what_the_base_class_checks():
     )
     with pytest.raises(ValueError, match=r"Halves needs images of at least 8x8 pixels, got \(3, 9\)"):
         shapes(Halves(), jax.ShapeDtypeStruct((1, 3, 9, 3), jnp.float32))
-    with pytest.raises(ValueError, match="coarsest is 2, 4, 8, 16 or 32, got 6"):
+    with pytest.raises(ValueError, match="coarsest must be 2, 4, 8, 16 or 32, got 6"):
         dz.create_model("unet", Halves(coarsest=6))
     with pytest.raises(NotImplementedError, match="Encoder needs `scales`"):
         _ = dz.Encoder().reductions

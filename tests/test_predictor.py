@@ -34,12 +34,12 @@ def test_pictures_are_computed_at_their_own_size(tmp_path):
 
     path = tmp_path / "model.safetensors"
     dz.save(path, None, variables, task=task, preprocessing=preprocessing)
-    with pytest.warns(DeprecationWarning, match="multiple is called pad_to now"):
+    with pytest.warns(DeprecationWarning, match="multiple has been renamed to pad_to"):
         predict = dz.load_predictor(path, model=model, multiple=4)
     np.testing.assert_array_equal(predict.probabilities(picture), approximate)
-    with pytest.warns(DeprecationWarning, match="multiple is called pad_to now"):
+    with pytest.warns(DeprecationWarning, match="multiple has been renamed to pad_to"):
         dz.Predictor(task, model, variables, preprocessing, multiple=4)
-    with pytest.raises(ValueError, match="pad_to is a number of pixels, at least 1, or None; got 0"):
+    with pytest.raises(ValueError, match="pad_to must be a number of pixels, at least 1, or None; got 0"):
         dz.load_predictor(path, model=model, pad_to=0)
 
 

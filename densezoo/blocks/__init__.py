@@ -2,10 +2,10 @@
 
 Conventions, so that blocks fit together:
 
-- An upsampler is called `upsampler(x, size)` and gives `x` at `size`.
-- A skip is called `skip(x, feature)` with both at the same size and joins them.
-- `upsample`, `skip`, `norm` fields hold factories: a Module class or a `functools.partial` of one.
-- A block registers its name in `BLOCKS` (`register_blocks`), in the file that holds it.
+- `upsampler(x, size)` returns `x` resized to `size`.
+- `skip(x, feature)` joins two maps of the same size.
+- The fields `upsample`, `skip` and `norm` hold factories: a Module class or a `functools.partial` of one.
+- The file of a block registers its name in `BLOCKS` with `register_blocks`.
 """
 
 from densezoo.blocks.aspp import ASPP, SeparableConv

@@ -1,4 +1,4 @@
-"""Atrous spatial pyramid pooling, and the separable convolution that goes with it."""
+"""Atrous spatial pyramid pooling, and the separable convolution that it uses."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,11 +18,11 @@ from densezoo.types import Dtype, Initializer, ModuleDef
 
 
 class SeparableConv(nn.Module):
-    """A depthwise convolution, each channel by itself, and a 1x1 convolution; then normalisation and activation.
+    """A depthwise convolution and a 1x1 convolution, followed by normalisation and activation.
 
-    There is neither between the two, as in segmentation_models_pytorch.
+    As in segmentation_models_pytorch, there is no normalisation or activation between the two convolutions.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
         kernel_size: of the depthwise convolution.
         dilation: pixels between its taps.
@@ -56,15 +56,15 @@ class SeparableConv(nn.Module):
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: a 1x1 convolution, dilated ones at several rates and the mean, side by side.
+    """Atrous spatial pyramid pooling: parallel 1x1 convolution, dilated convolutions and global mean.
 
     The result has the size of the input.
 
-    Args (fields):
+    Attributes:
         features: channels of each branch and of the result.
         atrous_rates: dilation of each 3x3 convolution.
         separable: whether these are depthwise separable.
-        dropout: share of the result's values that are dropped in training (needs a `dropout` random key).
+        dropout: dropout rate of the result in training (needs a `dropout` random key).
         norm: factory of the normalisation, None for none.
         act: activation.
 
@@ -104,7 +104,7 @@ class ASPP(nn.Module):
             branches.append(atrous(dilation=rate, name=f"convs_{index}")(x, train=train))
         mean = global_avg_pool(x)
         pooled = pointwise(name="pool")(mean, train=train)
-        # One pixel, resized bilinearly, is that pixel everywhere.
+        # A bilinear resize of a single pixel is a broadcast.
         branches.append(jnp.broadcast_to(pooled, branches[0].shape))
         y = pointwise(name="project")(jnp.concatenate(branches, axis=-1), train=train)
         return Dropout(self.dropout)(y, deterministic=not train)

@@ -1,4 +1,4 @@
-"""Attention: gates between 0 and 1 that weigh channels or pixels, and tokens that look at others."""
+"""Attention: gates between 0 and 1 for channels or pixels, and dot-product attention between tokens."""
 
 from collections.abc import Callable
 
@@ -15,12 +15,12 @@ from densezoo.types import Dtype, Initializer, accumulator_dtype
 
 
 class ChannelGate(nn.Module):
-    """Squeeze-and-excitation's gate, one for every channel, from the means of all: `x * ChannelGate(16)(x)`.
+    """The gate of squeeze-and-excitation: a factor per channel, computed from all means: `x * ChannelGate(16)(x)`.
 
-    Args (fields):
+    Attributes:
         hidden: channels between the two 1x1 convolutions.
         act: activation between them.
-        gate: what brings their result into 0..1.
+        gate: activation that maps their result to 0..1.
 
     Hu et al., Squeeze-and-excitation networks, 2017. https://arxiv.org/abs/1709.01507
     """
@@ -41,7 +41,7 @@ class ChannelGate(nn.Module):
 
 
 class SCSE(nn.Module):
-    """Concurrent spatial and channel squeeze and excitation: a gate for every channel, another for every pixel.
+    """Concurrent spatial and channel squeeze and excitation: a gate per channel and a gate per pixel.
 
     Roy et al., 2018. https://arxiv.org/abs/1808.08127
     """
@@ -64,10 +64,10 @@ def attend(
     value: Float[Array, "b k h d"],
     bias: Float[Array, "..."] | None = None,
 ) -> Float[Array, "b q h d"]:
-    """Scaled dot-product attention of every head; its softmax in float32. `bias` is added to the scores, (b, h, q, k).
+    """Scaled dot-product attention with the softmax in float32. `bias`, (b, h, q, k), is added to the scores.
 
-    The heads come before the tokens, so that both products are of plain batches of matrices: oneDNN computes others, or
-    a sum with a bias over five axes, by a reference loop that is up to 90 times slower.
+    The heads are moved before the tokens, so that both products are plain batched matrix products. For other layouts,
+    or a bias over five axes, oneDNN uses a reference loop that is up to 90 times slower.
     """
     wide = accumulator_dtype(query.dtype)
     query, key, value = (x.swapaxes(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))

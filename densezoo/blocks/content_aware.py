@@ -1,4 +1,4 @@
-"""Upsamplers that look at the content: CARAFE weighs a neighbourhood, DySample moves the point where it reads."""
+"""Content-aware upsamplers: CARAFE predicts the weights of a neighbourhood, DySample predicts sampling positions."""
 
 import flax.linen as nn
 import jax
@@ -16,18 +16,19 @@ class CARAFE(nn.Module):
     """Learned upsampling by 2: every output pixel is a weighted mean of a neighbourhood, with predicted weights.
 
     A 1x1 convolution compresses the channels, a convolution predicts `kernel_size**2` weights for each of the four
-    output pixels, a softmax makes them a mean, and `ops.carafe` takes it. It starts as a box blur, nearly.
+    output pixels, a softmax normalises them, and `ops.carafe` computes the means. At initialisation, it is nearly a box
+    blur.
 
     Weights of mmcv's `CARAFEPack` have the same names: `channel_compressor` and `content_encoder`, whose `weight`
     (out, in, h, w) is `kernel` (h, w, in, out) here and whose `bias` is `bias`.
 
     Wang et al., CARAFE: Content-aware reassembly of features, 2019. https://arxiv.org/abs/1905.02188
 
-    Args (fields):
+    Attributes:
         kernel_size: odd side of the neighbourhood.
-        groups: runs of channels with weights of their own.
+        groups: number of channel groups; each has its own weights.
         compressed_features: channels from which the weights are predicted.
-        encoder_kernel_size: odd side of the convolution that predicts them.
+        encoder_kernel_size: odd kernel size of the convolution that predicts them.
     """
 
     kernel_size: int = 5
@@ -69,20 +70,20 @@ class CARAFE(nn.Module):
 
 
 class DySample(nn.Module):
-    """Learned upsampling by 2: bilinear sampling at predicted positions. It starts as bilinear upsampling, nearly.
+    """Learned upsampling by 2: bilinear sampling at predicted positions.
 
-    The authors' style "lp" with a static scope, which is `reach` here: a 1x1 convolution predicts, for each of the four
-    output pixels and each group, by how much to move the point where bilinear upsampling would read, and
-    `ops.sample_bilinear` reads there.
+    At initialisation, it is nearly bilinear upsampling. This is the authors' style "lp" with a static scope, here
+    called `reach`. For each of the four output pixels and each group, a 1x1 convolution predicts an offset to the
+    position at which bilinear upsampling would sample, and `ops.sample_bilinear` samples there.
 
     Weights of the authors' `DySample` have the same name: `offset`, whose `weight` (out, in, 1, 1) is `kernel`
     (1, 1, in, out) here and whose `bias` is `bias`; their buffer `init_pos` is a constant.
 
     Liu et al., Learning to upsample by learning to sample, 2023. https://arxiv.org/abs/2308.15085
 
-    Args (fields):
-        groups: runs of channels with positions of their own; it must divide the channels.
-        reach: pixels by which a prediction of 1 moves the point.
+    Attributes:
+        groups: number of channel groups, which must divide the channels; each has its own positions.
+        reach: offset in pixels for a prediction of 1.
     """
 
     groups: int = 4
@@ -108,7 +109,7 @@ class DySample(nn.Module):
 
         def double(x: jax.Array) -> jax.Array:
             _, height, width, _ = x.shape
-            # In float32: a position needs more digits than a half has.
+            # In float32, because half precision is too coarse for positions.
             offsets = ops.pixel_shuffle(predict(x).astype(jnp.float32), 2)
             columns, rows = jnp.split(self.reach * offsets, 2, axis=-1)  # (batch, 2h, 2w, groups) each
             rows = rows + jnp.reshape((jnp.arange(2 * height, dtype=jnp.float32) - 0.5) / 2, (1, -1, 1, 1))

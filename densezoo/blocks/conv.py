@@ -1,4 +1,4 @@
-"""Convolutions, with torch's padding, and the bricks made of them."""
+"""Convolutions with torch's padding, and basic blocks made of them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,13 +19,13 @@ from densezoo.types import Dtype, Initializer, ModuleDef
 class Conv(nn.Module):
     """Convolution with torch's explicit padding: `kernel_size // 2 * dilation` pixels of zeros on every side.
 
-    It takes an array, or an `Upsampled` that it convolves without building it.
+    The input is an array, or an `Upsampled`, which is convolved without materialising it.
 
-    Args (fields):
-        padding: pixels of zeros on every side, where they are not torch's usual ones (an even kernel needs it said), or
-          "SAME": as many as TensorFlow's padding of that name, more of them below and to the right.
-        kernel_init: initialiser of the kernel, and
-        bias_init: of the bias.
+    Attributes:
+        padding: pixels of zeros on every side. None means `kernel_size // 2 * dilation`; an even kernel needs a value.
+            "SAME" is TensorFlow's padding, which puts odd pixels at the bottom and right.
+        kernel_init: initialiser of the kernel.
+        bias_init: initialiser of the bias.
     """
 
     features: int
@@ -44,7 +44,7 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"] | Upsampled) -> Float[Array, "b h2 w2 d"]:
         if self.kernel_size % 2 == 0 and self.padding is None:
             raise ValueError(
-                f"kernel_size={self.kernel_size}: an even kernel has no middle and changes the size: give padding"
+                f"kernel_size={self.kernel_size}: an even kernel has no centre and changes the size: pass padding"
             )
         if self.features % self.groups or x.shape[-1] % self.groups:
             raise ValueError(f"groups={self.groups} must divide the {x.shape[-1]} channels in and {self.features} out")
@@ -71,17 +71,17 @@ class Conv(nn.Module):
 
 
 def _same(shape: tuple[int, ...], size: int, strides: int, dilation: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """TensorFlow's padding: so much that ceil(n / strides) windows fit; the odd pixel goes to the end."""
+    """TensorFlow's padding, for ceil(n / strides) windows; an odd pixel is added at the end."""
     missing = [max((-(-n // strides) - 1) * strides + dilation * (size - 1) + 1 - n, 0) for n in shape[1:3]]
     rows, columns = ((n // 2, n - n // 2) for n in missing)
     return rows, columns
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, normalisation, activation: the brick of every network here.
+    """Convolution, normalisation and activation: the basic block of all networks.
 
-    `norm=None` leaves the normalisation out, `act=None` the activation. The convolution has a bias where no
-    normalisation follows, or where `use_bias` says so. `padding` and the initialiser are those of `Conv`.
+    `norm=None` omits the normalisation, and `act=None` the activation. The convolution has a bias if no normalisation
+    follows, unless `use_bias` overrides this. `padding` and the initialiser are those of `Conv`.
     """
 
     features: int
@@ -118,9 +118,9 @@ class ConvNormAct(nn.Module):
 
 
 class DoubleConv(nn.Module):
-    """Two 3x3 convolutions: the block of the plain U-Net, on the way down and, after the skip, on the way up.
+    """Two 3x3 convolutions: the block of the plain U-Net's encoder and, after the skip, of its decoder.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
         hidden: channels between the two; None means `features`.
     """

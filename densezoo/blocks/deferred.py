@@ -1,4 +1,4 @@
-"""Maps that need not be built, since the next convolution reads them as they are."""
+"""Deferred maps, which the next convolution reads without materialising them."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from densezoo.types import Dtype
 
 @struct.dataclass
 class Upsampled:
-    """Maps to be doubled and concatenated with a skip. `Conv` takes them in place of an array.
+    """Deferred upsampling by 2 and concatenation with a skip. `Conv` accepts it instead of an array.
 
     Attributes:
         x: NHWC maps.
         skip: NHWC maps of twice the height and width, or None.
         method: as in `ops.upsample_concat_conv`.
-        skip_first: the skip's channels come first.
+        skip_first: whether the skip's channels come first.
     """
 
     x: jax.Array
@@ -26,12 +26,12 @@ class Upsampled:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what it stands for."""
+        """The shape of the materialised array."""
         batch, height, width, channels = self.x.shape
         return batch, 2 * height, 2 * width, channels + (0 if self.skip is None else self.skip.shape[-1])
 
     def build(self) -> jax.Array:
-        """What it stands for."""
+        """The materialised array."""
         size = (2 * self.x.shape[1], 2 * self.x.shape[2])
         if self.method == "nearest":
             x = ops.resize_nearest(self.x, size)
@@ -42,7 +42,7 @@ class Upsampled:
         return jnp.concatenate([self.skip, x] if self.skip_first else [x, self.skip], axis=-1)
 
     def conv(self, kernel: jax.Array, dtype: Dtype) -> jax.Array:
-        """The 3x3 convolution of it."""
+        """Applies a 3x3 convolution."""
         skip = None if self.skip is None else jnp.asarray(self.skip).astype(dtype)
         return ops.upsample_concat_conv(
             jnp.asarray(self.x).astype(dtype), skip, kernel, method=self.method, skip_first=self.skip_first

@@ -1,4 +1,4 @@
-"""Builds blocks from the factories in fields such as `upsample` and `norm`, and holds the names of factories."""
+"""Builds blocks from the factories in fields such as `upsample` and `norm`, and registers names of factories."""
 
 import inspect
 from typing import Any
@@ -8,21 +8,21 @@ import flax.linen as nn
 from densezoo.types import ModuleDef
 
 BLOCKS: dict[str, dict[str, Any]] = {"upsample": {}, "skip": {}, "norm": {}, "act": {}, "attention": {}}
-"""For each kind of field, the names that `create_model`, `create_encoder` and the scripts take, and their factories."""
+"""For each kind of field, the names that `create_model`, `create_encoder` and the scripts accept, with factories."""
 
 _CALLS = {"upsample": ("x", "size"), "skip": ("x", "feature"), "attention": ("x",)}
 
 
 def register_blocks(field: str, **blocks: Any) -> None:
-    """Adds names of blocks to those that `create_model` and `create_encoder` take.
+    """Registers names of blocks for `create_model` and `create_encoder`.
 
     Args:
-        field: what takes them: "upsample", "skip", "norm", "act" or "attention". A field such as `attention_upsample`
-            takes the names of "upsample".
+        field: the field that accepts them: "upsample", "skip", "norm", "act" or "attention". A field such as
+            `attention_upsample` accepts the names of "upsample".
         **blocks: names to factories, or to functions for "act".
 
     Raises:
-        ValueError: there is no such kind of field.
+        ValueError: if there is no such kind of field.
 
     Example:
         >>> from functools import partial
@@ -52,12 +52,12 @@ register_blocks(
 
 
 def build(factory: ModuleDef, **fields: Any) -> Any:
-    """Makes a block from its factory.
+    """Creates a block from its factory.
 
     Args:
-        factory: a Module class, or a `functools.partial` of one, or a function.
-        **fields: what it is called with: `dtype`, `param_dtype` and `name`. The name says what the block is for, as in
-            "upsample" or "skip2".
+        factory: a Module class, a `functools.partial` of one, or a function.
+        **fields: arguments of the factory: `dtype`, `param_dtype` and `name`. The name states the block's purpose, such
+            as "upsample" or "skip2".
 
     Returns:
         The block.
@@ -78,8 +78,8 @@ def build(factory: ModuleDef, **fields: Any) -> Any:
     place = str(fields.get("name") or "block").rstrip("_0123456789")
     if isinstance(factory, str):
         raise TypeError(
-            f"{place}={factory!r}: names are for dz.create_model and dz.create_encoder; a module takes the factory"
-            " itself, such as dz.Bilinear"
+            f"{place}={factory!r}: only dz.create_model and dz.create_encoder accept names; pass a factory to a module,"
+            " such as dz.Bilinear"
         )
     if not callable(factory):
         raise TypeError(
@@ -94,7 +94,7 @@ def build(factory: ModuleDef, **fields: Any) -> Any:
         raise TypeError(
             f"{_name(factory)} cannot be built as {place}: {mismatch}. A block is a Flax module with the fields"
             " `dtype: Any = None` (of the computation) and `param_dtype: Any = jnp.float32` (of the parameters), and"
-            " every other field has a default. For a class that you cannot change, pass a function:"
+            " defaults for all other fields. For a class that you cannot change, pass a function:"
             f" lambda dtype, param_dtype, name: {_name(factory)}(..., name=name)"
         )
     block = factory(**fields)
@@ -105,27 +105,27 @@ def build(factory: ModuleDef, **fields: Any) -> Any:
 
 
 def check_call(module: Any, place: str, *arguments: str, **keywords: Any) -> None:
-    """Raises a TypeError that names the class if a module cannot be called with such arguments.
+    """Raises a TypeError that names the class if a module cannot be called with these arguments.
 
     Args:
-        module: what is called.
-        place: what it is in the model, such as "decoder".
-        *arguments: what the positional arguments are, for the message.
+        module: the module to call.
+        place: its place in the model, such as "decoder".
+        *arguments: names of the positional arguments, for the message.
         **keywords: the keyword arguments.
     """
     if mismatch := _mismatch(module, *arguments, **keywords):
         call = ", ".join([*arguments, *(f"{name}=..." for name in keywords)])
         raise TypeError(
-            f"{_name(module)} cannot be called as {place}({call}): {mismatch}. Its __call__ needs these arguments;"
-            " it may leave the keyword ones unused"
+            f"{_name(module)} cannot be called as {place}({call}): {mismatch}. Its __call__ must accept these"
+            " arguments; it may ignore keyword arguments"
         )
 
 
 def _mismatch(function: Any, *arguments: Any, **keywords: Any) -> str:
-    """Why a call with these arguments would be a TypeError; "" if it would not."""
+    """The reason why a call with these arguments would raise a TypeError; "" if it would not."""
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some functions written in C have none
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return ""
     try:
         signature.bind(*arguments, **keywords)

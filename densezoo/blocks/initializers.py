@@ -13,11 +13,11 @@ he_uniform: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "unifo
 """segmentation_models_pytorch's initialiser of decoders (He et al. 2015)."""
 
 torch_uniform: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-"""What torch gives convolutions and linear layers whose author chose nothing; `torch_bias` goes with it."""
+"""The default kernel initialiser of torch's convolutions and linear layers; see also `torch_bias`."""
 
 
 def torch_bias(fan_in: int) -> Initializer:
-    """What torch gives the bias of a convolution or linear layer that sums `fan_in` numbers: +-1 / sqrt(fan_in)."""
+    """The default bias initialiser of torch's convolutions and linear layers: uniform within +-1 / sqrt(fan_in)."""
 
     def initialise(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
@@ -26,7 +26,7 @@ def torch_bias(fan_in: int) -> Initializer:
 
 
 truncated_normal: Initializer = nn.initializers.truncated_normal(0.02, lower=-2 / 0.02, upper=2 / 0.02)
-"""timm's `trunc_normal_(std=0.02)` of transformers: its cut, at +-2, is a hundred deviations away."""
+"""timm's `trunc_normal_(std=0.02)` of transformers. It truncates at +-2, a hundred standard deviations."""
 
 # Each pixel of a transposed convolution with stride 2 sums a quarter of the kernel's taps, hence four times the
 # variance of he_uniform.
@@ -34,7 +34,7 @@ he_uniform_transposed: Initializer = nn.initializers.variance_scaling(8.0, "fan_
 
 
 def icnr(init: Initializer = he_uniform, factor: int = 2) -> Initializer:
-    """Initialises the convolution before a pixel shuffle so that it starts as nearest upsampling: no checkerboard.
+    """Initialises the convolution before a pixel shuffle as nearest upsampling, which has no checkerboard.
 
     Aitken et al., Checkerboard artifact free sub-pixel convolution, 2017. https://arxiv.org/abs/1707.02937
     """

@@ -15,10 +15,10 @@ from densezoo.types import Dtype, Initializer, ModuleDef, accumulator_dtype
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation as torch does it: momentum 0.9 here is 0.1 there, and the running variance is unbiased.
+    """Batch normalisation as in torch: momentum 0.9 corresponds to torch's 0.1, and the running variance is unbiased.
 
-    Statistics are taken in float32 over all axes but the last; in training they need more than one value per channel.
-    Under `jit` over a mesh they are those of the global batch, without an axis name. Ioffe and Szegedy, 2015,
+    Statistics are computed in float32 over all axes but the last. Training needs more than one value per channel.
+    Under `jit` over a mesh, they are those of the global batch, without an axis name. Ioffe and Szegedy, 2015,
     https://arxiv.org/abs/1502.03167.
     """
 
@@ -42,9 +42,8 @@ class BatchNorm(nn.Module):
         count = x.size // features
         if train and count == 1 and not self.is_initializing():
             raise ValueError(
-                f"a batch norm has no statistics of one value per channel to learn from, got shape {x.shape} in"
-                " training: train with two or more images at once (a mean over the image is one value each), or with"
-                " norm=partial(dz.GroupNorm, ...)"
+                f"a batch norm needs more than one value per channel in training, got shape {x.shape}: use a batch of"
+                " two or more images (a global mean leaves one value per image), or norm=partial(dz.GroupNorm, ...)"
             )
         if train:
             # In the wider of the two types, so that the result is rounded once.
@@ -69,11 +68,11 @@ class BatchNorm(nn.Module):
 
 
 class FrozenBatchNorm(BatchNorm):
-    """Batch normalisation that never changes: neither its statistics, in training too, nor its scale and bias.
+    """Batch normalisation with constant statistics, scale and bias, also in training.
 
-    Detectors have it in a pretrained encoder, because the few large pictures of a batch give no good statistics. All
-    four are in `batch_stats`, so that no optimizer and no weight decay reaches them. torchvision's `FrozenBatchNorm2d`
-    has the epsilon 1e-5, but 0 in the weights that torchvision publishes for the first versions of its detectors:
+    Detectors use it in a pretrained encoder, because batches of few large images give poor statistics. All four arrays
+    are in `batch_stats`, so optimizers and weight decay do not change them. torchvision's `FrozenBatchNorm2d` has an
+    epsilon of 1e-5, but of 0 in the published weights of the first versions of its detectors:
 
         encoder = dz.create_encoder("resnet50", norm=partial(dz.FrozenBatchNorm, epsilon=0.0))
         model = dz.create_model("faster_rcnn", encoder, num_classes=91)
@@ -98,13 +97,13 @@ class FrozenBatchNorm(BatchNorm):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation: statistics of each sample over groups of channels, so that a batch of one will do.
+    """Group normalisation: statistics of each sample over groups of channels. Works with a batch of one.
 
-    Statistics are taken in float32. Wu and He, 2018, https://arxiv.org/abs/1803.08494.
+    Statistics are computed in float32. Wu and He, 2018, https://arxiv.org/abs/1803.08494.
 
-    Args (fields):
-        num_groups: how many groups; it must divide the channels. None takes the paper's 32 where it divides them, and
-          else the largest divisor below that leaves two channels or more in each group: 8 for 16 channels, 24 for 48.
+    Attributes:
+        num_groups: number of groups, which must divide the channels. None means the paper's 32 if it divides them, or
+            else the largest smaller divisor that leaves at least two channels per group: 8 for 16 channels, 24 for 48.
     """
 
     num_groups: int | None = None
@@ -138,7 +137,7 @@ class GroupNorm(nn.Module):
 
 
 def default_groups(channels: int) -> int:
-    """The number of groups that `GroupNorm` takes by itself."""
+    """The default number of groups of `GroupNorm`."""
     if channels % 32 == 0:
         return 32
     return max((groups for groups in range(1, 32) if channels % groups == 0 and channels // groups > 1), default=1)
@@ -147,7 +146,7 @@ def default_groups(channels: int) -> int:
 class LayerNorm(nn.Module):
     """Layer normalisation over the channels of every pixel or token.
 
-    Statistics are taken in float32. Ba et al., 2016, https://arxiv.org/abs/1607.06450.
+    Statistics are computed in float32. Ba et al., 2016, https://arxiv.org/abs/1607.06450.
     """
 
     epsilon: float = 1e-6
@@ -165,8 +164,8 @@ class LayerNorm(nn.Module):
         return _layer_norm(wide, scale, bias, self.epsilon).astype(dtype)
 
 
-# One function, so that its gradient is summed up by itself. Otherwise XLA:CPU lets oneDNN add the part that is the same
-# for all channels of a pixel to the gradient of a convolution, which takes it 200 times as long as the convolution.
+# A separate function, so that its gradient is summed separately. Otherwise XLA:CPU lets oneDNN add the part that is
+# constant over a pixel's channels to the gradient of a convolution, which takes 200 times as long as the convolution.
 @functools.partial(jax.jit, static_argnames="epsilon")
 def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
     centred = x - x.mean(-1, keepdims=True)
@@ -184,10 +183,10 @@ def norm_act(
     dtype: Dtype | None,
     param_dtype: Dtype,
 ) -> jax.Array:
-    """Applies a norm factory, those here or Flax's own (`partial(nn.GroupNorm, num_groups=8)`), and an activation.
+    """Applies a norm factory, of densezoo or Flax (`partial(nn.GroupNorm, num_groups=8)`), and an activation.
 
-    None for either leaves it out. A norm whose call has the argument `train`, or `use_running_average` as Flax's batch
-    norm, is told whether it trains; one that has `relu` applies the ReLU itself.
+    None omits either. If the norm's call has an argument `train`, or `use_running_average` as in Flax's batch norm, it
+    receives the mode. If it has an argument `relu`, it applies the ReLU itself.
     """
     if act is not None and not callable(act):
         raise TypeError(f"act: expected a function, such as jax.nn.relu, got {act!r}")

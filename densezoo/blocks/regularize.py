@@ -1,4 +1,4 @@
-"""What is left out in training: channels, and whole branches."""
+"""Regularisation in training: spatial dropout and stochastic depth."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from densezoo.types import accumulator_dtype
 
 
 class Dropout(nn.Dropout):
-    """Flax's dropout, in a mesh with explicit axes too: there each device takes its samples' part of what is drawn."""
+    """Flax's dropout, which also works in a mesh with explicit axes: each device uses its samples' part of the mask."""
 
     def __call__(self, inputs: jax.Array, deterministic: bool | None = None, rng: Any = None) -> jax.Array:
         if not explicitly_sharded(inputs):
@@ -25,7 +25,7 @@ class Dropout(nn.Dropout):
 
 
 class SpatialDropout(nn.Module):
-    """Drops whole channels of each sample in training and scales up the others; needs a `dropout` random key.
+    """Drops whole channels of each sample in training and rescales the others. Needs a `dropout` random key.
 
     Tompson et al., Efficient object localization using convolutional networks, 2014. https://arxiv.org/abs/1411.4280
     """
@@ -38,9 +38,9 @@ class SpatialDropout(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch of whole samples in training and scales it up in the others.
+    """Stochastic depth: in training, drops a residual branch for whole samples and rescales it for the others.
 
-    Needs a `dropout` random key where the rate is not 0. Huang et al., 2016, https://arxiv.org/abs/1603.09382.
+    Needs a `dropout` random key if the rate is not 0. Huang et al., 2016, https://arxiv.org/abs/1603.09382.
     """
 
     rate: float = 0.0
@@ -51,12 +51,12 @@ class DropPath(nn.Module):
 
 
 def drop_path_rates(rate: float, count: int) -> list[float]:
-    """From 0 at the first of `count` blocks in equal steps to `rate` at the last, as timm has it."""
+    """Rates that increase linearly from 0 for the first of `count` blocks to `rate` for the last, as in timm."""
     return [rate * index / max(count - 1, 1) for index in range(count)]
 
 
 def run_block(block: nn.Module, *arrays: jax.Array | None, remat: bool, **static: Any) -> jax.Array:
-    """`block(*arrays, **static)`; with `remat` its inner maps are worked out anew in the backward pass, not kept."""
+    """Calls `block(*arrays, **static)`. With `remat`, the backward pass recomputes its inner maps."""
     if not remat:
         return block(*arrays, **static)  # pyright: ignore[reportCallIssue]
     return nn.remat(lambda module, *arrays: module(*arrays, **static))(block, *arrays)

@@ -1,4 +1,4 @@
-"""Skips: `skip(x, feature)` joins the decoder's map with the encoder's at the same size."""
+"""Skips: `skip(x, feature)` joins the decoder's map with the encoder's map of the same size."""
 
 import dataclasses
 from typing import Any
@@ -18,10 +18,10 @@ from densezoo.types import Dtype, Initializer, ModuleDef, Size
 
 
 class ConcatSkip(nn.Module):
-    """U-Net's skip: concatenates the two along the channels.
+    """U-Net's skip: concatenates both maps along the channels.
 
-    `skip_first` says which comes first. It matters only to weights from elsewhere: segmentation_models_pytorch puts
-    the decoder's map first, many plain U-Nets the encoder's.
+    `skip_first` puts the encoder's map first. This only matters for external weights: segmentation_models_pytorch puts
+    the decoder's map first, and many plain U-Nets the encoder's.
     """
 
     skip_first: bool = False
@@ -38,9 +38,9 @@ class ConcatSkip(nn.Module):
 
 
 class LateralAdd(nn.Module):
-    """FPN's skip: a 1x1 convolution brings the encoder's map to the decoder's channels, and the two are added.
+    """FPN's skip: a 1x1 convolution projects the encoder's map to the decoder's channels, and both are added.
 
-    Args (fields):
+    Attributes:
         norm: factory of a normalisation after the convolution, None for none.
     """
 
@@ -63,13 +63,13 @@ class LateralAdd(nn.Module):
 
 
 class AttentionGate(ConcatSkip):
-    """Attention U-Net's skip: the decoder's map weighs each pixel of the encoder's by 0..1; both are concatenated.
+    """Attention U-Net's skip: the decoder's map gates the encoder's pixels by 0..1, and both are concatenated.
 
-    The weight is additive attention: both maps through 1x1 convolutions, added, ReLU, one more 1x1 convolution to a
-    single channel, sigmoid. The authors gate a finer map by a coarser one; here both have the same size already.
+    The gate is additive attention: 1x1 convolutions of both maps, sum, ReLU, a 1x1 convolution to a single channel,
+    and sigmoid. The authors gate a finer map by a coarser one; here both have the same size.
 
-    Args (fields):
-        hidden: channels in which the two are added; None means half of the encoder's.
+    Attributes:
+        hidden: channels of the sum; None means half of the encoder's channels.
 
     Oktay et al., Attention U-Net: Learning where to look for the pancreas, 2018. https://arxiv.org/abs/1804.03999
     """
@@ -90,9 +90,9 @@ class AttentionGate(ConcatSkip):
 
 
 def step_up(upsampler: Any, skip: Any, x: jax.Array, feature: Any, size: Size) -> Float[Array, "b _ _ c"] | Upsampled:
-    """`x` at `size`, joined with the encoder's feature there if there is one, for a convolution to read.
+    """Upsamples `x` to `size` and joins it with the encoder's feature, if any, as the input of a convolution.
 
-    Where a concatenation need not be built for that, it is left to the convolution.
+    If the convolution can read both without a concatenation, it gets them separately.
     """
     later = defer(upsampler, x, size) if skip is None or type(skip) is ConcatSkip else None
     at_size = upsampler(x, size) if later is None else later

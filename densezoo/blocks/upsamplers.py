@@ -1,4 +1,4 @@
-"""Upsamplers: `upsampler(x, size)` gives `x` at `size`."""
+"""Upsamplers: `upsampler(x, size)` returns `x` resized to `size`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -43,13 +43,13 @@ class Bilinear(nn.Module):
 
 
 def defer(upsampler: Any, x: jax.Array, size: Size) -> Upsampled | None:
-    """`upsampler(x, size)` for a convolution to read, if it is a doubling that `ops.upsample_concat_conv` knows.
+    """A deferred form of `upsampler(x, size)`, if `ops.upsample_concat_conv` supports it.
 
-    None means to call it; so does the reference implementation.
+    None means that the upsampler has to be called. The reference implementation always calls it.
     """
     if chosen() == "reference" or (2 * x.shape[1], 2 * x.shape[2]) != tuple(size):
         return None
-    # Not of classes made from these, which may do anything.
+    # Subclasses are excluded, because they may do anything.
     if type(upsampler) is Nearest:
         return Upsampled(x, method="nearest")
     if type(upsampler) is Bilinear:
@@ -69,7 +69,7 @@ class Bicubic(nn.Module):
 
 
 def _fit(x: jax.Array, size: Size) -> jax.Array:
-    """Brings a doubled map to `size`: a row or column too many is cut, one too few repeated, more is resampled."""
+    """Fits a doubled map to `size`: cuts one extra row or column, repeats one that is missing, or else resamples."""
     missing = (size[0] - x.shape[1], size[1] - x.shape[2])
     if missing == (0, 0):
         return x
@@ -79,12 +79,12 @@ def _fit(x: jax.Array, size: Size) -> jax.Array:
 
 
 def _by_doubling(x: jax.Array, size: Size, double: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Brings `x` to `size` by a layer that doubles the sides: once, and again while much is missing.
+    """Upsamples `x` to `size` with a layer that doubles the sides, which is applied repeatedly if necessary.
 
-    It is the same layer each time, so the weights never depend on the size of an image, however small it is.
+    The same layer is used each time, so the weights never depend on the image size.
     """
     if size[0] < x.shape[1] or size[1] < x.shape[2]:
-        raise ValueError(f"a learned upsampler only enlarges, got a map of {x.shape[1:3]} for the size {size}")
+        raise ValueError(f"a learned upsampler cannot reduce a map, got a map of {x.shape[1:3]} and the size {size}")
     channels, x = x.shape[-1], double(x)
     # A layer that changes the channels cannot be used twice; `_fit` then resamples.
     while x.shape[-1] == channels and (2 * size[0] >= 3 * x.shape[1] or 2 * size[1] >= 3 * x.shape[2]):
@@ -93,10 +93,10 @@ def _by_doubling(x: jax.Array, size: Size, double: Callable[[jax.Array], jax.Arr
 
 
 class TransposedConv(nn.Module):
-    """Learned upsampling by 2: a transposed convolution; with `kernel_size=4` its windows overlap evenly.
+    """Learned upsampling by 2: a transposed convolution. With `kernel_size=4`, its windows overlap evenly.
 
-    Args (fields):
-        kernel_size: an even number; 2 paints tiles that do not overlap, 4 is the usual other choice.
+    Attributes:
+        kernel_size: an even number. With 2, the windows do not overlap; 4 is the common alternative.
         reduction: the channels are divided by this; 2 is the original U-Net's "up-convolution".
     """
 
@@ -128,7 +128,7 @@ class TransposedConv(nn.Module):
 
 
 class ResizeConv(nn.Module):
-    """Resize, then convolve: upsampling that learns without checkerboards.
+    """Resize, then convolve: learned upsampling without checkerboards.
 
     Odena et al., Deconvolution and checkerboard artifacts, 2016. https://distill.pub/2016/deconv-checkerboard
     """

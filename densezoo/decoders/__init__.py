@@ -1,6 +1,6 @@
-"""Decoders: Pyramid -> one map, or for a neck a tuple of maps; an architecture a file."""
+"""Decoders map a pyramid to one map, and necks to a tuple of maps. Each file has one architecture."""
 
-# Each line adds a file, which registers its families, in the order of the README's table.
+# Each imported file registers its families, in the order of the README's table.
 
 from densezoo.decoders.unet import UNetDecoder
 from densezoo.decoders.unetplusplus import UNetPlusPlusDecoder

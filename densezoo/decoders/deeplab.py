@@ -30,13 +30,13 @@ from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 class DeepLabV3Decoder(nn.Module):
     """DeepLabV3: atrous spatial pyramid pooling on the encoder's last map, and a 3x3 convolution.
 
-    The result has the size of that map, 1/8 or 1/16 of the image over an encoder with that `output_stride`; a head
-    brings it to the image's size.
+    The result has the size of that map, 1/8 or 1/16 of the image for an encoder with that `output_stride`. A head
+    upsamples it to the image's size.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
-        atrous_rates: dilation of each 3x3 convolution of the pyramid pooling; the defaults are those of the references
-          for 1/8, and the paper halves them for 1/16.
+        atrous_rates: dilation of each 3x3 convolution of the pyramid pooling. The defaults are the references' for 1/8;
+          the paper halves them for 1/16.
         separable: whether these are depthwise separable.
         aspp_dropout: share of the pyramid pooling's values that are dropped in training (needs a `dropout` random key).
         dropout: share of the result's channels that are dropped in training.
@@ -76,7 +76,7 @@ class DeepLabV3Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
-        # The references leave these convolutions to torch's own initialiser.
+        # The references use torch's default initialiser for these convolutions.
         fields = {
             "norm": self.norm,
             "act": self.act,
@@ -91,7 +91,7 @@ class DeepLabV3Decoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch and torchvision."""
+        """Parameter names of segmentation_models_pytorch and torchvision."""
 
         def naming(source: str, prefix: str, aspp: str, conv: str, norm: str, ignored: str = "") -> Naming:
             rules = [*_aspp(len(self.atrous_rates), aspp), Rule("conv/conv", conv), Rule("conv/norm", norm)]
@@ -99,27 +99,27 @@ class DeepLabV3Decoder(nn.Module):
 
         return [
             naming(SMP, "decoder.", "aspp", "conv", "bn"),
-            naming(SMP, "decoder.", "0", "1", "2"),  # up to its version 0.3
+            naming(SMP, "decoder.", "0", "1", "2"),  # up to version 0.3
             naming(TORCHVISION, "classifier.", "0", "1", "2", r"aux_classifier\..*"),
         ]
 
 
 class DeepLabV3PlusDecoder(nn.Module):
-    """DeepLabV3+: the pyramid pooling's result is upsampled and joined with a fine map of the encoder.
+    """DeepLabV3+: upsamples the result of the pyramid pooling and joins it with a fine map of the encoder.
 
-    The result has the size of that fine map, 1/4 of the image; a head brings it to the image's size.
+    The result has the size of that fine map, 1/4 of the image. A head upsamples it to the image's size.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
-        skip_features: channels to which the fine map is brought before it joins; few, so that they do not outweigh the
-          others. (A group norm must divide both numbers.)
-        finest: image size over map size of the map that joins: the first of the encoder's at this or coarser. In a
-          pyramid without `reductions` it is the first of all.
+        skip_features: channels to which the fine map is projected before the concatenation; few, so that they do not
+          outweigh the others. (The number of groups of a group norm must divide both.)
+        finest: selects the fine map: the encoder's finest map with at least this reduction. In a pyramid without
+          `reductions`, it is the finest map.
         atrous_rates: dilation of each 3x3 convolution of the pyramid pooling.
         separable: whether these are depthwise separable; the two convolutions after it always are.
         aspp_dropout: share of the pyramid pooling's values that are dropped in training (needs a `dropout` random key).
         dropout: share of the result's channels that are dropped in training.
-        upsample: factory of the upsampler; align-corners as the reference has it.
+        upsample: factory of the upsampler; align-corners as in the reference.
         norm: factory of the normalisation, None for none.
         act: activation.
 
@@ -151,7 +151,7 @@ class DeepLabV3PlusDecoder(nn.Module):
     @nn.compact
     def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        # The reference leaves these convolutions to torch's own initialiser.
+        # The reference uses torch's default initialiser for these convolutions.
         fields = {"norm": self.norm, "act": self.act, "kernel_init": torch_uniform, **dtypes}
         (fine, reduction), *_ = features = from_reduction(pyramid, self.finest)
         coarse, coarsest = features[-1]
@@ -169,7 +169,7 @@ class DeepLabV3PlusDecoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         rules = [
             *_aspp(len(self.atrous_rates), "aspp.0"),
             Rule(r"aspp_conv/depthwise", "aspp.1.0"),
@@ -185,7 +185,7 @@ class DeepLabV3PlusDecoder(nn.Module):
 
 
 def _aspp(rates: int, name: str) -> list[Rule]:
-    """Rules of a pyramid pooling with so many rates."""
+    """Rules of a pyramid pooling with this number of rates."""
     branch = rf"{name}.convs.\1"
     return [
         Rule(r"aspp/convs_(\d+)/conv", f"{branch}.0"),
@@ -209,7 +209,7 @@ register(
         paper="Chen et al. 2017, https://arxiv.org/abs/1706.05587",
         decoder=DeepLabV3Decoder,
         encoder="resnet50",
-        # segmentation_models_pytorch leaves DeepLab's head to torch's own initialiser.
+        # segmentation_models_pytorch uses torch's default initialiser for DeepLab's head.
         head=partial(SegmentationHead, kernel_size=1, kernel_init=torch_uniform),
         encoder_fields={"output_stride": 8},
         misfit=one_scale,

@@ -1,4 +1,4 @@
-"""DPT's decoder: the maps of a plain transformer made a pyramid, which is then fused from coarse to fine."""
+"""DPT's decoder: converts the maps of a plain transformer to a pyramid, and fuses it from coarse to fine."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,9 +21,9 @@ from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
 
 
 class Readout(nn.Module):
-    """What the class token knows, brought into every pixel of its map.
+    """Adds the class token's information to every pixel of its map.
 
-    `mode` says how: "cat" concatenates it and projects back, "add" adds it, "ignore" leaves it out.
+    `mode` selects how: "cat" concatenates it and projects back, "add" adds it, "ignore" ignores it.
     """
 
     mode: str
@@ -46,7 +46,7 @@ class Readout(nn.Module):
 
 
 class TransposedTiles(nn.Module):
-    """A transposed convolution whose stride is its kernel's side; initialised as torch does."""
+    """A transposed convolution whose stride equals its kernel size, initialised as in torch."""
 
     factor: int
     dtype: Dtype | None = None
@@ -63,9 +63,9 @@ class TransposedTiles(nn.Module):
 
 
 class Reassemble(nn.Module):
-    """A map from one scale to another: enlarged `factor` times, or made `1 / factor` times smaller.
+    """Resizes a map by a factor with learned convolutions.
 
-    Args (fields):
+    Attributes:
         hidden: channels while it is resized.
         features: channels of the result.
     """
@@ -103,7 +103,7 @@ class ResidualConvs(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Adds the coarser map to a feature, and brings the sum to `size`."""
+    """Adds the coarser map to a feature, and resizes the sum to `size`."""
 
     upsample: ModuleDef
     norm: ModuleDef | None
@@ -120,26 +120,26 @@ class Fusion(nn.Module):
         if coarser is not None:
             x = x + coarser
         x = ResidualConvs(self.norm, self.act, name="residual2", **dtypes)(x, train=train)
-        # The reference projects after its bilinear resize. That is the same, since the resize's weights add up to 1,
-        # but on four times as many pixels.
+        # The reference projects after its bilinear resize, on four times as many pixels. The result is the same,
+        # because the weights of the resize add up to 1.
         x = Conv(x.shape[-1], 1, name="project", **dtypes)(x)
         return build(self.upsample, name="upsample", **dtypes)(x, size)
 
 
 class DPTDecoder(nn.Module):
-    """Maps of a transformer, all of one scale, brought to 1/4, 1/8, 1/16, 1/32 and fused from the coarsest up.
+    """DPT: resizes a transformer's maps, all of one scale, to 1/4, 1/8, 1/16 and 1/32, and fuses them coarse to fine.
 
-    The result is at 1/2 of the image; where the encoder padded the image, it is cut to the image again.
+    The result is at 1/2 of the image. If the encoder padded the image, the result is cropped to the image.
 
-    Args (fields):
+    Attributes:
         intermediate_features: channels of each map while it is resized, one for each of the encoder's features.
         features: channels of the pyramid, and of the result.
-        readout: what becomes of the class token: "cat" concatenates it to every pixel and projects, "add" adds it,
-          "ignore" leaves it out.
+        readout: how to use the class token: "cat" concatenates it to every pixel and projects, "add" adds it,
+          "ignore" ignores it.
         upsample: factory of the upsampler between scales.
         norm: factory of the normalisation, None for none.
         act: activation.
-        dropout: share of the result's values dropped in training (needs a `dropout` random key).
+        dropout: dropout rate of the result in training (needs a `dropout` random key).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -170,11 +170,11 @@ class DPTDecoder(nn.Module):
         count = len(pyramid.maps)
         if len(self.intermediate_features) != count:
             raise ValueError(
-                f"intermediate_features has an entry for each of the encoder's {count} features; got"
+                f"intermediate_features needs an entry for each of the encoder's {count} maps; got"
                 f" {self.intermediate_features}"
             )
         if self.readout not in ("cat", "add", "ignore"):
-            raise ValueError(f'readout is "cat", "add" or "ignore", got {self.readout!r}')
+            raise ValueError(f'readout must be "cat", "add" or "ignore", got {self.readout!r}')
         if bad := [r for r in pyramid.reductions or () if r < 4 or r.bit_count() != 1]:
             raise ValueError(f"DPT resizes by powers of 2, so the patches are 4, 8, 16 or 32 pixels wide; got {bad[0]}")
         tokens = pyramid.tokens or (None,) * count
@@ -199,7 +199,7 @@ class DPTDecoder(nn.Module):
         return Dropout(self.dropout)(conv(x, train=train), deterministic=not train)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         fusion = r"decoder.fusion_blocks.\1"
         reassemble = r"decoder.reassemble_blocks.\1"
         rules = [
@@ -211,7 +211,7 @@ class DPTDecoder(nn.Module):
             Rule(r"fusion(\d)/residual(\d)/conv_(\d)/conv", rf"{fusion}.residual_conv_block\2.conv_\3"),
             Rule(r"fusion(\d)/residual(\d)/conv_(\d)/norm", rf"{fusion}.residual_conv_block\2.batch_norm_\3"),
             Rule(r"fusion(\d)/project", rf"{fusion}.project"),
-            # Part of the head there.
+            # Part of the head in the reference.
             Rule("output/conv", "segmentation_head.head.0"),
             Rule("output/norm", "segmentation_head.head.1"),
         ]
@@ -221,7 +221,7 @@ class DPTDecoder(nn.Module):
 def _misfit(encoder: Encoder) -> str:
     if len(set(encoder.reductions)) == 1:
         return ""
-    return "DPT makes its pyramid from a plain transformer's maps, all of one scale, such as vit_base_patch16_224's"
+    return "DPT needs a plain transformer with maps of a single scale, such as vit_base_patch16_224"
 
 
 register(

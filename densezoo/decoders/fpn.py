@@ -1,4 +1,4 @@
-"""The feature pyramid network: laterals added on the way down from coarse to fine; as a neck, and for segmentation."""
+"""The feature pyramid network: a top-down pathway with lateral connections, as a neck and for segmentation."""
 
 import functools
 import re
@@ -33,14 +33,14 @@ lecun_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "un
 """torchvision's initialiser of the neck, `kaiming_uniform_(a=1)`."""
 
 NEAREST: ModuleDef = partial(Nearest, half_pixel=False)
-"""torch's `nearest`, with which every reference goes down the pyramid."""
+"""torch's `nearest`, which all references use in the top-down pathway."""
 
 
 class TopDown(nn.Module):
-    """The pathway that all FPNs share: the coarsest map through a 1x1 convolution, then upsample and add laterals.
+    """The top-down pathway of all FPNs: a 1x1 convolution of the coarsest map, then repeated upsampling and addition.
 
-    Gives as many maps as it takes, fine to coarse, all with `features` channels. Called with their reductions
-    it learns no upsampling between maps of one scale.
+    Returns as many maps as it gets, fine to coarse, all with `features` channels. If it gets their reductions, it
+    creates no upsampler between maps of one scale.
     """
 
     features: int = 256
@@ -70,7 +70,7 @@ class TopDown(nn.Module):
 
 
 class PooledLevel(nn.Module):
-    """One more pyramid map: every second pixel of the coarsest, as in Faster R-CNN."""
+    """An additional pyramid map: every second pixel of the coarsest, as in Faster R-CNN."""
 
     features: int = 256
     dtype: Dtype | None = None
@@ -82,11 +82,11 @@ class PooledLevel(nn.Module):
 
 
 class ConvLevels(nn.Module):
-    """Two more pyramid maps by convolutions with stride 2, as in RetinaNet and FCOS: P6, and P7 from its ReLU.
+    """Two additional pyramid maps by convolutions with stride 2, as in RetinaNet and FCOS: P6, and P7 from its ReLU.
 
-    Args (fields):
+    Attributes:
         features: channels of both.
-        from_encoder: whether P6 is made from the encoder's coarsest map, C5, or from the pyramid's, P5.
+        from_encoder: whether P6 is computed from the encoder's coarsest map, C5, or from the pyramid's, P5.
     """
 
     features: int = 256
@@ -106,12 +106,12 @@ class ConvLevels(nn.Module):
 class FPNNeck(nn.Module):
     """FPN as a neck for detectors: a tuple of maps P2, P3, ... with equal channels, fine to coarse.
 
-    Args (fields):
+    Attributes:
         features: channels of every map.
-        levels: how many of the encoder's coarsest maps take part; 4 are C2..C5 of a ResNet.
-        upsample: factory of the upsampler on the way down.
+        levels: number of the encoder's coarsest maps that are used; 4 are C2..C5 of a ResNet.
+        upsample: factory of the upsampler in the top-down pathway.
         norm: factory of the normalisation after each convolution, None for none.
-        extra: factory of what makes coarser maps still, `PooledLevel` or `ConvLevels`; None for none.
+        extra: factory of a module for additional coarser maps, `PooledLevel` or `ConvLevels`; None for none.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -150,7 +150,7 @@ class FPNNeck(nn.Module):
         return maps if self.extra is None else maps + self._extra(name="extra", **dtypes)(maps, pyramid)
 
     def scales(self, reductions: Sequence[int]) -> tuple[int, ...]:
-        """Image size over map size of each map, for an encoder with these reductions."""
+        """The reduction of each map, for an encoder with these reductions."""
         mine = tuple(reductions[-self.levels :])
         more = 0 if self.extra is None else self._extra(parent=None).count
         return mine + tuple(mine[-1] * 2 ** (step + 1) for step in range(more))
@@ -161,7 +161,7 @@ class FPNNeck(nn.Module):
         return build(self.extra, features=self.features, **fields)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision's detectors."""
+        """Parameter names of torchvision's detectors."""
 
         def naming(prefix: str, within: str) -> Naming:
             def rules(path: str, name: str) -> list[Rule]:
@@ -178,24 +178,24 @@ class FPNNeck(nn.Module):
             ]
             return Naming(DETECTORS, places, prefix, others)
 
-        # Since torchvision 0.13 every convolution of the neck is in a block of its own.
+        # Since torchvision 0.13, every convolution of the neck is in its own block.
         return [naming(prefix, within) for prefix in ("backbone.fpn.", "fpn.") for within in (".0", "")]
 
 
 class FPNDecoder(nn.Module):
-    """FPN for segmentation: every pyramid map is convolved and upsampled to the finest one's size, and all are added.
+    """FPN for segmentation: convolves and upsamples every pyramid map to the finest one's size, and adds all of them.
 
-    The result has the size of the finest map that takes part, 1/4 of the image over a ResNet; a head brings it to the
-    image's size. Called with `all_scales=True` it gives besides what each pyramid map contributed, fine to coarse, for
-    deep supervision.
+    The result has the size of the finest map that is used, 1/4 of the image for a ResNet. A head upsamples it to the
+    image's size. With `all_scales=True`, it also returns the contribution of each pyramid map, fine to coarse, for deep
+    supervision.
 
-    Args (fields):
+    Attributes:
         features: channels of the pyramid.
         segmentation_features: channels of the result.
-        levels: how many of the encoder's coarsest maps take part; None means 4, or all if there are fewer.
+        levels: number of the encoder's coarsest maps that are used; None means 4, or all if there are fewer.
         dropout: share of channels dropped from the sum in training (needs a `dropout` random key).
-        upsample: factory of the upsampler on the way down.
-        segmentation_upsample: factory of the upsampler of the pyramid maps; align-corners as the reference has it.
+        upsample: factory of the upsampler in the top-down pathway.
+        segmentation_upsample: factory of the upsampler of the pyramid maps; align-corners as in the reference.
         norm: factory of the normalisation; a group norm with 32 groups in the reference.
         act: activation.
 
@@ -232,7 +232,7 @@ class FPNDecoder(nn.Module):
         conv = partial(ConvNormAct, self.segmentation_features, norm=self.norm, act=self.act, **dtypes)
         levels = []
         for level, x in enumerate(maps):
-            # One convolution for the finest map, else one before each step up to it.
+            # One convolution for the finest map; for the others, one before each upsampling.
             for step in range(max(level, 1)):
                 x = conv(name=f"level{level}_conv{step}")(x, train=train)
                 if level > 0:
@@ -244,11 +244,11 @@ class FPNDecoder(nn.Module):
         return (total, *levels) if all_scales else total
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         coarsest = (self.levels or 4) - 1
 
         def segmentation_block(match: re.Match[str]) -> str:
-            # Counted from the coarsest map there, from the finest here.
+            # The reference counts from the coarsest map, densezoo from the finest.
             return f"seg_blocks.{coarsest - int(match[1])}.block.{match[2]}.block.{int(match[3] == 'norm')}"
 
         rules = [
@@ -262,7 +262,7 @@ class FPNDecoder(nn.Module):
 def lateral(
     features: int, norm: ModuleDef | None, kernel_init: Initializer, kernel_size: int = 1, **fields: Any
 ) -> Callable[..., Any]:
-    """A convolution without activation, with the norm behind it if there is one."""
+    """A convolution without activation, followed by the norm if there is one."""
     if norm is not None:
         return ConvNormAct(features, kernel_size, norm=norm, act=None, kernel_init=kernel_init, **fields)
     conv = Conv(features, kernel_size, kernel_init=kernel_init, **fields)
@@ -270,9 +270,9 @@ def lateral(
 
 
 def _coarsest(pyramid: Pyramid, levels: int) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
-    """Maps and, where the pyramid has them, their reductions."""
+    """The maps and, if the pyramid has them, their reductions."""
     if not 1 <= levels <= len(pyramid.maps):
-        raise ValueError(f"levels={levels} of the encoder's {len(pyramid.maps)} maps cannot take part")
+        raise ValueError(f"levels must be from 1 to the encoder's {len(pyramid.maps)} maps, got {levels}")
     return pyramid.maps[-levels:], pyramid.reductions and tuple(pyramid.reductions[-levels:])
 
 

@@ -1,4 +1,4 @@
-"""HRNet's head for segmentation: all the maps at the size of the finest, side by side, mixed by a 1x1 convolution."""
+"""HRNet's segmentation head: all maps at the size of the finest, concatenated and mixed by a 1x1 convolution."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,16 +21,15 @@ hrnet_normal: Initializer = nn.initializers.normal(0.001)
 
 
 class HRNetDecoder(nn.Module):
-    """HRNetV2's head: every map upsampled to the finest one's size and concatenated, then a 1x1 convolution.
+    """HRNetV2's head: upsamples every map to the finest one's size and concatenates them, then a 1x1 convolution.
 
-    The encoder has mixed the scales already, so there is no more to it. `HRNet(incre=False)` is the encoder that it
-    was made for.
+    This is enough, because the encoder has already mixed the scales. It was designed for `HRNet(incre=False)`.
 
-    Args (fields):
-        features: channels of the result; None means those of all the maps together, as in the paper.
+    Attributes:
+        features: channels of the result; None means the sum of the maps' channels, as in the paper.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        upsample: factory of the upsampler; align-corners as the authors' code has it since its version for PyTorch 1.1
-          (`MODEL.ALIGN_CORNERS`). Their first version, of 2019, has half-pixel centres: `Bilinear`.
+        upsample: factory of the upsampler; align-corners as in the authors' code since the version for PyTorch 1.1
+          (`MODEL.ALIGN_CORNERS`). Their first version, of 2019, uses half-pixel centres: `Bilinear`.
         norm: factory of the normalisation, None for none.
         act: activation.
 
@@ -75,7 +74,7 @@ class HRNetDecoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train)
 
     def reference_names(self) -> list[Naming]:
-        """Those of HRNet's authors."""
+        """Parameter names of HRNet's authors."""
         return [Naming(HRNET, [Rule("conv/conv", "last_layer.0"), Rule("conv/norm", "last_layer.1")])]
 
 

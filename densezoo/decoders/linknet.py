@@ -1,4 +1,4 @@
-"""LinkNet: a light decoder of 1x1 convolutions around a learned upsampling, to which the encoder's maps are added."""
+"""LinkNet: a lightweight decoder with learned upsampling and additive skips."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,12 +24,12 @@ from densezoo.heads import SegmentationHead
 from densezoo.naming import SMP, Naming, Rule
 from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
 
-# The initialiser is torch's own: segmentation_models_pytorch chooses one for its other convolutions only.
+# torch's default initialiser: segmentation_models_pytorch only sets one for its other convolutions.
 _UPSAMPLE = partial(TransposedConv, kernel_size=4, kernel_init=torch_uniform)
 
 
 class LinknetBlock(nn.Module):
-    """One step up: a quarter of the channels, x to `size`, the channels of the result, to which `feature` is added."""
+    """One decoder block: reduces channels to a quarter, upsamples to `size`, projects the channels, adds `feature`."""
 
     features: int
     upsample: ModuleDef = _UPSAMPLE
@@ -52,20 +52,20 @@ class LinknetBlock(nn.Module):
 
 
 class LinknetDecoder(nn.Module):
-    """LinkNet: from the coarsest map up, a narrow block per scale, whose result the encoder's map is added to.
+    """LinkNet: from coarse to fine, a narrow block per scale, with an additive skip.
 
-    A block gives as many channels as the encoder's map that is added. Beyond the finest one, blocks keep their
-    channels, and the last, at the image's size, gives `features`; over an encoder whose finest map has the image's own
-    size that block is missing, and the result has the channels of that map.
+    A block has as many output channels as the encoder's map that is added. Beyond the finest map, blocks keep the
+    number of channels, and the last block, at the image's size, has `features`. If the encoder's finest map has the
+    image's size, there is no such block, and the result has the channels of that map.
 
-    Args (fields):
+    Attributes:
         features: channels of the last block.
-        upsample: factory of the upsampler; a transposed 4x4 convolution in the reference, with a bias although a batch
-          norm follows.
+        upsample: factory of the upsampler. The reference uses a transposed 4x4 convolution, with a bias although a
+          batch norm follows.
         norm: factory of the normalisation, None for none.
         act: activation.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        remat: recomputes the inside of the blocks in the backward pass, to save memory.
+        remat: recomputes each block in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -112,7 +112,7 @@ class LinknetDecoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train) if self.dropout else x
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         rules = [
             Rule(r"block(\d+)/reduce/conv", r"blocks.\1.block.0.0"),
             Rule(r"block(\d+)/reduce/norm", r"blocks.\1.block.0.1"),

@@ -32,14 +32,14 @@ from densezoo.types import Dtype, ModuleDef, Pyramid, Size, accumulator_dtype
 
 
 class PositionAttention(nn.Module):
-    """MA-Net's position-wise attention block: adds to every pixel what it attends to among all pixels.
+    """MA-Net's position-wise attention block: residual self-attention between all pixels.
 
-    It has two particulars of segmentation_models_pytorch, whose weights were trained with them: the softmax runs over
-    all pairs of pixels at once, so that the weights of a single pixel do not sum up to 1; and the result, pixels by
-    channels, is read as if it were channels by pixels.
+    It reproduces two peculiarities of segmentation_models_pytorch, whose weights were trained with them. The softmax
+    runs over all pairs of pixels, so the weights of a single pixel do not sum to 1. And the result, pixels by channels,
+    is reshaped as if it were channels by pixels.
 
-    Args (fields):
-        features: channels in which pixels are compared.
+    Attributes:
+        features: channels of queries and keys.
     """
 
     features: int = 64
@@ -62,11 +62,11 @@ class PositionAttention(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """MA-Net's multi-scale fusion attention block: a step up whose map is weighed by gates from both maps it joins.
+    """MA-Net's multi-scale fusion attention block: a decoder block with channel gates computed from both joined maps.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
-        reduction: the gates have this many times fewer channels inside.
+        reduction: ratio of input to hidden channels in the gates.
     """
 
     features: int
@@ -87,7 +87,7 @@ class FusionBlock(nn.Module):
         gate = partial(ChannelGate, max(1, feature.shape[-1] // self.reduction), **dtypes)
         x = conv(x.shape[-1], name="high_conv1")(x, train=train)
         x = conv(feature.shape[-1], 1, name="high_conv2")(x, train=train)
-        # The reference's gate is that of the upsampled map. Doubling keeps its means, so they can be taken before.
+        # The reference computes the gate from the upsampled map. Doubling keeps the means, so use the smaller map.
         gates = gate(name="high_gate")(x) + gate(name="low_gate")(feature).astype(x.dtype)
         upsampler, skip = build(self.upsample, name="upsample", **dtypes), build(self.skip, name="skip", **dtypes)
         joined = step_up(upsampler, skip, x * gates, feature, size)
@@ -95,21 +95,21 @@ class FusionBlock(nn.Module):
 
 
 class MAnetDecoder(nn.Module):
-    """MA-Net: attention on the coarsest map, then a block per scale that gates what comes from below by the skip.
+    """MA-Net: attention on the coarsest map, then a block per scale with channel gates from both joined maps.
 
     The attention compares all pixels of the coarsest map: at 1/32 of an image of 512x512, 256 x 256 pairs.
 
-    Args (fields):
-        features: channels of each block, coarse to fine: one for every skip, and then one, without a skip, for every
-          doubling from the finest map to the image. None gives the last block 16 channels, the one before 32, ...
-        attention_features: channels in which the attention compares pixels.
-        reduction: the gates of the channels have this many times fewer channels inside.
+    Attributes:
+        features: channels of each block, coarse to fine: one entry for every skip, then one for every doubling from the
+          finest map to the image. None gives the last block 16 channels, the one before 32, and so on.
+        attention_features: channels of queries and keys in the attention.
+        reduction: ratio of input to hidden channels in the channel gates.
         skip: how the encoder's map joins the gated one: `ConcatSkip`, `LateralAdd` or `AttentionGate`.
         upsample: factory of the upsampler; the default samples like segmentation_models_pytorch's "nearest".
         norm: factory of the normalisation, None for none.
         act: activation.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        remat: recomputes the inside of the blocks in the backward pass, to save memory.
+        remat: recomputes each block in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -150,7 +150,7 @@ class MAnetDecoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train) if self.dropout else x
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
 
         def high_conv(match: re.Match[str]) -> str:
             return f"blocks.{match[1]}.hl_conv.{int(match[2]) - 1}.{int(match[3] == 'norm')}"

@@ -1,4 +1,4 @@
-"""The pyramid attention network's decoder: what is coarse says which channels of what is fine matter."""
+"""The pyramid attention network's decoder: coarse features gate the channels of fine ones."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,9 @@ from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
 class FeaturePyramidAttention(nn.Module):
-    """A weight for every pixel, seen through windows that grow from scale to scale, and the mean of all (figure 3).
+    """Feature pyramid attention: a weight per pixel, from windows that grow with the scale, and the global mean.
+
+    See figure 3 of the paper.
 
     The result has the size of the input.
     """
@@ -34,7 +36,7 @@ class FeaturePyramidAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w d"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        # The reference keeps the biases before batch norms, here and below.
+        # The reference has biases before batch norms, here and below.
         conv = partial(ConvNormAct, use_bias=True, act=self.act, **dtypes)
         weights = partial(conv, 1, norm=_for_one_channel(self.norm))
 
@@ -53,9 +55,9 @@ class FeaturePyramidAttention(nn.Module):
 
 
 class GlobalAttentionUpsample(nn.Module):
-    """One step up: the means of the coarse map weigh the channels of the encoder's map, which is added (figure 4).
+    """Global attention upsample (figure 4): the coarse map's means gate the channels of the encoder's map; adds both.
 
-    Where `upsample` is None both have the same size.
+    If `upsample` is None, both maps have the same size.
     """
 
     upsample: ModuleDef | None
@@ -70,24 +72,23 @@ class GlobalAttentionUpsample(nn.Module):
     ) -> Float[Array, "b h2 w2 e"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         up = x if self.upsample is None else build(self.upsample, name="upsample", **dtypes)(x, size_of(feature))
-        # As many channels as come from below: an upsampler may divide them.
+        # As many channels as the upsampled map has, because an upsampler may divide them.
         conv = partial(ConvNormAct, up.shape[-1], use_bias=True, norm=self.norm, **dtypes)
         gate = conv(1, act=nn.sigmoid, name="conv1")(global_avg_pool(x), train=train)
         return up + conv(3, act=self.act, name="conv2")(feature, train=train) * gate
 
 
 class PANDecoder(nn.Module):
-    """PAN: attention over a pyramid of the coarsest map, then a step up to every finer one, as far as 1/4 of the image.
+    """PAN: attention over a pyramid of the coarsest map, then a decoder block per finer map, up to 1/4 of the image.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
-        finest: image size over map size of the finest map that takes part: the encoder's at this and coarser. Of a
-          pyramid without `reductions` all take part.
+        finest: maps with at least this reduction are used. In a pyramid without `reductions`, all maps are used.
         dropout: share of the result's channels that are dropped in training (needs a `dropout` random key).
-        upsample: factory of the upsampler of each step up; align-corners as the reference has it.
-        attention_upsample: factory of the upsampler within the attention, of maps with one channel.
-        norm: factory of the normalisation, None for none; a group norm gets one group where there is one channel, where
-          a layer norm would leave nothing.
+        upsample: factory of the upsampler of each decoder block; align-corners as in the reference.
+        attention_upsample: factory of the upsampler within the attention, for maps with one channel.
+        norm: factory of the normalisation, None for none. A group norm gets one group for maps with one channel. A
+          layer norm is rejected, because it would set these maps to a constant.
         act: activation.
 
     Example:
@@ -125,7 +126,7 @@ class PANDecoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
 
         def named(path: str, name: str) -> list[Rule]:
             return [Rule(rf"{path}/conv", rf"{name}.conv"), Rule(rf"{path}/norm", rf"{name}.bn")]
@@ -142,7 +143,7 @@ class PANDecoder(nn.Module):
 
 
 def _halve(x: jax.Array) -> jax.Array:
-    """Max-pooling by 2; an odd row or column at the end is left out, but the last one that there is stays."""
+    """Max-pooling by 2. Drops an odd row or column at the end, unless it is the only one."""
     height, width = size_of(x)
     return max_pool(repeat_edges(x, (max(0, 2 - height), max(0, 2 - width))), 2, 2)
 
@@ -151,7 +152,7 @@ def _for_one_channel(norm: ModuleDef | None) -> ModuleDef | None:
     kind = norm.func if isinstance(norm, partial) else norm
     if kind in (LayerNorm, nn.LayerNorm, nn.RMSNorm):
         raise ValueError(
-            f"PAN normalises maps of one channel, of which {kind.__name__} leaves nothing: take BatchNorm or GroupNorm"
+            f"PAN normalises maps with one channel, which {kind.__name__} makes constant: use BatchNorm or GroupNorm"
         )
     return partial(norm, num_groups=1) if kind in (GroupNorm, nn.GroupNorm) else norm  # pyright: ignore
 

@@ -1,4 +1,4 @@
-"""The pyramid scene parsing network's decoder: every pixel sees means over large parts of the map."""
+"""The pyramid scene parsing network's decoder: pyramid pooling of the coarsest map."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,15 +20,15 @@ from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
 
 
 class PyramidPooling(nn.Module):
-    """Means of a map over grids of bins, each grid through a 1x1 convolution and back at the map's size.
+    """Pyramid pooling: means of a map over grids of bins, followed by a 1x1 convolution and upsampling for each grid.
 
-    Gives a map for each grid; the map itself is not among them.
+    Returns a map for each grid, without the input map.
 
-    Args (fields):
+    Attributes:
         features: channels of each result.
         sizes: bins along each side, for each grid; a small map has bins that overlap.
-        norm_of_mean: whether the grid of one bin, the mean of the whole map, has a normalisation too. With a batch
-          norm it then learns nothing from a batch of one image.
+        norm_of_mean: whether the grid of one bin, the global mean, is normalised too. A batch norm then cannot train
+          with a batch of one image.
     """
 
     features: int
@@ -53,7 +53,7 @@ class PyramidPooling(nn.Module):
 
 
 def _resized(upsampler: Any, x: jax.Array, size: Size) -> jax.Array:
-    """`upsampler(x, size)`, also where a small map has fewer pixels than bins: learned upsamplers only enlarge."""
+    """`upsampler(x, size)`, or a reduction of a map with fewer pixels than bins: learned upsamplers only enlarge."""
     if isinstance(upsampler, (Nearest, Bilinear, Bicubic)):
         return upsampler(x, size)
     enlarged = (max(size[0], x.shape[1]), max(size[1], x.shape[2]))
@@ -62,16 +62,16 @@ def _resized(upsampler: Any, x: jax.Array, size: Size) -> jax.Array:
 
 
 class PSPNetDecoder(nn.Module):
-    """PSPNet: the encoder's coarsest map, and beside it its means over grids of bins; no other map takes part.
+    """PSPNet: concatenates the encoder's coarsest map with its means over grids of bins. Uses no other map.
 
-    The result has the size of that map: an encoder with `coarsest=8`, or a dilated one, suits it best.
+    The result has the size of that map, so use an encoder with `coarsest=8`, or a dilated one.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
         pool_sizes: bins along each side, for each grid.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        upsample: factory of the upsampler of the means; align-corners as the reference has it.
-        norm: factory of the normalisation, None for none; the mean of the whole map has none.
+        upsample: factory of the upsampler of the means; align-corners as in the reference.
+        norm: factory of the normalisation, None for none. The global mean has none.
         act: activation.
 
     Example:
@@ -99,7 +99,7 @@ class PSPNetDecoder(nn.Module):
     def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
         fields = {"norm": self.norm, "act": self.act, "dtype": self.dtype, "param_dtype": self.param_dtype}
         x = pyramid.maps[-1]
-        # Together the means have as many channels as the map.
+        # The means of all grids together have as many channels as the map.
         width = max(1, x.shape[-1] // len(self.pool_sizes))
         pooling = PyramidPooling(width, self.pool_sizes, False, self.upsample, name="pooling", **fields)
         maps = promote_dtype(*pooling(x, train=train), x, dtype=self.dtype)
@@ -107,7 +107,7 @@ class PSPNetDecoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         rules = [
             Rule(r"pooling/conv(\d+)/conv", r"psp.blocks.\1.pool.1.0"),
             Rule(r"pooling/conv(\d+)/norm", r"psp.blocks.\1.pool.1.1"),

@@ -1,4 +1,4 @@
-"""SegFormer's decoder: every map through a linear layer and to a quarter of the image, then one convolution."""
+"""SegFormer's decoder: a linear layer for every map, a resize to a quarter of the image, then one convolution."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, Size, size_of
 
 
 class Weights(nn.Module):
-    """Kernel and bias (or None) of a linear layer or convolution, for the decoder to calculate with."""
+    """Creates the kernel and bias (or None) of a linear layer or convolution, which the decoder applies itself."""
 
     shape: tuple[int, ...]
     kernel_init: Initializer
@@ -35,12 +35,12 @@ class Weights(nn.Module):
 
 
 class SegFormerDecoder(nn.Module):
-    """All maps, each through a linear layer, at 1/4 of the image, concatenated and fused by a 1x1 convolution.
+    """SegFormer: a linear layer for each map, resized to 1/4 of the image, concatenated and fused by a 1x1 convolution.
 
-    An encoder's map finer than 1/4 takes part too, made smaller. The result has the size of the map at 1/4 if
-    there is one, else a quarter of the image's, rounded up; over a pyramid made by hand, the finest map's.
+    Maps finer than 1/4 are reduced. The result has the size of the map at 1/4 if there is one, or else a quarter of the
+    image's size, rounded up. For a pyramid made by hand, it has the size of the finest map.
 
-    Args (fields):
+    Attributes:
         features: channels of each linear layer, and of the result.
         upsample: factory of the upsampler of the coarser maps.
         norm: factory of the normalisation after the convolution, None for none.
@@ -81,7 +81,7 @@ class SegFormerDecoder(nn.Module):
         ]
         shape = (1, 1, len(features) * width, width)
         fuse, bias = Weights(shape, he_uniform, self.norm is None, self.param_dtype, name="fuse_conv")()
-        # That is for the reductions to say, where they are known: the maps of a small image have all one size.
+        # Use the reductions if they are known, because all maps of a small image may have the same size.
         if pyramid.reductions is None:
             coarser = [size_of(x) != size and not _is_finer(x, size) for x in features]
         else:
@@ -101,7 +101,7 @@ class SegFormerDecoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         rules = [
             Rule(r"mlp_stage_(\d)", r"mlp_stage.\1.linear"),
             Rule("fuse_conv", "fuse_stage.0"),
@@ -121,7 +121,7 @@ def _resize(x: jax.Array, size: Size, upsampler: Callable[[jax.Array, Size], jax
 
 
 def _quarter(pyramid: Pyramid) -> Size:
-    """A quarter of the image, as the encoder rounds it if it has a map there."""
+    """A quarter of the image, rounded like the encoder's map of that scale if there is one."""
     if pyramid.reductions is not None and 4 in pyramid.reductions:
         return size_of(pyramid.maps[pyramid.reductions.index(4)])
     if pyramid.image_size is None:

@@ -1,4 +1,4 @@
-"""SegNet's decoder: every pooling of the encoder is undone by its saved indices, then convolved."""
+"""SegNet's decoder: max-unpooling with the encoder's saved indices, followed by convolutions."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,13 +20,13 @@ from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 @renamed(stage_sizes="depths")
 class SegNetDecoder(nn.Module):
-    """SegNet: unpool by the indices of the encoder's poolings; no map needs to be kept, only the indices.
+    """SegNet: max-unpooling with the indices of the encoder's max-pooling. Only the indices are kept, not the maps.
 
-    The decoder mirrors the encoder: before it undoes a pooling it has as many channels as were pooled.
+    The decoder mirrors the encoder: before each unpooling, it has as many channels as the encoder pooled.
 
-    Args (fields):
-        depths: convolutions after each unpooling, coarse to fine, at least one each; mirror the encoder's.
-        features: channels of the result at the image's size; None means those of the first pooled map.
+    Attributes:
+        depths: number of convolutions after each unpooling, coarse to fine, at least one each.
+        features: channels of the result at the image's size; None means the channels of the first pooled map.
         norm: factory of the normalisation, None for none.
         act: activation.
 
@@ -53,8 +53,8 @@ class SegNetDecoder(nn.Module):
     def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
         if pyramid.pool_indices is None:
             raise ValueError(
-                "SegNetDecoder unpools by saved indices, and this encoder does all or part of its downsampling without"
-                " 2x2 max-pooling: use one that keeps pool_indices (plain, or vgg11 to vgg19 with or without _bn)"
+                "SegNetDecoder unpools with saved indices, but this encoder does some of its downsampling without 2x2"
+                " max-pooling: use one that keeps pool_indices (plain, or vgg11 to vgg19 with or without _bn)"
             )
         poolings = list(reversed(pyramid.pool_indices))
         if len(self.depths) != len(poolings) or min(self.depths) < 1:
@@ -65,7 +65,7 @@ class SegNetDecoder(nn.Module):
         conv = partial(ConvNormAct, norm=self.norm, act=self.act, dtype=self.dtype, param_dtype=self.param_dtype)
         x = pyramid.maps[-1]
         if x.shape[-1] != poolings[0].shape[-1]:
-            # The plain encoder convolves once more after its last pooling: back to as many channels as were pooled.
+            # The plain encoder convolves after its last pooling: restore the number of channels that were pooled.
             x = conv(poolings[0].shape[-1], name="top")(x, train=train)
         for stage, (indices, size) in enumerate(zip(poolings, self.depths, strict=True)):
             if stage + 1 < len(poolings):
@@ -94,7 +94,7 @@ def _misfit(encoder: Encoder) -> str:
     if encoder.pools:
         return ""
     return (
-        "SegNet unpools what 2x2 max-pooling has pooled, and this encoder does none: take plain, or vgg11 to vgg19_bn"
+        "SegNet needs the indices of 2x2 max-pooling, which this encoder does not have: use plain, or vgg11 to vgg19_bn"
     )
 
 

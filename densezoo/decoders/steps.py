@@ -1,4 +1,4 @@
-"""What decoders share: which maps take part, the sizes on the way up to the image, and what is given in the end."""
+"""Functions shared by decoders: the selection of maps, the sizes of the decoder's steps, and the output."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from densezoo.types import ModuleDef, Pyramid, Size, size_of
 
 
 def from_reduction(pyramid: Pyramid, finest: int) -> list[tuple[jax.Array, int]]:
-    """The maps at 1/`finest` of the image and coarser, at least the coarsest, each with its reduction.
+    """The maps at 1/`finest` of the image and coarser, but at least the coarsest map, each with its reduction.
 
-    Without reductions in the pyramid these are all of its maps, each counted as half the size of the one before.
+    For a pyramid without reductions, these are all of its maps, with reductions that double from map to map.
     """
     reductions = pyramid.reductions or tuple(finest * 2**level for level in range(len(pyramid.maps)))
     features = list(zip(pyramid.maps, reductions, strict=True))
@@ -24,18 +24,18 @@ def from_reduction(pyramid: Pyramid, finest: int) -> list[tuple[jax.Array, int]]
 def dropped(
     maps: Sequence[jax.Array], rate: float, *, train: bool, all_scales: bool
 ) -> jax.Array | tuple[jax.Array, ...]:
-    """What a decoder gives, after dropout: the first of its maps, or all of them."""
+    """The output of a decoder after dropout: the first of its maps, or all of them."""
     kept = tuple(maps) if all_scales else (maps[0],)
-    if rate:  # else the last block is what gives the result, in pictures of the model too
+    if rate:  # no dropout module otherwise, so that the last block produces the output, also in diagrams
         dropout = SpatialDropout(rate)
         kept = tuple(dropout(x, train=train) for x in kept)
     return kept if all_scales else kept[0]
 
 
 class Step(NamedTuple):
-    """A step up of a decoder: its channels, the encoder's map that joins (None beyond the finest), its size.
+    """A step of a decoder: its channels, the encoder's map of the skip (None beyond the finest map), and its size.
 
-    `upsample` makes what brings the map below to that size.
+    `upsample` creates the upsampler from the coarser map to that size.
     """
 
     features: int
@@ -45,25 +45,25 @@ class Step(NamedTuple):
 
 
 def upsampler_to(level: int, reductions: Sequence[int] | None, upsample: ModuleDef) -> ModuleDef:
-    """What brings map `level + 1` to the size of map `level`: no weights where dilation left them at one scale.
+    """The upsampler from map `level + 1` to map `level`. It has no weights if dilation left both at one scale.
 
-    That is for the reductions to say, not for the sizes: an image of one pixel has but one size.
+    The reductions decide this, not the sizes: all maps of a one-pixel image have the same size.
     """
     return Nearest if reductions is not None and reductions[level] == reductions[level + 1] else upsample
 
 
 def steps_up(pyramid: Pyramid, features: Sequence[int] | None, upsample: ModuleDef, decoder: str) -> list[Step]:
-    """The steps of a decoder from the coarsest map to the image: one for every skip, then doublings without.
+    """The steps of a decoder from the coarsest map to the image: one for every skip, then doublings without skips.
 
     Args:
-        pyramid: what the decoder takes.
-        features: channels of each step; None gives the last one 16, the one before 32, ...
-        upsample: makes the upsampler of each step that changes the scale.
-        decoder: its name, for messages.
+        pyramid: the decoder's input.
+        features: channels of each step; None gives the last one 16, the one before 32, and so on.
+        upsample: creates the upsampler of each step that changes the scale.
+        decoder: name of the decoder, for messages.
     """
     *skips, _ = pyramid.maps
     if isinstance(features, int):
-        raise TypeError(f"features has an entry for each block of {decoder}, such as (256, 128, 64); got {features}")
+        raise TypeError(f"features needs an entry for each block of {decoder}, such as (256, 128, 64); got {features}")
     beyond = None if features is None else len(features) - len(skips)
     if beyond is not None and beyond < 0:
         raise ValueError(
@@ -79,7 +79,7 @@ def steps_up(pyramid: Pyramid, features: Sequence[int] | None, upsample: ModuleD
 
 
 def sizes_beyond(pyramid: Pyramid, count: int | None) -> list[Size]:
-    """Sizes of `count` doublings beyond the finest map, the finest last; None means as many as reach the image."""
+    """Sizes of `count` doublings beyond the finest map, finest last. None means as many as the image size needs."""
     height, width = size_of(pyramid.maps[0])
     if pyramid.reductions is None or pyramid.image_size is None:
         return [(height * 2**step, width * 2**step) for step in range(1, (count or 0) + 1)]
@@ -88,8 +88,8 @@ def sizes_beyond(pyramid: Pyramid, count: int | None) -> list[Size]:
         count = to_image
     if count > to_image:
         raise ValueError(
-            f"the finest map is at 1/{pyramid.reductions[0]} of the image, {to_image} doublings away from it; the"
-            f" decoder has {count} blocks for them: give it {count - to_image} fewer entries in features"
+            f"the finest map is at 1/{pyramid.reductions[0]} of the image, {to_image} doublings away from it, but the"
+            f" decoder has {count} blocks for them: remove {count - to_image} entries from features"
         )
     # Rounded up, as every strided convolution here rounds; the last of them is exactly the image.
     steps = range(to_image - 1, to_image - 1 - count, -1)
@@ -97,13 +97,13 @@ def sizes_beyond(pyramid: Pyramid, count: int | None) -> list[Size]:
 
 
 def one_scale(encoder: Encoder) -> str:
-    """The `misfit` of decoders that need maps at several scales."""
+    """The `misfit` of decoders that need several scales."""
     scales = encoder.reductions
     if len(scales) < 2 or len(set(scales)) > 1:
         return ""
-    return f"all of its maps are at 1/{scales[0]} of the image, and this decoder needs several scales: take dpt"
+    return f"all of its maps are at 1/{scales[0]} of the image, and this decoder needs several scales: use dpt"
 
 
 def from_a_quarter(reductions: Sequence[int]) -> list[int]:
-    """The numbers of the maps at 1/4 of the image and coarser: what `from_reduction(pyramid, 4)` takes."""
+    """The indices of the maps at 1/4 of the image and coarser, as selected by `from_reduction(pyramid, 4)`."""
     return [level for level, reduction in enumerate(reductions) if reduction >= 4] or [len(reductions) - 1]

@@ -1,4 +1,4 @@
-"""U-Net's decoder: upsample, join the encoder's map of the same size, convolve twice; until the image's size."""
+"""U-Net's decoder: repeatedly upsample, join the encoder's map of the same size, and convolve twice."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ from densezoo.types import Dtype, ModuleDef, Pyramid, Size
 
 
 class UNetBlock(nn.Module):
-    """One step up: x to `size`, joined with the encoder's map there (if there is one), then two convolutions.
+    """One decoder block: upsamples x to `size`, joins the encoder's map (if there is one), then two convolutions.
 
-    `attention` weighs what was joined, and what the convolutions give. As in segmentation_models_pytorch, the last
-    block of a decoder leaves out the first of these if there is no map to join.
+    `attention` is applied to the joined map and to the result of the convolutions. As in segmentation_models_pytorch,
+    the last block of a decoder omits the first of these if there is no map to join.
     """
 
     features: int
@@ -55,24 +55,24 @@ class UNetBlock(nn.Module):
 
 
 class UNetDecoder(nn.Module):
-    """U-Net: from the coarsest map up, a block per scale, with a skip at every scale that the encoder has.
+    """U-Net: a block per scale, from coarse to fine, with a skip at every scale of the encoder.
 
-    Called with `all_scales=True` it gives the results of all its blocks, fine to coarse, for deep supervision; the
-    first is what it gives otherwise.
+    With `all_scales=True`, it returns the results of all its blocks, fine to coarse, for deep supervision. The first of
+    them is the result without `all_scales`.
 
-    Args (fields):
-        features: channels of each block, coarse to fine: one for every skip, and then one, without a skip, for every
-          doubling from the finest map to the image. None gives the last block 16 channels, the one before 32, ...
+    Attributes:
+        features: channels of each block, coarse to fine: one entry for every skip, then one for every doubling from the
+          finest map to the image. None gives the last block 16 channels, the one before 32, and so on.
         hidden: channels between each block's two convolutions; None means `features`.
-        skip: how the encoder's map joins: `ConcatSkip` as in the paper, `LateralAdd`, or `AttentionGate`.
+        skip: factory of the skip: `ConcatSkip` as in the paper, `LateralAdd`, or `AttentionGate`.
         upsample: factory of the upsampler; the default samples like segmentation_models_pytorch's "nearest".
-        center: two more convolutions on the coarsest map, which segmentation_models_pytorch has over VGG.
+        center: whether to apply two convolutions to the coarsest map, as segmentation_models_pytorch does for VGG.
         norm: factory of the normalisation, None for none.
         act: activation.
-        attention: factory of what weighs the maps in each block, before and after the convolutions, such as `SCSE`;
+        attention: factory of an attention module before and after the convolutions of each block, such as `SCSE`;
           None for none.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        remat: recomputes the inside of the blocks in the backward pass, to save memory.
+        remat: recomputes each block in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -108,7 +108,7 @@ class UNetDecoder(nn.Module):
         steps = steps_up(pyramid, self.features, self.upsample, "UNetDecoder")
         hidden = self.hidden or [None] * len(steps)
         if isinstance(hidden, int) or len(hidden) != len(steps):
-            raise ValueError(f"hidden has an entry for each of the {len(steps)} blocks, or is None; got {self.hidden}")
+            raise ValueError(f"hidden must be None or have one entry per block ({len(steps)}); got {self.hidden}")
         x = pyramid.maps[-1]
         if self.center:
             x = DoubleConv(x.shape[-1], None, self.norm, self.act, name="center", **dtypes)(x, train=train)
@@ -129,7 +129,7 @@ class UNetDecoder(nn.Module):
         return dropped([*reversed(maps)] or [x], self.dropout, train=train, all_scales=all_scales)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch and of plain U-Nets."""
+        """Parameter names of segmentation_models_pytorch and of plain U-Nets."""
 
         def plain(transposed: str, convs: str) -> Naming:
             def name(match: re.Match[str]) -> str:
@@ -145,18 +145,18 @@ class UNetDecoder(nn.Module):
         ]
         return [
             Naming(SMP, smp, "decoder.", UNUSED_ATTENTION),
-            # The transposed convolution is within the block, or beside it.
+            # The transposed convolution is within the block, or next to it.
             *(plain("up{}.up", convs) for _, _, convs in PLAIN_FORMS),
             *(plain("up{}", convs) for _, _, convs in PLAIN_FORMS),
         ]
 
 
 UNUSED_ATTENTION = r"decoder\.blocks\.\w+\.attention1\..*"
-"""The reference has it in the last block too, and never calls it there."""
+"""The reference also has it in the last block, but never calls it there."""
 
 
 def smp_block(path: str, name: str) -> list[Rule]:
-    """Rules for a `UNetBlock`; what `path` calls a group, `name` may use."""
+    """Rules for a `UNetBlock`. `name` may refer to the groups of `path`."""
     attention = r"attention(?P<attention>\d)"
     there = rf"{name}.attention\g<attention>.attention"
     return [
@@ -169,12 +169,12 @@ def smp_block(path: str, name: str) -> list[Rule]:
 
 
 def mirrored(encoder: Encoder) -> dict[str, Any]:
-    """Over a plain encoder as many channels on the way up as on the way down."""
+    """Mirrors the channels of a plain encoder."""
     return {"features": tuple(reversed(encoder.features[:-1]))} if isinstance(encoder, PlainEncoder) else {}
 
 
 def _fields(encoder: Encoder) -> dict[str, Any]:
-    # segmentation_models_pytorch convolves twice more on top of a VGG.
+    # segmentation_models_pytorch adds two convolutions after a VGG.
     return mirrored(encoder) | ({"center": True} if isinstance(encoder, VGG) else {})
 
 

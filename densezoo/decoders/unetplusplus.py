@@ -1,4 +1,4 @@
-"""U-Net++: a U-Net whose skips are nested, with a block for every scale and every step on the way across."""
+"""U-Net++: a U-Net with nested skips, which have blocks at every scale."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,26 +19,26 @@ from densezoo.types import Dtype, ModuleDef, Pyramid
 
 
 class UNetPlusPlusDecoder(nn.Module):
-    """U-Net++: at every scale, blocks that each read all maps before them there and the one below.
+    """U-Net++: blocks at every scale, each of which reads all earlier maps of its scale and the next coarser map.
 
-    The block `x_d_l` works at the scale of the skip `l`, counted from the coarsest, `d` steps away from the result: it
-    takes the block `x_d_{l-1}` up (or the encoder's map, if there is none) and joins the encoder's map and all
-    `x_e_l` with e > d. Blocks with d = 0 are those of a U-Net; the others have as many channels as the encoder's
-    map at their scale. Names and order are segmentation_models_pytorch's.
+    The block `x_d_l` has the scale of skip `l`, counted from the coarsest, and is `d` steps away from the result. It
+    upsamples the block `x_d_{l-1}` (or the encoder's map, if there is none) and joins the encoder's map and all
+    `x_e_l` with e > d. Blocks with d = 0 are those of a U-Net. The others have as many channels as the encoder's map at
+    their scale. Names and order are those of segmentation_models_pytorch.
 
-    Called with `all_scales=True` it gives what the paper supervises: the result, and then all maps at the finest
-    scale of the encoder, the one nearest to the result first.
+    With `all_scales=True`, it returns the maps that the paper supervises: the result, then all maps at the encoder's
+    finest scale, starting with the one closest to the result.
 
-    Args (fields):
-        features: channels of the blocks `x_0_l`, coarse to fine: one for every skip, and then one, without a skip, for
-          every doubling from the finest map to the image. None gives the last block 16 channels, ...
-        skip: how the maps of a scale, concatenated, join: `ConcatSkip`, `LateralAdd` or `AttentionGate`.
+    Attributes:
+        features: channels of the blocks `x_0_l`, coarse to fine: one entry for every skip, then one for every doubling
+          from the finest map to the image. None gives the last block 16 channels, the one before 32, and so on.
+        skip: factory of the skip for a scale's concatenated maps: `ConcatSkip`, `LateralAdd` or `AttentionGate`.
         upsample: factory of the upsampler; the default samples like segmentation_models_pytorch's "nearest".
         norm: factory of the normalisation, None for none.
         act: activation.
-        attention: factory of what weighs the maps in each block, as in `UNetDecoder`; None for none.
+        attention: factory of an attention module in each block, as in `UNetDecoder`; None for none.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        remat: recomputes the inside of the blocks in the backward pass, to save memory.
+        remat: recomputes each block in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -79,7 +79,7 @@ class UNetPlusPlusDecoder(nn.Module):
             param_dtype=self.param_dtype,
         )
         take = partial(run_block, train=train, remat=self.remat)
-        # At the scale below: x_0, x_1, ... and last the encoder's map, each of which a block here takes up.
+        # The maps of the next coarser scale: x_0, x_1, ..., and the encoder's map. A block here upsamples each of them.
         below = [pyramid.maps[-1]]
         finest = []
         steps = steps_up(pyramid, self.features, self.upsample, "UNetPlusPlusDecoder")
@@ -100,9 +100,9 @@ class UNetPlusPlusDecoder(nn.Module):
         return dropped([below[0], *others], self.dropout, train=train, all_scales=all_scales)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         rules = smp_block(r"(?P<block>x_\d+_\d+)", r"blocks.\g<block>")
-        # Over VGG the reference has a center block too, and never calls it.
+        # For VGG, the reference also has a center block, but never calls it.
         return [Naming(SMP, rules, "decoder.", rf"decoder\.center\..*|{UNUSED_ATTENTION}")]
 
 

@@ -1,4 +1,4 @@
-"""UPerNet's decoder: PSPNet's pooling on the coarsest map, an FPN from there down, and all of its maps fused."""
+"""UPerNet's decoder: PSPNet's pooling on the coarsest map, then an FPN whose maps are all fused."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,19 +19,17 @@ from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
 class UPerNetDecoder(nn.Module):
-    """UPerNet: a pyramid like FPN's with a view of the whole image, its maps fused at the size of the finest.
+    """UPerNet: an FPN with pyramid pooling on the coarsest map, whose maps are fused at the size of the finest.
 
-    Every map of the encoder first passes a layer norm of its own, for the sake of transformers, as in the
-    reference. Called with `all_scales=True` it gives besides the pyramid's maps before they are fused, fine to coarse,
-    for deep supervision.
+    As in the reference, each map of the encoder first gets its own layer norm, for transformer encoders. With
+    `all_scales=True`, it also returns the pyramid's maps before the fusion, fine to coarse, for deep supervision.
 
-    Args (fields):
+    Attributes:
         features: channels of the pyramid and of the result.
         pool_sizes: bins along each side, for each grid of the pyramid pooling.
-        finest: image size over map size of the finest map that takes part: the encoder's at this and coarser. Of a
-          pyramid without `reductions` all take part.
+        finest: maps with at least this reduction are used. In a pyramid without `reductions`, all maps are used.
         dropout: share of channels dropped from the result in training (needs a `dropout` random key).
-        upsample: factory of the upsampler, of the pooled maps, on the way down, and before the fusion.
+        upsample: factory of the upsampler of the pooled maps, in the top-down pathway, and before the fusion.
         norm: factory of the normalisation after the convolutions, None for none.
         act: activation.
 
@@ -80,7 +78,7 @@ class UPerNetDecoder(nn.Module):
         for index, feature in reversed(list(enumerate(finer))):
             step = len(finer) - 1 - index
             x = to(index, index + 1, x, f"upsample{step}")
-            # As many channels as come from below: an upsampler may divide them.
+            # As many channels as the upsampled map has, because an upsampler may divide them.
             x = x + ConvNormAct(x.shape[-1], 1, name=f"lateral{step}", **fields)(feature, train=train)
             maps.insert(0, conv(name=f"conv{step}")(x, train=train))
         resized = [to(0, index, x, f"fusion_upsample{index}") for index, x in enumerate(maps)]
@@ -89,7 +87,7 @@ class UPerNetDecoder(nn.Module):
         return (x, *maps) if all_scales else x
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         rules = [Rule(r"feature_norm(\d+)", r"feature_norms.\1")]
         for place, part in enumerate(("conv", "norm")):
             rules += [

@@ -1,6 +1,6 @@
-"""Encoders: image -> Pyramid, a family a file."""
+"""Encoders map images to a pyramid. Each file has one family."""
 
-# Each line adds a file, which registers its encoders by name.
+# Each imported file registers its encoders by name.
 
 from densezoo.encoders.base import ENCODERS, Encoder, register_encoders
 from densezoo.encoders.convnext import ConvNeXt

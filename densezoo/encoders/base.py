@@ -1,4 +1,4 @@
-"""What every encoder has: the scales of its maps, known before it runs, and the checks that go with them."""
+"""The base class of encoders: the scales of its maps, known before it runs, and input checks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -11,20 +11,20 @@ from densezoo.types import Pyramid, size_of
 
 
 class Encoder(nn.Module):
-    """images -> `Pyramid`, as a base class that publishes the scales of the maps.
+    """The base class of encoders, which map images to a `Pyramid` and declare the scales of its maps.
 
-    A subclass has `scales` and `__call__`, which begins with `self.check(images)` and returns
+    A subclass defines `scales` and `__call__`, which starts with `self.check(images)` and returns
     `self.pyramid(images, maps)`. It may override `min_size`, `stem` and `reference_names`, and declare the fields
-    `coarsest`, `output_stride`, `remat`, `dtype`; what it does not declare, `create_model` does not ask of it.
+    `coarsest`, `output_stride`, `remat` and `dtype`. `create_model` only uses the fields that it declares.
 
     Attributes:
-        scales: image size over map size for every stage, fine to coarse, if none is left out and none dilated.
+        scales: the reduction of every stage, fine to coarse, if all stages are built and none is dilated.
         coarsest: the last of `scales` to build; None builds all.
-        output_stride: from here on, dilation replaces strides; None for never.
-        min_size: the smallest image side that it can take; models repeat the edges of smaller images.
+        output_stride: the largest reduction; later stages use dilation instead of strides. None for no dilation.
+        min_size: the smallest supported image side. Models enlarge smaller images by repeating their edges.
         pools: whether the pyramid has `pool_indices`, which SegNet needs.
-        unseen: fields that change the results and no array's name or shape, such as a padding.
-            `dz.weights.from_torch` warns where encoders of the zoo with the same arrays differ in them.
+        unseen: fields that change the results but no array's name or shape, such as a padding.
+            `dz.weights.from_torch` warns if encoders of the zoo with the same arrays differ in them.
         stem: path of the convolution that reads the images, such as "conv1/conv", which
             `dz.weights.from_torch(..., in_channels=)` adapts.
 
@@ -57,26 +57,26 @@ class Encoder(nn.Module):
 
     @property
     def reductions(self) -> tuple[int, ...]:
-        """Image size over map size, fine to coarse: `scales` up to `coarsest`, none above `output_stride`."""
+        """The reductions of the maps, fine to coarse: `scales` up to `coarsest`, limited to `output_stride`."""
         scales = self.scales
         if not scales:
             raise NotImplementedError(f"{type(self).__name__} needs `scales`, such as scales = (2, 4, 8)")
         for field, value, least in (("coarsest", self.coarsest, scales[0]), ("output_stride", self.output_stride, 8)):
             *choices, last = [2**power for power in range(16) if least <= 2**power <= max(32, *scales)]
             if value is not None and value not in (*choices, last):
-                raise ValueError(f"{field} is {', '.join(map(str, choices))} or {last}, got {value}")
+                raise ValueError(f"{field} must be {', '.join(map(str, choices))} or {last}, got {value}")
         built = [scale for scale in scales if scale <= (self.coarsest or scale)]
         return tuple(min(scale, self.output_stride or scale) for scale in built)
 
     @nn.nowrap
     def check(self, images: jax.Array) -> None:
-        """Raises a ValueError for impossible scales and for images below `min_size`."""
-        _ = self.reductions  # raises for fields that cannot be
+        """Raises a ValueError for invalid scales and for images smaller than `min_size`."""
+        _ = self.reductions  # raises for invalid fields
         smallest = self.min_size
         if any(side < smallest for side in size_of(images)):
             raise ValueError(
                 f"{type(self).__name__} needs images of at least {smallest}x{smallest} pixels, got {size_of(images)}:"
-                " pad them (the models here do), or leave out coarser stages"
+                " pad them (densezoo's models do), or omit coarser stages"
             )
 
     @nn.nowrap
@@ -87,7 +87,7 @@ class Encoder(nn.Module):
         pool_indices: Sequence[jax.Array] | None = None,
         tokens: Sequence[jax.Array] | None = None,
     ) -> Pyramid:
-        """The maps with their scales and the size of the images."""
+        """Creates a pyramid of maps with their reductions and the size of the images."""
         return Pyramid(
             tuple(maps),
             None if pool_indices is None else tuple(pool_indices),
@@ -98,19 +98,19 @@ class Encoder(nn.Module):
 
     @nn.nowrap
     def reference_names(self) -> Sequence[Naming]:
-        """How references name the parameters; see `dz.Naming`."""
+        """The references' names of the parameters; see `dz.Naming`."""
         return []
 
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {}
-"""Names, as timm and segmentation_models_pytorch have them, to constructors."""
+"""Maps the names of timm and segmentation_models_pytorch to constructors."""
 
 
 def register_encoders(encoders: Mapping[str, Callable[..., Encoder]]) -> None:
-    """Adds encoders to those that `create_encoder` and `create_model` know by name.
+    """Registers names of encoders for `create_encoder` and `create_model`.
 
     Args:
-        encoders: names to `Encoder` classes or partials of them.
+        encoders: maps names to `Encoder` classes or partials of them.
 
     Example:
         >>> from functools import partial

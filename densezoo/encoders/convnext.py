@@ -1,4 +1,4 @@
-"""ConvNeXt, first and second version, with timm's layout and names."""
+"""ConvNeXt V1 and V2, with timm's layout and names."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -19,9 +19,9 @@ _gelu = partial(nn.gelu, approximate=False)
 
 
 class GlobalResponseNorm(nn.Module):
-    """Weighs each channel by its norm over the image in relation to the other channels'; starts as the identity.
+    """Scales each channel by its norm over the image, relative to the other channels. Initially the identity.
 
-    Norms are taken in float32. Woo et al., ConvNeXt V2, 2023. https://arxiv.org/abs/2301.00808
+    Norms are computed in float32. Woo et al., ConvNeXt V2, 2023. https://arxiv.org/abs/2301.00808
     """
 
     epsilon: float = 1e-6
@@ -35,7 +35,7 @@ class GlobalResponseNorm(nn.Module):
         wide = x.astype(accumulator_dtype(x.dtype))
         scale, bias = (jnp.expand_dims(p.astype(wide.dtype), (0, 1, 2)) for p in (scale, bias))
         squares = jnp.square(wide).sum((1, 2), keepdims=True)
-        # A channel of zeros has no gradient: the root's own would be infinite there.
+        # The gradient of a channel of zeros is zero; that of the root would be infinite.
         some = squares > 0
         norms = jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1.0)), 0.0)
         share = norms / (norms.mean(-1, keepdims=True) + self.epsilon)
@@ -43,9 +43,10 @@ class GlobalResponseNorm(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """A 7x7 convolution of each channel by itself, a norm, two linear layers, and a shortcut (Liu et al., figure 4).
+    """A depthwise 7x7 convolution, a norm, two linear layers, and a shortcut (Liu et al., figure 4).
 
-    Args (fields): those of `ConvNeXt`, and the convolution's dilation.
+    Attributes:
+        dilation: dilation of the depthwise convolution. The other fields are those of `ConvNeXt`.
     """
 
     dilation: int = 1
@@ -79,19 +80,19 @@ class ConvNeXtBlock(nn.Module):
 class ConvNeXt(Encoder):
     """A convolutional network built like a transformer, as an encoder: maps at 1/4, 1/8, 1/16 and 1/32.
 
-    The patches of the stem and of the steps down do not overlap, and have no padding: sides are rounded down.
+    The patches of the stem and of the downsampling layers do not overlap and have no padding: sides are rounded down.
 
-    Args (fields):
+    Attributes:
         depths: blocks in each of the four stages.
         dims: channels of each stage.
-        grn: global response normalisation in each block, as the second version has it.
-        layer_scale: where the learned factor of each block's channels starts; None for no factor, as in version 2.
-        conv_mlp: 1x1 convolutions in place of linear layers, which compute the same: timm's weights of the sizes below
-          tiny have that shape.
+        grn: whether to use global response normalisation in each block, as in V2.
+        layer_scale: initial value of the learned factor per channel of each block; None for no factor, as in V2.
+        conv_mlp: whether to use 1x1 convolutions instead of linear layers. They compute the same, but timm's weights of
+          the sizes below tiny have their shape.
         act: activation.
-        drop_path: rate of stochastic depth in the last block; the rates grow to it in equal steps.
-        coarsest: reduction of the last stage to build, counted as if nothing were dilated: 4, 8, 16 or 32.
-        output_stride: 8 or 16 keeps the size from there on, with dilated convolutions in place of further steps down.
+        drop_path: rate of stochastic depth in the last block; the rates increase linearly from 0.
+        coarsest: reduction of the last stage to build, without dilation: 4, 8, 16 or 32.
+        output_stride: 8 or 16 limits the reduction; later stages use dilated convolutions instead of downsampling.
         remat: recomputes each block in the backward pass, to save memory.
 
     Example:
@@ -123,21 +124,21 @@ class ConvNeXt(Encoder):
 
     @property
     def min_size(self) -> int:
-        """The smallest image side that survives all the steps down."""
+        """The smallest image side that can be downsampled by all stages."""
         return self.reductions[-1]
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
         self.check(images)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        fields = {"kernel_init": truncated_normal, **dtypes}  # biases start at zero, as timm's do
+        fields = {"kernel_init": truncated_normal, **dtypes}  # biases start at zero, as in timm
         x = Conv(self.dims[0], 4, 4, padding=0, name="stem_conv", **fields)(images)
         x = LayerNorm(name="stem_norm", **dtypes)(x)
         rates = iter(drop_path_rates(self.drop_path, sum(self.depths)))
         maps, dilation = [], 1
         for stage in range(len(self.reductions)):
             if stage > 0:
-                # As in timm, the step down that is replaced has half the dilation of the blocks after it.
+                # As in timm, the replaced downsampling layer has half the dilation of the blocks after it.
                 strides = self.reductions[stage] // self.reductions[stage - 1]
                 before, dilation = dilation, dilation * (2 // strides)
                 x = LayerNorm(name=f"stage{stage}_downsample_norm", **dtypes)(x)
@@ -166,7 +167,7 @@ class ConvNeXt(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm and, of the first version, of torchvision."""
+        """Parameter names of timm and, of the first version, of torchvision."""
 
         def naming(source: str, prefix: str, dot: str) -> Naming:
             block = r"stage(\d)_block(\d+)"
@@ -178,11 +179,11 @@ class ConvNeXt(Encoder):
                 Rule(rf"{block}/(conv_dw|norm|gamma)", rf"stages{dot}\1.blocks.\2.\3"),
                 Rule(rf"{block}/(fc1|grn|fc2)", rf"stages{dot}\1.blocks.\2.mlp.\3"),
             ]
-            # The classifier, and stages that this encoder leaves out.
+            # The classifier, and stages that this encoder omits.
             others = rf"(norm_pre|head)\..*|stages{re.escape(dot)}[{len(self.reductions)}-9]\..*"
             return Naming(source, rules, prefix, rf"{re.escape(prefix)}({others})")
 
-        # timm's `features_only` puts the modules of a list side by side: `stages.0` is `stages_0` there.
+        # timm's `features_only` flattens lists of modules: `stages.0` becomes `stages_0`.
         places = [(TIMM, "", "."), (TIMM, "", "_"), (SMP, "encoder.model.", "_"), (SMP, "encoder.model.", ".")]
         namings = [naming(*place) for place in [*places, (SMP, "encoder.", "."), (SMP, "encoder.", "_")]]
         return namings if self.grn else [*namings, self._torchvision()]

@@ -24,9 +24,9 @@ def _norm_act(norm: ModuleDef | None, act: Callable[[jax.Array], jax.Array], x: 
 class DenseLayer(nn.Module):
     """Norm, activation, 1x1 convolution; norm, activation, 3x3 convolution (Huang et al. 2016, section 3).
 
-    Args (fields):
-        features: channels of the result, and
-        hidden: between the convolutions.
+    Attributes:
+        features: channels of the result.
+        hidden: channels between the convolutions.
         conv: factory of convolutions.
         norm_act: (x, train=, name=) -> normalised and activated.
     """
@@ -44,22 +44,22 @@ class DenseLayer(nn.Module):
 
 @renamed(stage_sizes="depths")
 class DenseNet(Encoder):
-    """Blocks whose layers see all earlier results; maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+    """DenseNet, whose layers read all earlier results of their block; maps at 1/2, 1/4, 1/8, 1/16 and 1/32.
 
-    The maps at 1/4, 1/8 and 1/16 are what a block gives, normalised and activated, before the transition to the
-    next one halves channels and sides; the last one is normalised only. So segmentation_models_pytorch has them. Odd
-    sides are floored by the transitions, as in torch.
+    As in segmentation_models_pytorch, the maps at 1/4, 1/8 and 1/16 are a block's result, normalised and activated,
+    before the transition halves channels and sides. The last map is only normalised. Transitions round odd sides down,
+    as in torch.
 
-    Args (fields):
+    Attributes:
         depths: layers in each block.
         width: channels of the stem.
         growth: channels that each layer adds.
-        expansion: channels within a layer, over those that it adds.
+        expansion: ratio of the hidden channels of a layer to the channels that it adds.
         coarsest: 8 builds no blocks beyond 1/8 of the image; 32 builds all.
         norm: factory of the normalisation, None for none.
         act: activation.
-        remat: recomputes the inside of the layers in the backward pass. Otherwise memory grows with the square of
-          the layers in a block, as every one of them normalises all results before it.
+        remat: recomputes each layer in the backward pass. Otherwise memory grows with the square of the number of
+          layers in a block, because each layer normalises all earlier results.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -92,8 +92,8 @@ class DenseNet(Encoder):
 
     @property
     def min_size(self) -> int:
-        """The smallest image side that survives the transitions' pooling."""
-        # Stem and first pooling round up, the others down.
+        """The smallest image side that can be pooled by all transitions."""
+        # The stem and the first pooling round up, the others down.
         return max(1, self.reductions[-1] - 3)
 
     @nn.compact
@@ -128,7 +128,7 @@ class DenseNet(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision and timm."""
+        """Parameter names of torchvision and timm."""
 
         def rules(dot: str, between: str) -> list[Rule]:
             return [
@@ -137,9 +137,9 @@ class DenseNet(Encoder):
                 Rule(r"(denseblock\d)_(denselayer\d+)/(conv|norm)(\d)", rf"features{dot}\1.\2.\3{between}\4"),
             ]
 
-        first = len(self.reductions)  # block that a smaller `coarsest` leaves out
+        first = len(self.reductions)  # first block that a smaller `coarsest` omits
         deeper = rf"features[._](denseblock[{first}-9]|transition[{first}-9]|transition{first - 1}\.conv|norm5)\..*"
-        # torchvision's published files are older than its names; timm's `features_only` puts the modules side by side.
+        # torchvision's published files have older names; timm's `features_only` flattens lists of modules.
         forms = ((".", ""), (".", "."), ("_", ""))
         return [naming for form in forms for naming in ignoring(backbone(rules(*form)), deeper)]
 

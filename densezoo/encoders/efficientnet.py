@@ -1,4 +1,4 @@
-"""EfficientNet, in the three forms that are in use: timm's, TensorFlow's, and that of segmentation_models_pytorch."""
+"""EfficientNet in the three common variants: timm's, TensorFlow's, and segmentation_models_pytorch's."""
 
 import math
 import re
@@ -28,17 +28,17 @@ _STAGES = (
 class EfficientNet(InvertedResidualEncoder):
     """EfficientNet as an encoder: maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    The defaults are timm's `efficientnet_*`: torch's padding, and each map is the last one of its size. The
-    `tf_efficientnet_*` have TensorFlow's padding and epsilon. The `efficientnet-*` of segmentation_models_pytorch have
-    these too, but as much padding as an image of the published size needs, and their first map is the first
-    convolution's.
+    The defaults are timm's `efficientnet_*`, with torch's padding; each map is the last one of its size. The
+    `tf_efficientnet_*` have TensorFlow's padding and epsilon. So do the `efficientnet-*` of
+    segmentation_models_pytorch, but with the fixed padding of an image of the published size, and the first map is the
+    first convolution's result.
 
-    Args (fields):
+    Attributes:
         width: factor of the channels.
         depth: factor of the blocks in each stage.
-        padding: "SAME" pads the strided convolutions as TensorFlow does; None as torch does.
-        padded_for: with "SAME": side of the square image whose padding is that of images of all sizes.
-        taps: blocks after which the maps are taken, counted from 0 and -1 for the first convolution.
+        padding: "SAME" pads the strided convolutions as in TensorFlow; None as in torch.
+        padded_for: with "SAME", use the padding of a square image with this side for images of all sizes.
+        taps: blocks whose results are the maps, counted from 0; -1 is the first convolution.
         act: activation.
         norm, coarsest, output_stride, dilate_first, drop_path, remat, kernel_init, depthwise_init: as in
             `InvertedResidualEncoder`.
@@ -76,7 +76,7 @@ class EfficientNet(InvertedResidualEncoder):
         return Plan(stem, blocks, gate=partial(ChannelGate, act=self.act))
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm and torchvision; of efficientnet-pytorch where the padding is its."""
+        """Parameter names of timm and torchvision, or of efficientnet-pytorch if `padded_for` is set."""
         # segmentation_models_pytorch has three: efficientnet-*, timm-efficientnet-*, and timm's own as tu-.
         if self.padded_for:
             return self._efficientnet_pytorch()
@@ -118,7 +118,7 @@ _SIZES = {
 
 _tf_norm = partial(BatchNorm, epsilon=1e-3)
 _timm_in_smp = partial(EfficientNet, dilate_first=True, drop_path=0.2)
-# Its author left the initialisation to torch.
+# Its author uses torch's default initialisation.
 _smp = partial(
     _timm_in_smp,
     padding="SAME",

@@ -1,4 +1,4 @@
-"""HRNet, with timm's layout and names: four scales side by side, which exchange what they know again and again."""
+"""HRNet, with timm's layout and names: four parallel scales with repeated exchange."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -18,14 +18,14 @@ from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
 class ExchangeUnit(nn.Module):
-    """Residual blocks at each scale, then each scale is the sum of all of them, brought to its size and channels.
+    """Residual blocks at each scale, then every scale becomes the sum of all scales, resized to it.
 
-    What is finer comes down by strided 3x3 convolutions, what is coarser up by a 1x1 convolution and an upsampler
-    (Wang et al., figure 3).
+    Finer maps are downsampled by strided 3x3 convolutions, and coarser maps upsampled after a 1x1 convolution (Wang et
+    al., figure 3).
 
-    Args (fields):
-        size: residual blocks at each scale.
-        outputs: how many of the scales, the finest first, are wanted.
+    Attributes:
+        size: number of residual blocks at each scale.
+        outputs: number of scales to return, starting with the finest.
         conv: factory of convolutions with norm and activation.
     """
 
@@ -69,19 +69,17 @@ class ExchangeUnit(nn.Module):
 class HRNet(Encoder):
     """A high-resolution network as an encoder: maps at 1/2 (of the stem), 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    Args (fields):
+    Attributes:
         width: channels at 1/4 of the image; each coarser scale has twice as many.
-        layer1_size: bottleneck blocks at 1/4 of the image before the scales part, and
-        layer1_features: channels of their 3x3 convolutions.
-        depths: exchange units in each of the later stages, each of which has a scale more than the one before.
-        branch_size: residual blocks at each scale of an exchange unit.
-        incre: a bottleneck block on each scale gives it the channels (128, 256, 512, 1024) with which the networks were
-          trained to classify, as in timm; False gives the scales as they are, from 1/4 of the image on, which HRNet's
-          own head takes.
-        coarsest: reduction of the last map: 4, 8, 16 or 32. Nearly all is computed all the same, for the scales
-          depend on each other.
-        upsample: factory of the upsampler in the exchange; nearest in timm, bilinear in the authors' code for
-          segmentation.
+        layer1_size: number of bottleneck blocks at 1/4 of the image, before the scales separate.
+        layer1_features: channels of the 3x3 convolutions in these blocks.
+        depths: number of exchange units in each of the later stages. Each stage adds a scale.
+        branch_size: number of residual blocks at each scale of an exchange unit.
+        incre: whether a bottleneck block expands each scale to the channels (128, 256, 512, 1024) of the classification
+          networks, as in timm. False returns the scales themselves, from 1/4 of the image, as HRNet's own head needs.
+        coarsest: reduction of the last map: 4, 8, 16 or 32. This saves little computation, because the scales depend on
+          each other.
+        upsample: factory of the upsampler in the exchange: nearest in timm, bilinear in the authors' segmentation code.
         norm: factory of the normalisation, None for none.
         act: activation.
         remat: recomputes each residual block in the backward pass, to save memory.
@@ -105,7 +103,7 @@ class HRNet(Encoder):
     branch_size: int = 4
     incre: bool = True
     coarsest: int = 32
-    # Where a side is odd, pixel 0 of a scale lies on pixel 0 of the finer one, as the strided convolutions have it.
+    # For odd sides, pixel 0 of a scale is aligned with pixel 0 of the finer one, as in the strided convolutions.
     upsample: ModuleDef = partial(Nearest, half_pixel=False)
     norm: ModuleDef | None = BatchNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu
@@ -117,7 +115,7 @@ class HRNet(Encoder):
     @property
     def scales(self) -> tuple[int, ...]:
         if self.coarsest < 4:
-            raise ValueError(f"coarsest is at least 4, since HRNet's finest branch is at 1/4; got {self.coarsest}")
+            raise ValueError(f"coarsest must be at least 4, since HRNet's finest branch is at 1/4; got {self.coarsest}")
         return ((2,) if self.incre else ()) + tuple(4 * 2**branch for branch in range(len(self.depths) + 1))
 
     @nn.compact
@@ -157,11 +155,11 @@ class HRNet(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm, which are its authors'."""
+        """Parameter names of timm, which are its authors'."""
 
         def transition(match: re.Match[str]) -> str:
             stage, scale = match[1], match[2]
-            # The scale that is new in a stage has a sequence of convolutions there, of one.
+            # A stage's new scale has a sequence of a single convolution in the reference.
             inner = "0." if stage == scale else ""
             return f"transition{stage}.{scale}.{inner}{int(match[3] == 'norm')}"
 
@@ -177,11 +175,11 @@ class HRNet(Encoder):
             for path, block in blocks.items():
                 rules.append(Rule(rf"{path}/conv(?P<number>\d)/{part}", rf"{block}.{name}\g<number>"))
                 rules.append(Rule(rf"{path}/downsample/{part}", f"{block}.downsample.{place}"))
-        # What only classification needs, the head, and what a smaller `coarsest` leaves out.
+        # Modules for classification only, the head, and modules that a smaller `coarsest` omits.
         last = f"stage{len(self.depths) + 1}\\.{self.depths[-1] - 1}"
         coarser = rf"{last}\.fuse_layers\.[{len(self.reductions) - self.incre}-9]\..*"
         others = r"(incre_modules|downsamp_modules|final_layer|classifier|last_layer)\..*"
-        # The authors' model for segmentation has the backbone's names without a prefix, as timm's encoder has.
+        # The authors' segmentation model has the backbone's names without a prefix, like timm's encoder.
         return ignoring([*backbone(rules, wrapped=True), Naming(HRNET, rules)], f"{others}|{coarser}")
 
 

@@ -1,4 +1,4 @@
-"""The inverted residual of MobileNet and EfficientNet, and what the encoders made of it share."""
+"""The inverted residual of MobileNet and EfficientNet, and the common base class of these encoders."""
 
 import math
 import re
@@ -20,20 +20,20 @@ from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid
 Padding = Literal["SAME"] | tuple[tuple[int, int], tuple[int, int]] | None
 
 depthwise_he_normal: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-"""timm's and TensorFlow's `he_normal_fan_out` of depthwise convolutions, where a pixel sends to one channel only."""
+"""timm's and TensorFlow's `he_normal_fan_out` for depthwise convolutions, in which an input feeds one channel only."""
 
 
 class InvertedResidual(nn.Module):
-    """1x1 convolution to more channels, depthwise convolution, gate, 1x1 convolution to fewer, and a shortcut.
+    """Expanding 1x1 convolution, depthwise convolution, gate, projecting 1x1 convolution, and a shortcut.
 
-    Args (fields):
+    Attributes:
         features: channels of the result.
-        hidden: channels of the depthwise convolution; without the first 1x1 where the input has as many.
+        hidden: channels of the depthwise convolution. If the input has as many, there is no first 1x1 convolution.
         kernel_size: of the depthwise convolution; so are strides, dilation and padding.
         conv: factory of convolutions with norm and activation.
         gate: factory of the squeeze-and-excitation, None for none.
         depthwise_init: initialiser of the depthwise convolution.
-        drop_path: how often the branch beside the shortcut is dropped in training.
+        drop_path: rate of stochastic depth in training.
 
     Sandler et al., MobileNetV2: Inverted residuals and linear bottlenecks, 2018. https://arxiv.org/abs/1801.04381
     """
@@ -76,13 +76,13 @@ class Block(NamedTuple):
     """One inverted residual of a network.
 
     Attributes:
-        stage: number of the stage that it belongs to.
-        kernel_size: of the depthwise convolution, and
-        strides: of it.
-        hidden: its channels.
+        stage: number of its stage.
+        kernel_size: kernel size of the depthwise convolution.
+        strides: strides of the depthwise convolution.
+        hidden: channels of the depthwise convolution.
         features: channels of the result.
-        squeeze: channels in the middle of the gate, 0 for no gate.
-        act: activation, None for the network's own.
+        squeeze: hidden channels of the gate, 0 for no gate.
+        act: activation, None for the network's default.
     """
 
     stage: int
@@ -100,7 +100,7 @@ class Plan(NamedTuple):
     Attributes:
         stem: channels of the first convolution.
         blocks: the inverted residuals.
-        head: channels of a 1x1 convolution after them, whose result is then the last map; 0 for none.
+        head: channels of a final 1x1 convolution, whose result is then the last map; 0 for none.
         gate: factory of the gates.
     """
 
@@ -111,7 +111,7 @@ class Plan(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """A block in an encoder: its name, what became of its strides, and the side of its input in `padded_for`."""
+    """A block in an encoder: its name, its actual strides and dilation, and the side of its input for `padded_for`."""
 
     name: str
     block: Block
@@ -121,24 +121,24 @@ class Placed(NamedTuple):
 
 
 class InvertedResidualEncoder(Encoder):
-    """What EfficientNet and the MobileNets share: a strided convolution and inverted residuals, given by `plan`.
+    """The base class of EfficientNet and the MobileNets: a strided convolution and inverted residuals, given by `plan`.
 
     The maps are the last ones at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image, unless `taps` says otherwise.
 
-    Args (fields):
-        padding: "SAME" pads the strided convolutions as TensorFlow does; None as torch does.
-        padded_for: with "SAME": side of the square image whose padding is that of images of all sizes.
-        taps: blocks after which the maps are taken, counted from 0 and -1 for the first convolution.
+    Attributes:
+        padding: "SAME" pads the strided convolutions as in TensorFlow; None as in torch.
+        padded_for: with "SAME", use the padding of a square image with this side for images of all sizes.
+        taps: blocks whose results are the maps, counted from 0; -1 is the first convolution.
         coarsest: 8 builds no blocks beyond 1/8 of the image; 32 builds all.
-        output_stride: 8 or 16 keeps the later blocks at that fraction of the image; dilation replaces their strides.
-        dilate_first: whether the block that loses its stride is dilated already, as in segmentation_models_pytorch, or
-            only those after it, as in timm.
+        output_stride: 8 or 16 limits the reduction of the later blocks; dilation replaces their strides.
+        dilate_first: whether dilation starts in the block that loses its stride, as in segmentation_models_pytorch, or
+            in the next block, as in timm.
         norm: factory of the normalisation, None for none.
         act: activation.
-        drop_path: how often the last block's branch is dropped in training, nearly; less often in those before it.
-        remat: recomputes the inside of the blocks in the backward pass, to save memory.
-        kernel_init: initialiser of the convolutions, and
-        depthwise_init: of the depthwise ones.
+        drop_path: rate of stochastic depth in the last block, approximately; the rates increase linearly from 0.
+        remat: recomputes each block in the backward pass, to save memory.
+        kernel_init: initialiser of the convolutions.
+        depthwise_init: initialiser of the depthwise convolutions.
     """
 
     padding: Literal["SAME"] | None = None
@@ -151,7 +151,7 @@ class InvertedResidualEncoder(Encoder):
     act: Callable[[jax.Array], jax.Array] = nn.relu
     drop_path: float = 0.0
     remat: bool = False
-    # timm's, which are TensorFlow's.
+    # As in timm and TensorFlow.
     kernel_init: Initializer = he_normal_fan_out
     depthwise_init: Initializer = depthwise_he_normal
     dtype: Dtype | None = None
@@ -166,7 +166,7 @@ class InvertedResidualEncoder(Encoder):
 
     @property
     def all_taps(self) -> tuple[int, ...]:
-        """The blocks after which a map is taken, those beyond `coarsest` too."""
+        """The blocks whose results are maps, including those beyond `coarsest`."""
         blocks = self.plan.blocks
         last = (*(index - 1 for index, block in enumerate(blocks) if block.strides > 1), len(blocks) - 1)
         return last if self.taps is None else tuple(self.taps)
@@ -178,14 +178,14 @@ class InvertedResidualEncoder(Encoder):
 
     @property
     def min_size(self) -> int:
-        """The smallest image side that survives a padding made for other images."""
+        """The smallest image side that is valid with the fixed padding of another image size."""
         size, built = 1, self.layout()[: self.all_taps[len(self.reductions) - 1] + 1]
         for side in (*(placed.side for placed in reversed(built) if placed.strides > 1), self.padded_for or 1):
             size = 2 * size - side % 2
         return size if self.padded_for else 1
 
     def layout(self) -> list[Placed]:
-        """All blocks with their names, strides, dilations."""
+        """All blocks with their names, strides and dilations."""
         layout, seen, reduction, side = [], Counter[int](), 2, -(-(self.padded_for or 0) // 2)
         taps, scales = self.all_taps, self.scales
         for index, block in enumerate(self.plan.blocks):
@@ -199,7 +199,7 @@ class InvertedResidualEncoder(Encoder):
         return layout
 
     def _padding(self, kernel_size: int, side: int) -> Padding:
-        """Of a convolution with stride 2; the others' padding is the same everywhere."""
+        """The padding of a convolution with stride 2; the padding of others does not depend on the image."""
         if self.padded_for is None:
             return self.padding
         missing = kernel_size - 2 + side % 2
@@ -208,7 +208,7 @@ class InvertedResidualEncoder(Encoder):
 
     @nn.nowrap
     def check(self, images: jax.Array) -> None:
-        """As every encoder's, and that the fields of the padding go together."""
+        """The checks of every encoder, and of the consistency of the padding's fields."""
         if self.padding not in (None, "SAME") or (self.padded_for is not None and self.padding is None):
             raise ValueError(
                 f'padding is None or "SAME", and "SAME" with padded_for; got padding={self.padding!r},'
@@ -237,7 +237,7 @@ class InvertedResidualEncoder(Encoder):
                 conv=conv if block.act is None else partial(conv, act=block.act),
                 gate=partial(plan.gate, block.squeeze, **fields) if block.squeeze else None,
                 depthwise_init=self.depthwise_init,
-                # Both references count to the number of blocks, which the last one does not reach.
+                # Both references divide by the number of blocks, so the last block does not reach the full rate.
                 drop_path=self.drop_path * index / (len(plan.blocks) + (plan.head > 0)),
                 name=name,
             )
@@ -249,7 +249,7 @@ class InvertedResidualEncoder(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm."""
+        """Parameter names of timm."""
         return self.timm_names()
 
     def timm_names(self, *, wrapped: bool = True) -> list[Naming]:
@@ -320,7 +320,7 @@ class InvertedResidualEncoder(Encoder):
         return namings if self.output_stride == 16 and self.dilate_first else dilated(namings, 16, dilate_first=True)
 
     def left_out(self, name: Callable[[int, re.Match[str]], str]) -> str:
-        """A pattern of the blocks that a smaller `coarsest` leaves out; `name` of a block's number and path."""
+        """A pattern of the blocks that a smaller `coarsest` omits; `name` maps number and path to a name."""
         names = [placed.name for placed in self.layout()]
         built = self.all_taps[len(self.reductions) - 1] + 1
         paths = [re.fullmatch(r"blocks_(\d+)_(\d+)", path) for path in names]
@@ -328,12 +328,12 @@ class InvertedResidualEncoder(Encoder):
         return rf"({'|'.join(map(re.escape, prefixes))})\..*"
 
 
-# A block without expansion is another class in timm, which counts its parts on its own.
+# timm uses another class, with its own numbering, for blocks without expansion.
 _TIMM_PARTS = {"expand": ("conv_pw", "bn1"), "depthwise": ("conv_dw", "bn2"), "project": ("conv_pwl", "bn3")}
 _TIMM_SHORT = {"depthwise": ("conv_dw", "bn1"), "project": ("conv_pw", "bn2")}
 
 
 def round_channels(channels: float) -> int:
-    """The nearest multiple of 8, or the next one where that would be more than a tenth less (TensorFlow's rule)."""
+    """The nearest multiple of 8, or the next one if that would be more than 10 % smaller (TensorFlow's rule)."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * channels else nearest

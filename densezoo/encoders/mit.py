@@ -28,7 +28,7 @@ from densezoo.types import Dtype, Pyramid
 
 
 class SpatialReductionAttention(nn.Module):
-    """Every pixel looks at tiles of `reduction` x `reduction` pixels, each made one by a strided convolution."""
+    """Self-attention whose keys are tiles of `reduction` x `reduction` pixels, reduced by a strided convolution."""
 
     num_heads: int
     reduction: int = 1
@@ -62,7 +62,7 @@ class SpatialReductionAttention(nn.Module):
 
 
 class MixMlp(nn.Module):
-    """Two linear layers on every pixel, with a depthwise 3x3 convolution between them: it encodes where a pixel is."""
+    """Two linear layers per pixel, with a depthwise 3x3 convolution between them, which encodes positions."""
 
     hidden: int
     dilation: int = 1
@@ -104,21 +104,21 @@ class MixBlock(nn.Module):
 
 @renamed(widths="embed_dims", heads="num_heads")
 class MixTransformer(Encoder):
-    """A hierarchical transformer as an encoder: maps at 1/4, 1/8, 1/16 and 1/32 of the image, each normalised.
+    """Mix Transformer, a hierarchical transformer: maps at 1/4, 1/8, 1/16 and 1/32 of the image, each normalised.
 
     Overlapping convolutions make the patches, and there are no position embeddings: any image size works, with the same
     weights. Pixels at the right and lower border beyond the last whole tile of `sr_ratios` are queries but never keys.
 
-    Args (fields):
+    Attributes:
         depths: blocks in each stage.
         embed_dims: channels of each stage.
-        num_heads: of each stage's attention; they divide its channels.
-        sr_ratios: side of the tiles that each stage's attention looks at.
-        drop_path: rate of stochastic depth in the last block; it grows from 0 in equal steps.
-        coarsest: the last stage's reduction, 4 to 32; deeper stages are left out.
-        output_stride: 16 or 8 keeps the later stages at this reduction, with dilated convolutions in place of strides,
-          those of the attention among them, as the reference does.
-        remat: recomputes the inside of the blocks in the backward pass, to save memory.
+        num_heads: number of attention heads of each stage, which must divide its channels.
+        sr_ratios: side of the tiles that are each stage's keys.
+        drop_path: rate of stochastic depth in the last block; the rates increase linearly from 0.
+        coarsest: reduction of the last stage to build, 4 to 32.
+        output_stride: 16 or 8 limits the reduction, with dilated convolutions instead of strides, also in the
+          attention, as in the reference.
+        remat: recomputes each block in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -149,7 +149,7 @@ class MixTransformer(Encoder):
 
     @property
     def min_size(self) -> int:
-        """The smallest image side of which every stage's attention gets a whole tile."""
+        """The smallest image side for which every stage's attention has a whole tile."""
         stages = range(len(self.reductions))
         ratios = [1 if self._dilation(stage) > 1 else self.sr_ratios[stage] for stage in stages]
         return max((ratio - 1) * 2 ** (stage + 2) + 1 for stage, ratio in enumerate(ratios))
@@ -190,7 +190,7 @@ class MixTransformer(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch, which are those of SegFormer's authors."""
+        """Parameter names of segmentation_models_pytorch, which are those of SegFormer's authors."""
         rules = [
             Rule(r"patch_embed(\d)_(proj|norm)", r"patch_embed\1.\2"),
             Rule(r"block(\d)_(\d+)/(norm\d)", r"block\1.\2.\3"),

@@ -51,7 +51,7 @@ V3_SMALL = (
 class MobileNetV2(InvertedResidualEncoder):
     """MobileNetV2 as an encoder: maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    Args (fields):
+    Attributes:
         width: factor of the channels.
         head_features: channels of a last 1x1 convolution, which then gives the last map (1280 in
             segmentation_models_pytorch); 0 for none, as in timm.
@@ -88,14 +88,14 @@ class MobileNetV2(InvertedResidualEncoder):
         return Plan(stem, blocks, self.head_features)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm and torchvision."""
-        # The last convolution is there in torchvision's form alone, which segmentation_models_pytorch has too.
+        """Parameter names of timm and torchvision."""
+        # The last convolution only exists in torchvision's variant, which segmentation_models_pytorch also uses.
         if self.head_features:
             return [*self._torchvision(), *self.timm_names()]
         return [*self.timm_names(), *self._torchvision()]
 
     def _torchvision(self) -> list[Naming]:
-        # One flat list, with the first convolution at its beginning.
+        # One flat list that starts with the first convolution.
         layout = self.layout()
         numbers = {placed.name: number for number, placed in enumerate(layout, start=1)}
         after = len(layout) + 1
@@ -103,7 +103,7 @@ class MobileNetV2(InvertedResidualEncoder):
         def part(match: re.Match[str]) -> str:
             block, name, leaf = match.groups()
             place = ["expand", "depthwise", "project"].index(name) - int(block.startswith("blocks_0_"))
-            if name == "project":  # its convolution and its norm are in the same sequence as the pairs before
+            if name == "project":  # its convolution and norm are in the same sequence as the previous pairs
                 return f"features.{numbers[block]}.conv.{place + (leaf == 'norm')}"
             return f"features.{numbers[block]}.conv.{place}.{int(leaf == 'norm')}"
 
@@ -121,11 +121,11 @@ class MobileNetV2(InvertedResidualEncoder):
 class MobileNetV3(InvertedResidualEncoder):
     """MobileNetV3 as an encoder: maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    Args (fields):
-        blocks: the inverted residuals, such as `V3_LARGE` and `V3_SMALL` beside this class.
+    Attributes:
+        blocks: the inverted residuals, such as `V3_LARGE` and `V3_SMALL` in this module.
         stem_features: channels of the first convolution.
-        head_features: channels of the last one, a 1x1 convolution that gives the last map.
-        act: activation of the blocks that have none of their own.
+        head_features: channels of the final 1x1 convolution, whose result is the last map.
+        act: activation of blocks without their own.
 
     The other fields are those of `InvertedResidualEncoder`: norm, coarsest, output_stride, dilate_first, drop_path,
     remat, kernel_init, depthwise_init, padding, padded_for, taps.
@@ -153,7 +153,7 @@ class MobileNetV3(InvertedResidualEncoder):
         return Plan(self.stem_features, self.blocks, self.head_features, gate)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm and torchvision."""
+        """Parameter names of timm and torchvision."""
         return [*self.timm_names(), *self.torchvision_names(nested=False, epsilon=1e-3)]
 
 

@@ -19,7 +19,7 @@ from densezoo.types import Dtype, ModuleDef, Pyramid
 class PlainEncoder(Encoder):
     """Double convolutions at every scale, 2x2 max-pooling between the scales; keeps the pooling indices.
 
-    Args (fields):
+    Attributes:
         features: channels at each scale, fine to coarse; the first scale is the image's own.
         norm: factory of the normalisation, None for none.
         act: activation.
@@ -49,7 +49,7 @@ class PlainEncoder(Encoder):
 
     @property
     def min_size(self) -> int:
-        """The smallest image side that survives all the poolings."""
+        """The smallest image side that can be pooled by all stages."""
         return self.reductions[-1]
 
     @nn.compact
@@ -72,7 +72,7 @@ class PlainEncoder(Encoder):
         return self.pyramid(images, maps, pool_indices)
 
     def reference_names(self) -> list[Naming]:
-        """Those of plain U-Nets."""
+        """Parameter names of plain U-Nets."""
 
         def naming(inc: str, down: str) -> Naming:
             def name(match: re.Match[str]) -> str:
@@ -85,8 +85,8 @@ class PlainEncoder(Encoder):
         return [naming(inc, down) for inc, down, _ in PLAIN_FORMS]
 
 
-# The plain U-Nets that people write have modules inc, down1.., up1.., outc, and differ in what is between them and the
-# double convolution: (inc, down, up).
+# Common implementations have modules inc, down1.., up1.., outc, and differ in the path from them to the double
+# convolution: (inc, down, up).
 PLAIN_FORMS = (
     ("inc.double_conv", "down{}.maxpool_conv.1.double_conv", "up{}.conv.double_conv"),
     ("inc.double_conv", "down{}.1.double_conv", "conv{}.double_conv"),
@@ -96,7 +96,7 @@ PLAIN_FORMS = (
 
 
 def in_double_conv(norm: Any, match: re.Match[str]) -> int:
-    """Place of a convolution or norm in the sequence (convolution, norm, activation) twice; or without the norms."""
+    """The index of a convolution or norm in the sequence of twice (convolution, norm, activation), or without norms."""
     return (int(match[2]) - 1) * (2 if norm is None else 3) + (match[3] == "norm")
 
 

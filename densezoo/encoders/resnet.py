@@ -25,18 +25,18 @@ from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, size_of
 
 
 class _Block(nn.Module):
-    """What the blocks share: how a branch of convolutions is joined with the shortcut around it.
+    """The base class of residual blocks, which adds the shortcut to a branch of convolutions.
 
-    Args (fields):
+    Attributes:
         features: channels of the 3x3 convolutions.
-        strides: of the first of them, and of the shortcut.
+        strides: strides of the first 3x3 convolution and of the shortcut.
         conv: factory of convolutions with norm and activation.
         act: activation after the sum.
-        dilations: of the first 3x3 convolution, and of the stage that this block belongs to.
-        gate: factory of the squeeze-and-excitation on the branch, None for none.
-        last: factory of the convolution that ends the branch, None for `conv`.
-        average_down: the shortcut takes means of 2x2 pixels, where it otherwise skips three of them.
-        drop_path: how often the branch is dropped in training.
+        dilations: dilation of the first 3x3 convolution, and dilation of the block's stage.
+        gate: factory of the squeeze-and-excitation of the branch, None for none.
+        last: factory of the last convolution of the branch, None for `conv`.
+        average_down: whether a strided shortcut averages 2x2 pixels instead of skipping pixels.
+        drop_path: rate of stochastic depth in training.
     """
 
     features: int
@@ -51,7 +51,7 @@ class _Block(nn.Module):
     expansion = 1
 
     def join(self, x: jax.Array, y: jax.Array, *, train: bool) -> jax.Array:
-        """The branch's result `y` and the block's input `x`, which the shortcut brings to the same shape."""
+        """Adds the branch's result `y` and the block's input `x`, which the shortcut brings to the same shape."""
         channels, strides = y.shape[-1], self.strides
         if self.gate is not None:
             # timm's rounding; a 16th in every network of the table.
@@ -59,11 +59,11 @@ class _Block(nn.Module):
         y = DropPath(self.drop_path)(y, train=train)
         if strides != 1 or x.shape[-1] != channels:
             if self.average_down and strides != 1:
-                # A window half beyond the edge: the mean of what is there.
+                # A window partly beyond the edge averages the pixels inside.
                 x = jnp.pad(x, ((0, 0), *((0, side % 2) for side in size_of(x)), (0, 0)), mode="edge")
                 x, strides = avg_pool(x), 1
             elif self.average_down and self.dilations[1] != 1:
-                # In dilated stages timm counts zeros beyond the edge.
+                # In dilated stages, timm includes zeros beyond the edge.
                 x = avg_pool(jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))), 2, stride=1)
             x = self.conv(channels, 1, strides, act=None, name="downsample")(x, train=train)
         return self.act(x + y)
@@ -81,7 +81,7 @@ class BasicBlock(_Block):
 
 
 class Bottleneck(_Block):
-    """1x1, 3x3, 1x1 convolutions and a shortcut; the stride is on the 3x3, as torchvision has it ("v1.5")."""
+    """1x1, 3x3, 1x1 convolutions and a shortcut; the stride is on the 3x3, as in torchvision ("v1.5")."""
 
     groups: int = 1
     group_width: int = 64
@@ -100,23 +100,23 @@ class Bottleneck(_Block):
 class ResNet(Encoder):
     """A residual network as an encoder: maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    Args (fields):
+    Attributes:
         depths: blocks in each of the four stages.
         block: `BasicBlock`, or `Bottleneck` (a partial of it with `groups` and `group_width` for ResNeXt).
         width: channels of the stem; the stages have 1, 2, 4, 8 times as many, before a bottleneck's expansion by 4.
-        deep_stem: three 3x3 convolutions in place of the first 7x7 one, and
-        average_down: 2x2 means in the shortcuts: together they are ResNet-D.
-        squeeze_excite: a gate for every channel in each block: SE-ResNet.
+        deep_stem: whether to use three 3x3 convolutions instead of the first 7x7 one, as in ResNet-D.
+        average_down: whether to use 2x2 means in the shortcuts, as in ResNet-D.
+        squeeze_excite: whether to gate the channels in each block, as in SE-ResNet.
         coarsest: 8 builds no stages beyond 1/8 of the image; 32 builds all.
-        output_stride: 8 or 16 keeps the later stages at that fraction of the image; dilation replaces their strides.
-        dilate_first: whether dilation begins with the first 3x3 convolution of such a stage, as in
+        output_stride: 8 or 16 limits the reduction of the later stages; dilation replaces their strides.
+        dilate_first: whether dilation starts with the first 3x3 convolution of such a stage, as in
           segmentation_models_pytorch, or with the second, as in torchvision and timm.
         norm: factory of the normalisation, None for none.
         act: activation.
-        drop_path: how often the last block's branch is dropped in training; less often in those before it.
-        remat: recomputes the inside of the blocks in the backward pass, to save memory.
-        zero_init_last: the last norm of each block starts with a scale of zero, so that the block starts as its
-          shortcut; timm's ResNets do, torchvision's and segmentation_models_pytorch's do not.
+        drop_path: rate of stochastic depth in the last block; the rates increase linearly from 0.
+        remat: recomputes each block in the backward pass, to save memory.
+        zero_init_last: whether the scale of each block's last norm starts at zero, so that the block starts as its
+          shortcut, as in timm, but not in torchvision and segmentation_models_pytorch.
         kernel_init: initialiser of the convolutions.
 
     Example:
@@ -202,7 +202,7 @@ class ResNet(Encoder):
         return max_pool(x, 3, 2, 1)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision and timm."""
+        """Parameter names of torchvision and timm."""
         stem = [Rule(r"conv1/conv", "conv1"), Rule(r"conv1/norm", "bn1")]
         if self.deep_stem:
             stem = [
@@ -219,8 +219,8 @@ class ResNet(Encoder):
         return namings if as_there else dilated(namings, 8, dilate_first=False)
 
     def block_rules(self, gate: str) -> list[Rule]:
-        """The stages, in which the references agree except for what they call the squeeze-and-excitation."""
-        pooled = int(self.average_down)  # the pooling has a place in the sequence
+        """The rules for the stages. The references only differ in the name of the squeeze-and-excitation."""
+        pooled = int(self.average_down)  # the pooling is part of the sequence
         return [
             Rule(r"layer(\d)_(\d+)/conv(\d)/conv", r"layer\1.\2.conv\3"),
             Rule(r"layer(\d)_(\d+)/conv(\d)/norm", r"layer\1.\2.bn\3"),
@@ -231,7 +231,7 @@ class ResNet(Encoder):
         ]
 
     def ignoring_deeper(self, namings: Sequence[Naming]) -> list[Naming]:
-        """The namings without the stages that a smaller `coarsest` leaves out."""
+        """The namings without the stages that a smaller `coarsest` omits."""
         return ignoring(namings, rf"layer[{len(self.reductions)}-9]\..*")
 
 
@@ -239,7 +239,7 @@ class ResNet(Encoder):
 _BASIC = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3)}
 _DEEP = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
 
-# timm alone has ResNet-D and this SE-ResNet, so they follow its rules of dilation and of initialisation.
+# Only timm has ResNet-D and this SE-ResNet, so they follow its rules for dilation and initialisation.
 _timm = partial(ResNet, dilate_first=False, zero_init_last=True)
 _resnet_d = partial(_timm, deep_stem=True, average_down=True)
 

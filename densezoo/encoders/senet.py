@@ -1,4 +1,4 @@
-"""SE-ResNet in its first form, from Caffe, with the layout and names that segmentation_models_pytorch has."""
+"""The original SE-ResNet, from Caffe, with the layout and names of segmentation_models_pytorch."""
 
 from functools import partial
 
@@ -29,15 +29,16 @@ class CaffeBottleneck(Bottleneck):
 
 @renamed(stage_sizes="depths")
 class SENet(ResNet):
-    """A ResNet with a gate for every channel in each block, as its authors' Caffe models have it.
+    """A ResNet with channel gates in each block, as in the authors' Caffe models.
 
-    Against `ResNet` with `squeeze_excite`, strides are on other convolutions and the first pooling pads nothing, so
-    that odd sides are floored there.
+    Unlike `ResNet` with `squeeze_excite`, the strides are on other convolutions, and the first pooling has no padding,
+    so it rounds odd sides down.
 
-    Args (fields):
+    Attributes:
         block: `CaffeBottleneck`.
-        kernel_init: torch's own, since the reference chooses none.
-        Otherwise those of `ResNet`.
+        kernel_init: torch's default, as in the reference.
+
+    The other fields are those of `ResNet`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -53,7 +54,7 @@ class SENet(ResNet):
     block: ModuleDef = CaffeBottleneck
     squeeze_excite: bool = True
     kernel_init: Initializer = torch_uniform
-    min_size = 3  # survives the pooling
+    min_size = 3  # needed by the pooling
 
     def pool(self, x: jax.Array) -> jax.Array:
         """Max-pooling without padding, but for a last window that half the pixels fill."""
@@ -61,7 +62,7 @@ class SENet(ResNet):
         return max_pool(jnp.pad(x, ((0, 0), *beyond, (0, 0)), constant_values=-jnp.inf), 3, 2)
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch, which are those of the Caffe models' first port to PyTorch."""
+        """Parameter names of segmentation_models_pytorch, as in the Caffe models' first port to PyTorch."""
         stem = [Rule(r"conv1/conv", "layer0.conv1"), Rule(r"conv1/norm", "layer0.bn1")]
         rules = [*stem, *self.block_rules("se_module")]
         namings = [Naming(SMP, rules, "encoder."), Naming(SMP, rules, ignored=r"last_linear\..*")]

@@ -34,9 +34,9 @@ _LARGEST_WINDOW = 64
 class WindowAttention(nn.Module):
     """Self-attention within windows, with a learned bias for each offset between two pixels of a window.
 
-    Args (fields):
-        num_heads: attention heads.
-        table_window: size of the windows whose offsets the table of biases has; smaller ones read it resampled.
+    Attributes:
+        num_heads: number of attention heads.
+        table_window: size of the windows for which the table of biases is made; smaller windows resample it.
     """
 
     num_heads: int
@@ -48,7 +48,7 @@ class WindowAttention(nn.Module):
     def __call__(
         self, windows: Float[Array, "b n h w c"], regions: np.ndarray | None = None
     ) -> Float[Array, "b n h w c"]:
-        """Attends; `regions` has a number for each pixel of each window, and only equal ones attend to each other."""
+        """Applies attention. `regions` numbers each pixel of each window; only equal numbers attend to each other."""
         batch, count, height, width, channels = windows.shape
         tokens = height * width
         dense = partial(nn.Dense, kernel_init=truncated_normal, dtype=self.dtype, param_dtype=self.param_dtype)
@@ -88,10 +88,10 @@ def _by_pair(table: jax.Array, window: Size) -> jax.Array:
 
 
 def _resampling(size: int, side: int) -> np.ndarray:
-    """Matrix from a table's `size` offsets along an axis to those in a window of `side` pixels.
+    """The interpolation matrix from a table's `size` offsets along an axis to those in a window of `side` pixels.
 
-    It is timm's, for the same results: linear between positions of which each is 1.01 times as far from the next as
-    the one before, so that biases of neighbours stay what they are and others change by a hundredth or so.
+    As in timm, it interpolates linearly between positions whose distances grow by a factor of 1.01, so that biases of
+    neighbours do not change and the others change by about 1 %.
     """
     outwards = np.cumsum(1.01 ** np.arange(size // 2))
     positions = np.concatenate([-outwards[::-1], [0.0], outwards])
@@ -101,7 +101,7 @@ def _resampling(size: int, side: int) -> np.ndarray:
 def _regions(size: Size, window: Size, shift: Size) -> np.ndarray:
     """A number for each pixel of each window of a shifted map: (windows, height, width).
 
-    The shift brings rows and columns from the other end of the image into the last windows; these are regions apart.
+    The shift moves rows and columns from the other end of the image into the last windows; these are separate regions.
     """
     rows, columns = (np.zeros(side, np.int32) for side in size)
     for numbers, side, by in zip((rows, columns), window, shift, strict=True):
@@ -115,9 +115,11 @@ def _regions(size: Size, window: Size, shift: Size) -> np.ndarray:
 class SwinBlock(nn.Module):
     """Attention within windows, then two linear layers, each with a norm before and a shortcut (Liu et al., figure 3).
 
-    Args (fields): those of `Swin`, and
+    Attributes:
         shifted: whether the windows are shifted by half of their size.
-        layout: size of the map for which the windows are laid out; None means the map's own.
+        layout: size of the map for which the windows are laid out. None means the size of the input map.
+
+    The other fields are those of `Swin`.
     """
 
     num_heads: int
@@ -154,7 +156,7 @@ class SwinBlock(nn.Module):
             x = jnp.pad(x, padding)
         if any(shift):
             x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
-        # What is added below and on the right takes part: neither reference masks it.
+        # As in both references, padding at the bottom and right is not masked.
         if not self.pad_first:
             x = jnp.pad(x, padding)
         windows = reshape(x, batch, rows, window[0], columns, window[1], channels).swapaxes(2, 3)
@@ -178,9 +180,9 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """A step down: the pixels of every 2x2 block become one, with a norm and a linear layer over their channels.
+    """Downsampling: merges the pixels of every 2x2 block into one, with a norm and a linear layer over their channels.
 
-    A row and column of zeros make odd sides even.
+    Odd sides are padded with a row or column of zeros.
     """
 
     features: int
@@ -204,27 +206,26 @@ class Swin(Encoder):
     Any image size works, with the same weights. Patches are cut without padding, so the map at 1/4
     has its sides rounded down; from there on they are rounded up.
 
-    By default everything is as in timm's model built for images of the size that comes (`img_size=`): a map whose sides
-    are no multiples of the window is padded with zeros, and windows shift in every second block. Where a side of the
-    map is not larger than the window, the window has that side and does not shift along it. If it is smaller, its
-    biases are read from the full window's table, resampled as timm does when it loads weights. With windows of 7 that
-    happens below 196 pixels; from there on timm's weights have the same shapes for all sizes.
+    By default, it equals timm's model built for the given image size (`img_size=`). Maps whose sides are not multiples
+    of the window are padded with zeros, and windows shift in every second block. If a side of the map is not larger
+    than the window, the window has that side and does not shift along it. If it is smaller, its biases are resampled
+    from the full window's table, as timm does when it loads weights. With windows of 7, this happens below 196 pixels;
+    for larger images, timm's weights have the same shapes for all sizes.
 
-    With `image_size` everything is as in timm's model built for that size and run on others (`dynamic_img_size=True`):
-    windows and shifts are those of that size, and smaller maps are padded to them. The tables have the shape that they
-    have in such a model.
+    With `image_size`, it equals timm's model built for that size and run on others (`dynamic_img_size=True`): windows
+    and shifts are those of that size, smaller maps are padded to them, and the tables have the shapes of that model.
 
-    Args (fields):
-        depths: blocks in each of the four stages.
-        embed_dim: channels of the first stage; each further one has twice as many.
-        num_heads: attention heads in each stage.
+    Attributes:
+        depths: number of blocks in each of the four stages.
+        embed_dim: channels of the first stage; each further stage has twice as many.
+        num_heads: number of attention heads in each stage.
         window_size: side of the windows.
-        image_size: (height, width) of the images for which windows are laid out; None means those that come.
-        pad_first: maps are padded to whole windows before these shift, as in torchvision; otherwise they shift first,
-          and the window shrinks to smaller maps, as in timm. The same for images whose sides are multiples of 224.
+        image_size: (height, width) of the images for which windows are laid out; None means the size of the input.
+        pad_first: whether maps are padded to whole windows before the shift, as in torchvision. Otherwise they are
+          shifted first, and the window shrinks for smaller maps, as in timm. Both are equal for images whose sides are
+          multiples of 224.
         act: activation.
-        drop_path: rate of stochastic depth in the last block; the rates grow to it in equal steps. timm trains
-          with 0.1.
+        drop_path: rate of stochastic depth in the last block; the rates increase linearly from 0. timm trains with 0.1.
         coarsest: reduction of the last stage to build: 4, 8, 16 or 32.
         remat: recomputes each block in the backward pass, to save memory.
 
@@ -268,7 +269,7 @@ class Swin(Encoder):
         if self.image_size is not None and min(self.image_size) < self.min_size:
             raise ValueError(f"Swin's patches are 4x4 pixels; got image_size={self.image_size}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        # timm leaves this convolution as torch makes it, and gives all linear layers normal weights.
+        # timm keeps torch's default initialiser for this convolution, and uses normal weights for linear layers.
         x = Conv(
             self.embed_dim,
             4,
@@ -302,7 +303,7 @@ class Swin(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm, of Swin's authors and of torchvision."""
+        """Parameter names of timm, of Swin's authors and of torchvision."""
         coarsest = len(self.reductions) - 1
 
         def naming(source: str, prefix: str, dot: str, step_in_stage_before: bool = False) -> Naming:
@@ -317,18 +318,18 @@ class Swin(Encoder):
                 Rule(rf"{block}/attn/(\w+)", rf"layers{dot}\1.blocks.\2.attn.\3"),
                 Rule(rf"{block}/(fc\d)", rf"layers{dot}\1.blocks.\2.mlp.\3"),
             ]
-            # The classifier, what older versions of timm keep with the weights, and stages that this encoder lacks.
+            # The classifier, buffers of older timm versions, and stages that this encoder lacks.
             others = [r"(norm|head)\..*", r".*\.(relative_position_index|attn_mask)"]
             others.append(rf"layers{re.escape(dot)}[{coarsest + 1}-9]\..*")
             if step_in_stage_before:
                 others.append(rf"layers\.{coarsest}\.downsample\..*")
             return Naming(source, rules, prefix, rf"{re.escape(prefix)}({'|'.join(others)})")
 
-        # timm's `features_only` puts the modules of a list side by side: `layers.0` is `layers_0` there.
+        # timm's `features_only` flattens lists of modules: `layers.0` becomes `layers_0`.
         places = [(TIMM, "", "."), (TIMM, "", "_"), (SMP, "encoder.model.", "_"), (SMP, "encoder.model.", ".")]
         places += [(SMP, "encoder.", "."), (SMP, "encoder.", "_")]
-        # The authors' steps down end the stage before, timm's begin the next. First, since timm's names of the first
-        # few stages are in the authors' checkpoints too.
+        # Downsampling ends a stage in the authors' code, and starts one in timm. The authors' naming comes first,
+        # because timm's names of the first few stages are also in the authors' checkpoints.
         namings = [naming("Swin's authors", "", ".", True), *(naming(*place) for place in places)]
         return [self._torchvision(), *namings] if self.pad_first else [*namings, self._torchvision()]
 

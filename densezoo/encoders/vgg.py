@@ -20,15 +20,15 @@ from densezoo.types import Dtype, ModuleDef, Pyramid
 class VGG(Encoder):
     """Stages of 3x3 convolutions, each followed by 2x2 max-pooling; keeps the pooling indices.
 
-    The maps are the results of the stages before their pooling, and last the pooled one. The first one has the image's
-    own size; it is left out unless `full_resolution`, because segmentation_models_pytorch's decoders drop it (and
-    their weights would not fit otherwise). Odd sides are floored by the pooling, as in torch.
+    The maps are the results of the stages before their pooling, and the last pooled map. The first one has the image's
+    size; it is omitted unless `full_resolution` is set, because segmentation_models_pytorch's decoders drop it (and
+    their weights would not match otherwise). Pooling rounds odd sides down, as in torch.
 
-    Args (fields):
-        depths: convolutions in each stage.
+    Attributes:
+        depths: number of convolutions in each stage.
         widths: channels of each stage.
-        full_resolution: also returns the map at the image's size, so that a U-Net has a skip there.
-        coarsest: 8 builds no stages beyond 1/8 of the image, and that of 1/8 is then not pooled; 32 builds all.
+        full_resolution: whether to also return the map at the image's size, which gives a U-Net a skip there.
+        coarsest: 8 builds no stages beyond 1/8 of the image, and does not pool the stage at 1/8; 32 builds all.
         norm: factory of the normalisation after every convolution, None for none.
         act: activation.
 
@@ -60,17 +60,17 @@ class VGG(Encoder):
 
     @property
     def min_size(self) -> int:
-        """The smallest image side that survives all the poolings."""
+        """The smallest image side that can be pooled by all stages."""
         return self.reductions[-1]
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
         self.check(images)
         if len(self.depths) != len(self.widths):
-            raise ValueError(f"a stage has a size and a width; got {self.depths} and {self.widths}")
+            raise ValueError(f"depths and widths need one entry per stage; got {self.depths} and {self.widths}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x, maps, pool_indices = images, [], []
-        position = 0  # in torchvision's flat list of layers, from which the names come
+        position = 0  # in torchvision's flat list of layers, which determines the names
         # The last level has no convolutions.
         for level, (size, width) in enumerate(zip((*self.depths, 0), (*self.widths, 0), strict=True)):
             if 2**level > self.coarsest:
@@ -80,7 +80,7 @@ class VGG(Encoder):
                 position += 1
                 pool_indices.append(indices)
             for _ in range(size):
-                # torchvision keeps the bias even where a batch norm follows.
+                # torchvision keeps the bias even if a batch norm follows.
                 x = Conv(width, kernel_init=he_normal_fan_out, name=f"features_{position}", **dtypes)(x)
                 if self.norm is not None:
                     position += 1
@@ -92,8 +92,8 @@ class VGG(Encoder):
         return self.pyramid(images, maps if self.full_resolution else maps[1:], pool_indices)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision and timm."""
-        # timm's `features_only` puts the modules of a list side by side: `features.0` is `features_0` there.
+        """Parameter names of torchvision and timm."""
+        # timm's `features_only` flattens lists of modules: `features.0` becomes `features_0`.
         namings = [naming for dot in "._" for naming in backbone([Rule(r"features_(\d+)", rf"features{dot}\1")])]
         built = self.depths[: len(self.reductions) + (not self.full_resolution)]
         if len(built) == len(self.depths):

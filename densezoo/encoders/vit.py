@@ -19,7 +19,7 @@ from densezoo.types import Dtype, Pyramid, Size, size_of
 
 
 class Attention(nn.Module):
-    """Every token looks at every other."""
+    """Self-attention between all tokens."""
 
     num_heads: int
     dtype: Dtype | None = None
@@ -36,7 +36,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers on every token by itself."""
+    """Two linear layers, applied to each token."""
 
     hidden: int
     dtype: Dtype | None = None
@@ -71,21 +71,21 @@ class Block(nn.Module):
 class ViT(Encoder):
     """A Vision Transformer as an encoder: maps of the tokens after evenly spaced blocks, all at 1/16 of the image.
 
-    The maps are not normalised: timm's last norm belongs to its classifier. The class token after each of these
-    blocks is in the pyramid's `tokens`. An image whose sides are no multiples of the patch gets zeros below and to the
-    right, and the maps have so many rows and columns more; the position embeddings are resampled to the image's grid
-    (bicubic, antialiased), as timm does both with `dynamic_img_size` and `dynamic_img_pad`.
+    The maps are not normalised, because timm's last norm belongs to its classifier. The pyramid's `tokens` has the
+    class token after each of these blocks. If an image's sides are not multiples of the patch, it is padded with zeros
+    at the bottom and right, and the maps include the padding. The position embeddings are resampled to the image's grid
+    (bicubic, antialiased). Both are as in timm with `dynamic_img_size` and `dynamic_img_pad`.
 
-    Args (fields):
+    Attributes:
         embed_dim: channels of every token.
         depth: number of blocks.
-        num_heads: of the attention; they divide `embed_dim`.
-        patch_size: side of the square that makes a token.
-        grid: side of the grid of position embeddings: the side of the images that weights were made for, over the
-          patch's.
-        levels: how many blocks give a map: of 12, with 4 levels, the third, sixth, ninth and last.
-        drop_path: rate of stochastic depth in the last block; it grows from 0 in equal steps.
-        remat: recomputes the inside of the blocks in the backward pass, to save memory.
+        num_heads: number of attention heads, which must divide `embed_dim`.
+        patch_size: side of a patch in pixels.
+        grid: side of the grid of position embeddings: the image side that the weights were trained with, divided by the
+          patch size.
+        levels: number of blocks whose results are maps: of 12 blocks, 4 levels are the third, sixth, ninth and last.
+        drop_path: rate of stochastic depth in the last block; the rates increase linearly from 0.
+        remat: recomputes each block in the backward pass, to save memory.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -133,7 +133,7 @@ class ViT(Encoder):
             self.patch_size,
             self.patch_size,
             padding=0,
-            # timm leaves this convolution as torch makes it.
+            # timm keeps torch's default initialiser for this convolution.
             kernel_init=torch_uniform,
             bias_init=torch_bias(self.patch_size**2 * images.shape[-1]),
             name="patch_embed",
@@ -157,16 +157,16 @@ class ViT(Encoder):
         return self.pyramid(images, maps, tokens=tokens)
 
     def _resample(self, positions: Float[Array, "1 n c"], size: Size) -> Float[Array, "1 _ c"]:
-        """The position embeddings, the class token's first, for a grid of this size."""
+        """The position embeddings for a grid of this size, starting with the class token's."""
         if size == (self.grid, self.grid):
             return positions
         maps = positions[:, 1:].reshape(1, self.grid, self.grid, self.embed_dim)
-        # Antialiased, and of the cubics the one that torch takes with antialiasing (a = -0.5), unlike `ops`.
+        # Antialiased, with the cubic kernel that torch uses for antialiasing (a = -0.5), unlike `ops`.
         maps = jax.image.resize(maps, (1, *size, self.embed_dim), "cubic")
         return jnp.concatenate([positions[:, :1], maps.reshape(1, -1, self.embed_dim)], axis=1)
 
     def reference_names(self) -> list[Naming]:
-        """Those of timm and torchvision."""
+        """Parameter names of timm and torchvision."""
         rules = [
             Rule("patch_embed", "patch_embed.proj"),
             Rule("cls_token", "cls_token"),
@@ -181,7 +181,7 @@ class ViT(Encoder):
         return [*namings, *(self._torchvision(linear) for linear in (("0", "3"), ("linear_1", "linear_2")))]
 
     def _torchvision(self, linear: tuple[str, str]) -> Naming:
-        """Those of torchvision, whose published files have other names of the linear layers."""
+        """Parameter names of torchvision, whose published files have other names of the linear layers."""
         block, there = r"blocks_(\d+)", r"encoder.layers.encoder_layer_\1"
         rules = [
             Rule("patch_embed", "conv_proj"),

@@ -1,4 +1,4 @@
-"""Heads: maps -> logits, and for detectors boxes and masks."""
+"""Heads: map features to logits, and for detectors to boxes and masks."""
 
 from densezoo.heads.anchors import AnchorOutputs, Grid, PointOutputs, grid_of
 from densezoo.heads.auxiliary import AuxiliaryHeads

@@ -1,4 +1,4 @@
-"""What a head predicts at every anchor of a pyramid, and where the anchors are."""
+"""Predictions of a head at every anchor of a pyramid, and the anchors."""
 
 from collections.abc import Sequence
 
@@ -17,9 +17,9 @@ class Grid:
 
     Attributes:
         anchors: x0, y0, x1, y1 in pixels of the image.
-        inside: whether the picture, and not only the padding around it, has this anchor.
-        counts: how many anchors each map has.
-        per_cell: how many each pixel of a map has.
+        inside: whether the anchor belongs to the picture, not to the padding.
+        counts: number of anchors of each map.
+        per_cell: number of anchors of each pixel of a map.
     """
 
     anchors: Float[Array, "b n 4"]
@@ -30,14 +30,14 @@ class Grid:
 
 @struct.dataclass
 class AnchorOutputs:
-    """Scores, and boxes by their difference from an anchor (`ops.decode_boxes`): RetinaNet and region proposals.
+    """Scores, and boxes encoded relative to anchors (`ops.decode_boxes`), of RetinaNet and region proposals.
 
     Attributes:
-        logits: of each class, or of there being an object.
-        deltas: of the boxes.
+        logits: logits of each class, or of objectness.
+        deltas: encoded boxes.
         grid: the anchors.
         sizes: height and width of each picture without padding.
-        box_loss: what the reference trains the boxes with.
+        box_loss: the reference's loss of the boxes.
     """
 
     logits: Float[Array, "b n k"]
@@ -61,11 +61,11 @@ class AnchorOutputs:
 
 @struct.dataclass
 class PointOutputs:
-    """Scores, boxes by the distances of their sides (`ops.decode_distances`), and centerness: FCOS.
+    """Scores, boxes encoded by the distances of their sides (`ops.decode_distances`), and centerness, of FCOS.
 
     Attributes:
-        logits: of each class.
-        distances: left, up, right and down, in sides of the anchor.
+        logits: logits of each class.
+        distances: distances to the left, top, right and bottom side, divided by the anchor's side.
         centerness: logits.
         grid: the anchors, one for each pixel of each map.
         sizes: height and width of each picture without padding.
@@ -99,24 +99,23 @@ def grid_of(
 ) -> Grid:
     """The anchors on the maps of a pyramid.
 
-    Neighbours are as far from each other as the image is larger than the map, rounded down, as in torchvision. Where
-    pictures of different sizes share a batch, each has the anchors that it would have alone: a coarse map covers the
-    padding too, so that its pixels would otherwise lie elsewhere.
+    The distance between neighbours is image size // map size, as in torchvision. If pictures of different sizes share a
+    batch, each gets the same anchors as alone. Otherwise anchors would move, because a coarse map also covers padding.
 
     Args:
         pyramid: maps with their reductions and the image's size.
         sizes: sides of the anchors in pixels, a tuple for each map.
         ratios: heights over widths.
-        extents: height and width of each picture as it would be padded alone; None for the whole image.
+        extents: height and width that each picture would be padded to alone; None for the whole image.
 
     Raises:
-        ValueError: a number of sizes that differs from that of the maps, or a pyramid without reductions.
+        ValueError: if the numbers of sizes and maps differ, or the pyramid has no reductions.
     """
     maps, reductions, image = pyramid.maps, pyramid.reductions, pyramid.image_size
     if reductions is None or image is None:
         raise ValueError("a detector needs an encoder whose pyramid has reductions: see dz.Pyramid")
     if len(sizes) != len(maps) or len({len(each) for each in sizes}) != 1:
-        raise ValueError(f"anchors have equally many sizes for each of the {len(maps)} maps, got {tuple(sizes)}")
+        raise ValueError(f"sizes needs equally many anchor sizes for each of the {len(maps)} maps, got {tuple(sizes)}")
     batch = maps[0].shape[0]
     whole = jnp.asarray(image, jnp.int32)[None] if extents is None else extents
     anchors, inside = [], []

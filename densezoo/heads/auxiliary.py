@@ -1,4 +1,4 @@
-"""Heads for deep supervision: logits from a decoder's coarser scales too, so that the loss reaches each directly."""
+"""Heads for deep supervision: logits from a decoder's coarser scales, so that the loss acts on each scale directly."""
 
 from functools import partial
 
@@ -12,14 +12,14 @@ from densezoo.types import Dtype, ModuleDef, Size
 
 
 class AuxiliaryHeads(nn.Module):
-    """Maps at several scales -> logits of the image's size for each; a `SegmentationModel` has them in training only.
+    """Heads that map several scales to logits of the image's size. A `SegmentationModel` only runs them in training.
 
-    Args (fields):
-        num_classes: channels of the results.
-        count: how many maps get a head, from the finest on; a decoder with fewer maps is an error.
-        kernel_size: of each head's convolution.
-        upsample: factory of the upsampler that brings the logits to the image's size; with half-pixel centres, where
-          the reference's head for the result has align-corners.
+    Attributes:
+        num_classes: channels of the logits.
+        count: number of maps that get a head, starting with the finest. A decoder with fewer maps is an error.
+        kernel_size: kernel size of each head's convolution.
+        upsample: factory of the upsampler to the image's size. It uses half-pixel centres, while the reference's main
+            head uses align-corners.
 
     References:
         Lee et al., Deeply-supervised nets, 2014. https://arxiv.org/abs/1409.5185
@@ -36,8 +36,8 @@ class AuxiliaryHeads(nn.Module):
     def __call__(self, maps: tuple[Float[Array, "b _ _ _"], ...], size: Size) -> tuple[Float[Array, "b h w k"], ...]:
         if not 1 <= self.count <= len(maps):
             raise ValueError(
-                f"{self.count} auxiliary heads were asked for; the decoder has {len(maps)} maps for them besides the"
-                " one of the model's head"
+                f"{self.count} auxiliary heads were requested, but the decoder only has {len(maps)} maps besides the"
+                " main head's map"
             )
         head = partial(
             SegmentationHead,

@@ -22,17 +22,17 @@ normal: Initializer = nn.initializers.normal(0.01)
 
 
 def _prior(probability: float) -> Initializer:
-    """A bias by which every class starts at this probability (Lin et al. 2017, section 4.1)."""
+    """A bias initialiser that sets the initial probability of every class (Lin et al. 2017, section 4.1)."""
     return nn.initializers.constant(-math.log((1 - probability) / probability))
 
 
 class Tower(nn.Module):
-    """Convolutions of equal width that the maps of a pyramid share.
+    """Convolutions of equal width, shared by all maps of a pyramid.
 
-    Args (fields):
-        depth: how many.
+    Attributes:
+        depth: number of convolutions.
         norm: factory of the normalisation, None for none.
-        use_bias: whether they have a bias; None for where no norm follows.
+        use_bias: whether they have a bias. None means only if no norm follows.
     """
 
     depth: int = 4
@@ -61,22 +61,22 @@ class Tower(nn.Module):
 
 
 def flat(conv: Any, maps: Sequence[jax.Array], channels: int) -> Float[Array, "b n k"]:
-    """One convolution's results on all maps, a row for each anchor, in float32."""
+    """Applies one convolution to all maps and flattens the results to one row per anchor, in float32."""
     rows = [y.reshape(y.shape[0], -1, channels) for y in map(conv, maps)]
     return jnp.concatenate(rows, axis=1).astype(jnp.float32)
 
 
 class RetinaNetHead(nn.Module):
-    """A score for every class and four numbers of a box for each anchor, by two towers of convolutions.
+    """RetinaNet's head: class scores and an encoded box for each anchor, from two towers of convolutions.
 
-    Args (fields):
-        num_classes: channels of the scores, each with a sigmoid of its own.
-        sizes: sides of the anchors in pixels, a tuple for each map; None for 4, 5 and 6.3 times the map's reduction,
-            rounded down as torchvision does.
+    Attributes:
+        num_classes: channels of the scores, each with its own sigmoid.
+        sizes: sides of the anchors in pixels, a tuple for each map. None means 4, 5 and 6.3 times the map's reduction,
+            rounded down as in torchvision.
         ratios: heights over widths of the anchors.
-        depth: convolutions in each tower.
+        depth: number of convolutions in each tower.
         norm: factory of their normalisation, None for none.
-        box_loss: what the reference trains the boxes with, "l1" or "giou"; `tasks.Detection` reads it.
+        box_loss: the reference's loss of the boxes, "l1" or "giou", for `tasks.Detection`.
 
     References:
         Lin et al., Focal loss for dense object detection, 2017. https://arxiv.org/abs/1708.02002 (figure 3)
@@ -113,20 +113,19 @@ class RetinaNetHead(nn.Module):
         )
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision's detectors, before version 0.13 too."""
+        """Parameter names of torchvision's detectors, before version 0.13 too."""
         if self.norm is not None:
             return [_towers("{0}.0", "{0}.1")]
         return [_towers("{0}.0"), _towers("{0}", step=2)]
 
 
 class FCOSHead(nn.Module):
-    """For each pixel a score for every class, the distances to a box's four sides, and how central the pixel is in it.
+    """FCOS's head: for each pixel, class scores, the distances to the four sides of a box, and centerness.
 
-    Args (fields):
-        num_classes: channels of the scores, each with a sigmoid of its own.
-        sizes: sides of the square about each pixel by which the distances are measured, a tuple of one for each map;
-            None for the map's reduction.
-        depth: convolutions in each tower.
+    Attributes:
+        num_classes: channels of the scores, each with its own sigmoid.
+        sizes: the unit of the distances in pixels, a tuple of one for each map. None means the map's reduction.
+        depth: number of convolutions in each tower.
         norm: factory of their normalisation.
 
     References:
@@ -147,7 +146,7 @@ class FCOSHead(nn.Module):
         squares = self.sizes or tuple((reduction,) for reduction in pyramid.reductions or ())
         grid = grid_of(pyramid, squares, (1.0,), sizes)
         if grid.per_cell != 1:
-            raise ValueError(f"FCOS has one square for each pixel, got sizes={squares}")
+            raise ValueError(f"FCOS has one size for each map, got sizes={squares}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         tower = partial(Tower, self.depth, self.norm, use_bias=True, **dtypes)
         conv = partial(Conv, kernel_init=normal, **dtypes)
@@ -158,14 +157,14 @@ class FCOSHead(nn.Module):
         return PointOutputs(logits, distances, flat(conv(1, name="centerness"), boxes, 1)[..., 0], grid)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision."""
+        """Parameter names of torchvision."""
         return [_towers("{0}", "{1}", step=3)]
 
 
 class RPNHead(nn.Module):
-    """Whether there is an object at each anchor, and four numbers of its box.
+    """The head of the region proposal network: objectness and an encoded box for each anchor.
 
-    Args (fields):
+    Attributes:
         sizes: sides of the anchors in pixels, a tuple for each map; None for 8 times the map's reduction.
         ratios: heights over widths of the anchors.
         depth: 3x3 convolutions before the two 1x1 ones.
@@ -196,14 +195,14 @@ class RPNHead(nn.Module):
         return AnchorOutputs(logits, flat(conv(grid.per_cell * 4, name="deltas"), maps, 4), grid)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision's detectors, before version 0.13 too."""
+        """Parameter names of torchvision's detectors, before version 0.13 too."""
         heads = [Rule("logits", "cls_logits"), Rule("deltas", "bbox_pred")]
         forms = [Rule(r"tower/conv(\d)/conv", r"conv.\1.0"), Rule(r"tower/conv0/conv", "conv")]
         return [Naming(DETECTORS, [form, *heads], "rpn.head.") for form in forms]
 
 
 def _towers(conv: str, norm: str = "", step: int = 1) -> Naming:
-    """Names of the two towers: the n-th convolution has the number `step` * n, {0}; {1} is the one after it."""
+    """Rules for the two towers: the n-th convolution has the number `step` * n, {0}; {1} is the next number."""
 
     def name(form: str) -> Any:
         def of(match: re.Match[str]) -> str:

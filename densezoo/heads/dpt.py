@@ -5,14 +5,14 @@ from densezoo.naming import SMP, Naming, Rule
 
 
 class DPTHead(SegmentationHead):
-    """A 1x1 convolution to one channel per class, and the way to the image's size.
+    """A 1x1 convolution to one channel per class, and an upsampler to the image's size.
 
-    The convolution, batch norm and dropout before it, which segmentation_models_pytorch counts to the head, are the end
-    of `DPTDecoder` here: they behave otherwise in training.
+    The convolution, batch norm and dropout before it belong to the head in segmentation_models_pytorch. Here they are
+    the end of `DPTDecoder`, because they depend on the training mode.
     """
 
     kernel_size: int = 1
 
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch."""
         return [Naming(SMP, [Rule("conv", "segmentation_head.head.4")])]

@@ -1,4 +1,4 @@
-"""Heads on the maps of single regions: the classes and boxes, and the masks, of Faster and Mask R-CNN."""
+"""Heads on the feature maps of regions: the box head and the mask head of Faster and Mask R-CNN."""
 
 import re
 from functools import partial
@@ -17,13 +17,13 @@ BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 class BoxHead(nn.Module):
-    """The class of a region, 0 for background, and for each class the four numbers of a box.
+    """The box head: class logits of a region, with class 0 for background, and an encoded box for each class.
 
-    Args (fields):
-        num_classes: channels of the scores, with the background.
+    Attributes:
+        num_classes: channels of the scores, including the background.
         size: side of the regions' maps, 7x7 by default.
-        convs: 3x3 convolutions before the dense layers, and
-        norm: factory of the normalisation after each.
+        convs: number of 3x3 convolutions before the dense layers.
+        norm: factory of the normalisation after each of these convolutions.
         hidden: features of each dense layer.
 
     References:
@@ -48,7 +48,7 @@ class BoxHead(nn.Module):
                 x.shape[-1], norm=self.norm, kernel_init=he_normal_fan_out, name=f"conv{index}", **dtypes
             )
             x = conv(x, train=train)
-        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # torch's order, so that its weights fit
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # torch's order, for compatible weights
 
         def dense(features: int, x: jax.Array, name: str) -> jax.Array:
             layer = nn.Dense(
@@ -63,7 +63,7 @@ class BoxHead(nn.Module):
         return logits, deltas.reshape(-1, self.num_classes, 4)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision's detectors."""
+        """Parameter names of torchvision's detectors."""
 
         def number(match: re.Match[str]) -> str:
             index = int(match[1])
@@ -81,14 +81,14 @@ class BoxHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """The mask of a region for each class, twice as large as the region's maps.
+    """The mask head: a mask for each class, twice the size of the region's maps.
 
-    Args (fields):
-        num_classes: channels of the masks, with the background.
+    Attributes:
+        num_classes: channels of the masks, including the background.
         size: side of the regions' maps, 14x14 by default.
         features: channels of the convolutions.
-        convs: how many there are before the transposed one, and
-        norm: factory of the normalisation after each.
+        convs: number of convolutions before the transposed one.
+        norm: factory of the normalisation after each of these convolutions.
 
     References:
         He et al., Mask R-CNN, 2017. https://arxiv.org/abs/1703.06870 (figure 4, right)
@@ -114,7 +114,7 @@ class MaskHead(nn.Module):
         return Conv(self.num_classes, 1, name="logits", **init, **dtypes)(x).astype(jnp.float32)
 
     def reference_names(self) -> list[Naming]:
-        """Those of torchvision's detectors, before version 0.13 too."""
+        """Parameter names of torchvision's detectors, before version 0.13 too."""
         predictor = [
             Rule("upsample", "predictor.conv5_mask", "conv_transpose"),
             Rule("logits", "predictor.mask_fcn_logits"),

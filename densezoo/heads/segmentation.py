@@ -1,4 +1,4 @@
-"""The segmentation head: a convolution to one channel per class, and the way to the image's size."""
+"""The segmentation head: a convolution to one channel per class, and an upsampler to the image's size."""
 
 from functools import partial
 
@@ -12,13 +12,12 @@ from densezoo.types import Dtype, Initializer, ModuleDef, Size
 
 
 class SegmentationHead(nn.Module):
-    """Maps -> logits of the image's size, one channel per class; no activation, which belongs to the caller.
+    """Maps features to logits of the image's size, one channel per class, without a final activation.
 
-    Args (fields):
-        num_classes: channels of the result; 1 for a binary mask.
-        kernel_size: of the convolution.
-        upsample: factory of the upsampler that brings a coarser map's logits to the image's size; align-corners as
-          segmentation_models_pytorch has it.
+    Attributes:
+        num_classes: channels of the logits; 1 for a binary mask.
+        kernel_size: kernel size of the convolution.
+        upsample: factory of the upsampler to the image's size; align-corners as in segmentation_models_pytorch.
     """
 
     num_classes: int
@@ -36,7 +35,7 @@ class SegmentationHead(nn.Module):
 
     @nn.nowrap
     def reference_names(self) -> list[Naming]:
-        """Those of segmentation_models_pytorch, plain U-Nets, torchvision and HRNet's authors."""
+        """Parameter names of segmentation_models_pytorch, plain U-Nets, torchvision and HRNet's authors."""
         upsample = build(self.upsample)
         differs = "its head has upsample=dz.Bilinear, without aligned corners"
         if isinstance(upsample, Bilinear) and not upsample.align_corners:

@@ -1,4 +1,4 @@
-"""The semantic branch of Panoptic FPN: all maps of a pyramid, brought to the finest one's size and added."""
+"""The semantic branch of Panoptic FPN: all maps of a pyramid, upsampled to the finest one's size and added."""
 
 import functools
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
 class SemanticHead(nn.Module):
-    """Maps of a pyramid -> a class for each pixel of the image.
+    """Maps a pyramid to class logits for each pixel of the image.
 
-    Args (fields):
+    Attributes:
         num_classes: channels of the logits.
         features: channels of the maps that are added.
-        levels: how many maps take part, from the finest on.
+        levels: number of maps that are used, starting with the finest.
         upsample: factory of the upsampler between the maps' sizes.
         norm: factory of the normalisation, None for none.
         act: activation.

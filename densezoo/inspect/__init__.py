@@ -1,4 +1,4 @@
-"""Reading a model by tracing it: its layers, and the convolutions whose batch norms can be folded.
+"""Inspection of models by tracing: lists their layers, and finds convolutions whose batch norms can be folded.
 
-The one walk over traced programs is in `walk`. `summary` and `fold_batch_norm` are also densezoo's own.
+`walk` contains the traversal of traced programs. `summary` and `fold_batch_norm` are also exported by `densezoo`.
 """

@@ -1,4 +1,4 @@
-"""Variables made ready for inference."""
+"""Folding of batch norms for inference."""
 
 from collections import Counter
 from functools import partial
@@ -19,23 +19,23 @@ from densezoo.weights import check_variables
 def fold_batch_norm(model: nn.Module, variables: Any, images: Any = None) -> Any:
     """Folds every batch norm that follows a convolution into that convolution's weights, for inference.
 
-    The tree stays the same, and the same model takes it: `model.apply(folded, images)` equals
-    `model.apply(variables, images)` up to rounding. The kernels carry the norms' scales, the norms are left with their
-    biases and statistics that do nothing. A norm stays as it is where its convolution is read by anything else too,
-    or where either is a class of one's own made from `Conv` or `BatchNorm`.
+    The result is a tree of the same structure for the same model: `model.apply(folded, images)` equals
+    `model.apply(variables, images)` up to rounding. The kernels include the norms' scales. The norms keep their biases
+    and get neutral statistics. A norm is not folded if something else also reads its convolution, or if either is an
+    instance of a subclass of `Conv` or `BatchNorm`.
 
     Args:
         model: a model of `densezoo.Conv` and `densezoo.BatchNorm`.
-        variables: of the model, with `params` and `batch_stats`.
-        images: what the model is called with; only the shape counts. None takes a small square image with as many
-            channels as the first convolution reads.
+        variables: the model's variables, with `params` and `batch_stats`.
+        images: an input of the model; only its shape matters. None uses a small square image with the number of
+            channels that the first convolution reads.
 
     Returns:
         Variables of the same structure.
 
     Raises:
-        TypeError: the model and the variables in each other's place.
-        ValueError: variables without `params`, or of another model.
+        TypeError: if the model and the variables are swapped.
+        ValueError: if the variables have no `params`, or belong to another model.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -70,7 +70,7 @@ def fold_batch_norm(model: nn.Module, variables: Any, images: Any = None) -> Any
 
 
 def _pairs(model: nn.Module, variables: Any, images: Any) -> dict[Path, tuple[Path, float]]:
-    """Path of each convolution -> path and epsilon of the batch norm that alone reads its result."""
+    """Maps the path of each convolution to the path and epsilon of the batch norm that is its only reader."""
     made: list[tuple[Any, Path]] = []  # results of convolutions; kept, so that no identity is used twice
     norms: dict[Path, Counter] = {}  # of each convolution: which norms read it, how often
     sources: dict[Path, set[Path | None]] = {}  # of each norm: what it reads
@@ -111,6 +111,6 @@ def _pairs(model: nn.Module, variables: Any, images: Any) -> dict[Path, tuple[Pa
 
 
 def _readers(program: Any, variable: Any) -> int:
-    """How many steps of a traced program read an array, its end included."""
+    """The number of equations of a traced program that read an array, including the program's outputs."""
     read = (other for equation in program.eqns for other in equation.invars)
     return sum(other is variable for other in (*read, *program.outvars))

@@ -1,4 +1,4 @@
-"""What oneDNN in jaxlib 0.12 computes wrongly or slowly, found in a traced program before it is compiled."""
+"""Finds operations in a traced program that oneDNN in jaxlib 0.12 computes wrongly or slowly."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ _CONVOLUTION, _PART = "the result of a convolution", "the same along some axes"
 
 
 def fault(program: Any) -> str:
-    """Why a program is better compiled without oneDNN; "" if there is no reason.
+    """The reason to compile a program without oneDNN; "" if there is none.
 
     Args:
         program: a traced program, such as `jax.make_jaxpr(function)(x).jaxpr`.
@@ -31,16 +31,16 @@ def fault(program: Any) -> str:
         return "it would compute one of its convolutions wrongly"
     if _adds(program, [])[0]:
         return (
-            "it adds to a convolution what is the same for all images, rows, columns or channels, which takes 100 times"
-            " as long"
+            "it adds a value that is constant over images, rows, columns or channels to a convolution, which is 100"
+            " times slower"
         )
     return ""
 
 
 def _is_miscomputed(convolution: Any) -> bool:
-    """Whether a window as large as the map gives a single value: oneDNN mistakes the kernel's layout.
+    """Whether a window as large as the map produces a single value, for which oneDNN misreads the kernel's layout.
 
-    The gradient of a 1x1 kernel with one feature is such a convolution, as autodiff makes it.
+    Autodiff creates such a convolution for the gradient of a 1x1 kernel with one feature.
     """
     numbers = convolution.params["dimension_numbers"]
     kernel, output = convolution.invars[1].aval.shape, convolution.outvars[0].aval.shape
@@ -50,7 +50,7 @@ def _is_miscomputed(convolution: Any) -> bool:
 
 
 def _adds(program: Any, arguments: Sequence[str | None]) -> tuple[bool, list[str | None]]:
-    """Whether a sum is there that oneDNN has only a reference loop for, and what the program's results are."""
+    """Whether the program has a sum for which oneDNN only has a reference loop, and the kinds of its results."""
     known = {var: kind for var, kind in zip(program.invars, arguments, strict=False) if kind}
 
     def kind_of(atom: Any) -> str | None:
@@ -85,9 +85,9 @@ def _adds(program: Any, arguments: Sequence[str | None]) -> tuple[bool, list[str
 
 
 def _is_part(atom: Any, axes: Sequence[int], result: Any) -> bool:
-    """Whether a map (b, h, w, c) is made of what has rows or columns, and not all of the other axes.
+    """Whether a map (b, h, w, c) is broadcast from an array with rows or columns, but without all other axes.
 
-    oneDNN is fast in adding a number for each channel, or for each channel of each image.
+    oneDNN is fast at adding a number per channel, or per channel and image.
     """
     shape, sides = result.aval.shape, atom.aval.shape
     if len(shape) != 4:

@@ -1,4 +1,4 @@
-"""A model at a glance: for each of its layers the shape of its result, its parameters, FLOPs and bytes."""
+"""A summary of a model: output shape, parameters, FLOPs and bytes of each layer."""
 
 import collections
 import dataclasses
@@ -18,14 +18,14 @@ from densezoo.types import Dtype, Pyramid
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A module of the model, with all that is in it.
+    """A module of a model, including its submodules.
 
     Attributes:
-        path: names of modules, from the model inwards; empty for the model itself.
-        shapes: of the arrays that it gives; none for a part that did not run, such as heads for training.
-        parameters: how many numbers it learns.
-        flops: of its convolutions and matrix products, two for each multiplication and addition.
-        bytes: of the arrays that it gives.
+        path: names of modules, from the outermost inwards; empty for the model itself.
+        shapes: shapes of its outputs; empty for a part that did not run, such as auxiliary heads.
+        parameters: number of trainable parameters.
+        flops: FLOPs of its convolutions and matrix products, two per multiply-add.
+        bytes: size of its outputs in bytes.
     """
 
     path: Path
@@ -37,12 +37,12 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The layers of a model, each before those in it; `print` shows a table.
+    """The layers of a model, each before its submodules. `print` shows a table.
 
     Attributes:
-        layers: the first is the model as a whole.
-        image_shape: of the images, NHWC.
-        parameter_bytes: of all parameters and running statistics.
+        layers: the layers. The first is the whole model.
+        image_shape: shape of the images, NHWC.
+        parameter_bytes: size of all parameters and running statistics in bytes.
     """
 
     layers: tuple[Layer, ...]
@@ -51,8 +51,8 @@ class Summary:
 
     @property
     def rooms(self) -> tuple[Layer, ...]:
-        """The old name of `layers`."""
-        warnings.warn("Summary.rooms is called layers now", DeprecationWarning, stacklevel=2)
+        """Deprecated name of `layers`."""
+        warnings.warn("Summary.rooms has been renamed to layers", DeprecationWarning, stacklevel=2)
         return self.layers
 
     def __str__(self) -> str:
@@ -75,17 +75,17 @@ def summary(
 ) -> Summary:
     """Lists the layers of a model without running it.
 
-    FLOPs are those of the architecture as one would write it down (`impl="reference"`): what the fast implementation
-    leaves out is counted.
+    FLOPs are those of the plain form of the architecture (`impl="reference"`), including the work that the optimised
+    form avoids.
 
     Args:
         model: a model, an encoder, or any other module that takes images.
-        image_shape: (batch, height, width, channels), or without the batch; or images, whose `dtype` then counts.
-        depth: how many modules deep to go.
-        dtype: of the images.
+        image_shape: (batch, height, width, channels), or without the batch. Or images, which also determine `dtype`.
+        depth: the number of nested levels to list.
+        dtype: dtype of the images.
 
     Raises:
-        ValueError: a shape that is not that of images.
+        ValueError: if the shape is not that of images.
 
     Example:
         >>> import densezoo as dz
@@ -97,19 +97,21 @@ def summary(
         image_shape, dtype = tuple(image_shape.shape), image_shape.dtype  # pyright: ignore[reportAttributeAccessIssue]
     shape = (1, *image_shape) if len(image_shape) == 3 else tuple(image_shape)
     if len(shape) != 4 or min(shape) < 1:
-        raise ValueError(f"image_shape is (batch, height, width, channels) or without the batch; got {image_shape}")
+        raise ValueError(
+            f"image_shape must be (height, width, channels), with or without a leading batch axis; got {image_shape}"
+        )
     images = jax.ShapeDtypeStruct(shape, dtype)
     results: dict[Path, Any] = {}
 
     def note(module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
         result = call(*args, **kwargs)
-        if args or kwargs:  # what takes nothing only holds weights
+        if args or kwargs:  # a module without inputs only holds weights
             results[module.path] = result.maps if isinstance(result, Pyramid) else result
         return result
 
     with as_reference(model) as model:
         variables = jax.eval_shape(model.init, jax.random.key(0), images)
-        # The results are those of tracing, which have shapes.
+        # The results are tracers, which have shapes.
         program = traced(model.apply, variables, images, visit=note)
     flops: collections.Counter[Path] = collections.Counter()
     for step in walk(program):
@@ -133,7 +135,7 @@ def summary(
 
 
 def _ordered(paths: Iterator[Path]) -> list[Path]:
-    """Each module before those in it, which ran first; otherwise as they ran."""
+    """Sorts each module before its submodules, which ran first, and otherwise in the order of execution."""
     children: dict[Path, list[Path]] = {}
     for path in paths:
         children.setdefault(path[:-1] if path else ("",), []).append(path)
@@ -145,13 +147,13 @@ def _ordered(paths: Iterator[Path]) -> list[Path]:
 
 
 def _flops(equation: Any) -> int:
-    """Of a convolution or a matrix product, 0 for anything else."""
+    """FLOPs of a convolution or a matrix product, 0 for anything else."""
     operands: list[Any] = [variable.aval for variable in equation.invars]
     results: list[Any] = [variable.aval for variable in equation.outvars]
     if equation.primitive.name == "conv_general_dilated":
         kernel, layout = operands[1].shape, equation.params["dimension_numbers"]
-        # Every number of the result sums over all of a kernel's numbers for its output channel; in a transposed
-        # convolution most of them would meet the zeros between the input's numbers.
+        # Every number of the result sums over all of a kernel's numbers for its output channel. In a transposed
+        # convolution, most of them would be multiplied with the zeros between the input's numbers.
         zeros = math.prod(equation.params["lhs_dilation"])
         return 2 * results[0].size * math.prod(kernel) // kernel[layout.rhs_spec[0]] // zeros
     if equation.primitive.name == "dot_general":
@@ -161,7 +163,7 @@ def _flops(equation: Any) -> int:
 
 
 def _innermost(scopes: Path, modules: dict[Path, Any]) -> Path:
-    """The innermost module that these names lead to."""
+    """The innermost module on a path of names."""
     path: Path = ()
     for name in scopes:
         if (*path, name) in modules:

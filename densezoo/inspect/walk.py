@@ -1,4 +1,4 @@
-"""The walk over a traced model: the calls of its modules, and the equations of its program. Knows no architecture."""
+"""Traversal of a traced model: its module calls and its program's equations. Independent of any architecture."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -10,15 +10,15 @@ import jax
 from densezoo.ops import implementation
 
 Path = tuple[str, ...]
-"""Names of modules, from the model's own fields inwards."""
+"""Names of modules, from the model's fields inwards."""
 
 
 @contextlib.contextmanager
 def module_calls(visit: Callable[..., Any]) -> Iterator[None]:
-    """Hands every call of a module that runs inside to `visit(module, call, args, kwargs)`, which gives its result.
+    """Intercepts all module calls in this context with `visit(module, call, args, kwargs)`, which returns the result.
 
     Args:
-        visit: decides what the call gives: `call(*args, **kwargs)`, or anything else.
+        visit: returns the result of the call: `call(*args, **kwargs)`, or anything else.
     """
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -31,15 +31,15 @@ def module_calls(visit: Callable[..., Any]) -> Iterator[None]:
 
 
 def traced(function: Callable[..., Any], *arguments: Any, visit: Callable[..., Any]) -> Any:
-    """The program of `function(*arguments)`, in which `visit` decides what every call of a module gives."""
+    """Traces `function(*arguments)`, with every module call replaced by `visit`."""
     with module_calls(visit):
-        # A function of its own each time: JAX does not trace one again that it knows.
+        # A new function each time, because JAX caches traces by function.
         return jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments).jaxpr
 
 
 @contextlib.contextmanager
 def as_reference(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in the plain form of every operation, in which every map exists and every block is called."""
+    """The model with plain operations, so that every map is materialised and every block is called."""
     if hasattr(model, "impl"):
         model = model.clone(impl="reference")
     with implementation("reference"):
@@ -51,9 +51,9 @@ class Step(NamedTuple):
 
     Attributes:
         equation: JAX's equation.
-        program: that it is in, the whole one or an inner one.
-        scopes: names around it: of modules, and of JAX's transformations.
-        times: how often it runs, by the lengths of the scans around it.
+        program: the program that contains it, the whole one or an inner one.
+        scopes: names of the enclosing modules and JAX transformations.
+        times: how often it runs, which depends on the lengths of the enclosing scans.
     """
 
     equation: Any
@@ -68,7 +68,7 @@ class Step(NamedTuple):
 
 
 def walk(program: Any, scopes: Path = (), times: int = 1) -> Iterator[Step]:
-    """The equations of a traced program, those of inner programs after the one that calls them.
+    """Yields the equations of a traced program. Those of an inner program follow the equation that calls it.
 
     Example:
         >>> import jax
@@ -85,23 +85,23 @@ def walk(program: Any, scopes: Path = (), times: int = 1) -> Iterator[Step]:
 
 
 def convolutions(program: Any) -> list[Any]:
-    """The equations of a traced program that are convolutions."""
+    """The convolutions in a traced program."""
     return [step.equation for step in walk(program) if step.name == "conv_general_dilated"]
 
 
 def inner_programs(equation: Any) -> list[Any]:
-    """The programs that an equation calls; of those for several platforms the one for this platform alone."""
+    """The programs that an equation calls. Of platform-dependent programs, only the one for this platform."""
     parameters = list(equation.params.values())
     if platforms := equation.params.get("branches_platforms"):  # `jax.lax.platform_dependent`
         ours = [i for i, names in enumerate(platforms) if names is None or jax.default_backend() in names]
         parameters = [equation.params["branches"][ours[0]]]
     values = jax.tree.leaves(parameters, is_leaf=lambda value: hasattr(value, "eqns"))
-    # Before JAX 0.12 a program with constants was of a class of its own, around the other.
+    # Before JAX 0.12, a program with constants was wrapped in a class of its own.
     return [getattr(value, "jaxpr", value) for value in values if hasattr(value, "eqns")]
 
 
 def called_program(equation: Any) -> Any:
-    """The program that an equation calls with its own arguments (jit, custom derivatives, remat); None without one."""
+    """The program that an equation calls with its own arguments (jit, custom derivatives, remat), or None."""
     first = inner_programs(equation)[:1]
     counts = (len(equation.invars), len(equation.outvars))
     return next((program for program in first if (len(program.invars), len(program.outvars)) == counts), None)

@@ -1,17 +1,16 @@
 """Losses for dense prediction: pure functions from logits (b, h, w, c) and labels (b, h, w) to a float32 scalar.
 
-Those of detectors (`sigmoid_focal_loss`, `smooth_l1_loss`, `giou_loss`, `binary_cross_entropy`) give the loss of each
-element, which the task adds up. Every other loss follows these rules; its own docstring says the rest.
+The losses of detectors (`sigmoid_focal_loss`, `smooth_l1_loss`, `giou_loss`, `binary_cross_entropy`) return the loss of
+each element, which the task sums. All other losses follow these rules; their docstrings describe the rest.
 
 - One channel (c == 1) is binary: a sigmoid, with labels 0 and 1. More channels are classes of a softmax, with labels
-  0 to c - 1. (`focal_loss` and the binary `lovasz_loss` use neither; they say what they do.)
+  0 to c - 1. (`focal_loss` and the binary `lovasz_loss` differ; see their docstrings.)
 - Logits may have any float dtype; everything is computed in float32.
-- `ignore_index`, which may lie outside the classes, marks pixels that do not count: whatever their logits hold, NaN
-  included, they change neither the loss nor the gradient. If no pixel counts, or there is none, the loss and its
-  gradient are zero.
-- A NaN among the logits of the pixels that count makes the loss NaN.
-- Any other label outside the classes makes the loss NaN. Values cannot be checked inside `jax.jit`, and a wrong number
-  that looks right (a mask stored as 0 and 255, say) would be worse.
+- `ignore_index`, which may be outside the classes, marks ignored pixels. Their logits, even NaN, affect neither
+  the loss nor the gradient. If all pixels are ignored, or there are none, the loss and its gradient are zero.
+- A NaN in the logits of other pixels makes the loss NaN.
+- Any other label outside the classes makes the loss NaN. Values cannot be checked inside `jax.jit`, and a plausible but
+  wrong loss (for instance for a mask stored as 0 and 255) would be worse.
 """
 
 from densezoo.losses._boundary import boundary_weighted_cross_entropy, boundary_weights

@@ -1,4 +1,4 @@
-"""Cross entropy that counts for more near label boundaries, and the distance that it needs."""
+"""Cross entropy with larger weights near label boundaries, and the distance transform that it needs."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
@@ -19,14 +19,14 @@ def boundary_weighted_cross_entropy(
     class_weights: ClassWeights | None = None,
     ignore_index: int | None = None,
 ) -> Float[Array, ""]:
-    """Mean cross entropy in which a pixel weighs v + w0 exp(-d^2 / (2 sigma^2)), d pixels from a label boundary.
+    """Mean cross entropy with pixel weights v + w0 exp(-d^2 / (2 sigma^2)), at a distance d from a label boundary.
 
-    The idea of the U-Net paper, with a difference. There the weight is w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2)), with
-    d1 and d2 the distances to the borders of the nearest and the second nearest *cell*: large only in the gaps between
-    two cells, and in need of instance labels. Here d is the distance to the nearest boundary between two *labels*:
-    large along every outline, computed from the semantic labels alone, on device, inside the train step. v is the class
-    weight (w_c there), 1 by default. The paper sums over pixels; here the sum is divided by the sum of the weights, so
-    that the loss has the scale of `cross_entropy`.
+    This differs from the U-Net paper, whose weight is w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2)), with the distances d1
+    and d2 to the borders of the nearest and the second nearest *cell*. The paper's weight is only large in the gaps
+    between two cells, and needs instance labels. Here d is the distance to the nearest boundary between two *labels*,
+    so the weight is large along every outline, and is computed from semantic labels on the device, inside the train
+    step. v is the class weight (w_c in the paper), 1 by default. The paper sums over pixels; here the sum is divided by
+    the sum of the weights, so that the loss has the scale of `cross_entropy`.
 
     Args:
         logits: Scores, (b, h, w, c).
@@ -70,10 +70,10 @@ def boundary_weights(
     radius: int = 15,
     ignore_index: int | None = None,
 ) -> Float[Array, "b h w"]:
-    """The weights of `boundary_weighted_cross_entropy`, 1 + w0 exp(-d^2 / (2 sigma^2)), to look at or to reuse.
+    """The weights of `boundary_weighted_cross_entropy`, 1 + w0 exp(-d^2 / (2 sigma^2)).
 
     d is the Euclidean distance between pixel centres to the nearest pixel that has a 4-neighbour with another label
-    (so d is 0 on both sides of a boundary). The border of the image and the outline of an ignored region are no
+    (so d is 0 on both sides of a boundary). The border of the image and the outline of an ignored region are not
     boundaries.
 
     Args:
@@ -114,7 +114,7 @@ def _closeness(
 
 
 def label_edges(labels: Integer[Array, "b h w"], counted: Bool[Array, "b h w"]) -> Bool[Array, "b h w"]:
-    """Pixels that count and have a 4-neighbour that counts and has another label."""
+    """Pixels with a 4-neighbour of another label, where neither is ignored."""
     down = (labels[:, 1:] != labels[:, :-1]) & counted[:, 1:] & counted[:, :-1]
     right = (labels[:, :, 1:] != labels[:, :, :-1]) & counted[:, :, 1:] & counted[:, :, :-1]
     vertical = jnp.pad(down, ((0, 0), (1, 0), (0, 0))) | jnp.pad(down, ((0, 0), (0, 1), (0, 0)))

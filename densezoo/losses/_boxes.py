@@ -1,4 +1,4 @@
-"""Losses of detectors, for each element; a task weighs and adds them up. All compute in float32."""
+"""Elementwise losses of detectors, which a task weights and sums. All compute in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +10,19 @@ from densezoo import ops
 def sigmoid_focal_loss(
     logits: Float[Array, "*n"], targets: Float[Array, "*n"], *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Float[Array, "*n"]:
-    """The focal loss of dense detection: binary cross-entropy that counts less the surer the prediction is.
+    """The focal loss of dense detection: binary cross-entropy with smaller weights for confident predictions.
 
     Args:
-        logits: of a sigmoid each.
-        targets: 0 and 1, or between.
+        logits: logits of independent sigmoids.
+        targets: values from 0 to 1.
         alpha: weight of the ones; the zeros have 1 - alpha.
-        gamma: how fast the weight falls.
+        gamma: exponent that controls how fast the weight decreases.
 
     Returns:
         The loss of each element, float32.
 
     Raises:
-        ValueError: shapes that differ, or an alpha outside [0, 1].
+        ValueError: if shapes differ, or `alpha` is outside [0, 1].
 
     Example:
         >>> import jax.numpy as jnp
@@ -34,7 +34,7 @@ def sigmoid_focal_loss(
         Lin et al., Focal loss for dense object detection, 2017, equation 5. https://arxiv.org/abs/1708.02002
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is from 0 to 1, got {alpha}")
+        raise ValueError(f"alpha must be from 0 to 1, got {alpha}")
     logits, targets = _alike(logits, targets)
     p = jax.nn.sigmoid(logits)
     wrong = p * (1 - targets) + (1 - p) * targets
@@ -46,7 +46,7 @@ def binary_cross_entropy(logits: Float[Array, "*n"], targets: Float[Array, "*n"]
     """The cross-entropy of sigmoids with targets from 0 to 1, for each element, float32.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: if shapes differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -60,15 +60,15 @@ def binary_cross_entropy(logits: Float[Array, "*n"], targets: Float[Array, "*n"]
 def smooth_l1_loss(
     predictions: Float[Array, "*n"], targets: Float[Array, "*n"], *, beta: float = 1.0
 ) -> Float[Array, "*n"]:
-    """The absolute difference, rounded off to a parabola where it is below `beta`; for each element, float32.
+    """Smooth L1 loss: the absolute difference, replaced by a parabola below `beta`. Elementwise, float32.
 
     Args:
-        predictions: any numbers.
-        targets: what they should be.
-        beta: 0 for the absolute difference itself.
+        predictions: the predictions.
+        targets: the targets.
+        beta: the threshold; 0 gives the absolute difference.
 
     Raises:
-        ValueError: shapes that differ, or a negative beta.
+        ValueError: if shapes differ, or `beta` is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,7 +79,7 @@ def smooth_l1_loss(
         Girshick, Fast R-CNN, 2015, equation 3. https://arxiv.org/abs/1504.08083
     """
     if beta < 0:
-        raise ValueError(f"beta is at least 0, got {beta}")
+        raise ValueError(f"beta must be at least 0, got {beta}")
     predictions, targets = _alike(predictions, targets)
     distance = jnp.abs(predictions - targets)
     if beta == 0:
@@ -88,7 +88,7 @@ def smooth_l1_loss(
 
 
 def giou_loss(predictions: Float[Array, "*n 4"], targets: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
-    """1 less the generalized intersection over union of each pair of boxes (`ops.generalized_iou`), float32.
+    """1 minus the generalized intersection over union of each pair of boxes (`ops.generalized_iou`), float32.
 
     Example:
         >>> import jax.numpy as jnp

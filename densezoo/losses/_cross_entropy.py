@@ -1,4 +1,4 @@
-"""Cross entropy and focal loss: a sum over pixels, each on its own."""
+"""Cross entropy and focal loss: sums of independent pixel losses."""
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,17 @@ def cross_entropy(
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
-    """Mean cross entropy over the pixels that count, as `torch.nn.functional.cross_entropy` computes it.
+    """Mean cross entropy over all pixels that are not ignored, as in `torch.nn.functional.cross_entropy`.
 
     With class weights v and smoothing s, a pixel of class y costs (1 - s) v_y (-log p_y) + s/k sum_j v_j (-log p_j),
     and the mean divides the sum of the costs by the sum of v_y. One channel x is the same as the two channels (0, x):
     binary cross entropy with k = 2 classes, for the weights and the smoothing too.
 
-    Differs from torch where that gives NaN: if no pixel counts or all weights are zero, the loss is zero, and a class
-    of weight zero may have a logit of -inf.
+    It differs from torch where torch returns NaN: if all pixels are ignored or all weights are zero, the loss is zero,
+    and a class of weight zero may have a logit of -inf.
 
-    A logit of -inf rules a class out: it changes nothing for the pixels of other classes, and makes the loss infinite
-    for its own. With label smoothing it makes the loss infinite everywhere, as every class is a part of the target.
+    A logit of -inf excludes a class: it has no effect on pixels of other classes, and makes the loss infinite for its
+    own. With label smoothing, it makes the loss infinite everywhere, because every class is part of the target.
 
     Args:
         logits: Scores, (b, h, w, c).
@@ -86,15 +86,15 @@ def focal_loss(
     class_weights: ClassWeights | None = None,
     ignore_index: int | None = None,
 ) -> Float[Array, ""]:
-    """Mean focal loss: -(1 - p_t)^gamma log p_t, which turns down the pixels that are already right.
+    """Mean focal loss: -(1 - p_t)^gamma log p_t, which reduces the weight of correctly classified pixels.
 
-    Every channel is a binary problem of its own with a sigmoid, also with more than one class (one class against the
-    rest, no softmax), as in RetinaNet and in segmentation_models_pytorch. The mean is over pixels and channels.
+    Every channel is a separate binary problem with a sigmoid, also with several classes (one class against the rest,
+    without softmax), as in RetinaNet and segmentation_models_pytorch. The mean is over pixels and channels.
 
     Args:
         logits: Scores, (b, h, w, c).
         labels: Class indices, (b, h, w).
-        gamma: How fast a pixel that is right fades out; 0 gives binary cross entropy.
+        gamma: How fast the weight of correct pixels decreases; 0 gives binary cross entropy.
         alpha: Weight of the positives; the negatives have 1 - alpha. None gives both the weight 1.
         class_weights: One weight a class for the mean over channels. Not for one channel; use `alpha`.
         ignore_index: Label of pixels that do not count.
@@ -119,7 +119,7 @@ def focal_loss(
     pixels = prepare(logits, labels, ignore_index)
     classes = logits.shape[-1]
     if classes == 1 and class_weights is not None:
-        raise ValueError("class_weights were given for one channel: leave them out, and weigh the foreground by alpha")
+        raise ValueError("class_weights do not apply to one channel: omit them, and weight the foreground with alpha")
     targets = pixels.targets
     margins = jnp.where(targets, pixels.logits, -pixels.logits)
     # (1 - p_t)^gamma through its logarithm: a power of zero has an infinite gradient if gamma < 1

@@ -9,14 +9,14 @@ Loss = Callable[[Any, Any], jax.Array]
 
 
 def deep_supervision(loss: Loss, weight: float = 0.4) -> Loss:
-    """`loss` of the logits, and `weight` times the mean of `loss` over the auxiliary heads' logits.
+    """Returns the `loss` of the logits plus `weight` times the mean `loss` of the auxiliary heads' logits.
 
     Args:
-        loss: `loss(logits, targets)` gives a scalar; targets may be a whole batch.
-        weight: of the auxiliary heads together; 0.4 is PSPNet's.
+        loss: `loss(logits, targets)` returns a scalar; targets may be a whole batch.
+        weight: total weight of the auxiliary heads; PSPNet uses 0.4.
 
     Returns:
-        A function like `loss` that takes logits, or a tuple of them as a model with auxiliary heads gives in training.
+        A function like `loss` that takes logits, or the tuple of logits of a model with auxiliary heads in training.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Lovasz losses: the convex extension of the Jaccard loss of a set of mistakes, by sorting the pixels' errors."""
+"""Lovasz losses: the convex extension of the Jaccard loss, computed by sorting the pixels' errors."""
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +14,22 @@ def lovasz_loss(
     per_image: bool = False,
     ignore_index: int | None = None,
 ) -> Float[Array, ""]:
-    """Lovasz-softmax for several classes, Lovasz hinge for one channel: a surrogate of the IoU itself.
+    """Lovasz-softmax for several classes, Lovasz hinge for one channel: a surrogate of the IoU.
 
     An error is |target - softmax| for several classes and max(0, 1 - x) (x < 0 for the background: max(0, 1 + x)) for
     one channel. As in the authors' code and segmentation_models_pytorch: the softmax form is a mean over the classes
     that have a label in the batch (or the image); the hinge costs an image without foreground its largest error.
 
-    Differs from them in rounding (the weights of the sorted errors come in closed form, not as differences of nearly
-    equal numbers), in not failing on an image that is ignored as a whole (it costs zero and stays in the mean over
-    images), and in the gradient: pixels of one class with equal errors share it evenly, whatever order the sort left.
+    It differs from them in rounding (the weights of the sorted errors are computed in closed form, not as differences
+    of nearly equal numbers), in supporting images that are completely ignored (they cost zero and stay in the mean over
+    images), and in the gradient: pixels of one class with equal errors share it evenly, independent of their order.
 
-    It sorts every class's pixels, which takes several times as long as the other losses do.
+    It sorts the pixels of every class, which takes several times as long as the other losses.
 
     Args:
         logits: Scores, (b, h, w, c).
         labels: Class indices, (b, h, w).
-        per_image: A loss for each image, then their mean; otherwise the batch is one large image.
+        per_image: Whether to average the losses of the images. Otherwise the batch is treated as one large image.
         ignore_index: Label of pixels that do not count.
 
     Returns:
@@ -60,7 +60,7 @@ def lovasz_loss(
     else:
         errors = jnp.abs(targets.astype(jnp.float32) - pixels.probabilities)
 
-    # an error of zero changes nothing: no weight, no gradient
+    # an error of zero has no weight and no gradient
     errors = jnp.where(pixels.counted[..., None], errors, 0.0)
 
     def by_class(x: Shaped[Array, "b h w c"]) -> Shaped[Array, "g c p"]:
@@ -73,7 +73,7 @@ def lovasz_loss(
 
 
 def _extension(errors: Float[Array, " p"], targets: Bool[Array, " p"]) -> Float[Array, ""]:
-    """The Lovasz extension of one class's Jaccard loss at the errors, which are not negative."""
+    """The Lovasz extension of one class's Jaccard loss at the nonnegative errors."""
     # Not-negative floats sort like their bits, and the sign bit is free for the target: one integer to sort, which
     # takes a third of the time of sorting pairs. The largest error first, and of equal errors the targets first.
     keys = ~(jax.lax.bitcast_convert_type(jax.lax.stop_gradient(errors), jnp.uint32) * 2 + targets.astype(jnp.uint32))
@@ -90,7 +90,7 @@ def _extension(errors: Float[Array, " p"], targets: Bool[Array, " p"]) -> Float[
     after = jax.lax.cummin(jnp.where(last, union, jnp.iinfo(jnp.int32).max), reverse=True).astype(jnp.float32)
     before = (union - 1).astype(jnp.float32)
     weights = jnp.where(is_target == 1, 1.0, intersection / jnp.maximum(before, 1.0)) / jnp.maximum(after, 1.0)
-    # nothing to find: the first mistakes lose the whole IoU, the others have nothing left to lose
+    # no targets: the first mistake already reduces the IoU to zero, and further mistakes add nothing
     weights = jnp.where(positives > 0, weights, jnp.where(before == 0, 1.0 / jnp.maximum(after, 1.0), 0.0))
 
     # the weights are piecewise constant in the errors, so the gradient is theirs alone

@@ -1,4 +1,4 @@
-"""Losses by name with weights, as a command line has them: "cross_entropy + 0.5 * dice"."""
+"""Losses by name with weights, as on a command line: "cross_entropy + 0.5 * dice"."""
 
 import ast
 import difflib
@@ -24,7 +24,7 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "lovasz": lovasz_loss,
     "tversky": tversky_loss,
 }
-"""Names that `named_loss` takes."""
+"""Names that `named_loss` accepts."""
 _OPTIONS = {
     name: [p.name for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for name, loss in LOSSES.items()
@@ -41,22 +41,23 @@ def named_loss(
     ignore_index: int | None = None,
     multilabel: bool = False,
 ) -> Callable[[Any, Any], Float[Array, ""]]:
-    """A loss from its name, or a weighted sum of several.
+    """Creates a loss, or a weighted sum of several losses, from names.
 
     Args:
-        text: names of `LOSSES` joined by +, each with a weight before it and arguments after it if need be:
-            "cross_entropy", "cross_entropy+dice", "0.5*focal(gamma=3)+tversky(alpha=0.3,beta=0.7)".
+        text: names of `LOSSES` joined by +, with optional weights and arguments: "cross_entropy",
+            "cross_entropy+dice", "0.5*focal(gamma=3)+tversky(alpha=0.3,beta=0.7)".
         class_weights: a weight for each class, for every loss of the sum that takes them.
-        label_smoothing: of the cross-entropy.
-        ignore_index: label of pixels that do not count.
-        multilabel: a sigmoid for each class, where a pixel may have several: logits and labels are (b, h, w, k), the
-            labels 0 or 1. The loss is then the mean of the binary losses of the classes, weighted by `class_weights`.
+        label_smoothing: label smoothing of the cross-entropy.
+        ignore_index: label of ignored pixels.
+        multilabel: whether a pixel may have several labels, with a sigmoid per class. Logits and labels are then
+            (b, h, w, k), with labels 0 or 1. The loss is the mean of the classes' binary losses, weighted by
+            `class_weights`.
 
     Returns:
         `loss(logits, labels)`, a float32 scalar.
 
     Raises:
-        ValueError: an unknown name or argument, or an option that none of the losses takes.
+        ValueError: if a name or argument is unknown, or none of the losses takes an option.
 
     Example:
         >>> import jax.numpy as jnp
@@ -90,7 +91,7 @@ def named_loss(
     def by_class(logits: Any, labels: Any) -> jax.Array:
         if logits.shape != labels.shape:
             raise ValueError(
-                f"with several labels a pixel, logits and labels are (b, h, w, classes) alike; got {logits.shape} and"
+                f"with several labels per pixel, logits and labels must be (b, h, w, classes); got {logits.shape} and"
                 f" {labels.shape}"
             )
         binary = jax.vmap(lambda x, y: total(x[..., None], y), in_axes=-1)(logits, labels)
@@ -100,14 +101,14 @@ def named_loss(
 
 
 def _split(text: str) -> list[str]:
-    """The terms of a sum, where + stands outside of brackets."""
+    """The terms of a sum, split at each + outside of brackets."""
     return re.split(r"\+(?![^(]*\))", text)
 
 
 def _term(part: str, text: str) -> tuple[float, str, dict[str, Any]]:
     match = _TERM.fullmatch(part)
     if match is None:
-        raise ValueError(f"{part!r} in the loss {text!r} is none: write it like cross_entropy + 0.5*dice")
+        raise ValueError(f"{part!r} in {text!r} is not a loss: write losses as in cross_entropy + 0.5*dice")
     weight, name, options = match.groups()
     if name not in LOSSES:
         near = difflib.get_close_matches(name, LOSSES, n=1)
@@ -121,5 +122,5 @@ def _term(part: str, text: str) -> tuple[float, str, dict[str, Any]]:
         try:
             arguments[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError) as error:
-            raise ValueError(f"{option!r} in the loss {text!r}: {value!r} is no number") from error
+            raise ValueError(f"{option!r} in the loss {text!r}: {value!r} is not a number") from error
     return float(weight) if weight else 1.0, name, arguments

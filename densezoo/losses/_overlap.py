@@ -22,12 +22,12 @@ def tversky_loss(
 ) -> Float[Array, ""]:
     """Tversky loss: 1 - TP / (TP + alpha FP + beta FN) with soft counts, a mean over classes, to the power gamma.
 
-    As in segmentation_models_pytorch 0.6: the counts are sums over the whole batch (so small images are not noisier
-    than one large one); a class without a label in the batch costs zero and *stays in the mean* over all classes (so
-    the loss of a batch with few classes is small); and gamma applies to the mean, where Abraham & Khan apply it to each
-    class. One channel is a single class, the foreground: a batch without any costs zero.
+    As in segmentation_models_pytorch 0.6, the counts are sums over the whole batch (so small images are not noisier
+    than one large image). A class without labels in the batch costs zero and *stays in the mean* over all classes (so
+    the loss of a batch with few classes is small). gamma applies to the mean, while Abraham & Khan apply it to each
+    class. One channel is a single class, the foreground, and a batch without foreground costs zero.
 
-    Where the reference is not finite, this differs: a mean of zero has a zero gradient for every gamma.
+    It differs from the reference where that is not finite: a mean of zero has a zero gradient for every gamma.
 
     Args:
         logits: Scores, (b, h, w, c).
@@ -61,21 +61,21 @@ def tversky_loss(
     pixels = prepare(logits, labels, ignore_index)
     classes = logits.shape[-1]
     if classes == 1 and class_weights is not None:
-        raise ValueError("class_weights were given for one channel, which is one class: leave them out")
+        raise ValueError("class_weights do not apply to one channel, which is one class: omit them")
     weights = check_class_weights(class_weights, classes)
 
     counted = pixels.counted[..., None]
     probabilities = jnp.where(counted, pixels.probabilities, 0.0)
     targets = pixels.targets
     over_batch = (0, 1, 2)
-    # summed apart, not as differences of sums: no term goes below zero by rounding, and no score above one
+    # separate sums, not differences of sums, so that rounding makes no term negative and no score exceed one
     true_positives = jnp.sum(jnp.where(targets, probabilities, 0.0), axis=over_batch)
     false_positives = jnp.sum(jnp.where(targets, 0.0, probabilities), axis=over_batch)
     false_negatives = jnp.sum(jnp.where(targets, 1.0 - probabilities, 0.0), axis=over_batch)
     denominators = true_positives + alpha * false_positives + beta * false_negatives + smooth
     scores = (true_positives + smooth) / jnp.maximum(denominators, _EPSILON)
     losses = -jnp.log(jnp.maximum(scores, _EPSILON)) if log_loss else 1.0 - scores
-    # NaN is kept here and below: a loss of zero would hide that the model's outputs are NaN
+    # keep NaN here and below: a loss of zero would hide that the model's outputs are NaN
     losses = jnp.where(jnp.any(targets, axis=over_batch) | jnp.isnan(losses), losses, 0.0)
 
     mean = weighted_mean(losses, weights)

@@ -1,4 +1,4 @@
-"""What every loss does first (checks, ignored pixels, targets) and last (averages, labels outside the classes)."""
+"""Shared steps of all losses: checks, ignored pixels and targets, and averages and labels outside the classes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ ClassWeights = Float[Array, " k"] | Float[np.ndarray, " k"] | Sequence[float]
 
 
 class Pixels(NamedTuple):
-    """Logits and labels that are safe to compute with, and which of them count."""
+    """Sanitised logits and labels, and the mask of pixels that are not ignored."""
 
     logits: Float[Array, "b h w c"]  # float32; 0 where ignored, so that not even a NaN there reaches the gradient
     labels: Integer[Array, "b h w"]  # int32
@@ -21,7 +21,7 @@ class Pixels(NamedTuple):
 
     @property
     def targets(self) -> Bool[Array, "b h w c"]:
-        """One channel a class; for binary logits the foreground alone. Ignored pixels belong to none."""
+        """One channel per class, or only the foreground for binary logits. Ignored pixels belong to no class."""
         classes = self.logits.shape[-1]
         if classes == 1:
             return ((self.labels == 1) & self.counted)[..., None]
@@ -33,21 +33,21 @@ class Pixels(NamedTuple):
         return jax.nn.sigmoid(self.logits) if self.logits.shape[-1] == 1 else jax.nn.softmax(self.logits)
 
     def finish(self, loss: Float[Array, ""]) -> Float[Array, ""]:
-        """The loss, or NaN if a label lies outside the classes."""
+        """The loss, or NaN if a label is outside the classes."""
         return jnp.where(self.valid, loss, jnp.nan)
 
 
 def prepare(logits: Float[Array, "b h w c"], labels: Integer[Array, "b h w"], ignore_index: int | None) -> Pixels:
-    """Checks what is static, and separates the pixels that count from those that do not."""
+    """Checks shapes and dtypes, and masks ignored pixels."""
     if isinstance(logits, tuple):
         raise TypeError(
-            "logits are a tuple, as a model with auxiliary heads gives in training: wrap the loss in"
+            "logits are a tuple, as returned by a model with auxiliary heads in training: wrap the loss in"
             " densezoo.losses.deep_supervision"
         )
     if logits.ndim != 4 or labels.shape != logits.shape[:3]:
         raise ValueError(
             f"logits {logits.shape} and labels {labels.shape} do not match: expected (b, h, w, c) and (b, h, w); "
-            "give class indices, not one-hot labels, and a batch axis"
+            "pass class indices, not one-hot labels, with a batch axis"
         )
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise TypeError(f"logits are {logits.dtype}: expected a float dtype, before any sigmoid, softmax or argmax")
@@ -68,17 +68,17 @@ def counted_pixels(labels: Integer[Array, "*shape"], ignore_index: int | None) -
 
 
 def check_class_weights(class_weights: ClassWeights | None, classes: int) -> Float[Array, " k"]:
-    """Float32 weights, one a class; ones if None."""
+    """Float32 weights, one per class; ones if None."""
     if class_weights is None:
         return jnp.ones((classes,), jnp.float32)
     weights = jnp.asarray(class_weights, jnp.float32)
     if weights.shape != (classes,):
-        raise ValueError(f"class_weights have shape {weights.shape}: expected ({classes},), one weight a class")
+        raise ValueError(f"class_weights have shape {weights.shape}: expected ({classes},), one weight per class")
     return weights
 
 
 def times(weights: Float[Array, "..."] | float, values: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Weights times values, in which a weight of zero leaves out an infinite value too. NaN is kept."""
+    """Weights times values, where a weight of zero also removes an infinite value. NaN is kept."""
     return jnp.where((jnp.asarray(weights) == 0) & jnp.isinf(values), 0.0, weights * values)
 
 

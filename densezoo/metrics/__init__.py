@@ -1,4 +1,4 @@
-"""Metrics for dense prediction: counts that add over steps and devices, and scores that are functions of counts.
+"""Metrics for dense prediction: counts that are summed over steps and devices, and scores computed from counts.
 
 For example::
 
@@ -7,7 +7,7 @@ For example::
         counts += confusion_counts(predict(logits(batch)), batch["mask"], num_classes=num_classes)
     print(iou(counts), mean_iou(counts))
 
-A class that occurs neither in the labels nor in the predictions has no score: it is NaN, and left out of the means.
+A class that occurs neither in the labels nor in the predictions has a score of NaN, and is excluded from means.
 Binary segmentation has two classes, and class 1 is the foreground.
 """
 

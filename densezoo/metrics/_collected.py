@@ -1,4 +1,4 @@
-"""Measurements that do not add up to a few numbers, such as detections: they are kept, picture by picture."""
+"""Measurements that cannot be reduced to counts, such as detections, and are kept for each picture."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,15 +9,15 @@ from flax import struct
 
 @struct.dataclass
 class Collected:
-    """What is kept of each batch; the sum of two has that of both.
+    """Collected results of batches. `+` concatenates them.
 
-    An average precision depends on the order of all scores, so that no counts of a batch could be added. A task whose
-    `measure` gives this is evaluated as every other: a batch's detections have a fixed size on the device, and `+`
-    brings them to the host.
+    Average precision depends on the ranking of all scores, so it cannot be computed from sums of counts. A task whose
+    `measure` returns this is evaluated like any other: a batch's detections have a fixed size on the device, and `+`
+    moves them to the host.
 
     Attributes:
-        parts: for each batch its arrays by name.
-        shrink: makes of one part, on the host, what is kept of it, such as run lengths of maps; None keeps the arrays.
+        parts: the arrays of each batch, by name.
+        shrink: reduces one part on the host to what is kept, such as run lengths of maps. None keeps the arrays.
 
     Example:
         >>> import jax.numpy as jnp
@@ -32,15 +32,15 @@ class Collected:
 
     @classmethod
     def of(cls, shrink: Callable[[dict[str, Any]], Any] | None = None, **arrays: Any) -> "Collected":
-        """What one batch gives, (b, ...) each."""
+        """The results of one batch, arrays (b, ...)."""
         return cls((arrays,), shrink)
 
     def __add__(self, other: "Collected") -> "Collected":
-        """That of both, on the host."""
+        """The results of both, on the host."""
         return Collected((*self.kept(), *other.kept()), self.shrink, True)
 
     def kept(self) -> tuple[Any, ...]:
-        """What is kept of each batch, on the host."""
+        """The kept results of each batch, on the host."""
         if self.shrunk:
             return self.parts
         parts = jax.device_get(self.parts)

@@ -1,4 +1,4 @@
-"""Counts of pixels, which add exactly, and the scores of regions that follow from them."""
+"""Exact pixel counts, and the region scores computed from them."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ class Counts:
 
     @classmethod
     def zeros(cls, num_classes: int) -> "Counts":
-        """Where a sum starts."""
+        """Zero counts, the start of a sum."""
         zero = Tally.of(jnp.zeros((num_classes,), jnp.uint32))
         return cls(zero, zero, zero, zero)
 
@@ -29,11 +29,11 @@ class Counts:
 
 
 def predict(logits: Float[Array, "*shape c"], *, threshold: float = 0.5) -> Integer[Array, "*shape"]:
-    """Labels from logits: the largest of several channels, or 1 where the sigmoid of one reaches the threshold.
+    """Computes labels from logits: the argmax of several channels, or 1 if the sigmoid of one reaches the threshold.
 
     Args:
         logits: Scores, (..., c).
-        threshold: Probability from which on a pixel is foreground; for one channel only.
+        threshold: Smallest probability of foreground pixels; for one channel only.
 
     Returns:
         Class indices, (...), int32.
@@ -58,8 +58,8 @@ def confusion_counts(
 ) -> Counts:
     """True and false positives and negatives of each class.
 
-    Exact for up to 2^32 pixels in one call. A label outside the classes that is not ignore_index belongs to no class:
-    whatever is predicted there is a false positive.
+    Exact for up to 2^32 pixels in one call. A label outside the classes that is not ignore_index belongs to no class,
+    so any prediction there is a false positive.
 
     Args:
         predictions: Class indices, of any shape; see `predict`.
@@ -89,10 +89,10 @@ def confusion_counts(
 def multilabel_counts(
     predictions: Integer[Array, "*shape k"], labels: Integer[Array, "*shape k"], *, ignore_index: int | None = None
 ) -> Counts:
-    """True and false positives and negatives of each class, where a pixel may have several.
+    """True and false positives and negatives of each class, if a pixel may have several labels.
 
-    Exact for up to 2^32 pixels in one call. A label that is neither 0 nor 1 nor ignore_index counts as wrong, whatever
-    is predicted.
+    Exact for up to 2^32 pixels in one call. A label that is neither 0 nor 1 nor ignore_index counts as an error for any
+    prediction.
 
     Args:
         predictions: 0 or 1 for each class, (..., k).
@@ -175,7 +175,7 @@ def recall(counts: Counts) -> Float[Array, " c"]:
 
 
 def accuracy(counts: Counts) -> Float[Array, " c"]:
-    """Share of all pixels that are rightly inside or outside each class, (TP + TN) / all; NaN without pixels.
+    """Fraction of pixels that are correctly classified for each class, (TP + TN) / all; NaN without pixels.
 
     Example:
         >>> import jax.numpy as jnp
@@ -190,7 +190,7 @@ def accuracy(counts: Counts) -> Float[Array, " c"]:
 def pixel_accuracy(counts: Counts) -> Float[Array, ""]:
     """Share of the pixels with the right class, a scalar; NaN without pixels.
 
-    All pixels are counted, those with a label outside the classes too: as wrong.
+    All pixels are counted. Those with a label outside the classes count as errors.
 
     Example:
         >>> import jax.numpy as jnp
@@ -247,7 +247,7 @@ def ratio(numerator: Float[Array, "*shape"], denominator: Float[Array, "*shape"]
 def checked(
     predictions: Integer[Array, "*shape"], labels: Integer[Array, "*shape"], ignore_index: int | None
 ) -> Bool[Array, "*shape"]:
-    """The pixels that count, after the checks of what is static."""
+    """Checks shapes and dtypes, and returns the mask of pixels that are not ignored."""
     if predictions.shape != labels.shape:
         raise ValueError(
             f"predictions {predictions.shape} and labels {labels.shape} differ: expected class indices of one shape; "

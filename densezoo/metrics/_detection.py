@@ -29,7 +29,7 @@ def coco_dataset(source: Any, class_names: Sequence[str] = ()) -> dict[str, Any]
         `dataset`, else index + 1; ids of categories likewise, else label + 1.
 
     Raises:
-        ModuleNotFoundError: there are instances, whose masks hotcoco encodes, and it is not installed.
+        ModuleNotFoundError: if there are instances and hotcoco, which encodes their masks, is not installed.
 
     Example:
         >>> import numpy as np
@@ -138,7 +138,7 @@ def average_precision(
     Raises:
         ValueError: results of pictures or categories that the dataset does not have, or with scores or boxes that are
             no numbers.
-        ModuleNotFoundError: hotcoco is not installed.
+        ModuleNotFoundError: if hotcoco is not installed.
 
     Example:
         >>> truth = {

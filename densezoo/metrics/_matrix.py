@@ -1,4 +1,4 @@
-"""The confusion matrix: which classes are taken for which."""
+"""The confusion matrix."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Integer
@@ -14,12 +14,12 @@ def confusion_matrix(
     num_classes: int,
     ignore_index: int | None = None,
 ) -> Tally:
-    """How many pixels of each class are predicted as each class.
+    """The number of pixels of each class that are predicted as each class.
 
-    Pixels whose label is no class do not count.
+    Pixels with a label that is not a class do not count.
 
     Args:
-        predictions: Class indices, as `predict` gives them.
+        predictions: Class indices; see `predict`.
         labels: Class indices.
         num_classes: Number of classes; 2 for binary segmentation.
         ignore_index: Label of the pixels that do not count.

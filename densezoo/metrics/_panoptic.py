@@ -10,10 +10,10 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class PanopticCounts:
-    """What panoptic quality is computed from, for each class; counts of pictures add.
+    """Counts for panoptic quality, for each class. `+` adds the counts of several pictures.
 
     Attributes:
-        matched: (n,), segments of which prediction and truth agree: IoU above 0.5.
+        matched: (n,), pairs of predicted and true segments with an IoU above 0.5.
         spurious: (n,), predicted segments without a partner.
         missed: (n,), true segments without a partner.
         overlap: (n,), the sum of the matched segments' IoU.
@@ -75,7 +75,7 @@ def panoptic_counts(
         The counts, which add.
 
     Raises:
-        ValueError: maps of different sizes, a number on a map without a class, or a class outside the range.
+        ValueError: if the maps' sizes differ, a segment has no class, or a class is out of range.
 
     Example:
         >>> import numpy as np

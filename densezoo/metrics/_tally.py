@@ -1,4 +1,4 @@
-"""Numbers of pixels that add exactly."""
+"""Exact pixel counters."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""Models: compositions of an encoder with a decoder and a head, or with a neck and the heads of a detector.
+"""Models: an encoder with a decoder and a head, or with a neck and the heads of a detector.
 
-The files of detectors register their families, as those of the decoders do.
+The files of detectors register their families, like those of the decoders.
 """
 
 from densezoo.models.detection import detect
@@ -11,7 +11,7 @@ from densezoo.models.single_stage import PlainNeck, SingleStage
 from densezoo.models.two_stage import two_stage
 
 COMPOSITIONS = (SegmentationModel, PyramidModel, SingleStage, RCNN)
-"""Every kind of model here: called with images, with a field for each part."""
+"""All model classes. A model is called with images and has a field for each part."""
 
 __all__ = [
     "COMPOSITIONS",

@@ -1,4 +1,4 @@
-"""What detectors share: the way from pictures to a pyramid, and from scores and boxes to detections."""
+"""Functions shared by all detectors: from images to a pyramid, and from scores and boxes to detections."""
 
 from typing import Any
 
@@ -28,30 +28,32 @@ def detect(
     nms_threshold: float | None = None,
     max_detections: int | None = None,
 ) -> Detections:
-    """Finds objects: runs a detector and keeps the best boxes, with torchvision's numbers. It can be jitted.
+    """Detects objects: runs a detector and keeps the best boxes, with the same results as torchvision. Can be jitted.
 
-    Pictures of different sizes share a batch when each is padded at the bottom and right, with anything: padding
-    becomes zeros, and `sizes` says what is picture. Each picture then has the anchors that it has alone, and its boxes
-    end at its own border. It has the detections that it has alone, up to rounding, in a model of convolutions;
-    attention in an encoder reads the padding.
+    To batch pictures of different sizes, pad them at the bottom and right with any values, and pass their `sizes`; the
+    padding is set to zero. Each picture then gets the same anchors as alone, and its boxes are clipped to its own
+    border. In a convolutional model, its detections are the same as alone, up to rounding. Attention in an encoder
+    reads the padding.
 
     Args:
-        model: a detector, such as `create_model("retinanet", num_classes=91)` gives.
-        variables: of the model.
-        images: a batch of images, normalised as the model was trained.
-        sizes: (b, 2) whole numbers, height and width of each picture without padding; None for all of the image.
-        score_threshold: detections have a higher score. None, here and below, is what the family has in torchvision.
-        nms_threshold: of two boxes of a class that overlap more than this, the one with the higher score is kept. Of
-          boxes without area, which a single-stage detector finds beyond the picture, the best of each class is kept.
+        model: a detector, such as `create_model("retinanet", num_classes=91)`.
+        variables: the model's variables.
+        images: a batch of images, normalised as in training.
+        sizes: (b, 2) integers, height and width of each picture without padding; None if there is no padding.
+        score_threshold: only detections with a higher score are kept. For this and the next two arguments, None selects
+            torchvision's value for the family.
+        nms_threshold: if two boxes of a class overlap more than this, only the one with the higher score is kept. Of
+            boxes with zero area, which a single-stage detector predicts outside of the picture, only the best of each
+            class is kept.
         max_detections: rows of the result for each picture.
 
     Returns:
-        `Detections`. Labels are the numbers that the model was trained with: class 0 is the background of a model with
-        region proposals, and a class like the others without.
+        `Detections`. Labels are the class numbers of the training data. In models with region proposals, class 0 is the
+        background; in the others it is an ordinary class.
 
     Raises:
-        TypeError: the model is no detector.
-        ValueError: images or sizes of another shape.
+        TypeError: if the model is not a detector.
+        ValueError: if images or sizes have the wrong shape.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -64,7 +66,9 @@ def detect(
         ((2, 5, 4), 0)
     """
     if not hasattr(model, "detect"):
-        raise TypeError(f"a {type(model).__name__} finds no boxes: dz.list_models(task='detection') lists what does")
+        raise TypeError(
+            f"a {type(model).__name__} is not a detector: dz.list_models(task='detection') lists the detectors"
+        )
     return model.apply(  # pyright: ignore[reportReturnType]
         variables,
         images,
@@ -79,7 +83,7 @@ def detect(
 def pyramid_of(
     model: Any, images: jax.Array, sizes: Any, *, train: bool
 ) -> tuple[Pyramid, Integer[Array, "b 2"] | None, Float[Array, "b 2"]]:
-    """The maps of a detector's neck, what each picture would be padded to alone (None for all alike), and its size."""
+    """The maps of a detector's neck, the size each picture would be padded to alone (None if all equal), its size."""
     given = sizes
     whole = size_of(images) if images.ndim == 4 else (0, 0)
     if given is None:
@@ -88,8 +92,8 @@ def pyramid_of(
         sizes = jnp.asarray(given)
         if sizes.shape != (images.shape[0], 2) or not jnp.issubdtype(sizes.dtype, jnp.integer):
             raise ValueError(
-                f"sizes are whole numbers, a height and a width for each of the {images.shape[0]} images; got shape"
-                f" {sizes.shape} and type {sizes.dtype}"
+                f"sizes must be integers, a height and a width for each of the {images.shape[0]} images; got shape"
+                f" {sizes.shape} and dtype {sizes.dtype}"
             )
         images = jnp.where(_inside(whole, sizes)[..., None], images, 0)
     reductions = model.encoder.reductions if isinstance(model.encoder, Encoder) else ()
@@ -111,7 +115,7 @@ def pyramid_of(
 
 
 def _inside(size: Size, sizes: Integer[Array, "b 2"]) -> Bool[Array, "b h w"]:
-    """Which pixels are picture."""
+    """Which pixels belong to the picture, not to the padding."""
     y, x = (jnp.arange(side, dtype=sizes.dtype)[None] for side in size)
     return (y < sizes[:, :1])[:, :, None] & (x < sizes[:, 1:])[:, None]
 
@@ -123,14 +127,14 @@ def of_anchors(
     max_detections: int,
     candidates: int,
 ) -> Detections:
-    """The detections of a single-stage detector: the best of each map, then those of them that no better one overlaps.
+    """Postprocesses a single-stage detector: takes the best candidates of each map, then suppresses overlaps.
 
     Args:
-        outputs: of the model.
-        score_threshold: see `detect`, as for the next two.
-        nms_threshold: with the same label.
-        max_detections: rows of the result.
-        candidates: how many pairs of an anchor and a class each map gives at most.
+        outputs: the model's outputs.
+        score_threshold: see `detect`.
+        nms_threshold: see `detect`.
+        max_detections: see `detect`.
+        candidates: the largest number of (anchor, class) pairs that are taken from each map.
     """
     assert outputs.sizes is not None
     classes = outputs.logits.shape[-1]
@@ -139,7 +143,7 @@ def of_anchors(
     def of_image(image: jax.Array, ranks: jax.Array, size: jax.Array) -> Detections:
         boxes, scores, labels, start = [], [], [], 0
         for count in outputs.grid.counts:
-            # The best pairs of an anchor and a class are among those of the anchors with the best class.
+            # The best (anchor, class) pairs belong to the anchors with the best class scores.
             best, chosen = jax.lax.top_k(ranks[start : start + count], min(candidates, count))
             chosen = chosen + start
             pairs = jnp.where((best > -jnp.inf)[:, None], outputs.scores(image, chosen), -1).reshape(-1)
@@ -167,7 +171,7 @@ def kept(
     nms_threshold: Any,
     max_detections: int,
 ) -> Detections:
-    """One picture's boxes after suppression, in rows of a fixed number."""
+    """One picture's boxes after suppression, in a fixed number of rows."""
     rows, real = ops.batched_nms(boxes, scores, labels, nms_threshold, max_detections, valid)
     return Detections(
         jnp.where(real[:, None], boxes[rows], 0),
@@ -178,5 +182,5 @@ def kept(
 
 
 def large_enough(boxes: Float[Array, "*n 4"], least: float) -> Bool[Array, "*n"]:
-    """Whether both sides of a box have at least this many pixels."""
+    """Whether both sides of a box are at least this many pixels long."""
     return (boxes[..., 2] - boxes[..., 0] >= least) & (boxes[..., 3] - boxes[..., 1] >= least)

@@ -1,8 +1,8 @@
-"""Pictures of different sizes in one batch: each gets the maps that it has alone.
+"""Batches of pictures with different sizes: each picture gets the same maps as without the padding.
 
-A convolution pads a picture with zeros. Where the picture is padded already, the first convolution's bias and norm make
-something of the padding that the next one reads into the picture. So the maps are zero again beyond each picture before
-every convolution, and after it and its norm; what takes means over a whole map leaves the padding out.
+A convolution pads its input with zeros. In a padded picture, the bias and norm of the first convolution make the
+padding nonzero, and the next convolution reads it. Therefore, maps are set to zero outside of each picture before every
+convolution, and after it and its norm; means over a whole map exclude the padding.
 """
 
 import math
@@ -20,14 +20,14 @@ from densezoo.types import Size, accumulator_dtype, size_of
 
 
 def each_alone(extents: Integer[Array, "b 2"] | None, image_size: Size) -> AbstractContextManager[Any]:
-    """Modules that are called inside see the padding around each picture as they see the space around an image.
+    """Modules called in this context treat each picture's padding like the outside of an image.
 
-    This is exact for convolutions, poolings of what is not negative, batch and group norms, and squeeze-and-excitation;
-    attention still reads the padding.
+    This is exact for convolutions, pooling of nonnegative maps, batch and group norms, and squeeze-and-excitation.
+    Attention still reads the padding.
 
     Args:
         extents: height and width of each picture; None for no padding.
-        image_size: of all images, padding included.
+        image_size: height and width of the images, including padding.
     """
     if extents is None:
         return nullcontext()
@@ -39,7 +39,7 @@ def each_alone(extents: Integer[Array, "b 2"] | None, image_size: Size) -> Abstr
         if module.is_initializing():
             return call(*args, **kwargs)
         if isinstance(module, ChannelGate):
-            # It takes the mean of the whole map, whose rest is zero.
+            # The gate averages the whole map, which is zero in the padding: rescale to the mean over the picture.
             covered = _sides(args[0], extents, image_size).prod(-1).astype(args[0].dtype)
             part = math.prod(size_of(args[0])) / jnp.maximum(covered, 1)
             return call(args[0] * part[:, None, None, None], *args[1:], **kwargs)
@@ -59,7 +59,7 @@ def each_alone(extents: Integer[Array, "b 2"] | None, image_size: Size) -> Abstr
 def with_edges(
     x: Float[Array, "b h w c"], extents: Integer[Array, "b 2"] | None, image_size: Size
 ) -> Float[Array, "b h w c"]:
-    """A map whose padding repeats the last row and column of each picture, as who reads beyond an image's end does."""
+    """Replaces the padding by the last row and column of each picture, as edge padding of the single image would."""
     if extents is None:
         return x
     sides = jnp.maximum(_sides(x, extents, image_size), 1)
@@ -74,7 +74,7 @@ def _is_map(x: Any, extents: jax.Array) -> bool:
 
 
 def _sides(x: jax.Array, extents: Integer[Array, "b 2"], image_size: Size) -> Integer[Array, "b 2"]:
-    """Height and width of each picture on a map: image sides are multiples of what most maps are smaller by."""
+    """Height and width of each picture on a map. Image sides are multiples of most maps' reductions."""
     ratio = max(image / side for image, side in zip(image_size, size_of(x), strict=True))
     return -(-extents // 2 ** max(0, math.ceil(math.log2(ratio))))
 
@@ -86,7 +86,7 @@ def _inside(x: jax.Array, extents: jax.Array, image_size: Size) -> Bool[Array, "
 
 
 def _group_norm(module: GroupNorm, x: jax.Array, inside: Bool[Array, "b h w 1"], relu: bool) -> jax.Array:
-    """A group norm whose statistics are those of the picture alone."""
+    """A group norm with statistics of the picture without its padding."""
     scale, bias = (module.get_variable("params", name) for name in ("scale", "bias"))
     wide = x.astype(accumulator_dtype(x.dtype))
     counted = inside.astype(wide.dtype)[..., None]

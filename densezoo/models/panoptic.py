@@ -1,4 +1,4 @@
-"""Panoptic FPN: Mask R-CNN and a semantic branch on the same pyramid, merged to one map of segments."""
+"""Panoptic FPN: Mask R-CNN and a semantic branch on the same pyramid, merged into one map of segments."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ from densezoo.types import Detections, Pyramid
 
 @struct.dataclass
 class Panoptic:
-    """A segment for each pixel of a batch of pictures.
+    """A panoptic segmentation of a batch of images.
 
     Attributes:
-        segments: the number of the segment, 0 for none: 1 to n for the n rows of the detections, then one for each
-            class of stuff.
-        classes: of segment k at k - 1: the label of a detection, -1 for a row without one; classes of stuff come after
-            those of things.
-        detections: the objects.
+        segments: the segment number of each pixel: 0 for none, 1 to n for the n rows of the detections, and one more
+            for each stuff class.
+        classes: the class of segment k at index k - 1: a detection's label, or -1 for a row without a detection. Stuff
+            classes come after thing classes.
+        detections: the detected objects.
     """
 
     segments: Integer[Array, "b h w"]
@@ -34,15 +34,16 @@ class Panoptic:
 class PanopticFPN(RCNN):
     """Mask R-CNN with a semantic branch on the same maps.
 
-    `model.apply(variables, images, method="panoptic")` gives the merged segments, `dz.detect` the objects, and
-    `method="semantic"`, called with a pyramid, the logits of the semantic branch: channel 0 for all things together,
-    then the classes of stuff.
+    `model.apply(variables, images, method="panoptic")` returns the merged segments, and `dz.detect` the objects.
+    `method="semantic"` takes a pyramid and returns the logits of the semantic branch: channel 0 for all things
+    together, then the stuff classes.
 
-    Args (fields):
+    Attributes:
         semantic_head: `Pyramid` -> logits of the image's size.
-        overlap: a thing is left out if less than this part of it is not covered by better ones.
-        stuff_area: pixels; a smaller region of stuff is left out.
-        others: those of `RCNN`.
+        overlap: an object is dropped if the fraction of it that better objects do not cover is smaller than this.
+        stuff_area: stuff regions with fewer pixels are dropped.
+
+    The other fields are those of `RCNN`.
 
     References:
         Kirillov et al., Panoptic feature pyramid networks, 2019. https://arxiv.org/abs/1901.02446
@@ -54,7 +55,7 @@ class PanopticFPN(RCNN):
     stuff_area: int = 4096
 
     def __call__(self, images: Any, sizes: Any = None, *, train: bool = False) -> Any:
-        """As of `RCNN`."""
+        """See `RCNN`."""
         outputs = super().__call__(images, sizes, train=train)
         if self.is_initializing():
             self.semantic(outputs.pyramid)
@@ -74,7 +75,7 @@ class PanopticFPN(RCNN):
         score_threshold: float = 0.5,
         train: bool = False,
     ) -> Panoptic:
-        """The segments of pictures; things must have a higher score than `score_threshold`."""
+        """Returns the segments of images. Objects need a score above `score_threshold`."""
         del train
         outputs = RCNN.__call__(self, images, sizes)
         assert outputs.logits is not None
@@ -91,7 +92,7 @@ class PanopticFPN(RCNN):
         return Panoptic(segments, jnp.concatenate([found.labels, stuff], 1), found)
 
     def _merged(self, found: Detections, logits: jax.Array, size: tuple[int, int]) -> jax.Array:
-        """One picture's segments: things by falling score on what is free, then stuff on what is left."""
+        """Merges one image's segments: objects by descending score, then stuff on the remaining pixels."""
         assert found.masks is not None
 
         def place(segments, row_and_thing):

@@ -1,4 +1,4 @@
-"""Detectors of two stages: proposals from a pyramid, then a class, a box and a mask for each: Faster and Mask R-CNN."""
+"""Two-stage detectors, Faster and Mask R-CNN: proposals from a pyramid, then a class, a box and a mask for each."""
 
 import dataclasses
 from typing import Any
@@ -20,16 +20,17 @@ from densezoo.types import Detections, Pyramid
 
 @struct.dataclass
 class RegionOutputs:
-    """What a detector of two stages computes.
+    """The outputs of a two-stage detector.
 
     Attributes:
         pyramid: the neck's maps.
-        anchors: what the first stage predicts for every anchor.
-        boxes: the proposals in pixels, the best first; zeros where there are fewer.
-        valid: which proposals are real.
-        logits: the second stage's classes of the proposals, and
-        deltas: for each class the box's difference from the proposal (`ops.decode_boxes` with `heads.BOX_WEIGHTS`).
-            Both are None in training, where a loss chooses the boxes that the second stage sees.
+        anchors: the first stage's predictions for every anchor.
+        boxes: the proposals in pixels, best first. Unused rows are zero.
+        valid: which rows hold a proposal.
+        logits: the second stage's class logits of the proposals. None in training, where the loss selects the boxes for
+            the second stage.
+        deltas: for each class, the encoded difference between the box and the proposal (`ops.decode_boxes` with
+            `heads.BOX_WEIGHTS`). None in training.
     """
 
     pyramid: Pyramid
@@ -41,27 +42,27 @@ class RegionOutputs:
 
 
 class RCNN(nn.Module):
-    """image -> encoder -> pyramid -> neck -> maps -> proposals -> a class, a box and a mask for each.
+    """A two-stage detector: proposals from a feature pyramid, then a class, a box and a mask for each proposal.
 
-    Regions are read at the scale of the padded image. torchvision infers it from the image without padding, which gives
-    twice the scale for images of 33 to 45 and 65 to 67 pixels of height: there its detections are others.
+    Regions are read at the scale of the padded image. torchvision infers the scale from the unpadded image, which
+    doubles it for images with heights of 33 to 45 and 65 to 67 pixels, so its detections differ there.
 
-    The second stage can be called by itself, as a loss does with the proposals that it has drawn:
-    `model.apply(variables, outputs.pyramid, boxes, method="box_outputs")`, and so `method="mask_logits"`.
+    The second stage can be called separately, as the loss does with its sampled proposals:
+    `model.apply(variables, outputs.pyramid, boxes, method="box_outputs")`, and likewise `method="mask_logits"`.
 
-    Args (fields):
+    Attributes:
         encoder: images -> `Pyramid`.
         neck: `Pyramid` -> maps, such as `FPNNeck`.
         rpn: (`Pyramid`, extents) -> `AnchorOutputs`, such as `RPNHead`.
         box_head: maps of regions -> classes and boxes, such as `BoxHead`.
         mask_head: maps of regions -> masks, such as `MaskHead`; None for boxes alone.
-        region_maps: how many maps, from the finest on, the regions are read from.
-        score_threshold: as of `dz.detect`, if that is not told otherwise; so are the next two.
-        nms_threshold: of boxes of one class.
-        max_detections: rows of the result.
-        candidates: how many anchors of each map take part in the suppression of proposals, in inference and training.
-        proposals: how many are left, in inference and training.
-        proposal_threshold: of two proposals from one map that overlap more than this, the better is kept.
+        region_maps: number of maps, starting with the finest, from which regions are read.
+        score_threshold: default of `dz.detect`.
+        nms_threshold: default of `dz.detect`.
+        max_detections: default of `dz.detect`.
+        candidates: number of anchors of each map that enter the suppression of proposals, in inference and training.
+        proposals: number of proposals after suppression, in inference and training.
+        proposal_threshold: if two proposals from one map overlap more than this, only the better one is kept.
         frozen: as in `SegmentationModel`.
         impl: as in `SegmentationModel`.
 
@@ -98,7 +99,7 @@ class RCNN(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w c"], sizes: Integer[Array, "b 2"] | None = None, *, train: bool = False
     ) -> RegionOutputs:
-        """Both stages; in training the first alone. `sizes` are those of `dz.detect`."""
+        """Runs both stages, or only the first in training. See `dz.detect` for `sizes`."""
         with computed_by(self.impl):
             pyramid, extents, sizes_of = pyramid_of(self, images, sizes, train=train)
             assert pyramid.image_size is not None
@@ -118,7 +119,7 @@ class RCNN(nn.Module):
     def box_outputs(
         self, pyramid: Pyramid, boxes: Float[Array, "b n 4"], *, train: bool = False
     ) -> tuple[Float[Array, "b n k"], Float[Array, "b n k 4"]]:
-        """Classes of boxes in pixels, and for each class the box's difference from the one given."""
+        """Class logits of boxes in pixels, and for each class the box's difference from the given box."""
         logits, deltas = self._of_regions("box_head", pyramid, boxes, train=train)
         return logits.reshape(*boxes.shape[:2], -1), deltas.reshape(*boxes.shape[:2], -1, 4)
 
@@ -139,7 +140,7 @@ class RCNN(nn.Module):
         max_detections: int | None = None,
         train: bool = False,
     ) -> Detections:
-        """See `dz.detect`. Detections are always those of inference."""
+        """See `dz.detect`. Always runs in inference mode."""
         del train
         return self.detections_of(
             self(images, sizes),
@@ -156,7 +157,7 @@ class RCNN(nn.Module):
         nms_threshold: Any = None,
         max_detections: int | None = None,
     ) -> Detections:
-        """The detections that the outputs of both stages give, with masks if the model has them."""
+        """Converts the outputs of both stages to detections, with masks if the model has them."""
         found = of_regions(
             outputs,
             self.score_threshold if score_threshold is None else score_threshold,
@@ -181,13 +182,13 @@ class RCNN(nn.Module):
 def proposals_of(
     outputs: AnchorOutputs, candidates: int, count: int, threshold: float
 ) -> tuple[Float[Array, "b p 4"], Bool[Array, "b p"]]:
-    """The boxes most likely to hold an object: the best of each map, then those that no better one of it overlaps.
+    """Selects proposals: takes the best anchors of each map, then suppresses overlaps within each map.
 
     Args:
-        outputs: of the first stage. Proposals have no gradient.
-        candidates: how many of each map take part.
-        count: how many are left of all maps together.
-        threshold: of the suppression.
+        outputs: outputs of the first stage. Proposals have no gradient.
+        candidates: number of anchors of each map that enter the suppression.
+        count: number of proposals of all maps together.
+        threshold: IoU threshold of the suppression.
     """
     outputs = jax.lax.stop_gradient(outputs)
     ranks = jnp.where(outputs.grid.inside, outputs.logits[..., 0], -jnp.inf)
@@ -210,13 +211,13 @@ def proposals_of(
 
 
 def of_regions(outputs: RegionOutputs, score_threshold: Any, nms_threshold: Any, max_detections: int) -> Detections:
-    """The detections of the second stage: each class of each proposal is a candidate of its own.
+    """Postprocesses the second stage. Each class of each proposal is a separate candidate.
 
     Args:
-        outputs: of the model.
-        score_threshold: see `dz.detect`, as for the others.
-        nms_threshold: with the same label.
-        max_detections: rows of the result.
+        outputs: the model's outputs.
+        score_threshold: see `dz.detect`.
+        nms_threshold: see `dz.detect`.
+        max_detections: see `dz.detect`.
     """
     logits, deltas, sizes = outputs.logits, outputs.deltas, outputs.anchors.sizes
     assert logits is not None and deltas is not None and sizes is not None

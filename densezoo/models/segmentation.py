@@ -20,21 +20,21 @@ from densezoo.types import Pyramid, size_of
 
 
 class SegmentationModel(nn.Module):
-    """image -> encoder -> pyramid -> decoder -> map -> head -> logits of exactly the image's size.
+    """An encoder, a decoder and a head, which map images to logits of the image's size.
 
-    Args (fields):
-        encoder: images -> Pyramid: an `Encoder`, or any module called like one.
+    Attributes:
+        encoder: images -> Pyramid: an `Encoder`, or any module with the same interface.
         decoder: Pyramid -> map.
         head: (map, size) -> logits of that size.
-        auxiliary: heads for the decoder's coarser scales (`AuxiliaryHeads`), which run in training only: the model then
-          gives a tuple, the logits and those of each such head, for `losses.deep_supervision`. The decoder must have
-          `all_scales`, as `UNetDecoder` has.
-        frozen: parts that do not train, such as `("encoder",)`: they run with their running batch statistics, and
-          `densezoo.train` leaves their parameters and statistics as they are. In a loop of your own, the encoder's
-          gradients are zero, and `train.freeze(optimizer, model.frozen)` keeps weight decay away.
-        impl: which form of the operations computes: "auto", the fastest measured, or "reference", plain JAX, to compare
-          with or to differentiate in forward mode (`ops.implementation`). Parameters are the same, and results up to
-          rounding.
+        auxiliary: heads for the decoder's coarser scales (`AuxiliaryHeads`). They only run in training: the model then
+            returns a tuple of the logits and each auxiliary head's logits, for `losses.deep_supervision`. The decoder's
+            call must take `all_scales`, like `UNetDecoder`.
+        frozen: parts that are not trained, such as `("encoder",)`. They use their running batch statistics, and
+            `densezoo.train` does not change their parameters and statistics. In your own training loop, the encoder's
+            gradients are zero, and `train.freeze(optimizer, model.frozen)` prevents weight decay.
+        impl: the form of the operations: "auto" is the fastest measured form, and "reference" is plain JAX, for
+            comparison or forward-mode differentiation (`ops.implementation`). Both have the same parameters, and the
+            same results up to rounding.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -67,7 +67,7 @@ class SegmentationModel(nn.Module):
             pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
             pyramid = without_gradient(pyramid) if "encoder" in self.frozen else pyramid
             decode = partial(self.decoder, pyramid, train=train and "decoder" not in self.frozen)
-            # The size that the encoder saw, from which what `encode` added to a very small image is cut again.
+            # `encode` enlarges very small images. Decode at the enlarged size, and crop the logits afterwards.
             size = pyramid.image_size
             if auxiliary is None:
                 return _cut(self.head(decode(), size), images)
@@ -77,7 +77,7 @@ class SegmentationModel(nn.Module):
 
 
 def without_gradient(pyramid: Pyramid) -> Pyramid:
-    """A frozen encoder's maps: its parameters get zero gradients in any loop, and no backward pass."""
+    """Stops gradients into a frozen encoder: its parameters get zero gradients, and it needs no backward pass."""
     return jax.tree.map(jax.lax.stop_gradient, pyramid)
 
 
@@ -86,16 +86,16 @@ def _cut(logits: jax.Array, images: jax.Array) -> jax.Array:
 
 
 class PyramidModel(nn.Module):
-    """image -> encoder -> pyramid -> neck -> a tuple of maps, fine to coarse: the backbone of a detector.
+    """An encoder and a neck, the backbone of a detector. Maps images to a tuple of maps, fine to coarse.
 
-    Args (fields):
+    Attributes:
         encoder: images -> Pyramid.
         neck: Pyramid -> maps, such as `FPNNeck`.
         frozen: as in `SegmentationModel`.
         impl: as in `SegmentationModel`.
 
-    An image smaller than the encoder can take (`min_size`) is enlarged by repeating its edges, and the maps are those
-    of the enlarged image.
+    An image smaller than the encoder's `min_size` is enlarged by repeating its edges, and the maps are those of the
+    enlarged image.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -120,25 +120,25 @@ class PyramidModel(nn.Module):
 
 
 def computed_by(impl: str) -> AbstractContextManager[None]:
-    """What a model's `impl` field means: "auto" leaves a choice that is made around the model as it is."""
+    """The context for a model's `impl` field. "auto" does not override an `ops.implementation` around the model."""
     return nullcontext() if impl == "auto" else ops.implementation(impl)
 
 
 def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
-    """Checks the images, repeats the edges of ones too small for the encoder, and runs it."""
+    """Checks the images, enlarges images that are too small for the encoder, and runs the encoder."""
     if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"expected a batch of NHWC images with no empty axis, got shape {images.shape}")
+        raise ValueError(f"expected a batch of NHWC images without empty axes, got shape {images.shape}")
     if chosen() == "reference":
         check_fixed('impl="reference"', *size_of(images))
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(
             f"expected float images, got {images.dtype}: densezoo.data.to_float scales integer pixels to 0..1"
         )
-    shape = images.shape if all(isinstance(side, int) for side in images.shape) else None  # a symbolic one says nothing
+    shape = images.shape if all(isinstance(side, int) for side in images.shape) else None  # unknown if symbolic
     if shape and shape[1] <= 4 and min(shape[2:]) >= 16:
         warnings.warn(
-            f"images of shape {images.shape} look like NCHW and are taken as NHWC, with {images.shape[-1]} channels:"
-            " images.transpose(0, 2, 3, 1) brings them in order",
+            f"images of shape {images.shape} look like NCHW, but are read as NHWC with {images.shape[-1]} channels:"
+            " convert them with images.transpose(0, 2, 3, 1)",
             stacklevel=3,
         )
     check_call(encoder, "encoder", "images", train=train)
@@ -150,11 +150,11 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
         pyramid = encoder(images, train=train)  # pyright: ignore[reportCallIssue]
     except ScopeParamShapeError as error:
         raise ValueError(
-            f"the variables do not fit this encoder and images of {images.shape[-1]} channels (they come as NHWC, the"
-            f" shape is {images.shape}): {error}"
+            f"the variables do not match this encoder and images with {images.shape[-1]} channels (expected NHWC, got"
+            f" shape {images.shape}): {error}"
         ) from error
     reductions = pyramid.reductions
     if reductions is not None and len(reductions) != len(pyramid.maps):
-        raise ValueError(f"each map has a reduction; this encoder has {len(pyramid.maps)} maps and {reductions=}")
-    # A plain module may return no more than maps.
+        raise ValueError(f"expected a reduction for each map; this encoder has {len(pyramid.maps)} maps, {reductions=}")
+    # An encoder that is a plain module may set nothing but the maps.
     return pyramid.replace(image_size=size_of(images))

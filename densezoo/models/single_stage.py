@@ -1,4 +1,4 @@
-"""Detectors that predict boxes and classes for every anchor at once: RetinaNet, FCOS, and a plain one on one scale."""
+"""Single-stage detectors, which predict boxes and classes for every anchor: RetinaNet, FCOS, one on a single map."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,16 +22,16 @@ from densezoo.types import Detections, Dtype, ModuleDef, Pyramid
 
 
 class SingleStage(nn.Module):
-    """image -> encoder -> pyramid -> neck -> maps -> head -> scores and boxes for every anchor.
+    """A single-stage detector: predicts scores and boxes for every anchor of a feature pyramid.
 
-    Args (fields):
+    Attributes:
         encoder: images -> `Pyramid`.
         neck: `Pyramid` -> maps, such as `FPNNeck`.
         head: (`Pyramid`, extents) -> `AnchorOutputs` or `PointOutputs`, such as `RetinaNetHead`.
-        score_threshold: as of `dz.detect`, if that is not told otherwise; so are the next two.
-        nms_threshold: of boxes of one class.
-        max_detections: rows of the result.
-        candidates: how many boxes of each map take part in the suppression.
+        score_threshold: default of `dz.detect`.
+        nms_threshold: default of `dz.detect`.
+        max_detections: default of `dz.detect`.
+        candidates: number of boxes of each map that enter the suppression.
         frozen: as in `SegmentationModel`.
         impl: as in `SegmentationModel`.
 
@@ -57,7 +57,7 @@ class SingleStage(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w c"], sizes: Integer[Array, "b 2"] | None = None, *, train: bool = False
     ) -> AnchorOutputs | PointOutputs:
-        """What the head predicts; `sizes` are those of `dz.detect`."""
+        """Returns the head's predictions. See `dz.detect` for `sizes`."""
         with computed_by(self.impl):
             pyramid, extents, sizes_of = pyramid_of(self, images, sizes, train=train)
             assert pyramid.image_size is not None
@@ -75,7 +75,7 @@ class SingleStage(nn.Module):
         max_detections: int | None = None,
         train: bool = False,
     ) -> Detections:
-        """See `dz.detect`. Detections are always those of inference."""
+        """See `dz.detect`. Always runs in inference mode."""
         del train
         return of_anchors(
             self(images, sizes),
@@ -87,9 +87,9 @@ class SingleStage(nn.Module):
 
 
 class PlainNeck(nn.Module):
-    """One map of the encoder through a convolution: what a detector has without a pyramid.
+    """A neck without a pyramid: a convolution of one of the encoder's maps.
 
-    Args (fields):
+    Attributes:
         features: channels of the map.
         level: which of the encoder's maps, -1 for the coarsest.
         norm: factory of the normalisation, None for none.
@@ -111,7 +111,7 @@ class PlainNeck(nn.Module):
         return (reductions[self.level],)
 
     def reference_names(self) -> list[Naming]:
-        """None: no reference has it."""
+        """Empty: no reference has this neck."""
         return []
 
 

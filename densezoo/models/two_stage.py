@@ -40,31 +40,31 @@ def two_stage(
     dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
 ) -> RCNN:
-    """A detector of two stages.
+    """Creates a two-stage detector.
 
     Args:
         encoder: images -> `Pyramid`.
-        num_classes: with the background.
-        masks: whether there is a head for masks.
+        num_classes: number of classes, including the background.
+        masks: whether to add a mask head.
         features: channels of the pyramid.
-        levels: how many of the encoder's coarsest maps take part.
+        levels: number of the encoder's coarsest maps that the pyramid uses.
         upsample: factory of the upsampler in the pyramid.
-        norm: factory of the normalisation in the pyramid, and
-        head_norm: in the convolutions of the heads.
-        rpn_depth: 3x3 convolutions of the head for proposals.
-        box_convs: convolutions of the head for classes and boxes, and
-        hidden: features of its dense layers.
+        norm: factory of the normalisation in the pyramid.
+        head_norm: factory of the normalisation in the convolutions of the heads.
+        rpn_depth: number of 3x3 convolutions in the proposal head.
+        box_convs: number of convolutions in the box head.
+        hidden: features of the dense layers in the box head.
         sizes: sides of the anchors in pixels, a tuple for each map.
         ratios: heights over widths of the anchors.
-        stuff_classes: of a semantic branch beside; None for none.
-        semantic_features: its channels, and
-        semantic_norm: its normalisation.
-        impl: as of the model.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        stuff_classes: number of stuff classes of an additional semantic branch; None for no branch.
+        semantic_features: channels of the semantic branch.
+        semantic_norm: factory of the normalisation in the semantic branch.
+        impl: see `SegmentationModel`.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
     """
     if num_classes < 2:
-        raise ValueError(f"num_classes counts the background and is at least 2, got {num_classes}")
+        raise ValueError(f"num_classes includes the background and must be at least 2, got {num_classes}")
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     levels = min(levels, len(getattr(encoder, "reductions", (4, 8, 16, 32))))
     parts = {

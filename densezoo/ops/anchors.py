@@ -62,7 +62,7 @@ def pyramid_anchors(
         (n, 4) boxes for each map.
 
     Raises:
-        ValueError: a number of maps that differs, or a map larger than the image; for others see `grid_anchors`.
+        ValueError: if the numbers of sizes and maps differ, or a map is larger than the image. See also `grid_anchors`.
 
     Example:
         >>> fine, coarse = pyramid_anchors((64, 96), [(8, 12), (4, 6)], [(32,), (64,)], (0.5, 1.0, 2.0))

@@ -1,7 +1,7 @@
 """Boxes, (x1, y1, x2, y2) in pixels: areas, overlaps, and the codes that detectors predict them in.
 
-All of it computes in float32 (float64 for float64 boxes), and what is wrong with a box stays with it: a box without
-area overlaps nothing, and a NaN reaches the results of its own box alone.
+Computations are in float32 (float64 for float64 boxes). Invalid boxes do not affect others: a box without area overlaps
+nothing, and a NaN only affects the results of its own box.
 """
 
 import math
@@ -16,10 +16,10 @@ from densezoo.ops.checks import check_boxes
 from densezoo.types import accumulator_dtype
 
 MAX_LOG_SCALE = math.log(1000 / 16)
-"""How much larger than its anchor a decoded box may be at most, as a logarithm: Detectron's limit."""
+"""Detectron's limit on the logarithm of the ratio between the sides of a decoded box and of its anchor."""
 
 _LEAST_SIDE = 1e-6
-"""Pixels. Sides that are divided by, or of which the logarithm is taken, are at least this long."""
+"""Lower limit in pixels for sides in divisors and logarithms."""
 
 
 def _parts(boxes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -40,8 +40,8 @@ def _overlap(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = _parts(a), _parts(b)
     width = jnp.minimum(ax2, bx2) - jnp.maximum(ax1, bx1)
     height = jnp.minimum(ay2, by2) - jnp.maximum(ay1, by1)
-    # The product passes through a `where`: a compiler that fused it with the subtraction would round the union
-    # otherwise than torchvision does, and a pair of boxes at a threshold would fall on its other side.
+    # The product passes through a `where`. If the compiler fused it with the subtraction, the union would be rounded
+    # differently from torchvision, and a pair of boxes at a threshold could end up on the other side.
     intersection = jnp.where((width > 0) & (height > 0), width * height, 0)
     return intersection, box_area(a) + box_area(b) - intersection
 
@@ -50,8 +50,8 @@ def box_area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
     """Width times height.
 
     Raises:
-        ValueError: the last axis does not hold four numbers.
-        TypeError: boxes that are not of a float type.
+        ValueError: if the last axis does not have four entries.
+        TypeError: if boxes are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,8 +69,8 @@ def box_iou(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array, "n m
     A box that is NaN or infinitely large has 0 with every other.
 
     Raises:
-        ValueError: the arguments are not (n, 4) and (m, 4).
-        TypeError: boxes that are not of a float type.
+        ValueError: if the arguments are not (n, 4) and (m, 4).
+        TypeError: if boxes are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -93,8 +93,8 @@ def pair_iou(a: Float[Array, "*n 4"], b: Float[Array, "*n 4"], *, eps: float = 1
         eps: square pixels, so that a pair of empty boxes has 0.
 
     Raises:
-        ValueError: shapes that differ, or a last axis that does not hold four numbers.
-        TypeError: boxes that are not of a float type.
+        ValueError: if shapes differ, or the last axis does not have four entries.
+        TypeError: if boxes are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -169,7 +169,7 @@ def complete_iou(a: Float[Array, "*n 4"], b: Float[Array, "*n 4"], *, eps: float
 
 
 def _angle(boxes: jax.Array) -> jax.Array:
-    """The arcus tangent of width over height; without a gradient for boxes without height."""
+    """The arctangent of width over height; without a gradient for boxes of zero height."""
     width, height, _, _ = _centres(boxes)
     flat = height == 0
     return jnp.where(flat, jnp.where(width > 0, math.pi / 2, 0), jnp.arctan(width / jnp.where(flat, 1, height)))
@@ -184,7 +184,7 @@ def _enclosing(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _check_pairs(a: jax.Array, b: jax.Array) -> None:
     check_boxes(a=a, b=b)
     if a.shape != b.shape:
-        raise ValueError(f"pairs of boxes have the same shape, got {a.shape} and {b.shape}")
+        raise ValueError(f"pairs of boxes must have the same shape, got {a.shape} and {b.shape}")
 
 
 def encode_boxes(
@@ -193,18 +193,18 @@ def encode_boxes(
     *,
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
 ) -> Float[Array, "*k 4"]:
-    """What a detector with anchors learns to predict: the centre's offset in anchor sizes, and log scales.
+    """Encodes boxes relative to anchors: the centre's offset divided by the anchor's size, and log scales.
 
-    Sides below 1e-6 pixels count as that long, so that a box without area, or a padded one, is still finite.
+    Sides are clipped to at least 1e-6 pixels, so that the code of an empty or padded box is finite.
 
     Args:
-        boxes: the boxes to find.
-        anchors: those that should find them; the two broadcast.
+        boxes: the ground-truth boxes.
+        anchors: the matched anchors; the two broadcast.
         weights: factors of (dx, dy, dw, dh).
 
     Raises:
-        ValueError: the last axis does not hold four numbers.
-        TypeError: boxes that are not of a float type.
+        ValueError: if the last axis does not have four entries.
+        TypeError: if boxes are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -231,17 +231,17 @@ def decode_boxes(
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
     clamp: float = MAX_LOG_SCALE,
 ) -> Float[Array, "*k 4"]:
-    """The boxes that `encode_boxes` would code as `deltas`.
+    """Decodes the result of `encode_boxes`.
 
     Args:
         deltas: (dx, dy, dw, dh).
         anchors: boxes; the two broadcast, so for class-specific deltas (n, classes, 4) pass `anchors[:, None]`.
         weights: those given to `encode_boxes`.
-        clamp: the most that a log scale may be, so that its exponential stays finite.
+        clamp: upper limit of the log scales, which keeps the exponential finite.
 
     Raises:
-        ValueError: the last axis does not hold four numbers.
-        TypeError: arguments that are not of a float type.
+        ValueError: if the last axis does not have four entries.
+        TypeError: if arguments are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -257,7 +257,7 @@ def decode_boxes(
 
 
 def encode_distances(boxes: Float[Array, "*n 4"], anchors: Float[Array, "*m 4"]) -> Float[Array, "*k 4"]:
-    """FCOS's code: how far left, up, right and down the sides lie from the anchor's centre, in anchor sizes.
+    """FCOS's encoding: the distances from the anchor's centre to the left, top, right and bottom side, in anchor sizes.
 
     They are all positive if the centre lies within the box. For arguments and errors see `encode_boxes`.
 
@@ -277,7 +277,7 @@ def encode_distances(boxes: Float[Array, "*n 4"], anchors: Float[Array, "*m 4"])
 
 
 def decode_distances(distances: Float[Array, "*n 4"], anchors: Float[Array, "*m 4"]) -> Float[Array, "*k 4"]:
-    """The boxes that `encode_distances` would code as `distances`.
+    """Decodes the result of `encode_distances`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -291,15 +291,15 @@ def decode_distances(distances: Float[Array, "*n 4"], anchors: Float[Array, "*m 
 
 
 def clip_boxes(boxes: Float[Array, "*b n 4"], sizes: Any) -> Float[Array, "*b n 4"]:
-    """Moves what reaches beyond the picture to its border.
+    """Clips boxes to the image.
 
     Args:
         boxes: (n, 4), or (batch, n, 4) and so on.
         sizes: (height, width) in pixels of all pictures, or an array (batch, 2) with one for each.
 
     Raises:
-        ValueError: sizes that do not fit the boxes.
-        TypeError: boxes that are not of a float type.
+        ValueError: if sizes do not match the boxes.
+        TypeError: if boxes are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp

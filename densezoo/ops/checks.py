@@ -42,14 +42,14 @@ def check_fixed(name: str, *sides: Any) -> None:
 
 
 def check_whole(minimum: int, **options: Any) -> None:
-    """Raises unless every option is a whole number of at least `minimum`."""
+    """Raises unless every option is an integer of at least `minimum`."""
     for name, value in options.items():
         try:
             fits = operator.index(value) >= minimum
         except TypeError:
             fits = False
         if not fits:
-            raise ValueError(f"{name} is a whole number of at least {minimum}, got {value!r}")
+            raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
 
 
 def check_boxes(rank: int | None = None, **boxes: jax.Array) -> None:

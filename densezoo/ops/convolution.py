@@ -1,4 +1,4 @@
-"""Convolution of maps, in the forms that each kind of device is fast in."""
+"""Convolution, in the fastest form for each kind of device."""
 
 import functools
 
@@ -23,25 +23,25 @@ def conv(
     dilation: int = 1,
     groups: int = 1,
 ) -> Float[Array, "b h2 w2 o"]:
-    """Convolution of maps with zeros around them.
+    """Convolution of NHWC maps with zero padding.
 
-    On CPU the gradients of a 1x1 convolution are products of two matrices, in which XLA is up to 1.7 times faster than
-    in the gradients of its convolution, and those of others first materialise their inputs. One with a group
-    for every channel is a sum of shifted maps there (`ops.depthwise`), some 50 times faster.
+    On CPU, the gradients of a 1x1 convolution are matrix products, which XLA computes up to 1.7 times faster than the
+    gradients of its convolution. The gradients of other convolutions first materialise their inputs. Depthwise
+    convolutions are sums of shifted maps (`ops.depthwise`), which is about 50 times faster.
 
-    Reverse mode only, but for the plain form.
+    Forward-mode differentiation needs `ops.implementation("reference")`.
 
     Args:
         x: NHWC maps.
         kernel: (k, k, in / groups, out).
-        strides: pixels between two windows.
+        strides: stride in pixels.
         padding: rows and columns of zeros on every side, or ((top, bottom), (left, right)).
-        dilation: pixels between two taps of the kernel.
-        groups: runs of channels that are convolved by themselves.
+        dilation: distance between two taps of the kernel, in pixels.
+        groups: number of channel groups, which are convolved separately.
 
     Raises:
-        ValueError: shapes that do not match, or options that are not whole numbers.
-        TypeError: `x` is not of a float type.
+        ValueError: if shapes do not match, or options are not integers.
+        TypeError: if `x` is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,7 +57,7 @@ def conv(
     if kernel.ndim != 4 or kernel.shape[2] * groups != x.shape[3] or kernel.shape[3] % groups:
         raise ValueError(f"expected a (h, w, in / groups, out) kernel for {x.shape} with {groups=}, got {kernel.shape}")
     compute = functools.partial(_conv, strides=strides, pads=pads, dilation=dilation, groups=groups)
-    # XLA would gather the batch for a convolution in groups: https://github.com/openxla/xla/issues/47945
+    # XLA would gather the batch for a grouped convolution: https://github.com/openxla/xla/issues/47945
     return per_device(compute, x, weights=(kernel,), auto=groups > 1)
 
 
@@ -131,8 +131,8 @@ def _conv(x, kernel, *, strides: int, pads, dilation: int, groups: int) -> jax.A
 
     def forward(x, kernel):
         if not pointwise and not by_channel:
-            # Or XLA:CPU fuses a batch norm or a ReLU into the transposition that the kernel's gradient begins with,
-            # where they take several times as long.
+            # Otherwise XLA:CPU fuses a batch norm or a ReLU into the transposition at the start of the kernel's
+            # gradient, where they take several times as long.
             x = materialize_on_cpu(x)
         return compute(x, kernel), (x, kernel)
 
@@ -141,9 +141,9 @@ def _conv(x, kernel, *, strides: int, pads, dilation: int, groups: int) -> jax.A
 
 
 def _by_blocks(x, kernel, *, strides: int, padding) -> jax.Array:
-    """A strided convolution as one of stride 1 over blocks of strides x strides pixels, whose channels stand together.
+    """A strided convolution as a convolution of stride 1, after space-to-depth with blocks of strides x strides pixels.
 
-    The channels are filled up with zeros to a multiple of 4.
+    The channels are padded with zeros to a multiple of 4.
     """
     sizes = kernel.shape[:2]
     (rows, more_rows), (columns, more_columns) = (
@@ -176,9 +176,9 @@ def _by_blocks(x, kernel, *, strides: int, padding) -> jax.Array:
 def _read_taps(
     side: Side, size: int, padding: tuple[int, int], strides: int, dilation: int
 ) -> tuple[slice, tuple[int, int]]:
-    """Along one axis, the kernel's taps that ever read a pixel of the map, and the padding that is left for them.
+    """The kernel's taps along one axis that read at least one pixel of the map, and the padding that they need.
 
-    With a dilation of at least the map's side, as in the ASPP of a small image, a 3x3 convolution is a 1x1 one.
+    If the dilation is at least the map's side, as in the ASPP of a small image, a 3x3 convolution becomes a 1x1 one.
     """
     before, after = padding
     if jax.export.is_symbolic_dim(side):  # it may be any
@@ -197,11 +197,11 @@ def _read_taps(
 
 
 def _kernel_gradient(x, g, shape: tuple[int, ...], strides: int, pads) -> jax.Array:
-    """The gradient of the kernel as a convolution of `x` by `g` in a shape that oneDNN is fast in.
+    """The gradient of the kernel as a convolution of `x` with `g`, in a shape for which oneDNN is fast.
 
-    The sum runs over batch, rows and columns. The batch takes the place of the channels, and a row's pixels and their
-    channels are one axis, along which the window steps a pixel at a time. So the result is the kernel as it is, and
-    has three or more times the columns of the form that autodiff gives, whose output is a map of the kernel's size.
+    The sum runs over batch, rows and columns. The batch becomes the channel axis, and a row's pixels and their channels
+    become one axis, along which the window moves by one pixel at a time. The result has the kernel's layout, and at
+    least three times the columns of autodiff's form, whose output is a map of the kernel's size.
     """
     size, channels = shape[:2], x.shape[3]
     ends = [(n - 1) * strides + k for n, k in zip(g.shape[1:3], size, strict=True)]  # what the windows reach of x

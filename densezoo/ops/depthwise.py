@@ -1,8 +1,8 @@
-"""Depthwise convolution on CPU: a sum of shifted maps, each times its tap's row of the kernel.
+"""Depthwise convolution on CPU: a sum of shifted maps, each multiplied with its tap of the kernel.
 
-XLA:CPU has only a general loop for convolutions in groups, which takes some 50 times longer; `ops.conv` takes this
-where every channel is a group of its own. oneDNN convolves two to five times faster still, where the program is
-compiled with it (`ops.implementation.with_onednn`), but has no gradient to the input of a strided convolution.
+XLA:CPU only has a general loop for grouped convolutions, which takes about 50 times longer. `ops.conv` uses this form
+if every channel is a group. oneDNN is another two to five times faster if the program is compiled with it
+(`ops.implementation.with_onednn`), but lacks the gradient for the input of a strided convolution.
 """
 
 import functools
@@ -19,7 +19,7 @@ from densezoo.types import Size, accumulator_dtype
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
-# Compiled as a whole where there is no jit around it: one by one, its many slices would take seconds.
+# Compiled as a whole if there is no surrounding jit, because its many slices would take seconds one by one.
 _compiled = functools.partial(jax.jit, static_argnames=("strides", "padding", "dilation", "onednn"))
 
 
@@ -32,7 +32,7 @@ def depthwise(
     dilation: int,
     onednn: bool = False,
 ) -> Float[Array, "b h2 w2 c"]:
-    """The convolution; halves are summed in float32."""
+    """The convolution. Half precision is summed in float32."""
     wide = accumulator_dtype(x.dtype)
     if onednn and wide == jnp.float32:  # oneDNN is slower in bfloat16 and has no float64
         return _grouped(x.astype(wide), kernel.astype(wide), strides, padding, dilation).astype(x.dtype)
@@ -62,14 +62,14 @@ def depthwise_gradients(
     dilation: int,
     onednn: bool = False,
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "k l 1 c"]]:
-    """Of the input and of the kernel, for the cotangent `g`."""
+    """The gradients of the input and of the kernel, for the cotangent `g`."""
     by_grouped = onednn and accumulator_dtype(x.dtype) == jnp.float32
     dkernel = (_grouped_kernel_gradient if by_grouped else _kernel_gradient)(x, kernel, g, strides, padding, dilation)
     reach = [dilation * (size - 1) for size in kernel.shape[:2]]
     rows, columns = ((r - before, r - after) for r, (before, after) in zip(reach, padding, strict=True))
     if strides == 1 and min(*rows, *columns) >= 0:
-        # A convolution again, by the kernel turned around, with what padding is missing to the input's size. oneDNN's
-        # is not found behind `jnp.flip`.
+        # A convolution with the flipped kernel, padded to the input's size. XLA does not use oneDNN's convolution after
+        # a `jnp.flip`.
         turned = jnp.take(
             kernel.reshape(-1, *kernel.shape[2:]), np.arange(math.prod(kernel.shape[:2]))[::-1], axis=0, mode="clip"
         )
@@ -79,7 +79,7 @@ def depthwise_gradients(
 
 
 def _grouped(x, kernel, strides, padding, dilation):
-    """The convolution as one, for oneDNN."""
+    """The convolution as a single operation, for oneDNN."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -92,9 +92,9 @@ def _grouped(x, kernel, strides, padding, dilation):
 
 
 def _grouped_kernel_gradient(x, kernel, g, strides, padding, dilation):
-    """A convolution of the input by `g`, whose results are few. All maps lie in one, below each other.
+    """A convolution of the input with `g`, which has few results. All maps are stacked vertically into one.
 
-    Where `g` reaches from one map into the next it has rows of zeros.
+    Rows of zeros in `g` separate the maps.
     """
     wide = accumulator_dtype(x.dtype)
     (_, rows, columns, channels), size = g.shape, kernel.shape[:2]
@@ -103,15 +103,16 @@ def _grouped_kernel_gradient(x, kernel, g, strides, padding, dilation):
     between = padded.shape[1] // strides - rows
     spread = jnp.pad(g.astype(wide), ((0, 0), (0, between), (0, 0), (0, 0))).reshape(-1, columns, 1, channels)
     spread = spread[: spread.shape[0] - between]
-    # The strides of the one are the dilation of the other.
+    # The strides of the forward convolution become the dilation here.
     y = _grouped(padded.reshape(1, -1, *padded.shape[2:]), spread, dilation, ((0, 0), (0, 0)), strides)
     return y[:, : size[0], : size[1]].reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _kernel_gradient(x, kernel, g, strides, padding, dilation):
-    """For every tap the sum over the pixels of the map that it read, times `g`.
+    """For every tap, the sum over the pixels that it reads, multiplied with `g`.
 
-    Row by row, with a running sum for every tap and pixel of a row: sums over pixels would not be vectorised.
+    Computed row by row, with a running sum for every tap and pixel of a row, because XLA would not vectorise sums over
+    pixels.
     """
     wide = accumulator_dtype(x.dtype)
     padded, size = jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel.shape[:2]
@@ -131,7 +132,7 @@ def _kernel_gradient(x, kernel, g, strides, padding, dilation):
 def _taps(
     x: jax.Array, size: tuple[int, ...], outputs: Size, strides: int, dilation: int
 ) -> Iterator[tuple[int, int, jax.Array]]:
-    """For every position in the kernel the part of the padded maps that it reads."""
+    """For every position in the kernel, the slice of the padded maps that it reads."""
     batch, channels = x.shape[0], x.shape[3]
     ends = [(count - 1) * strides + 1 for count in outputs]
     for i in range(size[0]):

@@ -39,7 +39,7 @@ def resize_concat_linear(
         size: (height, width) of the result.
 
     Raises:
-        ValueError: numbers of maps, layers and resizes that differ, or a kernel of another shape.
+        ValueError: if the numbers of maps, layers and resizes differ, or the kernel has the wrong shape.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Which form of the operations is traced: the fastest measured, or the plain one."""
+"""Selects the form of the operations: the fastest measured form, or the plain one."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import jax
 
 IMPLEMENTATIONS = ("auto", "reference")
-"""What `implementation` and a model's `impl` field take."""
+"""Valid values of `implementation` and of a model's `impl` field."""
 
-# Part of jit's cache key, so that a function compiled under one choice is not taken for another.
+# Part of jit's cache key, so that a function compiled under one choice is not reused under another.
 _chosen = jax.make_user_context("auto")
 _onednn = jax.make_user_context(False)
 
@@ -16,21 +16,21 @@ _onednn = jax.make_user_context(False)
 def check_implementation(name: str) -> None:
     """Raises a ValueError that lists the names if `name` is not one of them."""
     if name not in IMPLEMENTATIONS:
-        raise ValueError(f"impl is one of {', '.join(IMPLEMENTATIONS)}; got {name!r}")
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}; got {name!r}")
 
 
 @contextlib.contextmanager
 def implementation(name: str) -> Iterator[None]:
-    """Chooses how the operations traced inside compute; a model's `impl` field does the same for that model.
+    """Selects the form of operations that are traced in this context. A model's `impl` field does so for that model.
 
     Both forms give the same values and gradients up to rounding, from the same parameters.
 
     Args:
-        name: "auto", the fastest form that was measured: exact rewrites and lean backward passes; or "reference", the
-          plain form (`densezoo.ops.reference`), which differentiates in forward mode too.
+        name: "auto" is the fastest measured form, with exact rewrites and memory-saving backward passes. "reference" is
+          the plain form (`densezoo.ops.reference`), which also supports forward-mode differentiation.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: if the name is unknown.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,23 +47,23 @@ def implementation(name: str) -> Iterator[None]:
 
 
 def chosen() -> str:
-    """The choice under which this is traced. A custom VJP asks in its forward function, not in its backward one.
+    """The current choice. A custom VJP must read it in its forward function, not in its backward function.
 
-    Backward functions are traced after the `with` has ended.
+    Backward functions are traced after the context has ended.
     """
     return _chosen.value
 
 
 @contextlib.contextmanager
 def with_onednn(available: bool = True) -> Iterator[None]:
-    """What is traced inside is compiled with the options for which XLA:CPU hands convolutions to oneDNN.
+    """Declares that code traced in this context is compiled with the options that make XLA:CPU use oneDNN.
 
-    Some operations then take another form. Without the options, that form is right too, but can be 50 times slower.
+    Some operations then use another form. Without the options, that form is also correct, but can be 50 times slower.
     """
     with _onednn(available):
         yield
 
 
 def onednn() -> bool:
-    """Whether this is traced inside `with_onednn`. A custom VJP asks in its forward function, as for `chosen`."""
+    """Whether this is traced inside `with_onednn`. A custom VJP must read it in its forward function; see `chosen`."""
     return _onednn.value

@@ -25,7 +25,7 @@ def crop_instances(
         From 0 to 1, float32.
 
     Raises:
-        ValueError: shapes that do not match, or a size that is no whole number of at least 1.
+        ValueError: if shapes do not match, or `size` is not a positive integer.
 
     Example:
         >>> import jax.numpy as jnp

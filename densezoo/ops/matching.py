@@ -35,7 +35,7 @@ def match(
         For each anchor the object's index, -1 for background, -2 for neither.
 
     Raises:
-        ValueError: `iou` is not (objects, anchors), `valid` is not (objects,), or `low` is greater than `high`.
+        ValueError: if `iou` is not (objects, anchors), `valid` is not (objects,), or `low` is greater than `high`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -80,7 +80,8 @@ def sample_matches(
         anchors, the others are 0 and False.
 
     Raises:
-        ValueError: `labels` is not one axis, `count` is not a positive whole number, or a fraction outside [0, 1].
+        ValueError: if `labels` does not have one axis, `count` is not a positive integer, or the fraction is outside
+            [0, 1].
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -93,7 +94,7 @@ def sample_matches(
         raise ValueError(f"labels are (anchors,), got shape {labels.shape}: use jax.vmap for a batch")
     check_whole(1, count=count)
     if not 0 <= positive_fraction <= 1:
-        raise ValueError(f"positive_fraction is from 0 to 1, got {positive_fraction}")
+        raise ValueError(f"positive_fraction must be from 0 to 1, got {positive_fraction}")
     anchors = labels.shape[0]
     order = jax.random.uniform(key, labels.shape)
 

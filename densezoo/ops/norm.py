@@ -1,7 +1,6 @@
-"""Batch and group normalisation, joined with the ReLU that often follows, with a lean backward pass.
+"""Batch and group normalisation with an optional fused ReLU, and a memory-saving backward pass.
 
-The backward pass keeps the input and the statistics, and nothing else: neither the normalised map nor a mask of what
-the ReLU let through, which is worked out again.
+The backward pass only stores the input and the statistics. It recomputes the normalised map and the mask of the ReLU.
 """
 
 from collections.abc import Callable
@@ -25,16 +24,16 @@ def batch_norm(
     Args:
         x: maps, channels last. The result has its dtype; statistics are taken in float32 (float64 for float64).
         scale: factor of each channel.
-        bias: what is added to each channel.
-        epsilon: is added to the variance.
-        relu: apply a ReLU to the result.
+        bias: offset of each channel.
+        epsilon: constant that is added to the variance.
+        relu: whether to apply a ReLU to the result.
 
     Returns:
         The result, and each channel's mean and (biased) variance.
 
     Raises:
-        ValueError: `scale` and `bias` do not have an entry for each channel.
-        TypeError: `x` is not of a float type.
+        ValueError: if `scale` and `bias` do not have an entry for each channel.
+        TypeError: if `x` is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -75,7 +74,7 @@ def group_norm(
         relu: apply a ReLU to the result.
 
     Raises:
-        ValueError: `scale` and `bias` do not have an entry for each channel, or `groups` does not divide them.
+        ValueError: if `scale` and `bias` do not have an entry for each channel, or `groups` does not divide them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -106,8 +105,8 @@ def group_norm(
 def pixel_sum(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
     """The sum over the pixels of each map, `x.sum((1, 2))`.
 
-    XLA:CPU adds all pixels up in one loop on one core. Each row first, then the rows, which the barrier keeps apart,
-    is several times faster and closer to the exact sum; elsewhere XLA splits the sum by itself.
+    XLA:CPU sums all pixels in one loop on one core. Summing each row first and then the rows, separated by a barrier,
+    is several times faster and more accurate. On other platforms XLA splits the sum itself.
     """
 
     def by_rows(x):
@@ -126,7 +125,7 @@ def _check(x, scale, bias):
 def _normalize(x, scale, bias, pool: Callable[[jax.Array], jax.Array], count: Side, epsilon: float, relu: bool):
     """The result, and the means and variances, (b, c) or (1, c).
 
-    `pool` takes sums over the pixels (b, c) to means over the `count` values that are normalised together.
+    `pool` maps sums over the pixels (b, c) to means over the `count` values that are normalised together.
     """
 
     def spread(per_channel):
@@ -139,7 +138,7 @@ def _normalize(x, scale, bias, pool: Callable[[jax.Array], jax.Array], count: Si
     def forward(x, scale, bias):
         wide = x.astype(accumulator_dtype(x.dtype))
         mean = pool(pixel_sum(wide))
-        # About the mean, so that a mean much larger than the deviation does no harm.
+        # Centred at the mean, which is accurate even if the mean is much larger than the deviation.
         var = pool(pixel_sum(jnp.square(wide - spread(mean))))
         _, y = affine(wide, scale, bias, mean, var)
         return (jax.nn.relu(y) if relu else y).astype(x.dtype), mean, var
@@ -157,7 +156,7 @@ def _normalize(x, scale, bias, pool: Callable[[jax.Array], jax.Array], count: Si
         bias_sums = pixel_sum(g)
         scale_sums = pixel_sum(g * centred) * inverse
         row = scale.astype(wide.dtype)[None]
-        # What comes through mean and variance is, for each channel, a constant and a multiple of the centred input.
+        # The gradient through mean and variance is, for each channel, a constant plus a multiple of the centred input.
         constant = g_mean / count - inverse * pool(row * bias_sums)
         slope = 2 * g_var / count - jnp.square(inverse) * pool(row * scale_sums)
         dx = g * spread(factor) + centred * spread(slope) + spread(constant)

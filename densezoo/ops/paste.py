@@ -22,8 +22,8 @@ def paste_masks(
         threshold: a pixel belongs to a mask if its probability is greater; None returns the probabilities.
 
     Raises:
-        ValueError: shapes that do not match, or a size that is not two positive whole numbers.
-        TypeError: masks or boxes that are not of a float type.
+        ValueError: if shapes do not match, or `size` is not two positive integers.
+        TypeError: if masks or boxes are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp

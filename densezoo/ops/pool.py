@@ -143,8 +143,8 @@ def max_pool_with_indices(
         padding: pixels of minus infinity added on every side.
 
     Raises:
-        ValueError: `x` is not NHWC or is empty, a window, stride or padding that cannot be, or a map smaller than the
-          window.
+        ValueError: if `x` is not NHWC or is empty, a window, stride or padding that cannot be, or a map smaller than
+          the window.
 
     Example:
         >>> import jax.numpy as jnp
@@ -248,8 +248,8 @@ def avg_pool(x: Float[Array, "b h w c"], window: int = 2, stride: int | None = N
         stride: step in pixels; None means `window`.
 
     Raises:
-        ValueError: `x` is not NHWC or is empty, a window or stride below 1, or a map smaller than the window.
-        TypeError: `x` is not of a float type.
+        ValueError: if `x` is not NHWC or is empty, a window or stride is below 1, or a map is smaller than the window.
+        TypeError: if `x` is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -295,8 +295,8 @@ def adaptive_avg_pool(x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b
         size: bins along the height and the width.
 
     Raises:
-        ValueError: `x` is not NHWC or is empty, or `size` is not two positive whole numbers.
-        TypeError: `x` is not of a float type.
+        ValueError: if `x` is not NHWC or is empty, or `size` is not two positive integers.
+        TypeError: if `x` is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp

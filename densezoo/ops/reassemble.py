@@ -36,7 +36,7 @@ def carafe(
         groups: the channels are split into so many runs of neighbours, each with its own k * k weights in `masks`.
 
     Raises:
-        ValueError: an even kernel, a factor or groups that are not positive, or shapes that do not match them.
+        ValueError: if the kernel size is even, `factor` or `groups` is not positive, or shapes do not match them.
 
     Example:
         >>> import jax.numpy as jnp

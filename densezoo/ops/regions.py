@@ -46,8 +46,8 @@ def roi_align(
         (b, n, *output_size, c), in the maps' dtype.
 
     Raises:
-        ValueError: shapes that do not match, or an option that cannot be.
-        TypeError: maps or boxes that are not of a float type.
+        ValueError: if shapes do not match, or an option is invalid.
+        TypeError: if maps or boxes are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp

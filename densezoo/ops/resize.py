@@ -1,8 +1,8 @@
-"""Resampling to any size. Every resize here is linear in its input, so each is described by a table of taps.
+"""Resampling to any size. Every resize is linear in its input, so it is represented by a table of taps.
 
 Row `i` of the output is `sum_k weights[i, k] * input[indices[i, k]]`. The gradient is the transposed table applied to
 the cotangent, which is again a gather and a weighted sum: no scatter, and no dense matrix as in `jax.image.resize`.
-It is a custom VJP, so these functions differentiate in reverse mode (any number of times); in forward mode only with
+The functions are custom VJPs: reverse mode works (any number of times), and forward mode needs
 `ops.implementation("reference")`.
 """
 
@@ -25,8 +25,8 @@ from densezoo.types import Size, accumulator_dtype
 class Taps(NamedTuple):
     """A sparse matrix (outputs x inputs) with the same number of entries in every row.
 
-    A row with fewer has one of them in equal parts, since a weight of 0 would turn an infinity into NaN; only the
-    weights of an empty row are 0.
+    In a row with fewer entries, one of them is split into equal parts, because a weight of 0 would turn an infinity
+    into NaN. Only the weights of an empty row are 0.
     """
 
     indices: np.ndarray  # (outputs, taps), int
@@ -35,7 +35,7 @@ class Taps(NamedTuple):
 
     @classmethod
     def of(cls, indices: np.ndarray, weights: np.ndarray, inputs: int) -> "Taps":
-        """The table, with its zeros filled up."""
+        """Creates the table, with its zero weights replaced."""
         indices, weights = indices.copy(), weights.copy()
         for row in np.flatnonzero((weights == 0).any(1) & (weights != 0).any(1)):
             unused = weights[row] == 0
@@ -80,7 +80,7 @@ def bilinear_taps(inputs: int, outputs: int, align_corners: bool) -> Taps:
 
 @functools.lru_cache(maxsize=1024)
 def bicubic_taps(inputs: int, outputs: int, align_corners: bool) -> Taps:
-    """Taps of cubic convolution along one axis, with a = -0.75; beyond the border the border's pixel repeats."""
+    """Taps of cubic convolution along one axis, with a = -0.75 and edge padding."""
     positions = _positions(inputs, outputs, align_corners)
     low = np.floor(positions).astype(int)
     distance = np.abs((positions - low)[:, None] - np.arange(-1, 3))
@@ -92,7 +92,7 @@ def bicubic_taps(inputs: int, outputs: int, align_corners: bool) -> Taps:
 
 
 def _positions(inputs: int, outputs: int, align_corners: bool) -> np.ndarray:
-    """Where the centres of the outputs lie among those of the inputs."""
+    """The positions of the outputs' centres in input pixels."""
     rows = np.arange(outputs, dtype=np.float64)
     if align_corners:
         return rows * ((inputs - 1) / max(outputs - 1, 1))
@@ -153,8 +153,8 @@ def _take_within(x: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
 def repeat_edges(x: Float[Array, "b h w c"], missing: Size) -> Float[Array, "b _ _ c"]:
     """`x` with its last row and then its last column repeated, `missing` times each.
 
-    As `jnp.pad(mode="edge")`, which also reads and joins edges of no width: XLA:CPU takes ten times as long for those,
-    and devices that share the batch exchange them.
+    Like `jnp.pad(mode="edge")`, which also reads and joins edges of zero width. For those, XLA:CPU takes ten times as
+    long, and devices that share the batch communicate.
     """
     for axis, count in ((1, missing[0]), (2, missing[1])):
         if count:
@@ -170,12 +170,12 @@ def resize_nearest(x: Float[Array, "b h w c"], size: Size, *, half_pixel: bool =
     Args:
         x: NHWC maps of any dtype.
         size: (height, width) of the result.
-        half_pixel: True samples at pixel centres, `floor((i + 0.5) * in / out)`, torch's "nearest-exact"; False gives
-          torch's older "nearest", `floor(i * in / out)`, which segmentation_models_pytorch uses. They agree when the
-          size grows by a whole factor.
+        half_pixel: True samples at pixel centres, `floor((i + 0.5) * in / out)`, torch's "nearest-exact". False is
+          torch's older "nearest", `floor(i * in / out)`, which segmentation_models_pytorch uses. Both agree if the size
+          grows by an integer factor.
 
     Raises:
-        ValueError: `x` is not NHWC or is empty, or `size` is not two positive whole numbers.
+        ValueError: if `x` is not NHWC or is empty, or `size` is not two positive integers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -196,7 +196,7 @@ def resize_nearest(x: Float[Array, "b h w c"], size: Size, *, half_pixel: bool =
 
 
 def _repeat(x: jax.Array, factors: Size) -> jax.Array:
-    """Every pixel as a block: a broadcast and a reshape."""
+    """Repeats every pixel as a block: a broadcast and a reshape."""
     batch, height, width, channels = x.shape
     rows, columns = factors
     blocks = (batch, height, rows, width, columns, channels)
@@ -219,7 +219,7 @@ def _repeat(x: jax.Array, factors: Size) -> jax.Array:
 
 
 def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bool = False) -> Float[Array, "b _ _ c"]:
-    """Bilinear resize to `size`, without antialiasing, with the numbers of `torch.nn.functional.interpolate`.
+    """Bilinear resize to `size` without antialiasing, equal to `torch.nn.functional.interpolate`.
 
     Args:
         x: NHWC float maps.
@@ -228,8 +228,8 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bo
           result depend on the size of the whole image. Some reference models need it.
 
     Raises:
-        ValueError: `x` is not NHWC or is empty, or `size` is not two positive whole numbers.
-        TypeError: `x` is not of a float type.
+        ValueError: if `x` is not NHWC or is empty, or `size` is not two positive integers.
+        TypeError: if `x` is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -247,7 +247,7 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bo
 
 
 def _bilinear_of_any_size(x: jax.Array, size: Size, align_corners: bool) -> jax.Array:
-    """With taps that the program computes from sizes that it gets, for exporting it with symbolic ones."""
+    """Resizes with taps that the program computes from symbolic sizes, for export."""
     y = x.astype(accumulator_dtype(x.dtype))
     for axis in (1, 2):
         inputs, outputs = (jnp.asarray(side, jnp.int32) for side in (x.shape[axis], size[axis - 1]))
@@ -267,16 +267,16 @@ def _bilinear_of_any_size(x: jax.Array, size: Size, align_corners: bool) -> jax.
 
 
 def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: bool = False) -> Float[Array, "b _ _ c"]:
-    """Bicubic resize to `size`, without antialiasing, with the numbers of `torch.nn.functional.interpolate`.
+    """Bicubic resize to `size` without antialiasing, equal to `torch.nn.functional.interpolate`.
 
     Args:
-        x: NHWC float maps. The result overshoots where they jump.
+        x: NHWC float maps. The result overshoots at jumps.
         size: (height, width) of the result.
         align_corners: as in `resize_bilinear`.
 
     Raises:
-        ValueError: `x` is not NHWC or is empty, or `size` is not two positive whole numbers.
-        TypeError: `x` is not of a float type.
+        ValueError: if `x` is not NHWC or is empty, or `size` is not two positive integers.
+        TypeError: if `x` is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Bilinear sampling at positions that the data choose."""
+"""Bilinear sampling at data-dependent positions."""
 
 import functools
 
@@ -15,24 +15,24 @@ from densezoo.types import accumulator_dtype
 
 
 def sample_bilinear(x: Float[Array, "b h w c"], positions: Float[Array, "b h2 w2 *g 2"]) -> Float[Array, "b h2 w2 c"]:
-    """Reads `x` at any positions, weighing the four pixels around each; beyond the border the border repeats.
+    """Samples `x` bilinearly at any positions, with edge padding.
 
-    The numbers of torch's `grid_sample(padding_mode="border", align_corners=False)`, but positions are in pixels. Both
-    arguments get gradients; a position gets none on the border and beyond it, where nothing changes. It is a custom
-    VJP: reverse mode works, forward mode does not.
+    Equal to torch's `grid_sample(padding_mode="border", align_corners=False)`, but positions are in pixels. Both
+    arguments get gradients. A position on or beyond the border gets none, because the value does not change there.
+    Forward-mode differentiation needs `ops.implementation("reference")`.
 
     Args:
         x: NHWC maps.
-        positions: (batch, H, W, 2), row and column in pixels of `x`, whole numbers being pixel centres; or
-          (batch, H, W, groups, 2), where each of `groups` equal runs of channels has positions of its own.
-          Pass float32: in bfloat16, positions beyond 256 are only good to whole pixels.
+        positions: (batch, H, W, 2), row and column in pixels of `x`, where integers are pixel centres; or
+          (batch, H, W, groups, 2), where each of `groups` equal channel groups has its own positions. Pass float32,
+          because bfloat16 positions beyond 256 are only accurate to whole pixels.
 
     Returns:
         (batch, H, W, c), in `x`'s dtype.
 
     Raises:
-        ValueError: shapes that do not match, or are empty.
-        TypeError: one of the two is not of a float type.
+        ValueError: if shapes do not match or are empty.
+        TypeError: if one of the two is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,7 +1,7 @@
-"""What operations do with arrays that several devices share.
+"""Sharding of operations over several devices.
 
-Under data parallelism the devices share the batch, the first axis of every map, and each has all parameters. An
-operation on maps then needs nothing from another device.
+Under data parallelism, the batch, which is the first axis of every map, is sharded over the devices, and the parameters
+are replicated. An operation on maps then needs no communication.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,10 +35,10 @@ def in_auto_mesh(x: jax.Array) -> bool:
 def per_device(
     function: Callable[..., Any], *maps: jax.Array, weights: Sequence[jax.Array] = (), auto: bool = False
 ) -> Any:
-    """`function(*maps, *weights)`, which each device computes for its own part of the batch.
+    """Computes `function(*maps, *weights)` on each device for its own part of the batch.
 
-    In a mesh with explicit axes, JAX asks for the sharding of the result of most reshapes and gathers; here none is
-    needed. Without a mesh, or where devices share more than the batch, `function` is simply called.
+    In a mesh with explicit axes, JAX requires the result's sharding for most reshapes and gathers; this avoids it.
+    Without a mesh, or if more than the batch is sharded, `function` is simply called.
 
     Args:
         function: takes the arrays, and gives arrays with the batch as their first axis. No sample affects another.

@@ -40,8 +40,8 @@ def nms(
         `max_outputs`, the others are 0 and False.
 
     Raises:
-        ValueError: shapes that do not match, a threshold outside [0, 1], or `max_outputs` below 1.
-        TypeError: boxes or scores that are not of a float type.
+        ValueError: if shapes do not match, `threshold` is outside [0, 1], or `max_outputs` is below 1.
+        TypeError: if boxes or scores are not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -193,5 +193,5 @@ def _check(boxes, scores, labels, threshold, max_outputs, valid):
     if not jnp.issubdtype(scores.dtype, jnp.floating):
         raise TypeError(f"scores are of a float type, got {scores.dtype}: cast them first")
     if isinstance(threshold, numbers.Real) and not 0 <= float(threshold) <= 1:
-        raise ValueError(f"threshold is from 0 to 1, got {threshold}")
+        raise ValueError(f"threshold must be from 0 to 1, got {threshold}")
     check_whole(1, max_outputs=max_outputs)

@@ -24,13 +24,13 @@ def conv_transpose(
 
     Args:
         x: NHWC maps.
-        kernel: (height, width, in, out); a pixel of value 1 paints it as it is, unflipped.
-        stride: pixels between the painted kernels.
-        padding: pixels cut off from every side.
+        kernel: (height, width, in, out); a pixel of value 1 produces the unflipped kernel.
+        stride: distance in pixels between the kernels of neighbouring pixels.
+        padding: pixels that are cut off on every side.
 
     Raises:
-        ValueError: shapes that do not match, more padding than there is kernel, or options that are not whole numbers.
-        TypeError: `x` is not of a float type.
+        ValueError: if shapes do not match, the padding exceeds the kernel, or options are not integers.
+        TypeError: if `x` is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -100,7 +100,7 @@ def _tiles(x, kernel):
 
 
 def phase_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d4"]) -> Float[Array, "b h2 w2 d"]:
-    """A map of twice the size by one convolution to four times the channels, interleaved.
+    """Doubles a map's size by one convolution to four times the channels, whose results are interleaved.
 
     Args:
         x: NHWC maps.
@@ -183,7 +183,7 @@ def pixel_shuffle(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "
     Output channel d at offset (i, j) of the block comes from input channel d * factor**2 + i * factor + j.
 
     Raises:
-        ValueError: the channels do not divide by factor**2.
+        ValueError: if the channels do not divide by factor**2.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,9 +1,9 @@
-"""The step up of a U-Net, upsample, concatenate, convolve, without the upsampled and the concatenated map.
+"""Upsample, concatenate and convolve, as in a U-Net's decoder, without the upsampled and the concatenated map.
 
-A convolution is linear in its input channels, so that of a concatenation is a sum of two. And where a map is doubled
-by nearest neighbours, a 3x3 window sees no more than 2x2 of its pixels: for each of the four phases of an output pixel
-(even or odd row and column) the kernel's rows and columns that fall onto one pixel add up. That makes one 2x2
-convolution of the small map to four times the channels, with 2.25 times fewer multiplications.
+A convolution is linear in its input channels, so the convolution of a concatenation is a sum of two convolutions. If a
+map is doubled by nearest neighbours, a 3x3 window only reads 2x2 of its pixels. For each of the four phases of an
+output pixel (even or odd row and column), the taps of the kernel that read the same pixel can be added. This gives one
+2x2 convolution of the small map to four times the channels, with 2.25 times fewer multiplications.
 """
 
 import functools
@@ -38,11 +38,11 @@ def upsample_concat_conv(
         skip: NHWC maps of twice the height and width; None for none.
         kernel: (3, 3, in, out), where in is the channels of both.
         method: "nearest", "bilinear" (at half-pixel centres) or "bilinear_align_corners".
-        skip_first: the kernel's first channels are `skip`'s and not `x`'s.
+        skip_first: whether the kernel's first channels are those of `skip`.
 
     Raises:
-        ValueError: an unknown method, or shapes that do not match.
-        TypeError: `x` is not of a float type.
+        ValueError: if the method is unknown, or shapes do not match.
+        TypeError: if `x` is not of a float dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,7 +66,7 @@ def _upsample_conv(x, kernel, method):
     if method == "nearest":
         return phase_conv(x, _phase_kernel(kernel))
     size = (2 * x.shape[1], 2 * x.shape[2])
-    # A bilinear pixel depends on 2x2 others, so a phase would need 3x3 taps: no fewer multiplications, and other
+    # A bilinear pixel depends on 2x2 others, so a phase would need 3x3 taps: no fewer multiplications, and different
     # ones at the border.
     return conv(resize_bilinear(x, size, align_corners=method == "bilinear_align_corners"), kernel, padding=1)
 
@@ -93,11 +93,11 @@ def _phase_kernel(kernel):
 
 def _check(x, skip, kernel, method):
     if method not in METHODS:
-        raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     check_maps(x)
     doubled = (x.shape[0], 2 * x.shape[1], 2 * x.shape[2])
     if skip is not None and (skip.ndim != 4 or skip.shape[:3] != doubled):
-        raise ValueError(f"skip has twice the height and width of x {x.shape}; got {skip.shape}")
+        raise ValueError(f"skip must have twice the height and width of x {x.shape}; got {skip.shape}")
     channels = x.shape[3] + (0 if skip is None else skip.shape[3])
     if kernel.ndim != 4 or kernel.shape[:3] != (3, 3, channels):
         raise ValueError(f"expected a (3, 3, {channels}, out) kernel for x and skip, got {kernel.shape}")

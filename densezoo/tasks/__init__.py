@@ -8,14 +8,14 @@ from densezoo.tasks.segmentation import Segmentation
 from densezoo.tasks.task import Task
 
 TASKS: dict[str, type] = {"segmentation": Segmentation, "detection": Detection}
-"""Tasks by the name that a model file has; a task of your own is added here to be read again by `dz.load_predictor`."""
+"""Tasks by their names in model files. Add your own task here so that `dz.load_predictor` can read it."""
 
 
 def describe(task: Any) -> dict[str, Any]:
-    """A task as JSON values.
+    """Converts a task to JSON values.
 
     Raises:
-        ValueError: the task's class is not among `TASKS`.
+        ValueError: if the task's class is not among `TASKS`.
 
     Example:
         >>> describe(Segmentation(num_classes=3))["name"]
@@ -28,17 +28,17 @@ def describe(task: Any) -> dict[str, Any]:
 
 
 def from_description(description: dict[str, Any]) -> Any:
-    """The task that `describe` described.
+    """Recreates a task from the result of `describe`.
 
     Raises:
-        ValueError: an unknown task or option.
+        ValueError: if the task or an option is unknown.
     """
     name = description.get("name")
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; there are: {', '.join(TASKS)}")
     kind, options = TASKS[name], dict(description.get("options", {}))
     if unknown := set(options) - {field.name for field in dataclasses.fields(kind)}:
-        raise ValueError(f"the task {name} has no {sorted(unknown)}: the file may be of a newer densezoo")
+        raise ValueError(f"the task {name} has no options {sorted(unknown)}: the file may be from a newer densezoo")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
 
 

@@ -1,7 +1,7 @@
-"""What each anchor or proposal is to learn, and the losses of that, with torchvision's numbers.
+"""Training targets and losses of anchors and proposals, with the same results as torchvision.
 
-Objects come padded: `boxes` (b, n, 4) and `labels` (b, n), with a label of -1 in rows without an object. Whatever boxes
-those rows hold changes nothing. A batch without any object has a loss and gradients without NaN.
+Objects are padded: `boxes` (b, n, 4) and `labels` (b, n), with a label of -1 in rows without an object. The boxes in
+those rows have no effect. For a batch without any object, the loss and gradients are finite.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ from densezoo.heads import BOX_WEIGHTS, AnchorOutputs, PointOutputs
 
 Losses = dict[str, Float[Array, ""]]
 BETA = 1 / 9
-"""Where torchvision's detectors of two stages round off the absolute difference."""
+"""The `beta` of torchvision's smooth L1 loss in two-stage detectors."""
 
 
 def of_anchors(outputs: AnchorOutputs, boxes: Float[Array, "b n 4"], labels: Integer[Array, "b n"]) -> Losses:
-    """RetinaNet's: the focal loss of all classes, and the boxes of the anchors that have an object."""
+    """RetinaNet's losses: the focal loss of all classes, and the box loss of anchors that have an object."""
 
     def of_image(logits, deltas, anchors, inside, boxes, labels):
         matched = _match(anchors, inside, boxes, labels, 0.5, 0.4)
@@ -40,7 +40,7 @@ def of_anchors(outputs: AnchorOutputs, boxes: Float[Array, "b n 4"], labels: Int
 
 
 def of_points(outputs: PointOutputs, boxes: Float[Array, "b n 4"], labels: Integer[Array, "b n"]) -> Losses:
-    """FCOS's: the focal loss, the overlap of the boxes, and how central each pixel with an object is in it."""
+    """FCOS's losses: focal loss, box overlap, and the centerness of each pixel that has an object."""
     grid = outputs.grid
     levels = jnp.concatenate([jnp.full(count, level) for level, count in enumerate(grid.counts)])
     least, most = levels == 0, levels == len(grid.counts) - 1
@@ -85,7 +85,7 @@ def of_proposals(
     count: int,
     share: float,
 ) -> Losses:
-    """Of the first stage: whether anchors that are drawn have an object, and the boxes of those that have."""
+    """The first stage's losses: objectness of sampled anchors, and boxes of those that have an object."""
 
     def of_image(logits, deltas, anchors, inside, boxes, labels, key):
         matched = _match(anchors, inside, boxes, labels, 0.7, 0.3)
@@ -115,11 +115,11 @@ def draw_regions(
     count: int,
     share: float,
 ) -> tuple[Float[Array, "b s 4"], Integer[Array, "b s"], Integer[Array, "b s"]]:
-    """The boxes that the second stage learns from, drawn from the proposals and the objects themselves.
+    """Samples the training boxes of the second stage from the proposals and the ground-truth boxes.
 
     Returns:
-        The boxes, those with an object first; for each its class, 0 for background and -1 for a row that was not drawn;
-        and the row of its object.
+        The boxes, those with an object first; the class of each, 0 for background and -1 for an unused row; and the
+        row of its object.
     """
 
     def of_image(proposals, valid, boxes, labels, key):
@@ -141,14 +141,14 @@ def of_regions(
     classes: Integer[Array, "b s"],
     wanted: Float[Array, "b s 4"],
 ) -> Losses:
-    """Of the second stage: the classes of the boxes drawn, and how far those with an object are to move.
+    """The second stage's losses: the classes of the sampled boxes, and the deltas of those that have an object.
 
     Args:
-        logits: of the boxes.
-        deltas: for each class.
-        regions: the boxes.
-        classes: of the boxes, -1 for one that does not count.
-        wanted: each one's object.
+        logits: class logits of the boxes.
+        deltas: predicted deltas for each class.
+        regions: the sampled boxes.
+        classes: classes of the boxes; -1 for an unused row.
+        wanted: the ground-truth box of each.
     """
     drawn, found = classes >= 0, classes > 0
     label = jnp.maximum(classes, 0)
@@ -170,13 +170,13 @@ def of_masks(
     rows: Integer[Array, "b s"],
     instances: Integer[Array, "b h w"],
 ) -> Losses:
-    """The masks of the boxes that have an object.
+    """The mask loss of the boxes that have an object.
 
     Args:
-        logits: for each class.
-        regions: the boxes.
-        classes: of the boxes; only those above 0 count.
-        rows: of each one's object, whose number in `instances` is one more.
+        logits: mask logits for each class.
+        regions: the sampled boxes.
+        classes: classes of the boxes; only those above 0 count.
+        rows: row of each box's object. Its number in `instances` is one larger.
         instances: the number of the object at each pixel.
     """
     found = classes > 0
@@ -188,17 +188,17 @@ def of_masks(
 
 
 def _match(anchors: Any, inside: Any, boxes: Any, labels: Any, high: float, low: float) -> Integer[Array, " n"]:
-    """The object of each anchor; those on the padding are neither object nor background."""
+    """Matches anchors to objects. Anchors in the padding are neither object nor background."""
     overlap = jnp.where(inside[None], ops.box_iou(boxes, anchors), 0)
     matched = ops.match(overlap, high, low, valid=labels >= 0, allow_low_quality=True)
     return jnp.where(inside, matched, ops.BETWEEN)
 
 
 def _at_least_one(count: Integer[Array, ""]) -> Float[Array, ""]:
-    """What to divide by."""
+    """The normalisation of a loss."""
     return jnp.maximum(count, 1).astype(jnp.float32)
 
 
 def _safe(boxes: Float[Array, "*n 4"], counted: Bool[Array, "*n"]) -> Float[Array, "*n 4"]:
-    """The boxes that count, and others that no loss and no gradient of theirs can be NaN of."""
+    """Replaces boxes that do not count by boxes for which no loss and no gradient is NaN."""
     return jnp.where(counted[..., None], boxes, jnp.asarray([0.0, 0.0, 1.0, 1.0]).reshape((1,) * counted.ndim + (4,)))

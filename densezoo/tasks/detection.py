@@ -1,4 +1,4 @@
-"""Detection: boxes with classes, and masks, for every detector of the zoo."""
+"""Detection: boxes with classes, and optionally masks, for every detector of the zoo."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
-    """Objects in pictures: an `image` (b, h, w, c), `boxes` (b, n, 4) and `labels` (b, n) of its objects.
+    """Object detection: batches contain `image` (b, h, w, c), `boxes` (b, n, 4) and `labels` (b, n).
 
-    Boxes are x0, y0, x1, y1 in pixels. Rows without an object have the label -1. Labels count from 0 in the sources of
-    `densezoo.data`, and the classes of a model from 1 if its class 0 is the background: always so for Faster and Mask
-    R-CNN, and for torchvision's weights. `first_label` is the class of label 0. With `masks`, `instances` (b, h, w)
-    holds k at the pixels of the object in row k - 1. `size` (b, 2) is the height and width of each picture without
-    padding: anchors, boxes and losses end there.
+    Boxes are x0, y0, x1, y1 in pixels. Rows without an object have the label -1. Labels start at 0 in the sources of
+    `densezoo.data`. A model's classes start at 1 if its class 0 is the background, which is always the case for Faster
+    and Mask R-CNN and for torchvision's weights. `first_label` is the class of label 0. With `masks`, `instances`
+    (b, h, w) has the value k at the pixels of the object in row k - 1. `size` (b, 2) is the height and width of each
+    picture without padding, which limits anchors, boxes and losses.
 
-    The losses are torchvision's, and what they are sampled from is drawn by the step's key. A detection's score counts
-    beside all others', so that scores cannot be counted batch by batch: `measure` gives the detections and objects of a
-    batch as `metrics.Collected`, whose sum keeps all pictures, and `scores` reads them on the host.
+    The losses are torchvision's. The step's key determines their random samples. Average precision ranks the detections
+    of all pictures together, so it cannot be counted batch by batch. `measure` therefore returns the detections and
+    objects of a batch as `metrics.Collected`, whose sum keeps all pictures, and `scores` evaluates them on the host.
 
     Attributes:
-        num_classes: as of the model, with the background if it has one.
-        masks: whether masks are learned, by a model that has them.
-        class_names: a name for each class, with the background; empty for numbers.
+        num_classes: the model's number of classes, including the background if it has one.
+        masks: whether to train masks, for a model that predicts them.
+        class_names: a name for each class, including the background. Empty for numbers.
         first_label: the model's class for the label 0 of a batch.
-        anchor_samples: how many anchors of a picture the proposals learn from, and
-        anchor_positives: at most which share of them with an object.
-        region_samples: how many boxes of a picture the second stage learns from, and
-        region_positives: at most which share of them with an object; only these give masks.
+        anchor_samples: number of anchors per picture in the loss of the proposals.
+        anchor_positives: largest share of these anchors that have an object.
+        region_samples: number of boxes per picture in the loss of the second stage.
+        region_positives: largest share of these boxes that have an object. Only these contribute to the mask loss.
 
     Raises:
-        ValueError: options that do not fit each other; the message names them.
+        ValueError: if options are invalid or contradict each other. The message names them.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -76,19 +76,19 @@ class Detection:
 
     def __post_init__(self):
         if self.num_classes < 1:
-            raise ValueError(f"num_classes is at least 1, got {self.num_classes}")
+            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
         if self.class_names and len(self.class_names) != self.num_classes:
-            raise ValueError(f"class_names needs {self.num_classes} entries, one a class; got {self.class_names}")
+            raise ValueError(f"class_names needs {self.num_classes} entries, one per class; got {self.class_names}")
         if not 0 <= self.first_label < self.num_classes:
-            raise ValueError(f"first_label is a class, 0 to {self.num_classes - 1}, got {self.first_label}")
+            raise ValueError(f"first_label must be a class, 0 to {self.num_classes - 1}, got {self.first_label}")
         if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError(f"class_names repeat: {self.class_names}")
+            raise ValueError(f"class_names contains duplicates: {self.class_names}")
         for name in ("anchor_samples", "region_samples"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("anchor_positives", "region_positives"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share above 0 and at most 1, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be a share above 0 and at most 1, got {getattr(self, name)}")
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -97,18 +97,18 @@ class Detection:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """A name for each class; its number where it has none."""
+        """The name of each class, or its number if it has none."""
         return self.class_names or tuple(map(str, range(self.num_classes)))
 
     @property
     def fill(self) -> int:
-        """What a map of labels holds where there is no image."""
+        """The value of label maps in the padding."""
         return -1
 
     def loss(
         self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The sum of the model's losses, and each of them."""
+        """Returns the sum of the model's losses, and the individual losses."""
         boxes, labels = self._objects(batch)
         outputs = apply(batch["image"], batch.get("size"))
         if isinstance(outputs, AnchorOutputs):
@@ -117,7 +117,7 @@ class Detection:
             parts = _targets.of_points(outputs, boxes, labels)
         else:
             parts = self._of_two_stages(apply, outputs, batch, boxes, labels, key)
-        # Values cannot be checked here: a class that the model does not have gives NaN, as in the losses of pixels.
+        # Values cannot be checked here. A class that the model does not have gives NaN, as in the pixel losses.
         total = jnp.sum(jnp.stack(list(parts.values())))
         return jnp.where((labels < self.num_classes).all(), total, jnp.nan), parts
 
@@ -144,7 +144,7 @@ class Detection:
         return parts
 
     def measure(self, apply: Callable[..., Any], batch: Mapping[str, Any]) -> metrics.Collected:
-        """The detections and the objects of a batch."""
+        """Returns the detections and the objects of a batch."""
         boxes, labels = self._objects(batch)
         found: Detections = apply(batch["image"], batch.get("size"), method=self.method)
         arrays = {name: value for name, value in vars(found).items() if value is not None}
@@ -154,9 +154,9 @@ class Detection:
         return metrics.Collected.of(_in_coco_format, **arrays, size=size, true_boxes=boxes, true_labels=labels)
 
     def scores(self, counts: metrics.Collected) -> dict[str, float]:
-        """Average precision as COCO defines it: `box_ap`, `box_ap50`, ..., and `mask_ap`, ... with `masks`.
+        """Returns COCO's average precision: `box_ap`, `box_ap50`, ..., and with `masks` also `mask_ap`, ...
 
-        See `metrics.average_precision` for the other names. Areas are in pixels of the pictures as they were evaluated.
+        See `metrics.average_precision` for the other names. Areas are in pixels of the evaluated pictures.
         """
         dataset: dict[str, Any] = {"images": [], "annotations": []}
         named = list(enumerate(self.names))[self.first_label :]  # without the background
@@ -177,11 +177,11 @@ class Detection:
         return scores
 
     def predict(self, outputs: Detections) -> Detections:
-        """The detections themselves."""
+        """Returns the detections unchanged."""
         return outputs
 
     def augment(self, recipe: "Recipe") -> Callable[[Any, Any], Any]:
-        """Mirrors and changes colours, as the recipe says."""
+        """Returns an augmentation with the recipe's random flips and colour changes."""
         steps = [transforms.random_flip(horizontal=recipe.flip_horizontal, vertical=recipe.flip_vertical)]
         if recipe.rotate:
             steps.append(transforms.random_rot90())
@@ -191,13 +191,13 @@ class Detection:
         return transforms.compose(*steps)
 
     def _objects(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Boxes and labels, those without an object, area or number taken out."""
+        """Boxes and labels, without rows that have no object, no area or NaN."""
         if missing := [name for name in self.fields if name not in batch and name != "size"]:
-            raise ValueError(f"detection reads {self.fields}, and the batch has no {missing}; it has {sorted(batch)}")
+            raise ValueError(f"detection needs {self.fields}, but the batch has no {missing}; it has {sorted(batch)}")
         boxes, labels = jnp.asarray(batch["boxes"]), jnp.asarray(batch["labels"])
         if boxes.ndim != 3 or boxes.shape[-1] != 4 or labels.shape != boxes.shape[:2]:
             raise ValueError(f"expected boxes (b, n, 4) and labels (b, n), got {boxes.shape} and {labels.shape}")
-        if not boxes.shape[1]:  # a batch without any object has one row that says so
+        if not boxes.shape[1]:  # a batch without any object gets one row with the label -1
             boxes = jnp.zeros((boxes.shape[0], 1, 4))
             labels = jnp.full((labels.shape[0], 1), -1)
         boxes, labels = boxes.astype(jnp.float32), labels.astype(jnp.int32)
@@ -210,7 +210,7 @@ _Records = list[dict[str, Any]]
 
 
 def _in_coco_format(batch: dict[str, Any]) -> tuple[_Records, _Records, _Records]:
-    """Images, annotations and results of a batch; rows that only fill it up, of size 0, are left out."""
+    """Images, annotations and results of a batch, without the rows of size 0 that only fill up the batch."""
     images, annotations, results = [], [], []
     for row in np.flatnonzero(batch["size"].min(-1) > 0):
         height, width = batch["size"][row].tolist()

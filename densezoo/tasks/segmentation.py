@@ -1,4 +1,4 @@
-"""Segmentation: a class for each pixel, one of two, one of many, or several at once."""
+"""Semantic segmentation: binary, multi-class, or with several labels per pixel."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-    """A class for each pixel: an `image` (b, h, w, c) and its `mask` (b, h, w) of classes.
+    """Semantic segmentation: batches contain `image` (b, h, w, c) and `mask` (b, h, w) with class numbers.
 
     Attributes:
-        num_classes: channels of the model's logits. 1 is a binary mask of 0 and 1, learned by a single logit.
-        criterion: the loss, or a sum of several with weights, as `losses.named_loss` takes it: "cross_entropy+dice".
-        class_weights: a weight for each class (background and foreground for `num_classes=1`), None for equal ones.
-        label_smoothing: of the cross-entropy.
-        multilabel: a pixel may have several classes or none: masks are (b, h, w, num_classes) of 0 and 1, and each
-            class has a sigmoid of its own.
-        ignore_index: mask value of pixels without a label, which is no class; None if there are none.
-        class_names: for the scores and the legend; empty for numbers.
-        auxiliary_weight: of the auxiliary heads' losses together, for a model with deep supervision.
+        num_classes: channels of the model's logits. 1 means a binary mask of 0 and 1, predicted by a single logit.
+        criterion: the loss, or a weighted sum of several, in the syntax of `losses.named_loss`: "cross_entropy+dice".
+        class_weights: a weight for each class (background and foreground for `num_classes=1`). None for equal weights.
+        label_smoothing: label smoothing of the cross-entropy.
+        multilabel: whether a pixel may have several classes or none. Masks are then (b, h, w, num_classes) of 0 and 1,
+            and each class has its own sigmoid.
+        ignore_index: mask value of unlabelled pixels, which must not be a class. None if there are none.
+        class_names: names for the scores and the legend. Empty for numbers.
+        auxiliary_weight: total weight of the auxiliary heads' losses, for a model with deep supervision.
 
     Raises:
-        ValueError: options that do not fit each other; the message names them.
+        ValueError: if options are invalid or contradict each other. The message names them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -60,54 +60,54 @@ class Segmentation:
 
     def __post_init__(self):
         if self.num_classes < 1:
-            raise ValueError(f"num_classes is at least 1, got {self.num_classes}")
+            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is at least 0 and below 1, got {self.label_smoothing}")
+            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         for name, given in (("class_weights", self.class_weights), ("class_names", self.class_names or None)):
             if given is not None and len(given) != self.classes:
-                raise ValueError(f"{name} needs {self.classes} entries, one a class; got {given}")
+                raise ValueError(f"{name} needs {self.classes} entries, one per class; got {given}")
         if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError(f"class_names repeat: {self.class_names}")
+            raise ValueError(f"class_names contains duplicates: {self.class_names}")
         if self.class_weights is not None and (min(self.class_weights) < 0 or sum(self.class_weights) == 0):
-            raise ValueError(f"class_weights are at least 0, and not all 0; got {self.class_weights}")
+            raise ValueError(f"class_weights must be at least 0, and not all 0; got {self.class_weights}")
         values = 2 if self.multilabel else self.classes
         if self.ignore_index is not None and 0 <= self.ignore_index < values:
             raise ValueError(
-                f"ignore_index={self.ignore_index} is one of the mask values 0 to {values - 1}, whose pixels would not"
-                " count: if every class counts, pass ignore_index=None, or a number that is no class, such as -1 or"
-                f" 65535; a class that does not count gets a number outside 0 to {values - 1} in the masks"
+                f"ignore_index={self.ignore_index} is one of the mask values 0 to {values - 1}, so that class would be"
+                " ignored. If every class counts, pass ignore_index=None, or a number that is not a class, such as -1"
+                f" or 65535. To ignore a class, give it a number outside 0 to {values - 1} in the masks"
             )
-        self._criterion()  # names what is wrong in it now, not in the first step
+        self._criterion()  # raises errors now instead of in the first step
 
     @property
     def classes(self) -> int:
-        """How many classes are scored: 2 for a binary mask."""
+        """The number of classes in the scores, 2 for a binary mask."""
         return self.num_classes if self.multilabel else max(self.num_classes, 2)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """A name for each class; its number where it has none."""
+        """The name of each class, or its number if it has none."""
         return self.class_names or tuple(map(str, range(self.classes)))
 
     @property
     def fill(self) -> int:
-        """What a mask holds where there is no image: `ignore_index`, or -1, which is no class."""
+        """The value of masks in the padding: `ignore_index`, or -1, which is not a class."""
         return -1 if self.ignore_index is None else self.ignore_index
 
     def loss(self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any) -> Float[Array, ""]:
-        """The criterion of the logits and of the auxiliary heads'."""
+        """Returns the criterion of the logits, plus that of the auxiliary heads' logits."""
         mask = self._mask(batch)
         return losses.deep_supervision(self._criterion(), self.auxiliary_weight)(apply(batch["image"]), mask)
 
     def measure(self, apply: Callable[..., Any], batch: Mapping[str, Any]) -> metrics.Counts:
-        """Confusion counts of each class."""
+        """Returns the confusion counts of each class."""
         mask, predictions = self._mask(batch), self.predict(apply(batch["image"]))
         if self.multilabel:
             return metrics.multilabel_counts(predictions, mask, ignore_index=self.fill)
         return metrics.confusion_counts(predictions, mask, num_classes=self.classes, ignore_index=self.fill)
 
     def scores(self, counts: metrics.Counts) -> dict[str, float]:
-        """`mean_iou`, `mean_dice`, `pixel_accuracy` and `iou_<class>`."""
+        """Returns `mean_iou`, `mean_dice`, `pixel_accuracy` and `iou_<class>`."""
         accuracy = metrics.class_mean(metrics.accuracy(counts)) if self.multilabel else metrics.pixel_accuracy(counts)
         scores = {
             "mean_iou": float(metrics.mean_iou(counts)),
@@ -118,18 +118,18 @@ class Segmentation:
         return scores | {f"iou_{name}": float(value) for name, value in per_class}
 
     def predict(self, outputs: Float[Array, "b h w k"]) -> Integer[Array, "b h w"] | Integer[Array, "b h w k"]:
-        """The likeliest class of each pixel; with `multilabel` 0 or 1 for each class."""
+        """Returns the most likely class of each pixel, or with `multilabel` 0 or 1 for each class."""
         if self.multilabel:
             return (outputs >= 0).astype(jnp.int32)
         return metrics.predict(outputs)
 
     def probabilities(self, outputs: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
-        """The probability of each class, float32: a softmax, or sigmoids for one channel and with `multilabel`."""
+        """Returns the float32 probability of each class: softmax, or sigmoid for one channel and with `multilabel`."""
         outputs = outputs.astype(jnp.float32)
         return jax.nn.sigmoid(outputs) if self.multilabel or self.num_classes == 1 else jax.nn.softmax(outputs)
 
     def augment(self, recipe: "Recipe") -> Callable[[Any, Any], Any]:
-        """Mirrors, turns, zooms and changes colours, as the recipe says."""
+        """Returns an augmentation with the recipe's random flips, rotations, scaling and colour changes."""
         steps = [transforms.random_flip(horizontal=recipe.flip_horizontal, vertical=recipe.flip_vertical)]
         if recipe.rotate:
             steps.append(transforms.random_rot90())
@@ -152,7 +152,7 @@ class Segmentation:
     def _mask(self, batch: Mapping[str, Any]) -> Any:
         if missing := [name for name in self.fields if name not in batch]:
             raise ValueError(
-                f"segmentation reads {self.fields}, and the batch has no {missing}; it has {sorted(batch)}"
+                f"segmentation needs {self.fields}, but the batch has no {missing}; it has {sorted(batch)}"
             )
         mask, axes = batch["mask"], 4 if self.multilabel else 3
         if mask.ndim != axes or (self.multilabel and mask.shape[-1] != self.num_classes):

@@ -1,4 +1,4 @@
-"""The members that every task has, which `densezoo.train` and the predictor call."""
+"""The interface of tasks, used by `densezoo.train` and the predictor."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -8,44 +8,44 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """What a model is trained for.
+    """The interface of a task: what a model is trained for.
 
-    `apply(*inputs)` runs the model, in training with `train=True` and in evaluation without. Batches are dicts of
-    arrays as `densezoo.data` makes them, their images normalised. A task may have a `method`: the name of that method
-    of its models whose results `predict` takes, in place of what the models give when they are called.
+    `apply(*inputs)` runs the model, with `train=True` in training and without it in evaluation. Batches are dicts of
+    arrays from `densezoo.data`, with normalised images. A task may have a `method`, the name of a model method whose
+    outputs `predict` takes instead of those of `__call__`.
     """
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Entries of a batch that the task reads; the model's inputs come first."""
+        """Entries of a batch that the task uses, starting with the model's inputs."""
         ...
 
     inputs: ClassVar[tuple[str, ...]]
-    """Entries of a batch that the model takes."""
+    """Entries of a batch that are the model's inputs."""
     best: ClassVar[str]
-    """The score by which the best checkpoint is chosen; greater is better."""
+    """The score that selects the best checkpoint; greater is better."""
 
     @property
     def fill(self) -> int:
-        """What a label map holds where there is no image."""
+        """The value of label maps in the padding."""
         ...
 
     def loss(self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any) -> Any:
-        """A scalar, or a scalar and a dict of scalars to report."""
+        """Returns a scalar, or a scalar and a dict of scalars to report."""
         ...
 
     def measure(self, apply: Callable[..., Any], batch: Mapping[str, Any]) -> Any:
-        """A pytree of counts that add over batches, devices and hosts; or `metrics.Collected`, whose sum keeps all."""
+        """Returns a pytree of counts that add over batches, devices and hosts, or `metrics.Collected`."""
         ...
 
     def scores(self, counts: Any) -> dict[str, float]:
-        """The scores that the sum of all counts gives."""
+        """Computes the scores from the sum of all counts."""
         ...
 
     def predict(self, outputs: Any) -> Any:
-        """The prediction that a model's outputs give, such as masks (b, h, w)."""
+        """Converts a model's outputs to predictions, such as masks (b, h, w)."""
         ...
 
     def augment(self, recipe: "Recipe") -> Callable[[Any, Any], Any]:
-        """The random changes of a training batch, `(key, batch) -> batch`."""
+        """Returns the augmentation of training batches, `(key, batch) -> batch`."""
         ...

@@ -1,4 +1,4 @@
-"""Training: state, jitted steps, checkpoints, the loop and the recipe. Knows no architecture and no task."""
+"""Training: state, jitted steps, checkpoints, the loop and the recipe. Independent of architectures and tasks."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from densezoo.train.segmentation import SegmentationRecipe, predictor, train_segmentation
     from densezoo.train.tensorboard import to_tensorboard
 
-# These read data, for which packages are needed that a loop of one's own does without: only on first use.
+# Imported on first use, because they read data, which needs packages that a custom training loop does not need.
 _ON_FIRST_USE = {
     "Recipe": "recipe",
     "evaluator": "recipe",

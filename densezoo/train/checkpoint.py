@@ -1,9 +1,9 @@
-"""Writing checkpoints of a training, `last` and `best`, by orbax; `restore.py` reads them.
+"""Writes the training checkpoints `last` and `best` with Orbax; `restore.py` reads them.
 
-A run's directory holds `last/` and `best/`. `last/` has the two newest checkpoints, for instance `0002-step-1000` and
-`0003-step-1500`, so that there is one if the other is damaged; `best/` has one. There are never more than two: before
-a third is written, the oldest goes. Orbax writes into a temporary folder and renames it at the end, so a folder with a
-plain name is a whole checkpoint, and the checksums in it tell if it was damaged since.
+A run's directory contains `last/` and `best/`. `last/` has the two newest checkpoints, for instance `0002-step-1000`
+and `0003-step-1500`, so that one remains if the other is damaged. `best/` has one. The oldest is removed before a third
+is written. Orbax writes into a temporary folder and renames it at the end, so a folder with a final name is a complete
+checkpoint. The checksums in it reveal later damage.
 """
 
 import logging
@@ -24,16 +24,16 @@ from densezoo.train.state import TrainState
 COLLECTION = "collection:"
 _FINISHED = re.compile(r"\d+-step-\d+")
 UNLOGGED = "unlogged"
-"""Key of the facts for metrics of steps that no record of the log has yet; `read_facts` leaves it out."""
+"""Key in the facts for metrics of steps that are not in the log yet; `read_facts` omits it."""
 
 
 class CheckpointWriter:
-    """Writes states under one name of a run, in the background, and keeps the newest.
+    """Writes states as `last` or `best` of a run, in the background, and keeps the newest.
 
     Args:
         directory: the run's directory.
         which: `last` or `best`.
-        keep: how many to keep, 1 or 2.
+        keep: number of checkpoints to keep, 1 or 2.
     """
 
     def __init__(self, directory: str | Path, which: str, keep: int = 1):
@@ -53,17 +53,17 @@ class CheckpointWriter:
         hide_repeated_errors()
 
     def save(self, state: TrainState, facts: Mapping[str, Any]) -> None:
-        """Starts to write a state; returns when the state has left the device.
+        """Starts to write a state. Returns when the state has been copied from the device.
 
         Args:
             state: the state.
-            facts: what is stored beside it, JSON values, among them `step`.
+            facts: JSON values to store with it, including `step`.
 
         Raises:
             OSError: if this or the previous checkpoint cannot be written.
         """
         self.wait()
-        # A number that only ever rises says which one is newest, also if a resumed run comes to the same step again.
+        # An increasing number identifies the newest, even if a resumed run reaches the same step again.
         before = finished(self._folder)
         number = max(map(number_of, before), default=0) + 1
         self._remove(before[:-1])
@@ -81,7 +81,7 @@ class CheckpointWriter:
             )
 
     def wait(self) -> None:
-        """Waits until the checkpoint being written is complete, and removes those that are not kept.
+        """Waits until the current checkpoint is complete, and removes old ones.
 
         Raises:
             OSError: if it could not be written.
@@ -91,7 +91,7 @@ class CheckpointWriter:
         self._remove(finished(self._folder)[: -self._keep] + self._unfinished())
 
     def close(self) -> None:
-        """Waits, and gives back the threads."""
+        """Waits, and releases the threads."""
         try:
             self.wait()
         finally:
@@ -106,8 +106,8 @@ class CheckpointWriter:
             kept = newest_checkpoint(self._folder.parent, self._folder.name)
             raise OSError(
                 f"could not write a checkpoint into {self._folder} (is the disk full?): {first_line(error)}. "
-                + (f"The one before it is whole: {kept.name}." if kept else "There is none before it.")
-                + " Make room and continue with resume=True."
+                + (f"The previous one is complete: {kept.name}." if kept else "There is no previous one.")
+                + " Free disk space and continue with resume=True."
             ) from error
 
     def _unfinished(self) -> list[Path]:
@@ -131,7 +131,7 @@ def checkpoint_of_step(directory: str | Path, which: str, step: int) -> Path | N
 
 
 def contents(state: TrainState) -> dict[str, Any]:
-    """A state as nested dicts of arrays. Optimizer memory is a flat dict by path, for any optimizer's types."""
+    """A state as nested dicts of arrays. The optimizer state is a flat dict by path, for any optimizer's types."""
     return {
         "params": state.params,
         **{stored_as(name): tree for name, tree in state.collections.items()},
@@ -145,12 +145,12 @@ def contents(state: TrainState) -> dict[str, Any]:
 
 
 def stored_as(collection: str) -> str:
-    """The name of a collection in a checkpoint, where it cannot be taken for a part of the training."""
+    """The name of a collection in a checkpoint, which cannot collide with other parts of the state."""
     return collection if collection == "batch_stats" else COLLECTION + collection
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-    """The name of an array of the optimizer's memory in a checkpoint."""
+    """The name of an array of the optimizer state in a checkpoint."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -165,7 +165,7 @@ def number_of(path: Path) -> int:
 
 
 def hide_repeated_errors() -> None:
-    """A checkpoint that cannot be written or read is one error here; orbax reports every array of it besides."""
+    """Reduces a failed read or write to one error; Orbax would also report every array."""
     for name in ("asyncio", "absl"):
         logging.getLogger(name).addFilter(_is_news)
     if not isinstance(sys.unraisablehook, _HideClosedLoop):
@@ -173,7 +173,7 @@ def hide_repeated_errors() -> None:
 
 
 class _HideClosedLoop:
-    """Python's report of errors that nobody can catch, without those of arrays that are done after a failed write."""
+    """Python's hook for uncatchable errors, without those of arrays that finish after a failed write."""
 
     def __init__(self, report: Callable[[Any], object]):
         self._report = report
@@ -191,5 +191,5 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """An error's first line, or its type where it has none."""
+    """An error's first line, or its type if it has no text."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files, written as a part of it, so that damage does not pass for other values."""
+"""Checksums of a checkpoint's files, stored in the checkpoint, so that damage is detected."""
 
 import json
 import zlib
@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 _NAME = "checksums.json"
-# Orbax writes the time of completion into it after the checksums; what matters of it are the facts.
+# Orbax adds the time of completion after the checksums are computed, so only the facts are covered.
 _FACTS = "_CHECKPOINT_METADATA"
 
 
 def write_checksums(checkpoint: Path, facts: Mapping[str, Any]) -> None:
-    """Writes the checksums of all files of a checkpoint, and of the facts beside them, into its folder."""
+    """Writes the checksums of all files of a checkpoint, and of its facts, into its folder."""
     paths = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name not in (_NAME, _FACTS))
     files = {path.relative_to(checkpoint).as_posix(): _of_file(path) for path in paths}
     (checkpoint / _NAME).write_text(json.dumps({"files": files, "facts": _of_facts(facts)}), encoding="utf-8")
 
 
 def check_files(checkpoint: Path) -> None:
-    """Compares the files of a checkpoint with their checksums, if it has any: those of older densezoos do not.
+    """Compares the files of a checkpoint with their checksums. Checkpoints of older versions have none and pass.
 
     Raises:
         ValueError: if a file differs or is missing.
@@ -29,7 +29,7 @@ def check_files(checkpoint: Path) -> None:
         if not path.is_file():
             raise ValueError(f"its file {name} is missing")
         if _of_file(path) != checksum:
-            raise ValueError(f"its file {name} is not as it was written (its checksum differs)")
+            raise ValueError(f"its file {name} has changed since it was written (its checksum differs)")
 
 
 def check_facts(checkpoint: Path, facts: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ def check_facts(checkpoint: Path, facts: Mapping[str, Any]) -> None:
         ValueError: if they differ.
     """
     if _of_facts(facts) != _read(checkpoint).get("facts", _of_facts(facts)):
-        raise ValueError(f"its file {_FACTS} is not as it was written (its checksum differs)")
+        raise ValueError(f"its file {_FACTS} has changed since it was written (its checksum differs)")
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:

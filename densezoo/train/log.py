@@ -1,4 +1,4 @@
-"""What a training tells about itself: a log of JSON lines, timings, and a progress line."""
+"""Output of a training run: a log of JSON lines, timings, and a progress line."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ class Log:
 
     Args:
         directory: the run's directory, or None to write no file.
-        done: the step that the run continues from; records of later steps, which will be done again, are dropped.
+        done: the step from which the run continues. Records of later steps are dropped, because they will be repeated.
     """
 
     def __init__(self, directory: Path | None, done: int):
@@ -40,25 +40,25 @@ class Log:
             replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def write(self, record: Record) -> Record:
-        """Adds a record; returns it as written."""
+        """Adds a record and returns it as written."""
         record = _json(record)
         self.history.append(record)
         if self._path is not None:
             try:
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
-            except OSError as error:  # which does not name the file if the disk is full
+            except OSError as error:  # its message does not name the file if the disk is full
                 raise OSError(error.errno, error.strerror, str(self._path)) from error
         return record
 
 
 class Meter:
-    """Means of metrics, and where the time goes.
+    """Means of metrics, and timings.
 
-    The clock starts when the first step, the one that compiles, is complete. It stands still during an evaluation.
+    The clock starts when the first step, which compiles, is complete. It is paused during evaluations.
 
     Args:
-        unlogged: metrics of steps that a run before this one did after its last record, as its meter gave them.
+        unlogged: metrics of steps after the last record of a previous run, as returned by its meter.
     """
 
     def __init__(self, unlogged: Mapping[str, Sequence[float | str]]):
@@ -70,24 +70,24 @@ class Meter:
 
     @contextlib.contextmanager
     def waiting(self, unread: Any) -> Iterator[None]:
-        """Around fetching a batch. `unread` are the metrics of the step before, which may still be running."""
+        """Times the fetching of a batch. `unread` are the metrics of the previous step, which may still be running."""
         begin = time.perf_counter()
         yield
-        # If the device is still busy when the batch is there, it lost nothing.
+        # If the device is still busy when the batch arrives, no time was lost.
         idle = all(x.is_ready() for x in jax.tree.leaves(unread) if hasattr(x, "is_ready"))
         if idle and self._start is not None:
             self._waited += time.perf_counter() - begin
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is not training."""
+        """Excludes time that is not training."""
         begin = time.perf_counter()
         yield
         self._paused += time.perf_counter() - begin
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
-        """Around calling the step, which may compile it."""
+        """Monitors a call of the step, which may compile it."""
         compiled, caller = [], threading.get_ident()
 
         def listen(event: str, duration_secs: float, **_: Any) -> None:
@@ -102,16 +102,16 @@ class Meter:
         self._recompilations += bool(compiled and self._start is not None)
 
     def dispatched(self, metrics: Any) -> None:
-        """A step was sent to the device; these are its metrics to come."""
-        if self._start is None:  # The one time that the loop waits: the clock starts between two steps.
+        """Registers a dispatched step and its future metrics."""
+        if self._start is None:  # The only time that the loop waits, so that the clock starts between two steps.
             jax.block_until_ready(metrics)
             self._start = self._window_start = time.perf_counter()
 
     def completed(self, values: Mapping[str, float], images: int) -> None:
-        """A step is complete; these are its metrics."""
+        """Registers a completed step and its metrics."""
         for name, value in values.items():
             self._columns.setdefault(name, []).append(value)
-        if self._completed:  # The first one's time is not on the clock.
+        if self._completed:  # The first step is not timed.
             self._images += images
         self._completed += 1
 
@@ -128,7 +128,7 @@ class Meter:
 
     @property
     def unlogged(self) -> dict[str, list[float | str]]:
-        """The metrics of the steps since the last record, as JSON holds them: those that are not finite as text."""
+        """The metrics of the steps since the last record as JSON values, with non-finite numbers as text."""
         return {
             name: [value if math.isfinite(value) else str(value) for value in column]
             for name, column in self._columns.items()
@@ -137,7 +137,7 @@ class Meter:
 
 @contextlib.contextmanager
 def display(enabled: bool, done: int, steps: int) -> Iterator[Callable[[int, Record], None]]:
-    """A function that shows a record on stderr: in a progress line on a terminal with rich, else on its own line."""
+    """Yields a function that shows a record on stderr, in a progress line if it is a terminal, else on its own line."""
     if not enabled:
         yield lambda step, record: None
         return
@@ -169,7 +169,7 @@ def _words(record: Record) -> str:
 
 
 def _records(path: Path) -> Iterator[Record]:
-    """The records of a log, but for the last line if the process was killed while it wrote it."""
+    """The records of a log, without an incomplete last line of a killed process."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -182,8 +182,8 @@ def _records(path: Path) -> Iterator[Record]:
             whole = False
         if whole:
             yield record
-        elif line.strip() and number < len(lines):  # Only a line without its end may be cut off.
-            raise ValueError(f"{path}: line {number} is not a record of a log; mend it, or remove the line")
+        elif line.strip() and number < len(lines):  # Only the last line may be incomplete.
+            raise ValueError(f"{path}: line {number} is not a record of a log; repair or remove the line")
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -194,7 +194,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _json(value: Any) -> Any:
-    """The value without nan and infinity, which JSON does not have."""
+    """The value without NaN and infinity, which JSON does not support."""
     if isinstance(value, dict):
         return {name: _json(item) for name, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -41,45 +41,44 @@ def fit(
 ) -> tuple[TrainState, list[Record]]:
     """Trains until `state.step == steps`.
 
-    Steps are dispatched without waiting: while the device computes one, the host reads the metrics of the one before
-    and fetches the next batch. Checkpoints are written in the background. On Ctrl-C or SIGTERM the step at hand is
-    finished and saved (a second Ctrl-C stops at once).
+    Steps are dispatched asynchronously: while the device computes a step, the host reads the metrics of the previous
+    step and fetches the next batch. Checkpoints are written in the background. On Ctrl-C or SIGTERM, the current step
+    is completed and saved (a second Ctrl-C stops immediately).
 
     Args:
-        state: where to start; the train step donates it, so use the returned one afterwards.
+        state: the initial state. The train step donates it, so use the returned state afterwards.
         train_step: `(state, batch) -> (state, metrics)`, from `make_train_step`.
-        batches: an iterable of batches, gone through again when it ends (if it can be), such as a PyTorch `DataLoader`,
-            whose tensors become NumPy arrays; or, for a resumed run that continues exactly, a function from the number
-            of steps done to an iterator over the batches from there on.
-        steps: number of steps of the whole training, those before a resume included.
-        evaluate: `evaluate(state)` gives a dict of floats, the scores. It must not donate the state.
-        evaluate_every: steps between evaluations; there is always one after the last step.
-        best: name of the score to maximise: the state that reaches the highest is kept as the `best` checkpoint.
-        directory: where checkpoints (`last`, `best`) and the log (`log.jsonl`) go; None writes nothing.
-        resume: continue the run in `directory` from its last checkpoint; start at the beginning if it has none.
-        checkpoint_every: steps between checkpoints; there is always one before an evaluation and after the last step.
+        batches: an iterable of batches, such as a PyTorch `DataLoader`, whose tensors are converted to NumPy arrays. It
+            is iterated repeatedly if possible. For runs that resume exactly, pass a function from the number of
+            completed steps to an iterator over the following batches.
+        steps: number of steps of the whole training, including those before a resume.
+        evaluate: `evaluate(state)` returns the scores, a dict of floats. It must not donate the state.
+        evaluate_every: steps between evaluations. There is always one after the last step.
+        best: name of the score to maximise. The state with the highest score is kept as the `best` checkpoint.
+        directory: directory for the checkpoints (`last`, `best`) and the log (`log.jsonl`). None writes nothing.
+        resume: whether to continue the run in `directory` from its last checkpoint, or start if it has none.
+        checkpoint_every: steps between checkpoints. There is always one before an evaluation and after the last step.
         log_every: steps between log records.
         on_best: called with the state whenever it reaches the highest score so far, for instance to export it. It must
             not donate the state.
         on_record: called with each new record of the history when it is written, for instance to send it to TensorBoard
-            or Weights & Biases; on the first process alone.
-        progress: show a progress line on stderr (plain lines where stderr is not a terminal).
+            or Weights & Biases. Only called in the first process.
+        progress: whether to show a progress line on stderr (plain lines if stderr is not a terminal).
 
     Returns:
-        The trained state, and the history: the records that are also the lines of `log.jsonl`. Every `log_every` steps
-        a record `{"step", "loss", "grad_norm", ...}` has the means of the metrics since the one before (None for a
-        mean that is not finite), `images_per_second`, and for the run so far `input_wait`, the share of the time in
-        which the host waited for a batch while the device had nothing left to do, and `recompilations`, the number of
-        times the step was compiled again (both without the first step; evaluation does not count as time). An
-        evaluation adds a record `{"step", "scores"}`.
+        The trained state and the history, whose records are also the lines of `log.jsonl`. Every `log_every` steps, a
+        record `{"step", "loss", "grad_norm", ...}` contains the means of the metrics since the previous record (None
+        if a mean is not finite), `images_per_second`, and for the whole run `input_wait`, the fraction of time in which
+        the device was idle because the host waited for a batch, and `recompilations`, the number of recompilations of
+        the step (both exclude the first step and evaluations). An evaluation adds a record `{"step", "scores"}`.
 
     Raises:
         FileExistsError: if `directory` holds a run and `resume` is False.
         BlockingIOError: if another process trains in `directory`.
-        FloatingPointError: if loss or gradient norm is not finite. The last checkpoint is from before that.
-        KeyboardInterrupt: after Ctrl-C; SystemExit after SIGTERM. The last step is saved.
+        FloatingPointError: if the loss or the gradient norm is not finite. The last checkpoint is older.
+        KeyboardInterrupt: after Ctrl-C. SystemExit is raised after SIGTERM. The last step is saved.
         OSError: if a checkpoint cannot be written.
-        ValueError: if the batches end too early, or the checkpoint is of another model.
+        ValueError: if the batches end too early, or the checkpoint belongs to another model.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -97,7 +96,7 @@ def fit(
     """
     for name, every in (("evaluate", evaluate_every), ("checkpoint", checkpoint_every), ("log", log_every)):
         if every is not None and every < 1:
-            raise ValueError(f"{name}_every is a number of steps, at least 1; got {every}")
+            raise ValueError(f"{name}_every must be a number of steps, at least 1; got {every}")
     if evaluate is None and (best is not None or evaluate_every is not None):
         raise ValueError("best and evaluate_every need evaluate=, a function from the state to a dict of scores")
     if directory is None and resume:
@@ -125,7 +124,7 @@ def fit(
         log = Log(directory, done)
         meter = Meter(facts.get(UNLOGGED, {}))
         stream = _stream(batches, done)
-        unread: tuple[int, Any, int] | None = None  # Step, metrics still on their way from the device, number of images
+        unread: tuple[int, Any, int] | None = None  # Step, metrics that may not be computed yet, number of images
         exhausted = False
         writers: dict[str, CheckpointWriter] = {}
         if directory is not None:
@@ -142,7 +141,7 @@ def fit(
                 on_record(record)
 
         def read() -> None:
-            """Waits for the metrics that are on their way; checks and logs them."""
+            """Waits for the metrics of the dispatched step, checks and logs them."""
             nonlocal unread
             if unread is None:
                 return
@@ -160,7 +159,7 @@ def fit(
             nonlocal saved
             read()  # A state that is not finite is never saved.
             if done > saved and writers:
-                # A best state that is still being written is also in `last`, until it is whole.
+                # A best state that is still being written is also kept in `last` until it is complete.
                 writers["best"].wait()
                 unlogged = meter.unlogged
                 writers["last"].save(state, {"step": done} | ({UNLOGGED: unlogged} if unlogged else {}))
@@ -169,14 +168,14 @@ def fit(
         def keep_best(state: TrainState, score: float) -> None:
             nonlocal best_score
             best_score = score
-            if on_best is not None:  # Before it is saved: a run that is killed meanwhile does both again.
+            if on_best is not None:  # Before it is saved, so that a run that is killed meanwhile repeats both.
                 with meter.paused():
                     on_best(state)
             if writers:
                 writers["best"].save(state, {"step": int(state.step), "name": best, "score": score})
 
         def keep_lost_best() -> None:
-            """Saves the best state so far if the run was stopped before it could."""
+            """Saves the best state so far if the previous run was stopped before it could."""
             scored = [r for r in log.history if "scores" in r and r["scores"].get(best) is not None]
             first_best = max(scored, key=lambda record: record["scores"][best], default=None)
             if first_best is None or not first_best["scores"][best] > best_score or directory is None:
@@ -193,7 +192,7 @@ def fit(
                 keep_best(kept, score)
 
         def score() -> None:
-            save_last()  # Whatever goes wrong in an evaluation, the training up to it is kept.
+            save_last()  # Keeps the training so far if the evaluation fails.
             assert evaluate is not None
             with meter.paused():
                 scores = {name: float(value) for name, value in evaluate(state).items()}
@@ -209,12 +208,12 @@ def fit(
             if best is not None and facts:
                 keep_lost_best()
             if due(done) and (facts or done == steps) and not _scored(log.history, done):
-                score()  # Stopped between a step and its evaluation.
+                score()  # The previous run was stopped between a step and its evaluation.
             while done < steps and not signals:
                 try:
                     with meter.waiting(unread):
                         batch = next(stream, None)
-                except Exception:  # A file that cannot be read, say.
+                except Exception:  # For example, a file that cannot be read.
                     save_last()
                     raise
                 if batch is None:
@@ -224,14 +223,14 @@ def fit(
                     state, metrics = train_step(state, batch)
                 done += 1
                 meter.dispatched(metrics)
-                read()  # The step before: the device is busy with this one meanwhile.
+                read()  # The previous step, while the device computes this one.
                 unread = done, metrics, len(jax.tree.leaves(batch)[0])
                 if done % checkpoint_every == 0:
                     save_last()
                 if due(done):
                     score()
         except KeyboardInterrupt:
-            if signals:  # The second one.
+            if signals:  # The second signal.
                 raise
             signals.append(signal.SIGINT)
         save_last()
@@ -241,8 +240,8 @@ def fit(
         raise KeyboardInterrupt(f"stopped after step {done}")
     if exhausted:
         raise ValueError(
-            f"the batches ended after step {done} of {steps}: give an iterable that can be gone through again (a list, "
-            "a loader; not a generator), or a function whose iterator does not end"
+            f"the batches ended after step {done} of {steps}: pass an iterable that can be iterated repeatedly (a "
+            "list, a loader; not a generator), or a function whose iterator does not end"
         )
     return state, log.history
 
@@ -257,7 +256,7 @@ def _holds_run(directory: Path) -> bool:
 
 
 def _best_on_disk(directory: Path, best: str | None) -> float:
-    """The score of the `best` checkpoint, which is to be one of the same name; -inf if there is none that is whole."""
+    """The score of the `best` checkpoint, which must have the same name; -inf if there is no complete checkpoint."""
     if best is None or newest_checkpoint(directory, "best") is None:
         return -math.inf
     try:
@@ -266,7 +265,7 @@ def _best_on_disk(directory: Path, best: str | None) -> float:
         _log.warning("%s", error)
         return -math.inf
     if facts["name"] != best:
-        raise ValueError(f"{directory} keeps the state with the best {facts['name']!r}; it cannot go on with {best!r}")
+        raise ValueError(f"{directory} keeps the state with the best {facts['name']!r}; cannot continue with {best!r}")
     return facts["score"]
 
 
@@ -280,12 +279,12 @@ def _stream(batches: Iterable[Batch] | Callable[[int], Iterator[Batch]], done: i
         for batch in passes:
             empty = False
             yield _as_arrays(batch)
-        if empty or passes is batches:  # An iterator cannot be gone through again.
+        if empty or passes is batches:  # An iterator cannot be iterated again.
             return
 
 
 def _as_arrays(batch: Batch) -> Batch:
-    """The batch, with NumPy arrays in place of what JAX does not take, such as the tensors of a PyTorch DataLoader."""
+    """The batch, with values that JAX does not accept, such as PyTorch tensors, converted to NumPy arrays."""
 
     def convert(path: Any, x: Any) -> Any:
         if isinstance(x, np.ndarray | np.generic | jax.Array) or not hasattr(x, "__array__"):
@@ -295,8 +294,8 @@ def _as_arrays(batch: Batch) -> Batch:
         except (TypeError, ValueError, RuntimeError) as error:  # a tensor on a GPU, or one with a gradient
             kind = f"{type(x).__module__}.{type(x).__name__}"
             raise TypeError(
-                f"batch{jax.tree_util.keystr(path)} is a {kind} that NumPy cannot read: {error} Give NumPy arrays, for"
-                " instance by the loader's collate_fn"
+                f"batch{jax.tree_util.keystr(path)} is a {kind} that NumPy cannot read: {error} Pass NumPy arrays, for"
+                " instance with the loader's collate_fn"
             ) from error
 
     return jax.tree_util.tree_map_with_path(convert, batch)
@@ -316,4 +315,4 @@ def _not_finite(step: int, values: Mapping[str, float], directory: Path | None) 
 def _score(scores: Mapping[str, float], name: str) -> float:
     if name not in scores:
         raise ValueError(f"best={name!r} is not among the scores {sorted(scores)}")
-    return scores[name]  # Nothing is greater than the best so far by being nan.
+    return scores[name]  # NaN is never greater than the best so far.

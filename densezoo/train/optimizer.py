@@ -9,7 +9,7 @@ import optax
 
 
 def one_cycle(peak: float, steps: int) -> optax.Schedule:
-    """Learning rate that rises to `peak` over the first 30% of the steps and falls to almost nothing, both by cosine.
+    """One-cycle learning rate: rises to `peak` over the first 30% of the steps, then falls to almost 0, both by cosine.
 
     It starts at `peak / 25` and ends at `peak / 250_000`. The values are those of `torch.optim.lr_scheduler.OneCycleLR`
     with `total_steps=steps`, where the peak comes at step `0.3 * steps - 1` and the end at step `steps - 1`
@@ -20,7 +20,7 @@ def one_cycle(peak: float, steps: int) -> optax.Schedule:
         steps: number of updates of the whole training.
 
     Returns:
-        A function from the number of updates done to the learning rate.
+        A function from the number of completed updates to the learning rate.
 
     Raises:
         ValueError: if `steps` is not positive, or `peak` is not finite.
@@ -37,7 +37,7 @@ def one_cycle(peak: float, steps: int) -> optax.Schedule:
     if steps < 1:
         raise ValueError(f"a one-cycle schedule needs at least one step; got steps={steps}")
     if isinstance(peak, int | float) and not math.isfinite(peak):
-        raise ValueError(f"a learning rate is a finite number, got {peak}")
+        raise ValueError(f"a learning rate must be a finite number, got {peak}")
     top, end = 0.3 * steps - 1, steps - 1
 
     def cosine(start: float, stop: float, fraction):
@@ -45,7 +45,7 @@ def one_cycle(peak: float, steps: int) -> optax.Schedule:
 
     def schedule(count):
         count = jnp.asarray(count).astype(jnp.float32)
-        # Up to three steps leave no room for a rise: top <= 0, and the fall begins at once.
+        # With up to three steps, there is no rise: top <= 0, and the fall starts immediately.
         rise = cosine(peak / 25, peak, count / max(top, 1e-6))
         fall = cosine(peak, peak / 250_000, (count - top) / (end - top))
         return jnp.where(count <= top, rise, fall)
@@ -66,11 +66,10 @@ def make_optimizer(
     weight decay acts on every parameter, biases and norms included.
 
     Args:
-        learning_rate: the peak of the cycle; or a schedule of your own (any of optax), which then takes the place of
-            the cycle.
+        learning_rate: the peak of the cycle, or any optax schedule, which replaces the cycle.
         steps: number of updates of the whole training.
         weight_decay: strength of the decoupled weight decay.
-        clip_norm: scale gradients whose global norm is above this down to it; None does not clip.
+        clip_norm: the largest global norm of the gradients; larger ones are scaled down. None does not clip.
 
     Returns:
         An optax gradient transformation.
@@ -94,9 +93,9 @@ def make_optimizer(
 
 
 def freeze(optimizer: optax.GradientTransformation, names: Sequence[str]) -> optax.GradientTransformation:
-    """An optimizer that leaves some parts of a model as they are, for a training loop of your own.
+    """Wraps an optimizer so that it does not change some parts of a model, for your own training loop.
 
-    `densezoo.train`'s own step does so without it. Their parameters get no weight decay and no optimizer memory.
+    `densezoo.train`'s own step does not need it. Frozen parameters get no weight decay and no optimizer state.
 
     Args:
         optimizer: for the other parameters.

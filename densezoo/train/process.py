@@ -1,4 +1,4 @@
-"""What a training has to do with its process: signals that stop it, and the lock on its directory."""
+"""Signals that stop a training run, and the lock on its directory."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ except ImportError:  # Windows
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM, so that a step is never cut in two; the second one raises at once."""
+    """Collects Ctrl-C and SIGTERM, so that steps are never interrupted. The second signal raises immediately."""
     received: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
@@ -27,7 +27,7 @@ def stop_signals() -> Iterator[list[int]]:
         if len(received) > 1:
             raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only.
+    if threading.current_thread() is not threading.main_thread():  # Python only handles signals in the main thread.
         yield received
         return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -40,13 +40,13 @@ def stop_signals() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def only_run(directory: Path) -> Iterator[None]:
-    """Keeps other runs out of a directory, by a lock on its file `.lock`.
+    """Locks a directory against other runs, with a lock on its file `.lock`.
 
-    The system releases the lock when the process ends, however it ends. Where the file system has no locks, and on
-    Windows, nothing is locked.
+    The operating system releases the lock whenever the process ends. On Windows, and on file systems without locks,
+    nothing is locked.
 
     Raises:
-        BlockingIOError: if another run has the directory.
+        BlockingIOError: if another run uses the directory.
     """
     if fcntl is None or jax.process_index() != 0:
         yield
@@ -63,7 +63,7 @@ def only_run(directory: Path) -> Iterator[None]:
             ) from None
         except OSError:  # a file system without locks
             pass
-        with contextlib.suppress(OSError):  # on a full disk the message above knows no process
+        with contextlib.suppress(OSError):  # on a full disk, the message above cannot name the process
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()

@@ -1,4 +1,4 @@
-"""The recipe: how any task is trained, from a source of samples to a trained state and its scores."""
+"""The recipe: training of any task, from a source of samples to a trained state and its scores."""
 
 import dataclasses
 import functools
@@ -25,30 +25,32 @@ if TYPE_CHECKING:
 
 
 MODEL_FILE = "model.safetensors"
-"""Name of the model's file in the directory of a run."""
+"""Name of the model file in the directory of a run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """AdamW with a one-cycle learning rate on random crops; the fields are the options of the training scripts.
+    """Hyperparameters of training: AdamW with a one-cycle learning rate on random crops.
+
+    The training scripts have the same options.
 
     Attributes:
         crop_size: height and width of the random training crops in pixels, or one number for both.
-        batch_size: crops in a step.
-        steps: steps of the whole training.
+        batch_size: number of crops per step.
+        steps: number of steps of the whole training.
         learning_rate: peak of the one-cycle schedule.
-        weight_decay: of AdamW.
-        clip_norm: gradients of a larger norm are scaled down to it.
-        accumulate: parts that a batch is split into, to save memory.
-        ema_decay: evaluate a moving average of the parameters with this decay.
-        flip_horizontal: mirror half of the crops.
-        flip_vertical: turn half of the crops upside down.
-        rotate: also turn by multiples of 90 degrees; for square crops.
-        scale: zoom by a factor drawn from this range.
+        weight_decay: weight decay of AdamW.
+        clip_norm: largest global norm of the gradients; larger ones are scaled down.
+        accumulate: number of parts into which each batch is split, to save memory.
+        ema_decay: decay of a moving average of the parameters, which is evaluated.
+        flip_horizontal: whether to flip half of the crops horizontally.
+        flip_vertical: whether to flip half of the crops vertically.
+        rotate: whether to rotate by random multiples of 90 degrees; for square crops.
+        scale: range of the random scale factor.
         color_jitter: strength of random brightness, contrast and saturation.
-        seed: of parameters, shuffling, crops and augmentation.
-        evaluate_every: steps between evaluations; there is always one at the end.
-        eval_batch_size: whole images at a time in an evaluation.
+        seed: seed of parameters, shuffling, crops and augmentation.
+        evaluate_every: steps between evaluations. There is always one at the end.
+        eval_batch_size: number of whole images per batch in an evaluation.
         checkpoint_every: steps between checkpoints.
     """
 
@@ -75,17 +77,17 @@ class Recipe:
         for name in positive:
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is at least 1, got {value}")
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if min(self.crop) < 1:
-            raise ValueError(f"crop_size is at least 1, got {self.crop_size}")
+            raise ValueError(f"crop_size must be at least 1, got {self.crop_size}")
         if self.rotate and self.crop[0] != self.crop[1]:
-            raise ValueError(f"rotate turns by 90 degrees, which needs square crops; got crop_size={self.crop_size}")
+            raise ValueError(f"rotate, by 90 degrees, needs square crops; got crop_size={self.crop_size}")
         for name in ("learning_rate", "weight_decay", "clip_norm", "ema_decay", "scale", "color_jitter"):
             values = np.array(getattr(self, name) or 0.0, float)
             if not np.isfinite(values).all() or (values < 0).any():
-                raise ValueError(f"{name} is a number of at least 0, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
         if self.learning_rate == 0:
-            raise ValueError("learning_rate is above 0, got 0")
+            raise ValueError("learning_rate must be above 0, got 0")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
 
@@ -113,32 +115,32 @@ def train(
     on_record: Callable[[dict[str, Any]], None] | None = None,
     progress: bool = True,
 ) -> tuple[TrainState, list[dict[str, Any]]]:
-    """Trains a model for a task on crops of one source and scores it on the whole images of another.
+    """Trains a model for a task on crops of one source and evaluates it on the whole images of another.
 
-    With a `directory`, the best model so far is always there as `model.safetensors`, which `dz.load_predictor` and
-    `dz.load` read; for a model with modules of one's own the file holds the variables alone.
+    With a `directory`, the best model so far is saved as `model.safetensors`, which `dz.load_predictor` and `dz.load`
+    read. For a model with your own modules, the file only contains the variables.
 
     Args:
         task: fields, loss, scores and augmentation, such as `tasks.Segmentation(num_classes=3)`.
-        model: images -> what the task's loss takes.
+        model: images -> the inputs of the task's loss.
         train_source: training samples.
         val_source: validation samples; their sizes may differ.
-        recipe: everything else that can be chosen; None for the defaults.
-        preprocessing: of the images; None for 0..1 images normalised with ImageNet's numbers, or 0.5 and 0.25 for
-            other numbers of channels.
-        variables: start from these instead of random ones.
-        resize: what training samples are resized to before they are cropped, such as `data.ScaleJitter((512, 512))`;
-            None for the size that the preprocessing gives, which validation samples always have.
-        directory: where checkpoints, the log and the model file go; None writes nothing.
-        resume: continue the run in `directory` exactly.
+        recipe: the hyperparameters; None for the defaults.
+        preprocessing: preprocessing of the images. None normalises 0..1 images with ImageNet's mean and deviation, or
+            0.5 and 0.25 for other numbers of channels.
+        variables: initial variables instead of random ones.
+        resize: size to which training samples are resized before cropping, such as `data.ScaleJitter((512, 512))`.
+            None uses the size of the preprocessing, as validation always does.
+        directory: directory for checkpoints, the log and the model file. None writes nothing.
+        resume: whether to continue the run in `directory` exactly.
         on_record: called with each new record of the history; see `fit`.
-        progress: show a progress line on stderr.
+        progress: whether to show a progress line on stderr.
 
     Returns:
-        The trained state and the history, whose last record holds the final scores; see `fit`.
+        The trained state and the history, whose last record contains the final scores; see `fit`.
 
     Raises:
-        ValueError, FileExistsError, FloatingPointError, OSError: as `fit` says.
+        ValueError, FileExistsError, FloatingPointError, OSError: see `fit`.
 
     Example:
         >>> import densezoo as dz
@@ -199,7 +201,7 @@ def train(
         progress=progress,
     )
     if path is not None and save is not None and not path.exists():
-        save(state)  # no score was a number
+        save(state)  # all scores were NaN
     return state, history
 
 
@@ -210,13 +212,13 @@ def evaluator(
     preprocessing: Preprocessing | None = None,
     batch_size: int = 4,
 ) -> Callable[[TrainState], dict[str, float]]:
-    """A function from a state to a task's scores on the whole images of a source, with the averaged parameters.
+    """Returns a function from a state to a task's scores on the whole images of a source, with averaged parameters.
 
     Args:
         task: fields, counts and scores.
         source: validation samples; their sizes may differ.
-        preprocessing: of the images; None as in `train`.
-        batch_size: images at a time.
+        preprocessing: preprocessing of the images; None as in `train`.
+        batch_size: number of images per batch.
 
     Returns:
         A function `evaluate(state)` for `fit`.
@@ -246,7 +248,7 @@ def _resize_of(preprocessing: Preprocessing) -> ResizeTo | None:
 
 def _save(path: Path, model: nn.Module, task: Any, preprocessing: Preprocessing, state: TrainState) -> None:
     """Writes the model file of a run."""
-    from densezoo import weights  # which imports half of densezoo
+    from densezoo import weights  # imported late, because it imports most of densezoo
 
     try:
         weights.save(path, model, state.ema_variables, task=task, preprocessing=preprocessing)

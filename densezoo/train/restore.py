@@ -1,4 +1,4 @@
-"""Reading checkpoints of a training: the newest that is whole."""
+"""Reads training checkpoints: the newest undamaged one."""
 
 import logging
 import shutil
@@ -33,11 +33,11 @@ _log = logging.getLogger(__name__)
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint whose files are not as they were written."""
+    """Raised for a checkpoint whose files have changed since they were written."""
 
 
 def read_facts(directory: str | Path, which: str = "last") -> dict[str, Any]:
-    """What was stored beside a run's checkpoint: `step`, and for `best` the `score`.
+    """Reads the values stored with a run's checkpoint: `step`, and for `best` the `score`.
 
     Args:
         directory: the run's directory.
@@ -55,13 +55,13 @@ def read_facts(directory: str | Path, which: str = "last") -> dict[str, Any]:
 
 
 def restore_state(directory: str | Path, state: TrainState, which: str = "last") -> TrainState:
-    """The state that a checkpoint holds, bit for bit, on the devices of the state at hand.
+    """Restores a checkpoint's state bit for bit, on the devices of the given state.
 
-    If the newest checkpoint is damaged and the one before it is whole, that one is taken, and a warning is logged.
+    If the newest checkpoint is damaged and the previous one is not, the previous one is used, and a warning is logged.
 
     Args:
         directory: the run's directory.
-        state: a state of the same model and optimizer, as `create_state` makes it; it is not changed.
+        state: a state of the same model and optimizer, from `create_state`. It is not changed.
         which: `last` or `best`.
 
     Returns:
@@ -75,9 +75,9 @@ def restore_state(directory: str | Path, state: TrainState, which: str = "last")
 
 
 def restore_newest(directory: str | Path, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The state and all facts of the newest `last` checkpoint that is whole.
+    """The state and all facts of the newest undamaged `last` checkpoint.
 
-    Damaged ones, which are newer, are renamed, so that they are not taken for the newest again.
+    Newer, damaged ones are renamed, so that they are not considered again.
     """
     path, restored = _newest_whole(directory, "last", lambda path: (path, restore(path, state)))
     for newer in finished(path.parent):
@@ -100,9 +100,9 @@ def restore(path: Path, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
     if lines := describe_differences(wanted, stored, "the checkpoint"):
         of_model = not all(line.startswith(("ema", "training")) for line in lines)
         raise ValueError(
-            f"this checkpoint is of another {'model' if of_model else 'optimizer or ema_decay'}: {path}\n"
+            f"this checkpoint belongs to another {'model' if of_model else 'optimizer or ema_decay'}: {path}\n"
             f"{len(lines)} arrays differ.\n{indented(lines)}\n"
-            "Build the model and the optimizer as for the run that wrote it; load_variables reads its model alone."
+            "Build the model and the optimizer as in the run that wrote it; load_variables only reads its model."
         )
     read = _read(path, wanted)
     opt_leaves, opt_structure = jax.tree.flatten_with_path(state.opt_state)
@@ -118,9 +118,9 @@ def restore(path: Path, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
 
 
 def load_variables(directory: str | Path, which: str = "best") -> dict[str, Any]:
-    """A trained model's variables, for `model.apply`; neither model nor optimizer is needed to read them.
+    """Loads a trained model's variables, for `model.apply`. Needs neither the model nor the optimizer.
 
-    The averaged parameters if the training kept an average, else the parameters.
+    Returns the averaged parameters if the training kept an average, or else the parameters.
 
     Args:
         directory: the run's directory.
@@ -144,7 +144,7 @@ def _variables(path: Path) -> dict[str, Any]:
 
 
 def _newest_whole(directory: str | Path, which: str, read: Callable[[Path], T]) -> T:
-    """What `read` gives for the newest checkpoint that is not damaged."""
+    """Returns the result of `read` for the newest undamaged checkpoint."""
     newest = _require(directory, which)
     damages: list[DamagedCheckpoint] = []
     for path in reversed(finished(newest.parent)):
@@ -154,7 +154,7 @@ def _newest_whole(directory: str | Path, which: str, read: Callable[[Path], T]) 
             damages.append(error)
             continue
         for damage in damages:
-            _log.warning("%s. The one before it is whole and is taken instead: %s", damage, path)
+            _log.warning("%s. Using the previous one, which is complete, instead: %s", damage, path)
         return result
     raise damages[0]
 
@@ -168,7 +168,7 @@ def _require(directory: str | Path, which: str) -> Path:
 
 
 def _metadata(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Shapes and dtypes of the stored arrays, and the facts beside them; compares all files with their checksums."""
+    """Shapes and dtypes of the stored arrays, and the facts. Compares all files with their checksums."""
     try:
         check_files(path)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
@@ -180,7 +180,7 @@ def _metadata(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _read(path: Path, wanted: PyTree) -> PyTree:
-    """The arrays of `wanted`; those of it that are tied to devices there, the others as plain device arrays."""
+    """The arrays of `wanted`, on its devices if they are committed, or else as uncommitted arrays."""
 
     def how(x):
         if getattr(x, "committed", False):
@@ -194,7 +194,7 @@ def _read(path: Path, wanted: PyTree) -> PyTree:
             read = orbax.restore(path, args=arguments)
     except Exception as error:
         raise _damaged(path, error) from error
-    # An array that is tied to a device would make the jitted step compile anew: numpy arrays become free ones.
+    # A committed array would recompile the jitted step; NumPy arrays become uncommitted ones.
     return jax.tree.map(lambda x: jnp.array(x) if isinstance(x, np.ndarray) else x, read)
 
 

@@ -1,4 +1,4 @@
-"""What training changes from step to step, as one pytree."""
+"""The training state as one pytree."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,18 +16,18 @@ from densezoo.messages import indented
 
 
 class TrainState(struct.PyTreeNode):
-    """Parameters, statistics, optimizer memory and random key of a training; made by `create_state`.
+    """Parameters, statistics, optimizer state and random key of a training run. Created by `create_state`.
 
     Attributes:
-        step: number of updates done.
-        params: all parameters, the frozen ones included.
-        collections: what else the model has, such as `batch_stats`, the running statistics of norms; by name.
-        opt_state: optimizer memory, of the trainable parameters alone.
+        step: number of completed updates.
+        params: all parameters, including frozen ones.
+        collections: the model's other collections by name, such as `batch_stats`, the running statistics of norms.
+        opt_state: optimizer state of the trainable parameters.
         ema: moving average of the trainable parameters, or None.
-        key: random key of the training. It never changes: a step uses `fold_in(key, step)`.
+        key: random key of the run. It never changes: a step uses `fold_in(key, step)`.
         apply_fn: the model's `apply`.
         optimizer: optax gradient transformation.
-        frozen: names of the top-level parameter subtrees that do not train.
+        frozen: names of the top-level parameter subtrees that are not trained.
         ema_decay: decay of the moving average, or None.
     """
 
@@ -49,12 +49,12 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """Variables for `model.apply`, as the last step left them."""
+        """Variables for `model.apply`, after the last step."""
         return {"params": self.params, **self.collections}
 
     @property
     def ema_variables(self) -> dict[str, Any]:
-        """Variables for `model.apply` with averaged parameters; the same as `variables` where there is no average."""
+        """Variables for `model.apply` with averaged parameters; equal to `variables` if there is no average."""
         return {"params": self.params | (self.ema or {}), **self.collections}
 
     @property
@@ -64,7 +64,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def without(params: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """The subtrees of `params` whose name is not among `names`."""
+    """The subtrees of `params` whose names are not in `names`."""
     return {name: subtree for name, subtree in params.items() if name not in names}
 
 
@@ -76,28 +76,28 @@ def create_state(
     variables: Mapping[str, Any] | None = None,
     ema_decay: float | None = None,
 ) -> TrainState:
-    """A training at step 0.
+    """Creates the state of a training run at step 0.
 
-    Parameters are initialised in one compiled function. The subtrees that `model.frozen` names (if it has that field)
-    get neither gradients nor optimizer memory.
+    Parameters are initialised in one compiled function. The subtrees named by `model.frozen` (if it has that field) get
+    neither gradients nor optimizer state.
 
     Args:
         model: a Linen module.
         optimizer: optax gradient transformation, for instance from `make_optimizer`.
         key: random key (`jax.random.key(seed)`), for the parameters and for every step's randomness.
         *inputs: the model's inputs, arrays or `jax.ShapeDtypeStruct`; only shapes and dtypes matter.
-        variables: start from these (for instance pretrained) variables, which are copied, instead of random ones.
-        ema_decay: keep a moving average of the parameters with this decay, for instance 0.999. In the first steps the
-            decay is smaller, `min(ema_decay, (1 + step) / (10 + step))`, so that the random start is soon forgotten.
-            Batch statistics are running means already and are not averaged a second time.
+        variables: initial variables (for instance pretrained), which are copied, instead of random ones.
+        ema_decay: decay of a moving average of the parameters, for instance 0.999. In the first steps the decay is
+            smaller, `min(ema_decay, (1 + step) / (10 + step))`, to forget the random initialisation quickly. Batch
+            statistics are running means already and are not averaged again.
 
     Returns:
-        The state. It is not tied to a device; to train on a mesh, place it there with `jax.device_put` first, or the
-        second step compiles again.
+        The state, which is not committed to a device. To train on a mesh, first place it there with `jax.device_put`;
+        otherwise the second step recompiles.
 
     Raises:
         TypeError: if `key` is not a typed random key.
-        ValueError: if `model.frozen` names an unknown subtree, or `variables` are of another model.
+        ValueError: if `model.frozen` names an unknown subtree, or `variables` belong to another model.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -110,9 +110,9 @@ def create_state(
         (3, 3, 3, 2)
     """
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"key is a random key such as jax.random.key(0); got {type(key).__name__}")
+        raise TypeError(f"key must be a random key such as jax.random.key(0); got {type(key).__name__}")
     if ema_decay is not None and not 0 < ema_decay < 1:
-        raise ValueError(f"ema_decay lies between 0 and 1, for instance 0.999; got {ema_decay}")
+        raise ValueError(f"ema_decay must be between 0 and 1, for instance 0.999; got {ema_decay}")
 
     def init(key) -> dict[str, Any]:
         return unfreeze(model.init(key, *(jnp.zeros(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)) for x in inputs)))
@@ -127,7 +127,7 @@ def create_state(
         init_key, step_key = jax.random.split(key)
         if variables is None:
             variables = init(init_key)
-        else:  # Copies: a train step donates the state, and the caller keeps what it gave.
+        else:  # Copies, because a train step donates the state and the caller keeps its variables.
             variables = jax.tree.map(lambda x, like: jnp.array(x, like.dtype, copy=True), variables, expected)
         trainable = without(variables["params"], frozen)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats.
@@ -149,7 +149,7 @@ def create_state(
 
 
 def describe_differences(here: PyTree, given: PyTree, given_name: str) -> list[str]:
-    """Lines that say where two trees of arrays differ in structure, shape or dtype; none if they agree."""
+    """Lines that describe how two trees of arrays differ in structure, shape or dtype; none if they agree."""
 
     def leaves(tree):
         named = jax.tree.leaves_with_path(tree)
@@ -169,7 +169,7 @@ def describe_differences(here: PyTree, given: PyTree, given_name: str) -> list[s
 
 def _check_frozen(frozen: tuple[str, ...], params: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(frozen, str):
-        raise ValueError(f"model.frozen is a tuple of names; got the string {frozen!r}: write ({frozen!r},)")
+        raise ValueError(f"model.frozen must be a tuple of names; got the string {frozen!r}: write ({frozen!r},)")
     if unknown := sorted(set(frozen) - set(params)):
         raise ValueError(f"model.frozen names {unknown}, but the parameter subtrees are {sorted(params)}")
     if not set(params) - set(frozen):
@@ -178,7 +178,7 @@ def _check_frozen(frozen: tuple[str, ...], params: Mapping[str, Any]) -> tuple[s
 
 
 def _check_variables(variables: PyTree, expected: PyTree) -> None:
-    def shapes(tree):  # Another dtype is fine: it is cast to the model's.
+    def shapes(tree):  # Dtypes may differ, because arrays are cast to the model's.
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.float32), tree)
 
     if lines := describe_differences(shapes(expected), shapes(variables), "variables"):

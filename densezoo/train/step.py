@@ -28,21 +28,22 @@ def make_train_step(
     learning_rate: optax.Schedule | None = None,
     inputs: tuple[str, ...] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """A jitted function that does one update.
+    """Returns a jitted function that performs one update.
 
-    The function donates its state: use the state it returns, the one passed in is gone. Nothing in it is tied to a
-    device or mesh, so the same function trains under any sharding of state and batch; batch statistics are then those
-    of the whole batch. The randomness of a step depends on the state's key and step alone.
+    The function donates its state, so use the returned state. It does not depend on a device or mesh and works with any
+    sharding of state and batch; batch statistics are those of the global batch. The randomness of a step only depends
+    on the state's key and step.
 
     Args:
-        loss: `loss(apply, batch, key)` gives a scalar, or a scalar and a dict of further scalars to report.
-            `apply(*inputs, **arguments)` runs the model with `train=True` and the step's parameters, and gives its
-            outputs. It updates the collections that the model updates (such as `batch_stats`) and serves every random
-            stream; a loss may call it more than once. `key` is for the loss's own random draws.
-        augment: `augment(key, batch)` gives the batch to train on; runs on the device, inside the step.
-        accumulate: split the batch into this many parts and take them one after the other. The gradient is the mean of
-            the parts' gradients; batch statistics are updated part by part. On an accelerator the parts are a loop and
-            activations take about that fraction of the memory; on a CPU they are unrolled, which saves no memory.
+        loss: `loss(apply, batch, key)` returns a scalar, or a scalar and a dict of further scalars to report.
+            `apply(*inputs, **arguments)` runs the model with `train=True` and the step's parameters, and returns its
+            outputs. It also updates collections such as `batch_stats` and provides all random streams. A loss may call
+            it several times. `key` is for random numbers in the loss itself.
+        augment: `augment(key, batch)` returns the batch to train on. It runs on the device, inside the step.
+        accumulate: number of parts into which the batch is split. The parts are processed one after the other. The
+            gradient is the mean of the parts' gradients, and batch statistics are updated part by part. On accelerators
+            the parts are a loop, which reduces the memory of activations by about this factor. On CPU they are
+            unrolled, which saves no memory.
         learning_rate: the optimizer's schedule, to report its value as the metric `learning_rate`.
         inputs: deprecated, for a loss of the form `loss(outputs, batch)`: names of the model's inputs in the batch.
 
@@ -70,7 +71,7 @@ def make_train_step(
         (['grad_norm', 'loss'], 1)
     """
     if accumulate < 1:
-        raise ValueError(f"accumulate is the number of parts of a batch, at least 1; got {accumulate}")
+        raise ValueError(f"accumulate, the number of parts of a batch, must be at least 1; got {accumulate}")
     loss = _loss_of_apply(loss, inputs)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -100,7 +101,7 @@ def make_train_step(
                 add_part,
                 (jax.tree.map(jnp.zeros_like, trainable), state.collections),
                 (_split(batch, accumulate), jax.random.split(loss_key, accumulate)),
-                # Inside a loop, XLA:CPU computes convolution gradients by a naive method, many times slower.
+                # Inside a loop, XLA:CPU computes convolution gradients with a naive method that is many times slower.
                 unroll=jax.default_backend() == "cpu",
             )
             gradients = jax.tree.map(lambda x: x / accumulate, gradients)
@@ -126,7 +127,7 @@ def make_train_step(
 
 
 class _Apply:
-    """The model in a train step: a function of its inputs that keeps what it updates in `collections`."""
+    """The model in a train step: a function of its inputs that stores updated collections in `collections`."""
 
     def __init__(self, state: TrainState, params: PyTree, collections: dict[str, Any], key: Key[Array, ""]):
         self._state, self._params, self._key, self._calls = state, params, key, 0
@@ -156,12 +157,12 @@ def make_eval_step(
     *,
     ema: bool = True,
 ) -> Callable[[TrainState, Batch], PyTree]:
-    """A jitted function that measures one batch.
+    """Returns a jitted function that evaluates one batch.
 
     Args:
-        measure: `measure(apply, batch)` gives a pytree that adds over batches, for instance confusion counts;
-            `apply(*inputs)` runs the model as in inference.
-        ema: use the averaged parameters if the state has them.
+        measure: `measure(apply, batch)` returns a pytree that is summed over batches, for instance confusion counts.
+            `apply(*inputs)` runs the model in inference mode.
+        ema: whether to use the averaged parameters if the state has them.
 
     Returns:
         `eval_step(state, batch) -> measure(apply, batch)`.
@@ -179,14 +180,14 @@ def make_eval_step(
 
 
 def _loss_of_apply(loss: Any, inputs: tuple[str, ...] | None) -> Loss:
-    """`loss` itself, or one of the deprecated form `loss(outputs, batch)` as a `loss(apply, batch, key)`."""
+    """Converts a loss of the deprecated form `loss(outputs, batch)` to `loss(apply, batch, key)`."""
     try:
         inspect.signature(loss).bind(None, None, None)
     except TypeError:
         try:
             inspect.signature(loss).bind(None, None)
         except TypeError:
-            raise TypeError(f"the loss takes (apply, batch, key); this one takes {inspect.signature(loss)}") from None
+            raise TypeError(f"the loss must take (apply, batch, key); got {inspect.signature(loss)}") from None
     except ValueError:  # a function without a signature
         return loss
     else:
@@ -201,7 +202,7 @@ def _loss_of_apply(loss: Any, inputs: tuple[str, ...] | None) -> Loss:
     )
     names = ("image",) if inputs is None else inputs
     if isinstance(names, str):
-        raise ValueError(f"inputs is a tuple of names; got the string {names!r}: write ({names!r},)")
+        raise ValueError(f"inputs must be a tuple of names; got the string {names!r}: write ({names!r},)")
 
     def of_outputs(apply, batch, key):
         if missing := [name for name in names if name not in batch]:
@@ -220,7 +221,7 @@ def _average(ema: PyTree, params: PyTree, decay: float | None, step: Array) -> P
 
 
 def _norm(tree: PyTree) -> Float[Array, ""]:
-    """The Euclidean norm. As contractions over all axes, which XLA:CPU computes several times faster than sums."""
+    """The Euclidean norm, by contractions over all axes, which XLA:CPU computes several times faster than sums."""
     exact = partial(jnp.tensordot, precision="highest", preferred_element_type=jnp.float32)
     return jnp.sqrt(sum((exact(x, x, x.ndim) for x in jax.tree.leaves(tree)), jnp.float32(0)))
 
@@ -238,12 +239,12 @@ def _split(batch: Batch, parts: int) -> PyTree:
 
 
 def _scalars(result: Any) -> tuple[Float[Array, ""], Metrics]:
-    """What a loss gave, as a float32 scalar and a dict of float32 scalars."""
+    """Converts the result of a loss to a float32 scalar and a dict of float32 scalars."""
     value, reported = result if isinstance(result, tuple) else (result, {})
     if taken := sorted({"loss", "grad_norm", "learning_rate"} & set(reported)):
-        raise ValueError(f"the loss reports {taken}, names that the step itself uses: choose others")
+        raise ValueError(f"the loss reports {taken}, which are reserved names of the step: choose others")
     for name, x in {"loss": value, **reported}.items():
         if jnp.shape(x) != ():
-            raise ValueError(f"{name} is to be a scalar, but has shape {jnp.shape(x)}: take its mean")
+            raise ValueError(f"{name} must be a scalar, but has shape {jnp.shape(x)}: take its mean")
     as_float32 = lambda x: jnp.asarray(x).astype(jnp.float32)  # noqa: E731
     return as_float32(value), {name: jax.lax.stop_gradient(as_float32(x)) for name, x in reported.items()}

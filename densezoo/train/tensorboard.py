@@ -1,4 +1,4 @@
-"""A run's records for TensorBoard."""
+"""Writes a run's records for TensorBoard."""
 
 import os
 from collections.abc import Callable
@@ -8,18 +8,18 @@ from densezoo.extras import require
 
 
 def to_tensorboard(directory: str | os.PathLike[str]) -> Callable[[dict[str, Any]], None]:
-    """Makes an `on_record` for `fit` and `train` that writes every number of a record for TensorBoard.
+    """Creates an `on_record` callback for `fit` and `train` that writes all numbers of a record for TensorBoard.
 
-    Scores are in a group of their own, `scores/mean_iou`. A resumed run hides what TensorBoard has of later steps.
+    Scores have their own group, such as `scores/mean_iou`. A resumed run hides TensorBoard's records of later steps.
 
     Args:
-        directory: where the event files go; `tensorboard --logdir DIRECTORY` shows them.
+        directory: directory of the event files; `tensorboard --logdir DIRECTORY` shows them.
 
     Returns:
         A function of a record.
 
     Raises:
-        ModuleNotFoundError: tensorboardX is not installed; the message has the command that installs it.
+        ModuleNotFoundError: if tensorboardX is not installed. The message has the command that installs it.
 
     Example:
         >>> from densezoo.train import to_tensorboard
@@ -37,7 +37,7 @@ def to_tensorboard(directory: str | os.PathLike[str]) -> Callable[[dict[str, Any
         numbers = {name: value for name, value in record.items() if name != "step"}
         numbers |= {f"scores/{name}": value for name, value in record.get("scores", {}).items()}
         for name, value in numbers.items():
-            if isinstance(value, int | float):  # None stands for a mean that is not finite
+            if isinstance(value, int | float):  # None represents a mean that is not finite
                 writer.add_scalar(name, value, step)
         writer.flush()
 

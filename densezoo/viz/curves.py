@@ -52,7 +52,7 @@ def training_curves(log: str | Path | Iterable[Mapping[str, Any]], *, smoothing:
         ['loss', 'scores']
     """
     if smoothing is not None and not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing is at least 0 and less than 1, got {smoothing}")
+        raise ValueError(f"smoothing must be at least 0 and less than 1, got {smoothing}")
     panels = _panels(_records(log))
     if not panels:
         raise ValueError('the log has no record such as {"step": 10, "loss": 0.7}')

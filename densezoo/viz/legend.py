@@ -19,7 +19,7 @@ def class_palette(
     """Colours for all classes that have a name or occur in a mask.
 
     Raises:
-        ValueError: a label has no name.
+        ValueError: if a label has no name.
     """
     classes = [label for label in _pixels(masks) if label != ignore_index]
     if class_names is not None and classes and not 0 <= max(classes) < len(class_names):

@@ -36,7 +36,7 @@ def power_spectrum(maps: Float[np.ndarray, "b h w c"]) -> Float[np.ndarray, "h w
         pixel.
 
     Raises:
-        ValueError: `maps` is not NHWC or is empty.
+        ValueError: if `maps` is not NHWC or is empty.
     """
     maps = np.asarray(maps, np.float64)
     if maps.ndim != 4 or 0 in maps.shape:
@@ -65,7 +65,7 @@ def lattice_energy(maps: Float[np.ndarray, "b h w c"], stride: int) -> float:
         From 0 to 1; 0 for maps that do not vary beyond rounding.
 
     Raises:
-        ValueError: a stride less than 2, maps smaller than 4 strides, or not NHWC.
+        ValueError: if `stride` is less than 2, or the maps are smaller than 4 strides or not NHWC.
 
     Example:
         >>> rows, columns = np.mgrid[:32, :32]
@@ -78,7 +78,7 @@ def lattice_energy(maps: Float[np.ndarray, "b h w c"], stride: int) -> float:
         Odena et al., Deconvolution and checkerboard artifacts, 2016. https://distill.pub/2016/deconv-checkerboard
     """
     if stride < 2:
-        raise ValueError(f"stride is at least 2 pixels, got {stride}")
+        raise ValueError(f"stride must be at least 2 pixels, got {stride}")
     power = power_spectrum(maps)
     if min(power.shape) < 4 * stride:
         raise ValueError(f"maps of {power.shape} pixels are too small for a lattice of {stride}: 4 strides are needed")
@@ -117,7 +117,7 @@ def spectra(rows: Mapping[str, Mapping[str, Float[np.ndarray, "h w"]]], strides:
         A matplotlib figure, for `viz.save`.
 
     Raises:
-        ValueError: there is nothing to show, rows differ in their columns, or a row has no stride.
+        ValueError: if there is nothing to show, rows differ in their columns, or a row has no stride.
 
     Example:
         >>> board = np.indices((16, 16)).sum(0) % 2.0

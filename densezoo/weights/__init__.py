@@ -1,4 +1,4 @@
-"""Weights to and from PyTorch, by tables of names, and densezoo's own files; nothing in a file is executed."""
+"""Conversion of weights from and to PyTorch, and densezoo's own files. Nothing in a file is executed."""
 
 from densezoo.weights._convert import from_torch
 from densezoo.weights._export import to_torch

@@ -29,7 +29,7 @@ def open_containers(contents: Any, entry: str | None = None) -> Mapping[Any, Any
         entry: which weights to take, by their key or by what is before their names.
 
     Raises:
-        NoWeights: there are none, or it cannot be told which are meant.
+        NoWeights: if there are none, or the choice is ambiguous.
     """
     if entry is not None:
         contents = _entry(contents, entry)

@@ -38,7 +38,7 @@ def check_architecture(architecture: str, encoder: nn.Module, naming: Naming | N
     """Refuses an encoder that computes something else than the one of this name.
 
     Raises:
-        ValueError: there is no such encoder, or it differs.
+        ValueError: if there is no such encoder, or it differs.
     """
     if architecture not in ENCODERS:
         near = difflib.get_close_matches(architecture, ENCODERS, n=3)

@@ -46,40 +46,42 @@ def from_torch(
     entry: str | None = None,
     architecture: str | None = None,
 ) -> dict[str, Any]:
-    """The variables of a model, filled from a PyTorch checkpoint; nothing in a file is executed, torch is not needed.
+    """Loads a PyTorch checkpoint into a model's variables. Does not need torch or execute anything in the file.
 
-    Names may be those of segmentation_models_pytorch, torchvision or timm (encoders; `backbone.*` of torchvision's
-    detectors for a `PyramidModel`), or of a plain U-Net; `docs/weights.md` lists them. Dictionaries around the weights
-    and prefixes of wrappers (`module.`, `model.`, any other) are taken off; what is beside the prefix, such as a
-    Lightning module's buffers, is left out with a warning. A convolution's bias right before a batch norm, where the
-    model has none, goes into the running mean. Auxiliary heads, which no reference has, are initialised with `key`.
+    Supports the names of segmentation_models_pytorch, torchvision and timm (encoders; `backbone.*` of torchvision's
+    detectors for a `PyramidModel`), and of plain U-Nets. The guide "Weights" lists them. Enclosing dictionaries and
+    prefixes of wrappers (`module.`, `model.` or any other) are removed. Arrays without the prefix, such as a Lightning
+    module's buffers, are skipped with a warning. The bias of a convolution before a batch norm is merged into the
+    running mean if the model's convolution has no bias. Auxiliary heads, which no reference has, are initialised with
+    `key`.
 
     Args:
         model: a `SegmentationModel`, a detector, a `PyramidModel`, or an encoder.
-        checkpoint: a path as `read_checkpoint` takes it, of a .safetensors, .pth or .pt file, an index or a folder; or
-          a mapping of names to arrays (NumPy, JAX or torch).
-        part: the part of the model that the checkpoint is for, such as "encoder" for a pretrained backbone, on its own
-          or within another model; a decoder or a head has its names within a whole model. That part must fit; the
-          others are initialised with `key`, as they are meant to be.
-        strict: whether everything must fit. If not, what fits is filled in, the rest is initialised with `key`, and a
-          warning says what.
-        in_channels: channels of the images, where they are not the checkpoint's: the first convolution's weights are
-          repeated over them and scaled by their ratio, or summed up for one channel, as in segmentation_models_pytorch.
-        key: random key of what is not in the checkpoint; None means `jax.random.key(0)`.
-        entry: which weights, where the checkpoint has several: a key of its dictionary, such as "state_dict_ema", or
-          what is before their names, such as "teacher" of `teacher.conv1.weight`.
-        architecture: name of the encoder whose weights they are, where names and shapes do not tell it, as with
-          "efficientnet_b0" and "tf_efficientnet_b0", which pad in different ways. The model's encoder must compute the
-          same. Without it such a checkpoint is loaded with a warning.
+        checkpoint: a path as in `read_checkpoint`: a .safetensors, .pth or .pt file, an index or a folder. Or a mapping
+            of names to arrays (NumPy, JAX or torch).
+        part: the part of the model to load, such as "encoder" for a pretrained backbone, from its own checkpoint or
+            from one of a larger model. A decoder or a head needs the names of a whole model. That part must match; the
+            others are initialised with `key`.
+        strict: whether everything must match. If False, matching arrays are loaded, the others are initialised with
+            `key`, and a warning lists them.
+        in_channels: number of image channels, if it differs from the checkpoint's. The first convolution's weights are
+            repeated over the channels and scaled by the ratio, or summed for one channel, as in
+            segmentation_models_pytorch.
+        key: random key for arrays that are not loaded; None means `jax.random.key(0)`.
+        entry: selects one of several copies of the weights in a checkpoint: a key of its dictionary, such as
+            "state_dict_ema", or a prefix of the names, such as "teacher" for `teacher.conv1.weight`.
+        architecture: name of the encoder that the weights were trained with, if names and shapes are ambiguous. For
+            example, "efficientnet_b0" and "tf_efficientnet_b0" only differ in their padding. The model's encoder must
+            compute the same. Without this argument, loading an ambiguous checkpoint warns.
 
     Returns:
         Variables for `model.apply`: `params`, and `batch_stats` if the model has batch norms.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, or names or shapes do not fit; the message lists all that do not. With
-          `strict=False`, next to nothing fits. Or the reference computes something else than the model, as far as that
-          can be told; or the model has no such part.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file cannot be read; if names or shapes do not match (the message lists all that do not), or
+            with `strict=False` almost nothing matches; if the reference is known to compute something else than the
+            model; or if the model has no such part.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -96,12 +98,12 @@ def from_torch(
         ['decoder', 'encoder', 'head']
     """
     if in_channels is not None and in_channels < 1:
-        raise ValueError(f"in_channels is at least 1, or None for as many as the checkpoint has; got {in_channels}")
+        raise ValueError(f"in_channels must be at least 1, or None for the checkpoint's number; got {in_channels}")
     names = read_names(checkpoint, entry)
     parts = parts_of(model)
     if part is not None and part not in parts:
-        what = f"one of {', '.join(parts)}" if "" not in parts else "left out for a module that has no parts"
-        raise ValueError(f"part is {what}; got {part!r}")
+        what = f"one of {', '.join(parts)}" if "" not in parts else "None for a module without parts"
+        raise ValueError(f"part must be {what}; got {part!r}")
     wanted = parts if part is None else {part: parts[part]}
     channels = in_channels or 3
     tree = shapes_of(model, channels)
@@ -131,7 +133,7 @@ def from_torch(
     report = Report(names.source, model, part, parameters, shapes)
     values, used = _fill(parameters, names, report)
     others = parameters_in(name for name in parts if name not in wanted)
-    # Ignored: what the reference has for the other parts of the model, and what is outside of this one.
+    # Ignored: the reference's arrays for other parts of the model, and those outside of this model.
     elsewhere = {p.name for p in others} | set(folded_biases(others, names))
     ignored = _ignored(wanted, {name: namings[name] for name in wanted}, parameters)
     report.unexpected = [n for n in names if n not in used | elsewhere and not re.fullmatch(ignored, n)]
@@ -151,8 +153,8 @@ class Names(dict[str, Any]):
 
     Attributes:
         source: where they came from, for messages.
-        wrapper: the prefix that was taken off.
-        beside: what had other names, in full.
+        wrapper: the prefix that was removed.
+        beside: the arrays without the prefix, by their full names.
     """
 
     def __init__(self, arrays: Mapping[str, Any], source: str):
@@ -161,7 +163,7 @@ class Names(dict[str, Any]):
         self.beside: dict[str, Any] = {}
 
     def take_off(self, wrapper: str) -> None:
-        """Takes a prefix off; what does not have it is then in `beside`."""
+        """Removes a prefix. Arrays without it are moved to `beside`."""
         if not wrapper:
             return
         arrays = dict(self)
@@ -172,7 +174,7 @@ class Names(dict[str, Any]):
         self.wrapper = wrapper
 
     def warn_of_others(self) -> None:
-        """Warns of what did not have the prefix and was left out."""
+        """Warns of skipped arrays without the prefix."""
         if self.beside:
             warnings.warn(
                 f"{self.source}: names begin with {self.wrapper!r}, and {len(self.beside)} do not; these were left out:"
@@ -189,17 +191,17 @@ def read_names(checkpoint: str | os.PathLike[str] | Mapping[str, Any], entry: st
         read, metadata = read_with_metadata(checkpoint, entry)
         arrays: dict[str, Any] = dict(read)
         if metadata is not None:
-            raise ValueError(f"{source} is a file of dz.save: dz.load(path, model=model) gives the model and variables")
+            raise ValueError(f"{source} is a file of dz.save: load it with dz.load(path, model=model)")
     elif isinstance(checkpoint, Mapping):
         source = getattr(checkpoint, "source", source)
         arrays = {str(name): array for name, array in open_containers(checkpoint, entry).items() if is_array(array)}
     else:
         hint = "; give its state_dict()" if hasattr(checkpoint, "state_dict") else ""
         raise TypeError(
-            f"checkpoint is a path or a mapping of names to arrays, got a {type(checkpoint).__name__}{hint}"
+            f"checkpoint must be a path or a mapping of names to arrays, got a {type(checkpoint).__name__}{hint}"
         )
     if not arrays:
-        raise ValueError(f"{source} holds no arrays")
+        raise ValueError(f"{source} contains no arrays")
     return Names(arrays, source)
 
 
@@ -213,7 +215,7 @@ def _check_conventions(
     *,
     strict: bool,
 ) -> None:
-    """Refuses what the model computes in another way than the checkpoint's reference, and warns of what is not sure."""
+    """Raises if the model is known to compute something else than the checkpoint's reference, and warns if unsure."""
     chosen = {part: namings[part] for part in wanted}
     if differences := contradictions(chosen, names):
         message = (
@@ -221,7 +223,7 @@ def _check_conventions(
             f" {'; '.join(differences)}"
         )
         if strict and len(wanted) > 1:
-            raise ValueError(f"{message}. strict=False takes the weights all the same")
+            raise ValueError(f"{message}. strict=False loads the weights anyway")
         warnings.warn(message, stacklevel=3)
     part = "encoder" if "encoder" in wanted else "" if "" in wanted else None
     naming = None if part is None else chosen[part]
@@ -236,13 +238,13 @@ def _check_conventions(
 
 
 def _ignored(parts: Mapping[str, nn.Module], namings: Mapping[str, Naming | None], parameters: list[Parameter]) -> str:
-    """A pattern of the checkpoint's names that need no place in these parts."""
+    """A pattern of the checkpoint's names that these parts may ignore."""
     patterns = [NEVER_NEEDED, *(naming.ignored for naming in namings.values() if naming and naming.ignored)]
     if set(parts) == {"encoder", "neck"}:
-        # The backbone of a detector, whose checkpoint has the heads too.
+        # The backbone of a detector, whose checkpoint also contains the heads.
         patterns.append(r"(rpn|roi_heads|head)\..*")
     if len(parts) == 1:
-        # A part of the checkpoint of a whole model: what is outside of it is ignored.
+        # A part of a whole model's checkpoint: everything outside of it is ignored.
         (module,), (naming,) = parts.values(), namings.values()
         if naming is not None and naming.prefix:
             patterns.append(rf"(?!{re.escape(naming.prefix)}).*")
@@ -261,7 +263,7 @@ def _spread(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _fill(parameters: list[Parameter], names: Names, report: Report) -> tuple[dict[Path, jax.Array], set[str]]:
-    """The arrays that fit, by their paths here, and the names that were needed; `report` gets the rest."""
+    """Returns the matching arrays by their paths, and the names that were used. Adds the others to `report`."""
     values: dict[Path, np.ndarray] = {}
     used: set[str] = set()
     for parameter in parameters:
@@ -291,7 +293,7 @@ def _fill(parameters: list[Parameter], names: Names, report: Report) -> tuple[di
 
 
 def folded_biases(parameters: list[Parameter], names: Mapping[str, Any]) -> dict[str, Path]:
-    """Names of biases that the model lacks -> the running means to take them off.
+    """Maps the names of biases that the model lacks to the running means that absorb them.
 
     norm(x + bias; mean) = norm(x; mean - bias).
     """
@@ -309,7 +311,7 @@ def folded_biases(parameters: list[Parameter], names: Mapping[str, Any]) -> dict
 
 
 def as_numpy(array: Any) -> np.ndarray:
-    """NumPy's array of an array of torch, JAX or NumPy."""
+    """Converts an array of torch, JAX or NumPy to NumPy."""
     if hasattr(array, "detach"):
         array = array.detach().cpu()
         try:

@@ -79,7 +79,7 @@ def build(description: Any, largest: float = math.inf) -> Any:
 
     Raises:
         Unknown: it names something else.
-        ValueError: a number is larger.
+        ValueError: if a number is larger.
     """
     if type(description) in _PLAIN:
         if isinstance(description, (int, float)) and abs(description) > largest:

@@ -1,4 +1,4 @@
-"""The variables of a model -> a PyTorch checkpoint's names and axes."""
+"""Conversion of a model's variables to a PyTorch checkpoint."""
 
 import os
 from collections.abc import Mapping
@@ -33,27 +33,27 @@ def to_torch(
     naming: str | None = None,
     like: str | os.PathLike[str] | Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
-    """A model's variables under the names and with the axes of a reference: the inverse of `from_torch`.
+    """Converts a model's variables to a reference's names and axes: the inverse of `from_torch`.
 
-    The round trip is bit-exact, except for biases that `from_torch` moved into running means: they stay there.
-    Batch norms have a `num_batches_tracked` of zero. Auxiliary heads are left out: no reference has them.
+    The round trip is bit-exact, except for biases that `from_torch` merged into running means; they stay there.
+    `num_batches_tracked` of batch norms is zero. Auxiliary heads are omitted, because no reference has them.
 
     Args:
         model: a `SegmentationModel`, a detector, a `PyramidModel`, or an encoder.
-        variables: its variables, `params` and if it has any `batch_stats`.
-        naming: whose names, as the guide "Weights" lists them, or the prefix of the encoder's names there, such as
-          "encoder.model." for segmentation_models_pytorch's `tu-` encoders. None takes
-          "segmentation_models_pytorch" for a whole model, "torchvision and timm" for an encoder, and "torchvision's
-          detectors" for these and for a pyramid; or another that knows all its names.
-        like: in place of that, a checkpoint of the reference, such as its `state_dict()`. The result has exactly its
-          names, so that it always loads strictly: what the reference has and the model has not, such as a classifier,
-          is taken from there, and a bias that went into a running mean is zero.
+        variables: the model's variables, `params` and, if it has any, `batch_stats`.
+        naming: the source of the names, as listed in the guide "Weights", or the prefix of the encoder's names, such
+            as "encoder.model." for segmentation_models_pytorch's `tu-` encoders. The default is
+            "segmentation_models_pytorch" for a whole model, "torchvision and timm" for an encoder, and "torchvision's
+            detectors" for detectors and pyramids, or else another source that has all names.
+        like: an alternative to `naming`: a checkpoint of the reference, such as its `state_dict()`. The result has
+            exactly its names, so that it always loads strictly. Arrays that the model does not have, such as a
+            classifier, are copied from `like`, and a bias that was merged into a running mean is zero.
 
     Returns:
-        Arrays by name; float32 in place of bfloat16, which NumPy and `torch.from_numpy` do not have.
+        Arrays by name. bfloat16 arrays are converted to float32, because NumPy and `torch.from_numpy` lack bfloat16.
 
     Raises:
-        ValueError: the model has arrays that the reference has no name for, or the variables are not the model's.
+        ValueError: if the reference has no name for an array, or the variables belong to another model.
 
     Example:
         >>> import tempfile, jax, jax.numpy as jnp
@@ -71,7 +71,7 @@ def to_torch(
     parts = parts_of(model)
     if like is not None:
         if naming is not None:
-            raise ValueError(f"the names are those of `like`: leave naming={naming!r} out")
+            raise ValueError(f"`like` determines the names: omit naming={naming!r}")
         names = read_names(like)
         expected = expected_names(parts, tree)
         names.take_off(prefix_of(names, expected.values(), names.source))
@@ -90,13 +90,13 @@ def to_torch(
 
 
 def _sources(namings: Mapping[str, list[Naming]]) -> list[str]:
-    """Whose names there are, the usual ones of this kind of model first."""
+    """The available sources of names, the default of this kind of model first."""
     usual = TIMM if "" in namings else DETECTORS if "neck" in namings else SMP
     return list(dict.fromkeys([usual, *(naming.source for each in namings.values() for naming in each)]))
 
 
 def _named(parts: Mapping[str, nn.Module], tree: Mapping[Path, Any], source: str) -> list[Parameter]:
-    """The arrays with the names that a source gives them, each part in the form that names most of it."""
+    """The arrays under a source's names. Each part uses the naming that covers most of its arrays."""
     namings = {part: namings_of(module) for part, module in parts.items()}
     sources = {source, *(n.source for each in namings.values() for n in each if n.prefix == source)}
     parameters: list[Parameter] = []
@@ -111,8 +111,8 @@ def _arrays(parameters: list[Parameter], tree: Mapping[Path, Any], source: str) 
     nameless = sorted((p.path for p in parameters if p.name is None), key=lambda path: path[0] != "params")
     if unnamed := ["/".join(path) for path in nameless]:
         raise ValueError(
-            f"{len(unnamed)} arrays of the model have no name in {source!r}: {shortened(unnamed)}. What the reference"
-            " lacks cannot go there; dz.save keeps every model."
+            f"{len(unnamed)} arrays of the model have no name in {source!r}: {shortened(unnamed)}. The reference lacks"
+            " these parts, so the model cannot be exported; dz.save can save every model."
         )
     arrays: dict[str, np.ndarray] = {}
     for parameter in parameters:
@@ -128,13 +128,13 @@ def _arrays(parameters: list[Parameter], tree: Mapping[Path, Any], source: str) 
 
 
 def _exported(array: np.ndarray) -> np.ndarray:
-    """A copy in C's order, for safetensors writes the memory as it lies; float32 in place of bfloat16."""
+    """A C-contiguous copy, because safetensors writes the raw memory; float32 instead of bfloat16."""
     dtype = np.float32 if array.dtype == ml_dtypes.bfloat16 else array.dtype
     return np.array(array, dtype, order="C", copy=True)
 
 
 def _completed(arrays: Mapping[str, np.ndarray], parameters: list[Parameter], like: Names) -> dict[str, np.ndarray]:
-    """The arrays with exactly the names of another checkpoint, and what only that has."""
+    """The arrays under exactly the names of another checkpoint, completed by arrays that only that one has."""
     ours = {str(p.name): p.shape_there for p in parameters}
     wrong = [f"{name} is missing in it" for name in ours if name not in like]
     wrong += [

@@ -53,24 +53,25 @@ _DAMAGED = (ValueError, OSError, EOFError, RuntimeError, struct.error, zipfile.B
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, entry: str | None = None) -> dict[str, np.ndarray]:
-    """Reads the tensors of a PyTorch checkpoint by their names; nothing in the file is executed, and torch not needed.
+    """Reads the tensors of a PyTorch checkpoint. Does not need torch or execute anything in the file.
 
-    A dictionary around the weights (`{"state_dict": ..., "epoch": ...}`) is opened; what is not a tensor is left out.
+    Enclosing dictionaries (`{"state_dict": ..., "epoch": ...}`) are opened, and objects that are not tensors skipped.
 
     Args:
-        path: a .safetensors file, or what `torch.save` wrote, old or new; its contents decide which, not its name. Or
-          the index of a checkpoint in several files (`model.safetensors.index.json`, `pytorch_model.bin.index.json`),
-          or a folder that has one of these or a single `model.safetensors` or `pytorch_model.bin`.
-        entry: which weights, where the file has several: a key of its dictionary, such as "state_dict_ema", or what is
-          before their names, such as "teacher" of `teacher.conv1.weight`.
+        path: a .safetensors file, or a file of `torch.save` in the old or new format. The contents determine the
+            format, not the name. Or the index of a checkpoint in several files (`model.safetensors.index.json`,
+            `pytorch_model.bin.index.json`), or a folder with one of these or a single `model.safetensors` or
+            `pytorch_model.bin`.
+        entry: selects one of several copies of the weights: a key of the file's dictionary, such as "state_dict_ema",
+            or a prefix of the names, such as "teacher" for `teacher.conv1.weight`.
 
     Returns:
-        Arrays by name. They are read-only, since tensors may share their numbers: `array.copy()` can be changed.
+        Arrays by name. They are read-only, because tensors may share memory; use `array.copy()` to change them.
 
     Raises:
-        FileNotFoundError: there is no such file, or one that an index names is missing.
-        ValueError: the file is damaged, of another kind, or has no dictionary of tensors, or several with names of
-          their own; or it has no such `entry`.
+        FileNotFoundError: if the file, or one that an index lists, is missing.
+        ValueError: if the file is damaged or of another kind, if it contains no dictionary of tensors or several
+            different ones, or if it has no such `entry`.
 
     Example:
         >>> import tempfile, numpy as np
@@ -86,7 +87,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, entry: str | None = None) -
 def read_with_metadata(
     path: str | os.PathLike[str], entry: str | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
-    """As `read_checkpoint`, and the metadata that `dz.save` wrote, from one reading; None for any other file."""
+    """Like `read_checkpoint`, and also returns the metadata that `dz.save` wrote, or None for any other file."""
     path = folder_file(Path(path))
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}")
@@ -113,13 +114,13 @@ def _read(path: Path, entry: str | None) -> tuple[dict[str, np.ndarray], dict[st
     except NoWeights as error:
         raise ValueError(f"{path}: {error}") from error
     except (*_DAMAGED, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read, it may be damaged or cut off: {error}") from error
+        raise ValueError(f"{path} cannot be read, it may be damaged or truncated: {error}") from error
     reason = _explain(start) or "its contents are neither safetensors nor those of torch.save"
     raise ValueError(f"{path} is not a checkpoint: {reason}")
 
 
 def _metadata(data: bytes) -> dict[str, Any] | None:
-    """What a safetensors file says of itself beside its arrays, if `dz.save` wrote it."""
+    """The metadata of a safetensors file, if `dz.save` wrote it."""
     length = int.from_bytes(data[:8], "little")
     try:
         metadata = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][NATIVE])
@@ -131,12 +132,12 @@ def _metadata(data: bytes) -> dict[str, Any] | None:
 
 
 def is_storable(dtype: Any) -> bool:
-    """Whether safetensors has this type of numbers."""
+    """Whether safetensors supports this dtype."""
     return dtype in map(np.dtype, _SAFETENSORS_DTYPES.values())
 
 
 def _explain(start: bytes) -> str | None:
-    """What a file is that starts like this, if that is easy to see."""
+    """Describes the kind of a file from its first bytes, if they are recognisable."""
     text = start.lstrip().lower()
     if not start:
         return "it is empty"
@@ -145,7 +146,7 @@ def _explain(start: bytes) -> str | None:
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "it is a web page, so the download was probably refused or redirected; open the address in a browser"
     if start[:1] == b"\x80":
-        return f"it is a plain pickle, and unpickling could execute anything. {_CONVERT}"
+        return f"it is a plain pickle, and unpickling could run arbitrary code. {_CONVERT}"
     if start[257:262] == b"ustar":
         return f"it is a tar archive, perhaps of a torch before 0.1.12. {_CONVERT}"
     if not any(byte < 9 or 13 < byte < 32 for byte in start):
@@ -154,7 +155,7 @@ def _explain(start: bytes) -> str | None:
 
 
 def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    # Not safetensors.numpy, which does not know bfloat16.
+    # Not safetensors.numpy, which does not support bfloat16.
     arrays = {}
     for name, view in safetensors.deserialize(data):
         if view["dtype"] not in _SAFETENSORS_DTYPES:
@@ -174,7 +175,7 @@ def _read_zip(path: Path, entry: str | None) -> dict[str, np.ndarray]:
         root = next(name for name in entries if PurePosixPath(name).name == "data.pkl").removesuffix("data.pkl")
         if any(info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 for info in entries.values()):
             raise ValueError("it has compressed or encrypted entries, which torch.save does not write")
-        # Stored as they are and without overlaps, entries cannot unpack to more than the file holds.
+        # Uncompressed entries without overlaps cannot expand to more than the file's size.
         if sum(info.file_size for info in entries.values()) > path.stat().st_size:
             raise ValueError("its entries claim to be larger than the file")
 
@@ -198,7 +199,7 @@ def _read_legacy(data: bytes, entry: str | None) -> dict[str, np.ndarray]:
     stream = io.BytesIO(data)
     _, protocol, system = (unpickle(stream) for _ in range(3))
     if type(protocol) is not int or protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
-        # Without what came: nested tuples, each twice in the next, would fill the memory as text.
+        # Do not show the value: nested tuples, each contained twice in the next, would fill the memory as text.
         raise ValueError(f"it has another version of torch's old format, expected {_LEGACY_PROTOCOL}")
     mentioned: dict[str, Storage] = {}
     contents, keys = unpickle(stream, mentioned), unpickle(stream)

@@ -28,18 +28,18 @@ def from_hub(
     key: jax.Array | None = None,
     entry: str | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A pretrained encoder, or a model around one, with weights from the Hugging Face hub.
+    """Loads a pretrained encoder, or a model with one, from the Hugging Face hub.
 
-    Known are repositories of timm (`timm/resnet50.a1_in1k`), of segmentation_models_pytorch's encoders
-    (`smp-hub/resnet50.imagenet`), and of whole models that it saved. What was downloaded once comes from the cache,
-    also without a network; `HF_HOME` and `HF_HUB_OFFLINE=1` count as everywhere. Needs huggingface_hub
-    (`pip install "densezoo[hub]"`), unless `repository` is a folder.
+    Supports repositories of timm (`timm/resnet50.a1_in1k`), of segmentation_models_pytorch's encoders
+    (`smp-hub/resnet50.imagenet`), and of whole models that it saved. Downloads are cached, and the cache also works
+    offline; `HF_HOME` and `HF_HUB_OFFLINE=1` are respected. Needs huggingface_hub (`pip install "densezoo[hub]"`),
+    unless `repository` is a folder.
 
     Args:
         repository: "owner/name", or a folder with the same files: config.json, and model.safetensors or
-          pytorch_model.bin (of which nothing is executed), or several files and their index.
-        model: what the weights go into; of a whole model they fill the encoder, and the rest is initialised with `key`.
-          None creates the encoder that the repository's configuration names.
+            pytorch_model.bin (nothing in them is executed), or several files and their index.
+        model: the model to load into. If the weights are an encoder's, the rest is initialised with `key`. None creates
+            the encoder that the repository's configuration names.
         revision: a branch, tag or commit of the repository.
         strict: as in `from_torch`.
         in_channels: as in `from_torch`.
@@ -50,10 +50,10 @@ def from_hub(
         The model and its variables.
 
     Raises:
-        ImportError: huggingface_hub is needed and not installed.
-        FileNotFoundError: there is no such repository, folder or file, or no network to get it by.
-        ValueError: the configuration names an encoder that is not here, or one that computes something else than the
-          model's; or the weights do not fit.
+        ImportError: if huggingface_hub is needed and not installed.
+        FileNotFoundError: if there is no such repository, folder or file, or no network access.
+        ValueError: if the configuration names an encoder that densezoo does not have, or one that computes something
+            else than the model's; or if the weights do not match.
 
     Example:
         >>> import dataclasses, json, pathlib, tempfile, jax, jax.numpy as jnp
@@ -90,8 +90,8 @@ def from_hub(
         architecture = str(config.get("encoder_name")).removeprefix("tu-")
     elif "architecture" in config and architecture not in ENCODERS:
         warnings.warn(
-            f"{repository} is of {architecture!r}, which densezoo does not have: that the model given computes the same"
-            " cannot be checked beyond names and shapes",
+            f"{repository} is of {architecture!r}, which densezoo does not have: only names and shapes were compared"
+            " with the given model, which may compute something else",
             stacklevel=2,
         )
     known = architecture if architecture in ENCODERS else None
@@ -102,19 +102,19 @@ def from_hub(
 def preprocessing(
     repository: str | os.PathLike[str], *, revision: str | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of images in 0..1 that a repository's weights were trained with, per channel.
+    """The mean and standard deviation per channel, for images in 0..1, that a repository's weights were trained with.
 
     Args:
-        repository: as `from_hub` takes it.
-        revision: as `from_hub` takes it.
+        repository: see `from_hub`.
+        revision: see `from_hub`.
 
     Returns:
-        `(mean, std)`, for `(image - mean) / std`, as `dz.Preprocessing` has them too.
+        `(mean, std)`, for `(image - mean) / std`, as in `dz.Preprocessing`.
 
     Raises:
         ImportError: as `from_hub`.
         FileNotFoundError: as `from_hub`.
-        ValueError: the configuration does not say.
+        ValueError: if the configuration does not contain them.
 
     Example:
         >>> import pathlib, tempfile
@@ -157,7 +157,7 @@ def _config(repository: str | os.PathLike[str], revision: str | None) -> dict[st
 
 
 def _file(repository: str | os.PathLike[str], names: tuple[str, ...], revision: str | None) -> File:
-    """The first of the files that there is: in a folder, in the cache, or on the hub."""
+    """The first of the files that exists: in a folder, in the cache, or on the hub."""
     folder = File(repository)
     if folder.is_dir():
         found = next((folder / name for name in names if (folder / name).is_file()), None)

@@ -1,4 +1,4 @@
-"""densezoo's own files: variables as safetensors, with a description of their model inside."""
+"""densezoo's own files: variables as safetensors, with a description of the model."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ _ALWAYS_ALLOWED = 4096
 
 
 class NotDescribable(ValueError):
-    """A model has something that a file cannot describe, such as a module of one's own."""
+    """Raised if a model contains something that a file cannot describe, such as a user-defined module."""
 
 
 def save(
@@ -38,23 +38,23 @@ def save(
     preprocessing: Any = None,
     classes: Sequence[str] | None = None,
 ) -> None:
-    """Writes a model and its variables as one safetensors file, from which `load` makes both again.
+    """Saves a model and its variables in one safetensors file, which `load` reads.
 
-    The file describes the model by the names of densezoo's classes and their fields; nothing in it is code. It is
-    written whole or not at all.
+    The file describes the model by the names of densezoo's classes and their fields; it contains no code. The file is
+    written atomically.
 
     Args:
-        path: of the file, *.safetensors by convention.
-        model: made of densezoo's modules. None writes the variables alone, for a model with modules of one's own.
-        variables: what `model.apply` takes; every collection, in its types.
-        task: what the model is for, such as `dz.tasks.Segmentation(...)`; `dz.load_predictor` needs it.
-        preprocessing: of the images, a `dz.Preprocessing`; `dz.load_predictor` needs it.
+        path: path of the file, *.safetensors by convention.
+        model: a model of densezoo's modules. None saves only the variables, for a model with your own modules.
+        variables: the model's variables. All collections are saved with their dtypes.
+        task: the model's task, such as `dz.tasks.Segmentation(...)`; `dz.load_predictor` needs it.
+        preprocessing: preprocessing of the images, a `dz.Preprocessing`; `dz.load_predictor` needs it.
         classes: names of the classes; None for those of the task.
 
     Raises:
-        TypeError: `path` is not a path.
-        ValueError: the model has something that cannot be described, such as a module of one's own (`NotDescribable`),
-          or the variables are not its.
+        TypeError: if `path` is not a path.
+        ValueError: if the model cannot be described, for instance because it contains your own modules
+            (`NotDescribable`), or if the variables belong to another model.
 
     Example:
         >>> import tempfile, jax, jax.numpy as jnp
@@ -80,10 +80,10 @@ def save(
         except ValueError as error:
             raise NotDescribable(str(error)) from error
         check_variables(model, variables)
-    # Copies in C's order: safetensors writes the memory as it lies.
+    # C-contiguous copies, because safetensors writes the raw memory.
     arrays = {"/".join(path): np.array(value, order="C", copy=True) for path, value in tree.items()}
     if wrong := [f"{name} is {array.dtype}" for name, array in arrays.items() if not is_storable(array.dtype)]:
-        raise ValueError(f"these types of arrays cannot be written: {shortened(wrong)}")
+        raise ValueError(f"these dtypes cannot be saved: {shortened(wrong)}")
     metadata = {"format": _FORMAT, "version": _version(), "model": description}
     if task is not None:
         from densezoo import tasks  # which needs more packages than a model does
@@ -100,26 +100,26 @@ def save(
 def load(
     path: str | os.PathLike[str], *, model: nn.Module | None = None, strict: bool = True, part: str | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The model and its variables from a file that `save` wrote; nothing in it is executed.
+    """Loads a model and its variables from a file of `save`. Nothing in the file is executed.
 
     Args:
-        path: of the file.
-        model: takes the variables in place of the model that the file describes.
-        strict: whether all of the variables must fit. If not, a head of another number of classes is initialised, as by
-          `dz.weights.start_from`, which also takes a random key.
-        part: the part of `model` to fill, such as "encoder"; the others are initialised, likewise.
+        path: path of the file.
+        model: a model to use instead of the one that the file describes.
+        strict: whether all variables must match. If False, a head with another number of classes is initialised, as in
+            `dz.weights.start_from`, which also takes a random key.
+        part: the part of `model` to load, such as "encoder"; the others are initialised.
 
     Returns:
-        The model, and what `model.apply` takes.
+        The model and its variables.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, not one of `save`'s, of a newer densezoo, or describes a model that cannot be
-          built; or the model given is another.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, was not written by `save`, is from a newer densezoo, or describes a model
+            that cannot be built; or if it does not match the given model.
     """
     if part is not None or not strict:
         if model is None:
-            raise ValueError("strict=False and part= are for the model that takes the variables: give model= too")
+            raise ValueError("strict=False and part= need the model to load the variables into: pass model= too")
         return model, start_from(model, path, part=part)
     model, variables, _ = load_with_metadata(path, model=model)
     return model, variables
@@ -128,11 +128,11 @@ def load(
 def load_with_metadata(
     path: str | os.PathLike[str], *, model: nn.Module | None = None
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-    """As `load`, with what else the file says: `task`, `preprocessing`, `classes`, `version`."""
+    """Like `load`, and also returns the file's `task`, `preprocessing`, `classes` and `version`."""
     arrays, metadata = read_with_metadata(path)
     if metadata is None:
         raise ValueError(
-            f"{path} is not a file of dz.save: it does not say what model it is of. For a PyTorch checkpoint, build the"
+            f"{path} is not a file of dz.save: it has no description of a model. For a PyTorch checkpoint, build the"
             " model and call dz.weights.from_torch(model, path)"
         )
     tree = {tuple(name.split("/")): _array(value) for name, value in arrays.items()}
@@ -155,7 +155,7 @@ def load_with_metadata(
 
 def _build(path: str | os.PathLike[str], metadata: dict[str, Any], largest: float) -> nn.Module:
     if metadata["model"] is None:
-        raise ValueError(f"{path} holds variables alone: build their model in code and call dz.load(path, model=model)")
+        raise ValueError(f"{path} only has variables: build their model in code and call dz.load(path, model=model)")
     try:
         if metadata["format"] > _FORMAT:
             raise Unknown(f"the format {metadata['format']}")
@@ -165,7 +165,7 @@ def _build(path: str | os.PathLike[str], metadata: dict[str, Any], largest: floa
         raise Unknown("something else than a model")
     except (Unknown, RecursionError) as error:
         raise ValueError(
-            f"{path} has {str(error)[:200]} in its model, which densezoo {_version()} does not know; the file"
+            f"{path} has {str(error)[:200]} in its model, which densezoo {_version()} does not support; the file"
             f" was written by densezoo {metadata['version']}. Update densezoo, or build the model in code and call"
             " dz.load(path, model=model)"
         ) from error
@@ -178,7 +178,7 @@ def _not_buildable(path: str | os.PathLike[str], error: Exception) -> ValueError
 
 
 def _array(value: np.ndarray) -> Any:
-    # Without 64-bit types JAX would round such an array; NumPy's own is kept then.
+    # Keep a 64-bit NumPy array if JAX, with 64-bit types disabled, would round it.
     return jnp.array(value) if jax.dtypes.canonicalize_dtype(value.dtype) == value.dtype else np.array(value)
 
 

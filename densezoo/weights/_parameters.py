@@ -189,7 +189,7 @@ def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
     Only models and encoders of the kinds that are here can be checked.
 
     Raises:
-        ValueError: the model has far more layers than such a tree: a small file may describe a million of them.
+        ValueError: if the model has far more layers than such a tree: a small file may describe a million of them.
     """
     if not isinstance(model, (*COMPOSITIONS, Encoder)):
         return []
@@ -224,8 +224,8 @@ def check_variables(model: nn.Module, variables: Any) -> None:
     """Refuses what is no model, or the variables of another one.
 
     Raises:
-        TypeError: the model and the variables in each other's place.
-        ValueError: variables without `params`, or of another model.
+        TypeError: if the model and the variables are swapped.
+        ValueError: if the variables have no `params`, or belong to another model.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model comes first, then its variables; got a {type(model).__name__} as the model")

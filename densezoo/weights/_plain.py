@@ -1,4 +1,4 @@
-"""Plain U-Nets from elsewhere: the architecture is read off the checkpoint."""
+"""Plain U-Nets, whose architecture is inferred from the checkpoint."""
 
 import itertools
 import os
@@ -32,21 +32,21 @@ def plain_unet(
     skip_first: bool = True,
     upsample: ModuleDef = _BILINEAR,
 ) -> tuple[SegmentationModel, dict[str, Any]]:
-    """A plain U-Net (`inc`, `down1`.., `up1`.., `outc`) and its variables, both from a PyTorch checkpoint.
+    """Creates a plain U-Net (`inc`, `down1`.., `up1`.., `outc`) and its variables from a PyTorch checkpoint.
 
-    Channels, depth, classes, norms and transposed convolutions are read off the shapes. What leaves no trace in the
-    weights has to be said. Equal to the original on images whose sides can be halved at every level; on others the
-    originals pad the upsampled map with zeros, and here its edge is repeated (or it is resized).
+    Channels, depth, classes, norms and transposed convolutions are inferred from the shapes. The arguments set what
+    the shapes do not determine. Outputs equal the original's for images whose sides can be halved at every level. For
+    other sizes, the originals pad the upsampled map with zeros, while densezoo repeats its edge or resizes it.
 
     Args:
-        checkpoint: as `from_torch` takes it.
-        skip_first: the encoder's map comes before the decoder's in the concatenation, as in most of these.
-        upsample: factory of the upsampler, where the checkpoint has no transposed convolutions; they are mostly
-          bilinear with align-corners.
+        checkpoint: see `from_torch`.
+        skip_first: whether the encoder's map comes before the decoder's in the concatenation, as in most plain U-Nets.
+        upsample: factory of the upsampler, if the checkpoint has no transposed convolutions. Most plain U-Nets use
+            bilinear with align-corners.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, or is not of a plain U-Net.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file cannot be read, or is not a plain U-Net.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np

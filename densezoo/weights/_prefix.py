@@ -23,7 +23,7 @@ def prefix_of(names: Iterable[str], parts: Iterable[Expected], source: str) -> s
         source: of the checkpoint, for messages.
 
     Raises:
-        ValueError: several prefixes fit, and none is a usual one.
+        ValueError: if several prefixes match, and none is a conventional one.
     """
     parts = [expected for expected in parts if any(expected)]
     found: dict[str, list[list[set[str]]]] = {}

@@ -1,4 +1,4 @@
-"""What does not fit between a checkpoint and a model, in one message."""
+"""Error reports about mismatches between a checkpoint and a model."""
 
 import dataclasses
 import difflib
@@ -17,18 +17,18 @@ _SHOWN = 6
 
 @dataclasses.dataclass
 class Report:
-    """What does not fit; true if there is anything.
+    """Mismatches between a checkpoint and a model; truthy if there are any.
 
     Attributes:
-      source: where the checkpoint came from.
-      model: what is to be filled.
-      part: the part of it that is, None for all.
-      parameters: its arrays.
-      came: names and shapes of the checkpoint.
+      source: the source of the checkpoint.
+      model: the model to load into.
+      part: the part of the model to load, None for all.
+      parameters: the arrays of the model.
+      came: names and shapes in the checkpoint.
       missing: names that the checkpoint lacks.
-      unexpected: names of the checkpoint that the model has no array for.
-      mismatched: names whose shape or type is another, with what came and what was expected.
-      unnamed: paths of the model's arrays for which no name is known.
+      unexpected: names in the checkpoint without an array in the model.
+      mismatched: names with another shape or dtype, with the found and the expected ones.
+      unnamed: paths of the model's arrays without a known name.
     """
 
     source: str
@@ -45,7 +45,7 @@ class Report:
         return bool(self.missing or self.unexpected or self.mismatched or self.unnamed)
 
     def message(self, *, strict: bool) -> str:
-        """All of it, hints first, then a line for each kind; `strict` says whether it stopped the loading."""
+        """The report, hints first, then a line for each kind; `strict` says whether loading failed."""
         what = "the model" if self.part is None else f"the model's {self.part}"
         lines = [f"{self.source} does not fit {what}" + (":" if strict else " in everything; the rest is new:")]
         lines += [f"  {hint}" for hint in (self._another_encoder() or self._hints(strict))]
@@ -100,11 +100,11 @@ class Report:
                 if near := difflib.get_close_matches(name, alike, n=1):
                     hints.append(f"Perhaps renamed: {near[0]} came, {name} was expected.")
         if not hints and strict and not self.unexpected and not self.unnamed:
-            hints.append("All of the checkpoint has its place: strict=False initialises what is missing or differs.")
+            hints.append("All other arrays match: strict=False initialises what is missing or differs.")
         return hints
 
     def _no_name_fits(self) -> list[str]:
-        hints = ['No name fits: the guide "Weights" lists the namings that are known.']
+        hints = ['No name matches: the guide "Weights" lists the supported names.']
         if not self.unexpected:
             hints.append(f"The checkpoint has {shortened(list(self.came))}.")
         return hints

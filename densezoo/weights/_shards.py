@@ -17,7 +17,7 @@ def folder_file(path: Path) -> Path:
     """The checkpoint in a folder, or the path itself where it is none.
 
     Raises:
-        ValueError: the folder has none of `WEIGHTS`.
+        ValueError: if the folder has none of `WEIGHTS`.
     """
     if not path.is_dir():
         return path
@@ -59,8 +59,8 @@ def read_index(index: Path, read: Callable[[Path], Mapping[str, Any]], entry: st
     """The arrays of all files that an index names; `read` reads one of them.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: the index cannot be read, or a file lacks what the index says.
+        FileNotFoundError: if a file is missing.
+        ValueError: if the index cannot be read, or a file lacks what the index says.
     """
     weight_map = shards_of(index)
     files = dict.fromkeys(weight_map.values())

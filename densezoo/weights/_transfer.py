@@ -1,4 +1,4 @@
-"""Where a training starts from: another model's file, for other classes, or its encoder alone."""
+"""Initialisation from another model's file, for other classes or from its encoder alone."""
 
 import logging
 import os
@@ -27,25 +27,25 @@ def start_from(
     in_channels: int | None = None,
     key: jax.Array | None = None,
 ) -> dict[str, Any]:
-    """Variables of a model that begin with a trained model's: for fine-tuning, to other classes too.
+    """Initialises a model's variables from a trained model, for fine-tuning, also to other classes.
 
-    Encoder and decoder must fit; a head of another number of classes is initialised with `key`, and the log says so.
-    With `part="encoder"`, only the encoder is taken, into a model with any decoder.
+    Encoder and decoder must match. A head with another number of classes is initialised with `key`, and a warning is
+    logged. With `part="encoder"`, only the encoder is loaded, into a model with any decoder.
 
     Args:
         model: the model to train.
-        path: a file of `dz.save` or of a training (`model.safetensors`), or a PyTorch checkpoint as `from_torch` takes
-            it (a file or a mapping of names to arrays), of a whole model or of an encoder.
-        part: the part to take, such as "encoder"; None for all but a head that does not fit.
+        path: a file of `dz.save` or of a training run (`model.safetensors`), or a PyTorch checkpoint as in `from_torch`
+            (a file or a mapping of names to arrays), of a whole model or of an encoder.
+        part: the part to load, such as "encoder". None loads everything but a head that does not match.
         in_channels: channels of the images; None for those of the file.
-        key: random key of what the file does not give; None means `jax.random.key(0)`.
+        key: random key for arrays that are not loaded; None means `jax.random.key(0)`.
 
     Returns:
         Variables for `model.apply`, `create_state(variables=...)` or `train(variables=...)`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: what is taken does not fit; the message lists what is missing, unexpected or mismatched.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the arrays to load do not match. The message lists what is missing, unexpected or mismatched.
 
     Example:
         >>> import tempfile, jax, jax.numpy as jnp
@@ -61,7 +61,7 @@ def start_from(
     """
     parts = parts_of(model)
     if part is not None and part not in parts:
-        raise ValueError(f"part is one of {', '.join(parts)}, or None for the whole model; got {part!r}")
+        raise ValueError(f"part must be one of {', '.join(parts)}, or None for the whole model; got {part!r}")
     arrays, metadata = ({}, None) if isinstance(path, Mapping) else read_with_metadata(path)
     if metadata is None:
         return _from_pytorch(model, path, parts, part, in_channels, key)
@@ -91,7 +91,7 @@ def start_from(
     if lines:
         raise ValueError(f"{path} does not fit the model: {shortened(lines)}")
     for name in sorted(refitted):
-        _log.warning("the %s of %s does not fit this model, for instance by its classes: it starts anew", name, path)
+        _log.warning("the %s of %s does not match this model (other classes?): it is newly initialised", name, path)
     rest = [name for name in expected if name not in taken]
     return unflatten_dict(taken | initialise(model, rest, channels, jax.random.key(0) if key is None else key))
 
@@ -116,5 +116,5 @@ def _from_pytorch(
                 for collection, tree in variables.items()
             }
     name = "the checkpoint" if isinstance(path, Mapping) else path
-    _log.warning("the head of %s does not fit this model, for instance by its classes: it starts anew", name)
+    _log.warning("the head of %s does not match this model (other classes?): it is newly initialised", name)
     return variables

@@ -1,10 +1,9 @@
-"""Reads the pickle in a torch checkpoint without executing any of it.
+"""Reads the pickle in a torch checkpoint without executing it.
 
-Python's unpickler makes objects by calling whatever a file names. Nothing here is called on a file's behalf: this is a
-loop over the few opcodes that a dictionary of tensors needs. A name in the file stays a name. Those of the tables below
-give records that say where in the file a tensor lies; any other object, such as the options of a training script,
-becomes an `Opaque` record that keeps nothing but its class's name. Names that run programs, and opcodes that torch does
-not write, are errors.
+Python's unpickler creates objects by calling whatever a file names. This reader calls nothing that a file names. It is
+a loop over the few opcodes that a dictionary of tensors needs. Names in the tables below become records of where a
+tensor is stored in the file. Any other object, such as the options of a training script, becomes an `Opaque` record
+that only keeps its class's name. Names that can run code, and opcodes that torch does not write, are errors.
 """
 
 import pickletools
@@ -46,7 +45,7 @@ def unpickle(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> An
     Raises:
         UnpickleError: the pickle asks for programs, for an unknown kind of tensor, or uses an opcode that torch does
           not write.
-        ValueError: the pickle is damaged.
+        ValueError: if the pickle is damaged.
     """
     try:
         return _run(stream, {} if storages is None else storages)

@@ -85,7 +85,7 @@ def test_another_loss_is_an_error():
     [
         (("--models", "unet:resnet35"), "unknown encoder 'resnet35'"),
         (("--models", "unit"), "unknown model 'unit'"),
-        (("--impl", "fast"), "impl is one of auto, reference"),
+        (("--impl", "fast"), "impl must be one of auto, reference"),
         (("--shapes", "1x2x3x4"), "a shape is BxHxW"),
         (("--num-classes", "0"), "num_classes"),
     ],

@@ -81,7 +81,7 @@ def test_what_the_readouts_read(readout):
     ("fields", "message"),
     [
         ({"readout": "mean"}, "got 'mean'"),
-        ({"intermediate_features": (4, 4)}, r"4 features; got \(4, 4\)"),
+        ({"intermediate_features": (4, 4)}, r"4 maps; got \(4, 4\)"),
     ],
 )
 def test_impossible_fields_are_named(fields, message):
@@ -113,9 +113,9 @@ def test_norms_and_upsamplers(norm):
 
 
 def test_misfits_are_named():
-    with pytest.raises(ValueError, match="all of one scale, such as vit_base_patch16_224"):
+    with pytest.raises(ValueError, match="a single scale, such as vit_base_patch16_224"):
         dz.create_model("dpt", "resnet18")
-    with pytest.raises(ValueError, match=r"all of its maps are at 1/16.*take dpt"):
+    with pytest.raises(ValueError, match=r"all of its maps are at 1/16.*use dpt"):
         dz.create_model("unet", "vit_tiny_patch16_224")
     encoder = dz.ViT(embed_dim=8, depth=2, num_heads=2, levels=2)
     model = dz.create_model("dpt", encoder, 3, intermediate_features=(4, 4), features=8)

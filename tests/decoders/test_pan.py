@@ -62,7 +62,7 @@ def test_any_size_has_the_same_weights(size):
 
 
 def test_a_norm_that_leaves_nothing_of_one_channel_is_named():
-    with pytest.raises(ValueError, match="of which LayerNorm leaves nothing: take BatchNorm or GroupNorm"):
+    with pytest.raises(ValueError, match="which LayerNorm makes constant: use BatchNorm or GroupNorm"):
         jax.eval_shape(dz.create_model("pan", "resnet18", norm=dz.LayerNorm).init, KEY, jnp.zeros((1, 64, 64, 3)))
 
 

@@ -99,7 +99,7 @@ def test_dropout_drops_whole_channels_in_training():
 
 
 def test_an_encoder_of_one_scale_is_named():
-    with pytest.raises(ValueError, match=r"1/16 of the image.*take dpt"):
+    with pytest.raises(ValueError, match=r"1/16 of the image.*use dpt"):
         dz.create_model("segformer", "vit_tiny_patch16_224")
 
 

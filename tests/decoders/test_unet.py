@@ -124,5 +124,5 @@ def test_all_scales_of_a_decoder_without_blocks():
 
 
 def test_one_number_for_all_blocks_is_no_list_of_features():
-    with pytest.raises(TypeError, match=r"features has an entry for each block of UNetDecoder.*got 64"):
+    with pytest.raises(TypeError, match=r"features needs an entry for each block of UNetDecoder.*got 64"):
         jax.eval_shape(dz.UNetDecoder(features=64).init, KEY, pyramid())

@@ -47,7 +47,7 @@ def test_coarsest_leaves_out_the_deeper_stages(coarsest):
 
 
 def test_impossible_strides_are_named():
-    with pytest.raises(ValueError, match=r"coarsest is .*got 3"):
+    with pytest.raises(ValueError, match=r"coarsest must be .*got 3"):
         shapes(small(coarsest=3))
     with pytest.raises(TypeError, match="output_stride"):
         dz.create_encoder("densenet121", output_stride=16)

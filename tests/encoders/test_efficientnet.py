@@ -167,8 +167,8 @@ def test_checkpoints_of_whole_networks_fit_an_encoder_without_its_last_blocks():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"output_stride": 4}, "output_stride is 8, 16 or 32"),
-        ({"coarsest": 1}, "coarsest is 2, 4, 8, 16 or 32"),
+        ({"output_stride": 4}, "output_stride must be 8, 16 or 32"),
+        ({"coarsest": 1}, "coarsest must be 2, 4, 8, 16 or 32"),
         ({"padding": "VALID"}, 'padding is None or "SAME"'),
         ({"padded_for": 224}, 'and "SAME" with padded_for'),
     ],

@@ -99,7 +99,7 @@ def test_coarsest_leaves_out_the_deeper_stages():
     pyramid, variables = shapes(small(coarsest=8), (64, 64))
     assert len(pyramid.maps) == 2
     assert not any(name.startswith(("stage2", "stage3")) for name in variables["params"])
-    with pytest.raises(ValueError, match="coarsest is 4, 8, 16 or 32, got 5"):
+    with pytest.raises(ValueError, match="coarsest must be 4, 8, 16 or 32, got 5"):
         shapes(small(coarsest=5), (64, 64))
 
 

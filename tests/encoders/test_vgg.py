@@ -29,7 +29,7 @@ def test_coarsest_leaves_out_the_deeper_stages():
     assert small(coarsest=4, full_resolution=True).reductions == (1, 2, 4)
     # As deep as it is built: the last map is pooled.
     assert len(shapes(small(coarsest=8))[0].pool_indices) == 3
-    with pytest.raises(ValueError, match=r"coarsest is .*got 1"):
+    with pytest.raises(ValueError, match=r"coarsest must be .*got 1"):
         shapes(small(coarsest=1))
 
 

@@ -97,7 +97,7 @@ def test_folders_that_cannot_be_predicted_say_why(tmp_path, model, same_predicto
 
     folder = tmp_path / "in"
     folder.mkdir()
-    with pytest.raises(ValueError, match=r"in holds no pictures \(\.png .*It is empty\. --recursive looks into"):
+    with pytest.raises(ValueError, match=r"in holds no pictures \(\.png .*It is empty\. --recursive also reads"):
         run(folder)
     picture(folder / "sub" / "a.png")
     with pytest.raises(ValueError, match=r"in holds no pictures .*It holds sub/\. --recursive"):
@@ -159,7 +159,7 @@ def test_evaluation_has_a_table_and_a_confusion_matrix(tmp_path, model, predicto
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 1
     with pytest.raises(ValueError, match=r"masks.*7 .*outside the classes"):
         evaluate.main(dataclasses.replace(options, labels=None))
-    with pytest.raises(ValueError, match="--limit is a number of images"):
+    with pytest.raises(ValueError, match="--limit must be a number of images"):
         evaluate.main(dataclasses.replace(options, limit=0))
 
 

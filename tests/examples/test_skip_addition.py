@@ -48,7 +48,7 @@ def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
     assert len(trainings) == 6
 
 
-@pytest.mark.parametrize(("fields", "message"), [({"seeds": 1}, "--seeds is 2 to 10"), ({"val": 0}, "at least 1")])
+@pytest.mark.parametrize(("fields", "message"), [({"seeds": 1}, "--seeds must be 2 to 10"), ({"val": 0}, "at least 1")])
 def test_bad_arguments_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         exercise.check(exercise.Arguments(**fields))

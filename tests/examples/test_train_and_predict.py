@@ -95,7 +95,7 @@ def test_trains_resumes_and_predicts(data, narrow, capsys):
         predict.main(predict.Arguments(model=run, images=[data / "none.png"]))
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         predict.main(predict.Arguments(checkpoint=data, images=[picture]))
-    with pytest.raises(ValueError, match="--model is the file"):
+    with pytest.raises(ValueError, match="--model must be a model file"):
         predict.main(predict.Arguments(images=[picture]))
 
     # To other classes, from the file that the run left; the masks' numbers become other classes.
@@ -187,8 +187,8 @@ def test_damaged_folders_are_named_before_training(data, how, message):
         ({"norm": "bacth"}, "unknown norm 'bacth'; did you mean 'batch'"),
         ({"labels": ("7",)}, "--labels has '7'; expected NUMBER:CLASS"),
         ({"labels": ("0:0", "2:1")}, "mask value 1 .* not in labels"),
-        ({"bits": 12, "value_range": (0, 1)}, "--bits and --value-range say the same"),
-        ({"bits": 0}, "--bits is 1 to 32"),
+        ({"bits": 12, "value_range": (0, 1)}, "--bits and --value-range set the same"),
+        ({"bits": 0}, "--bits must be 1 to 32"),
         ({"crop_size": 0}, "crop_size"),
         ({"batch_size": 0}, "batch_size"),
         ({"steps": 0}, "step"),
@@ -209,7 +209,7 @@ def test_damaged_options_are_named(data, content):
     run.mkdir()
     (run / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     (run / "options.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"options\.json does not hold the options of a run"):
+    with pytest.raises(ValueError, match=r"options\.json does not contain the options of a run"):
         train_segmentation.main(arguments(data, resume=True))
 
 

@@ -115,7 +115,7 @@ def test_3x3_transposed_convolution_overlaps_on_every_other_row():
     [
         ({"upsamplers": ("resize_conv", "cubic")}, "unknown upsamplers"),
         ({"upsamplers": ("resize_conv", "nearest")}, "needs resize_conv and a transposed one"),
-        ({"seeds": 1}, "--seeds is 2 to 10"),
+        ({"seeds": 1}, "--seeds must be 2 to 10"),
         ({"steps": 0}, "at least 1"),
     ],
 )

@@ -71,15 +71,15 @@ def test_the_table_reads_from_the_whole_inwards():
 
 def test_old_names_go_on_working():
     table = dz.summary(dz.PlainEncoder((4, 8)), (8, 8, 3))
-    with pytest.warns(DeprecationWarning, match="called layers now"):
+    with pytest.warns(DeprecationWarning, match="renamed to layers"):
         assert table.rooms == table.layers
-    with pytest.warns(DeprecationWarning, match="called Layer now"):
+    with pytest.warns(DeprecationWarning, match="renamed to densezoo.Layer"):
         assert dz.Room is dz.Layer is type(table.layers[0])
 
 
 @pytest.mark.parametrize("shape", [(224, 224), (1, 0, 224, 3), (1, 1, 1, 1, 1)])
 def test_shapes_that_are_no_images_are_named(shape):
-    with pytest.raises(ValueError, match="image_shape is"):
+    with pytest.raises(ValueError, match="image_shape must be"):
         dz.summary(dz.create_model("unet", "plain"), shape)
 
 

@@ -160,7 +160,7 @@ def test_compile_goes_from_pictures_to_detections():
     found = dz.compile(model, variables, method="detect")(images, sizes)
     expected = jax.jit(lambda images: dz.detect(model, variables, images, sizes))(images)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
-    with pytest.raises(TypeError, match="SegmentationModel finds no boxes"):
+    with pytest.raises(TypeError, match="SegmentationModel is not a detector"):
         dz.detect(dz.create_model("unet", dz.PlainEncoder((4, 8))), variables, images)
     with pytest.raises(ValueError, match="a height and a width for each of the 2 images"):
         dz.detect(model, variables, images, jnp.array([40, 60]))

@@ -140,7 +140,7 @@ def test_bad_arguments_are_refused():
     boxes, scores = jnp.zeros((3, 4)), jnp.zeros(3)
     with pytest.raises(ValueError, match="scores are one for each of the 3 boxes"):
         inspect.unwrap(ops.nms)(boxes, scores[:2], 0.5, 3)
-    with pytest.raises(ValueError, match="threshold is from 0 to 1, got 50"):
+    with pytest.raises(ValueError, match="threshold must be from 0 to 1, got 50"):
         ops.nms(boxes, scores, 50.0, 3)
     with pytest.raises(ValueError, match="max_outputs"):
         ops.nms(boxes, scores, 0.5, 0)

@@ -32,12 +32,12 @@ def two_stages():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "num_classes is at least 1, got 0"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"num_classes": 3, "class_names": ("a", "b")}, "class_names needs 3 entries"),
-        ({"num_classes": 2, "class_names": ("a", "a")}, "class_names repeat"),
-        ({"num_classes": 2, "first_label": 2}, "first_label is a class, 0 to 1"),
-        ({"num_classes": 2, "anchor_samples": 0}, "anchor_samples is at least 1"),
-        ({"num_classes": 2, "region_positives": 1.5}, "region_positives is a share"),
+        ({"num_classes": 2, "class_names": ("a", "a")}, "class_names contains duplicates"),
+        ({"num_classes": 2, "first_label": 2}, "first_label must be a class, 0 to 1"),
+        ({"num_classes": 2, "anchor_samples": 0}, "anchor_samples must be at least 1"),
+        ({"num_classes": 2, "region_positives": 1.5}, "region_positives must be a share"),
     ],
 )
 def test_options_that_cannot_be_are_named(options, message):

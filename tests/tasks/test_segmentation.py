@@ -194,7 +194,7 @@ def test_many_classes_all_count():
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "clip_norm", "ema_decay", "color_jitter", "scale"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 def test_numbers_of_a_recipe_are_finite(name, value):
-    with pytest.raises(ValueError, match=f"{name} is a number of at least 0, got"):
+    with pytest.raises(ValueError, match=f"{name} must be a number of at least 0, got"):
         Recipe(**{name: (1.0, value) if name == "scale" else value})
 
 

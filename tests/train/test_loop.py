@@ -58,7 +58,7 @@ def test_training_is_the_steps_one_after_the_other(new_state, train_step, stream
 def test_a_list_is_gone_through_again_and_an_iterator_is_not(new_state, quick, batch_of, tmp_path):
     state, _ = fit(new_state(), quick, [batch_of(0), batch_of(1)], steps=5, progress=False)
     assert int(state.step) == 5
-    with pytest.raises(ValueError, match="ended after step 2 of 5: give an iterable that can be gone through again"):
+    with pytest.raises(ValueError, match="ended after step 2 of 5: pass an iterable that can be iterated repeatedly"):
         fit(new_state(), quick, iter([batch_of(0), batch_of(1)]), steps=5, directory=tmp_path, progress=False)
     assert read_facts(tmp_path) == {"step": 2}  # What was done is kept.
     with pytest.raises(ValueError, match="ended after step 0"):

@@ -238,8 +238,8 @@ def test_bfloat16_computes_in_bfloat16_and_trains_in_float32(net, loss, batch_of
 @pytest.mark.parametrize(
     ("bad_loss", "message"),
     [
-        (lambda prediction, batch: prediction, r"loss is to be a scalar, but has shape \(4, 5, 6, 1\)"),
-        (lambda prediction, batch: (jnp.mean(prediction), {"hits": prediction[0]}), "hits is to be a scalar"),
+        (lambda prediction, batch: prediction, r"loss must be a scalar, but has shape \(4, 5, 6, 1\)"),
+        (lambda prediction, batch: (jnp.mean(prediction), {"hits": prediction[0]}), "hits must be a scalar"),
         (lambda prediction, batch: (jnp.mean(prediction), {"grad_norm": 1.0}), r"\['grad_norm'\]"),
     ],
 )
@@ -259,7 +259,7 @@ def test_a_loss_of_outputs_goes_on_working_with_a_warning(new_state, loss, batch
         make_train_step(loss, inputs=("before",))(new_state(), batch_of())
     with pytest.warns(DeprecationWarning), pytest.raises(ValueError, match=r"write \('image',\)"):
         make_train_step(loss, inputs="image")
-    with pytest.raises(TypeError, match=r"takes \(apply, batch, key\)"):
+    with pytest.raises(TypeError, match=r"must take \(apply, batch, key\)"):
         make_train_step(lambda apply: 0.0)
     with pytest.raises(TypeError, match="calls apply itself"):
         make_train_step(lambda apply, batch, key: 0.0, inputs=("image",))

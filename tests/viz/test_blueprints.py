@@ -36,7 +36,7 @@ def test_quick_draws_three_families(monkeypatch, capsys, tmp_path):
     [
         (("--models", "unett"), "error: unknown model 'unett'; did you mean 'unet'"),
         (("--encoder", "resnet35"), "error: unknown encoder 'resnet35'"),
-        (("--models", "segnet", "--encoder", "resnet18"), "error: segnet does not go with this encoder"),
+        (("--models", "segnet", "--encoder", "resnet18"), "error: segnet does not work with this encoder"),
         (("--models",), "error: expected at least one model"),
     ],
 )

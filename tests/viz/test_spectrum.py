@@ -65,7 +65,7 @@ def test_flat_maps_have_none():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="stride is at least 2 pixels, got 1"):
+    with pytest.raises(ValueError, match="stride must be at least 2 pixels, got 1"):
         lattice_energy(wave(0, 0), 1)
     with pytest.raises(ValueError, match="4 strides are needed"):
         lattice_energy(wave(0, 0), 16)

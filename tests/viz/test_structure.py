@@ -194,5 +194,5 @@ def test_errors():
         viz.architecture("unet")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="found no map"):
         viz.architecture(Nothing())
-    with pytest.raises(ValueError, match="segnet does not go with this encoder"):
+    with pytest.raises(ValueError, match="segnet does not work with this encoder"):
         viz.architecture(dz.create_model("segnet", "resnet18"))

@@ -309,7 +309,7 @@ def test_input_channels_can_change():
     for channel, source in enumerate((0, 1, 2, 0, 1)):
         np.testing.assert_allclose(five[:, :, channel], weight[:, source].transpose(1, 2, 0) * 0.6, rtol=1e-6)
     assert_same(from_torch(encoder(), ARRAYS["resnet"], in_channels=3), expected("resnet"))
-    with pytest.raises(ValueError, match=r"in_channels is at least 1, .*; got 0"):
+    with pytest.raises(ValueError, match=r"in_channels must be at least 1, .*; got 0"):
         from_torch(encoder(), ARRAYS["resnet"], in_channels=0)
 
 
@@ -374,7 +374,7 @@ def test_long_lists_are_cut_and_hints_given():
     arrays = {name: array for name, array in ARRAYS["unet"].items() if "conv1" not in name}
     with pytest.raises(ValueError, match=r"\d\d missing in the checkpoint: .*; and \d+ more"):
         from_torch(MODEL, arrays)
-    with pytest.raises(ValueError, match='No name fits: the guide "Weights"'):
+    with pytest.raises(ValueError, match='No name matches: the guide "Weights"'):
         from_torch(MODEL, {"a.weight": np.zeros(3)})
     with pytest.raises(ValueError, match="To initialise the others: part='encoder'") as error:
         from_torch(MODEL, ARRAYS["resnet"])

@@ -127,7 +127,7 @@ def test_auxiliary_heads_stay_here(recwarn):
     assert not recwarn.list
     assert_same(to_torch(model, variables), arrays)
     assert_same(to_torch(model, variables, like=arrays), arrays)
-    with pytest.raises(ValueError, match="part is one of encoder, decoder, head; got 'auxiliary'"):
+    with pytest.raises(ValueError, match="part must be one of encoder, decoder, head; got 'auxiliary'"):
         from_torch(model, arrays, part="auxiliary")
 
 
@@ -167,7 +167,7 @@ def test_a_checkpoint_to_follow():
     other["segmentation_head.0.bias"] = np.zeros(3)
     with pytest.raises(ValueError, match=r"conv1\.0\.weight is missing in it; segmentation_head\.0\.bias is \(3,\)"):
         to_torch(model, variables, like=other)
-    with pytest.raises(ValueError, match="leave naming='x' out"):
+    with pytest.raises(ValueError, match="omit naming='x'"):
         to_torch(model, variables, naming="x", like=arrays)
 
 

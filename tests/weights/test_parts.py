@@ -145,7 +145,7 @@ def test_other_input_channels(channels):
 
 def test_what_is_no_part():
     arrays = whole()[1]
-    with pytest.raises(ValueError, match="part is one of encoder, decoder, head; got 'neck'"):
+    with pytest.raises(ValueError, match="part must be one of encoder, decoder, head; got 'neck'"):
         from_torch(MODEL, arrays, part="neck")
-    with pytest.raises(ValueError, match="left out for a module that has no parts; got 'encoder'"):
+    with pytest.raises(ValueError, match="None for a module without parts; got 'encoder'"):
         from_torch(ENCODER, arrays, part="encoder")

@@ -38,7 +38,7 @@ def test_other_classes_start_with_another_head_alone(trained, tmp_path, caplog):
     assert_same(dz.load(tmp_path / "model.safetensors", model=other, strict=False)[1], found)
     with pytest.raises(ValueError, match=r"For other classes: dz\.load\(path, model=model, strict=False\)"):
         dz.load(tmp_path / "model.safetensors", model=other)
-    with pytest.raises(ValueError, match="give model= too"):
+    with pytest.raises(ValueError, match="pass model= too"):
         dz.load(tmp_path / "model.safetensors", strict=False)
     caplog.clear()
     assert_same(start_from(model, tmp_path / "model.safetensors"), variables)
@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_named(trained, tmp_path):
     deeper = dz.create_model("unet", dz.PlainEncoder((4, 8, 16)), num_classes=2)
     with pytest.raises(ValueError, match="is missing"):
         start_from(deeper, path, part="encoder")
-    with pytest.raises(ValueError, match="part is one of encoder, decoder, head"):
+    with pytest.raises(ValueError, match="part must be one of encoder, decoder, head"):
         start_from(model, path, part="backbone")
     with pytest.raises(FileNotFoundError):
         start_from(model, tmp_path / "none.safetensors")
@@ -85,4 +85,4 @@ def test_a_pytorch_checkpoint_of_other_classes(tmp_path, caplog):
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found["params"][part], variables["params"][part]
         )
         jax.tree.map(np.testing.assert_allclose, found["batch_stats"][part], variables["batch_stats"][part])
-    assert found["params"]["head"]["conv"]["kernel"].shape[-1] == 4 and "starts anew" in caplog.text
+    assert found["params"]["head"]["conv"]["kernel"].shape[-1] == 4 and "newly initialised" in caplog.text
