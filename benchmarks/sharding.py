@@ -136,7 +136,7 @@ def count(model: Any, kinds: tuple[str, ...] = tuple(KINDS), *, train: bool = Tr
         shared = partial(_placed, NamedSharding(mesh, PartitionSpec("data")))
         everywhere = partial(_placed, NamedSharding(mesh, PartitionSpec()))
         program = jax.jit(model.apply).lower(everywhere(variables), shared(images)).compile().as_text()
-        result["inference"][kind] = summed_up(program)
+        result["inference"][kind] = summed_up(program or "")
         if not train:
             continue
         state = jax.eval_shape(
@@ -145,7 +145,7 @@ def count(model: Any, kinds: tuple[str, ...] = tuple(KINDS), *, train: bool = Tr
         batch = {"image": images, "mask": jax.ShapeDtypeStruct(IMAGES[:3], jnp.int32)}
         step = dz.train.make_train_step(Segmentation(1, ignore_index=None).loss)
         program = step.lower(everywhere(state), shared(batch)).compile().as_text()  # pyright: ignore
-        result["train_step"][kind] = summed_up(program)
+        result["train_step"][kind] = summed_up(program or "")
     return result
 
 

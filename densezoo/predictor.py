@@ -1,5 +1,6 @@
 """Prediction: from an image file's pixels to the prediction of a task."""
 
+import dataclasses
 import json
 import os
 import warnings
@@ -119,7 +120,7 @@ class Predictor:
         found = jax.tree.map(of_picture, function(padded[None], sizes))
         if isinstance(found, Detections):  # whose boxes end at the border of the picture that the model saw
             zoom = np.array([whole[1] / width, whole[0] / height] * 2, np.float32)
-            found = found.replace(boxes=found.boxes * zoom)
+            found = dataclasses.replace(found, boxes=found.boxes * zoom)
         return found
 
 

@@ -62,6 +62,7 @@ def main(arguments: Arguments) -> None:
         labels=parse_labels(arguments.labels),
         multilabel=task.multilabel,
     )
+    source.check()  # names masks that would count for nothing
     count = len(source) if arguments.limit is None else min(arguments.limit, len(source))
     if count < 1:
         raise ValueError(f"--limit must be a number of images, at least 1; got {arguments.limit}")

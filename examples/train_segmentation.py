@@ -226,12 +226,12 @@ FREE = (
 )
 
 
-def options_of(arguments: Arguments) -> dict[str, Any]:
+def options_of(arguments: Any) -> dict[str, Any]:
     """All options as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(arguments), default=str))
 
 
-def write_options(path: Path, arguments: Arguments) -> None:
+def write_options(path: Path, arguments: Any) -> None:
     replace(path, lambda temporary: temporary.write_text(json.dumps(options_of(arguments), indent=2) + "\n"))
 
 
@@ -245,7 +245,7 @@ def read_options(path: Path) -> dict[str, Any]:
     return options
 
 
-def check_out(arguments: Arguments) -> None:
+def check_out(arguments: Any) -> None:
     """Checks that --out has no other run, and that a resumed run has the same model and options."""
     out = arguments.out
     if not (out / "log.jsonl").exists() and not (out / "last").exists():

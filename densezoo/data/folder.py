@@ -235,7 +235,8 @@ class ImageMaskFolder:
         if self.num_classes and self.ignore_index in present and len(present) == 2:
             problems.append(
                 f"the masks hold {min(present)} and {max(present)} alone, and {self.ignore_index} is ignore_index: that"
-                " leaves nothing to tell apart. If it is a class, store it under its number: 1 in a binary mask."
+                " leaves nothing to tell apart. If it is a class, map it to its number, such as 1, by labels={0: 0,"
+                f" {self.ignore_index}: 1}}"
             )
         highest = max(largest.values(), default=0)
         if value_range is not None and highest > value_range[1]:

@@ -111,8 +111,8 @@ class _Crop:
         chosen = _samples.with_partners(element, self.names)
         needed = self.window is not None or self.resize is not None or SIZE in self.names
         size = _samples.extent(element) if needed else (0, 0)
-        jitter = isinstance(self.resize, resizing.ScaleJitter)
-        sample, size = _samples.resize(chosen, size, self.resize.draw(*size, rng) if jitter else self.resize)
+        resize = self.resize.draw(*size, rng) if isinstance(self.resize, resizing.ScaleJitter) else self.resize
+        sample, size = _samples.resize(chosen, size, resize)
         if self.window is not None:
             # Where the window is larger than the sample, it begins up to the difference before it.
             spare = [size[axis] - self.window[axis] for axis in (0, 1)]

@@ -54,7 +54,6 @@ class Segmentation:
     class_names: tuple[str, ...] = ()
     auxiliary_weight: float = 0.4
 
-    fields: ClassVar[tuple[str, ...]] = ("image", "mask")
     inputs: ClassVar[tuple[str, ...]] = ("image",)
     best: ClassVar[str] = "mean_iou"
 
@@ -78,6 +77,11 @@ class Segmentation:
                 f" or 65535. To ignore a class, give it a number outside 0 to {values - 1} in the masks"
             )
         self._criterion()  # raises errors now instead of in the first step
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Entries of a batch that the task reads."""
+        return ("image", "mask")
 
     @property
     def classes(self) -> int:

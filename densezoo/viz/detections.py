@@ -100,7 +100,7 @@ def _name(label: Any, class_names: Sequence[str] | None) -> str:
         return f"class {label}"
     if not 0 <= label < len(class_names):
         raise ValueError(f"there are {len(class_names)} class_names, and an object has the label {label}")
-    return class_names[label]
+    return str(class_names[label])
 
 
 def _draw(axes: Any, picture: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: list[str], title: str) -> None:
