@@ -132,7 +132,7 @@ class CocoDetection:
         self._rows = max(1, counts[fullest] if max_objects is None else max_objects)
 
     def __repr__(self) -> str:
-        """Gives a name that stays the same between runs, as grain's checkpoints want."""
+        """Returns a name that is stable between runs, for Grain checkpoints."""
         return (
             f"CocoDetection({str(self.root)!r}, annotations={self.file.name!r}, masks={self.masks}, "
             f"channels={self.channels}, max_objects={self._rows})"

@@ -1,4 +1,4 @@
-"""From a random-access source to batches of whole images, for evaluation."""
+"""Evaluation batches of whole images from a random-access source."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def eval_batches(
     num_threads: int = 2,
     prefetch: int = 2,
 ) -> EvalBatches:
-    """Gives every sample once, whole, in batches of few shapes.
+    """Returns every sample once, uncropped, in batches with few different shapes.
 
     Sides are padded at the bottom and right to multiples of `multiple`: images by repeating their last row and column,
     masks with `ignore_index`, other maps with the fill of their kind (see `densezoo.data.fields`). Besides the source's
@@ -48,7 +48,7 @@ def eval_batches(
         prefetch: batches to read ahead.
 
     Returns:
-        An iterable of batches that has a length and can be gone through again.
+        An iterable of batches that has a length and can be iterated repeatedly.
 
     Raises:
         ValueError: if an argument is out of its range, if the source is empty, or has no such field.
@@ -114,7 +114,7 @@ class EvalBatches:
         self._options = options
 
     def __len__(self) -> int:
-        """Gives the number of batches."""
+        """Returns the number of batches."""
         return len(self._parts)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -18,7 +18,7 @@ from densezoo.messages import shortened
 
 
 def read_image(path: str | os.PathLike[str], channels: int | None = None, *, bits: int | None = None) -> np.ndarray:
-    """Reads one picture as a training folder would.
+    """Reads one picture, in the same way as `ImageMaskFolder`.
 
     Bit depth and channels stay as in the file: 8 or 16 bits; grey (1 channel), grey + alpha (2), RGB (3), RGBA (4), or
     any number from a TIFF, channels first or last. Palettes become RGB, grey of less than 8 bits is scaled to 0..255
@@ -141,7 +141,7 @@ class ImageMaskFolder:
         if labels is None and ignore_index is not None and 0 <= ignore_index < values:
             raise ValueError(
                 f"ignore_index={ignore_index} is one of the classes 0..{values - 1}: pass None if every class"
-                " counts, or a number that is no class."
+                " counts, or a number that is not a class."
             )
         self.num_classes = _masks.count_classes(num_classes, class_names, None if multilabel else labels, ignore_index)
         self.class_names = tuple(class_names)
@@ -154,7 +154,7 @@ class ImageMaskFolder:
         self._pairs = pairs
 
     def __repr__(self) -> str:
-        """Gives a name that stays the same between runs, as grain's checkpoints want."""
+        """Returns a name that is stable between runs, for Grain checkpoints."""
         given = {"bits": self.bits, "labels": self._masks.labels, "class_names": self.class_names}
         given |= {"multilabel": self._masks.multilabel}  # named only if given: runs from before there were any go on
         more = "".join(f", {name}={value!r}" for name, value in given.items() if value)
@@ -164,7 +164,7 @@ class ImageMaskFolder:
         )
 
     def __len__(self) -> int:
-        """Gives the number of pairs."""
+        """Returns the number of pairs."""
         return len(self._pairs)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:

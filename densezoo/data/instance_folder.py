@@ -108,14 +108,14 @@ class InstanceFolder:
         self._rows = max(1, counts[fullest] if max_objects is None else max_objects)
 
     def __repr__(self) -> str:
-        """Gives a name that stays the same between runs, as grain's checkpoints want."""
+        """Returns a name that is stable between runs, for Grain checkpoints."""
         return (
             f"InstanceFolder({str(self.root)!r}, class_names={self.class_names}, divisor={self.divisor}, "
             f"categories={self.categories}, channels={self.channels}, max_objects={self._rows})"
         )
 
     def __len__(self) -> int:
-        """Gives the number of pairs."""
+        """Returns the number of pairs."""
         return len(self._pairs)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From a random-access source to batches of random crops, for training."""
+"""Training batches of random crops from a random-access source."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def train_batches(
     num_threads: int = 2,
     prefetch: int = 4,
 ) -> Callable[[int], Iterator[Batch]]:
-    """Gives endless training batches that can be entered at any step.
+    """Returns an endless stream of training batches that can start at any step.
 
-    Every epoch visits every sample once, in a new order; the epochs follow each other without a gap, so that a batch
-    may be larger than the source. Batch k depends on the source, seed and k alone: a run that is resumed at step k sees
-    what it would have seen.
+    Every epoch visits every sample once, in a new order. Epochs follow each other without a gap, so a batch may be
+    larger than the source. Batch k only depends on the source, the seed and k, so a run that resumes at step k gets the
+    same batches as an uninterrupted run.
 
-    What happens to a field is said by its kind, which `densezoo.data.fields` gives by its name. Images come as float32
-    (integers scaled to 0..1 by `to_float`), maps of classes and instances as int32. Samples that are smaller than the
-    crop are mirrored at their borders, at a random place of the crop, and the mask is filled with `ignore_index`. Boxes
-    are cut off at the crop's border; where less than a quarter is left, the label becomes -1.
+    A field is processed according to its kind, which `densezoo.data.fields` determines from its name. Images are
+    converted to float32 (integers are scaled to 0..1 by `to_float`), class and instance maps to int32. Samples smaller
+    than the crop are placed randomly in it and reflected at their borders, and the mask is filled with `ignore_index`.
+    Boxes are clipped to the crop; if less than a quarter is left, the label becomes -1.
 
     Args:
-        source: the samples. With threads it is read by several at once.
-        batch_size: samples in a batch, over all shards.
+        source: the samples. Several threads may read it concurrently.
+        batch_size: number of samples per batch, over all shards.
         crop_size: height and width of random crops, or one number for both; None takes whole samples of one size.
         resize: what each sample is resized to before it is cropped: (height, width), a `Resize` by its shortest or
             longest side, a `ScaleJitter`, or a function from (height, width) to such a pair; None leaves it as it is.
-        seed: of the order and the crops, 0 to 2**32 - 1.
-        ignore_index: for maps of labels where there is no image.
-        fields: names of the fields to give; None for all that are numbers. With "size" among them, batches hold the
-            true height and width of what is not padding, and samples that are smaller than the crop are padded as by
-            `eval_batches`, at the bottom and right.
+        seed: seed of the order and the crops, 0 to 2**32 - 1.
+        ignore_index: value of label maps in the padding.
+        fields: names of the fields to return; None for all numeric fields. If "size" is among them, batches contain the
+            height and width without padding, and samples smaller than the crop are padded at the bottom and right, as
+            in `eval_batches`.
         shard: (index, count): this host gives the index-th of count equal parts of every batch. The parts together are
             the batch that a single host would give.
         num_threads: threads that read ahead; 0 reads when asked.

@@ -1,4 +1,4 @@
-"""Which size the pictures of a source are resized to."""
+"""Sizes to which the pictures of a source are resized."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Resize:
             raise ValueError(f"{self}; expected shortest or longest or both, 1 or more.")
 
     def __call__(self, height: int, width: int) -> tuple[int, int]:
-        """Gives the size to which a picture of this height and width is resized."""
+        """Returns the size to which a picture of this height and width is resized."""
         # As fractions (numerator, denominator), so that the side that is set comes out exactly.
         scales = []
         if self.shortest is not None:
@@ -73,7 +73,7 @@ class ScaleJitter:
         return self._scaled(height, width, 1.0)
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Gives a random size for a picture of this height and width."""
+        """Returns a random size for a picture of this height and width."""
         return self._scaled(height, width, rng.uniform(*self.scales))
 
     def _scaled(self, height: int, width: int, factor: float) -> tuple[int, int]:
@@ -92,7 +92,7 @@ def check(to: ResizeTo | None) -> None:
 
 
 def target_size(to: ResizeTo | None, height: int, width: int) -> tuple[int, int]:
-    """Gives the size to which a picture of this height and width is resized; its own for None."""
+    """Returns the size to which a picture of this height and width is resized; its own for None."""
     if to is None:
         return height, width
     return to(height, width) if callable(to) else (to[0], to[1])

@@ -139,7 +139,7 @@ class DigitScenes:
         self._pictures = _pictures(split, self.size)
 
     def __repr__(self) -> str:
-        """Gives a name that stays the same between runs, as grain's checkpoints want."""
+        """Returns a name that is stable between runs, for Grain checkpoints."""
         return (
             f"DigitScenes({self.num_scenes}, size={self.size}, split={self.split!r}, seed={self.seed}, "
             f"digits={self.digits}, scales={self.scales}, contrast={self.contrast}, min_visible={self.min_visible})"

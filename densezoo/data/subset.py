@@ -31,7 +31,7 @@ class Subset:
         return f"Subset({self._source!r}, {self._indices!r})"
 
     def __len__(self) -> int:
-        """Gives the number of items shown."""
+        """Returns the number of selected items."""
         return len(self._indices)
 
     def __getitem__(self, index: SupportsIndex) -> Any:

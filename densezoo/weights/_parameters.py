@@ -113,7 +113,7 @@ def epsilon_of(module: nn.Module) -> float | None:
     norm = getattr(module, "norm", None)
     try:
         return None if norm is None else getattr(norm(), "epsilon", None)
-    except TypeError:  # a function of one's own
+    except TypeError:  # a user-defined function
         return None
 
 
