@@ -124,3 +124,20 @@ def test_encoders_are_registered_by_name(monkeypatch):
     monkeypatch.setattr("densezoo.encoders.base.ENCODERS", table := {})
     dz.register_encoders({"halves": Halves})
     assert table == {"halves": Halves}
+    with pytest.raises(TypeError, match=r"'quarter': .* got a Halves: pass Halves or a partial\(Halves, ...\)"):
+        dz.register_encoders({"half": Halves, "quarter": Halves()})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="'quarter': .* got a tuple: pass a class"):
+        dz.register_encoders({"quarter": (8, 16)})  # pyright: ignore[reportArgumentType]
+    assert set(table) == {"halves"}
+
+
+def test_only_a_whole_blueprint_is_registered():
+    before = dict(MODELS)
+    with pytest.raises(TypeError, match="takes a dz.Blueprint, got UNetDecoder"):
+        dz.register(dz.UNetDecoder)  # pyright: ignore[reportArgumentType]
+    texts = dict.fromkeys(("name", "description", "skip_strategy", "excels_at", "paper", "encoder"), "some")
+    with pytest.raises(ValueError, match="'some' lacks head: give it a decoder and a head, or a make"):
+        dz.register(dz.Blueprint(**texts, decoder=dz.UNetDecoder))
+    with pytest.raises(ValueError, match="lacks decoder and head"):
+        dz.register(dz.Blueprint(**texts))
+    assert before == MODELS
