@@ -72,8 +72,8 @@ def register(blueprint: Blueprint) -> Blueprint:
     if not isinstance(blueprint, Blueprint):
         what = blueprint.__name__ if isinstance(blueprint, type) else repr(blueprint)
         raise TypeError(
-            f"register takes a dz.Blueprint, got {what}: write dz.register(dz.Blueprint(name=..., decoder=..., head=...,"
-            " encoder=..., ...))"
+            f"register takes a dz.Blueprint, got {what}: write"
+            " dz.register(dz.Blueprint(name=..., decoder=..., head=..., encoder=..., ...))"
         )
     if blueprint.make is None and (blueprint.decoder is None or blueprint.head is None):
         lacking = " and ".join(part for part in ("decoder", "head") if getattr(blueprint, part) is None)

@@ -272,7 +272,10 @@ def lateral(
 def _coarsest(pyramid: Pyramid, levels: int) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
     """Maps and, where the pyramid has them, their reductions."""
     if not 1 <= levels <= len(pyramid.maps):
-        raise ValueError(f"levels={levels} of the encoder's {len(pyramid.maps)} maps cannot take part")
+        raise ValueError(
+            f"levels={levels} of the encoder's {len(pyramid.maps)} maps cannot take part: give levels of at most"
+            f" {len(pyramid.maps)}, or derive the encoder from dz.Encoder, so that a family knows its maps in advance"
+        )
     return pyramid.maps[-levels:], pyramid.reductions and tuple(pyramid.reductions[-levels:])
 
 
