@@ -21,6 +21,7 @@ from densezoo.blocks import (
     SpatialDropout,
     build,
     he_uniform,
+    upsampled,
 )
 from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.steps import one_scale, upsampler_to
@@ -62,7 +63,7 @@ class TopDown(nn.Module):
         maps = [x]
         for level, feature in reversed(list(enumerate(finer))):
             upsample = upsampler_to(level, reductions, self.upsample)
-            x = build(upsample, name=f"upsample{level}", **dtypes)(x, size_of(feature))
+            x = upsampled(build(upsample, name=f"upsample{level}", **dtypes), x, size_of(feature))
             skip = build(self.skip, name=f"skip{level}", **normed, **dtypes)
             x = skip(x, feature, train=train) if normed else skip(x, feature)
             maps.append(x)
