@@ -56,6 +56,10 @@ MODELS: dict[str, Blueprint] = {}
 def register(blueprint: Blueprint) -> Blueprint:
     """Registers a family for `create_model`. Replaces a family of the same name.
 
+    Raises:
+        TypeError: not a `Blueprint`.
+        ValueError: one that has neither `make` nor both `decoder` and `head`.
+
     Example:
         >>> import dataclasses
         >>> import densezoo as dz
@@ -65,5 +69,17 @@ def register(blueprint: Blueprint) -> Blueprint:
         ['thin_unet', 'unet']
         >>> del dz.blueprint.MODELS["thin_unet"]
     """
+    if not isinstance(blueprint, Blueprint):
+        what = blueprint.__name__ if isinstance(blueprint, type) else repr(blueprint)
+        raise TypeError(
+            f"register takes a dz.Blueprint, got {what}: write"
+            " dz.register(dz.Blueprint(name=..., decoder=..., head=..., encoder=..., ...))"
+        )
+    if blueprint.make is None and (blueprint.decoder is None or blueprint.head is None):
+        lacking = " and ".join(part for part in ("decoder", "head") if getattr(blueprint, part) is None)
+        raise ValueError(
+            f"the blueprint {blueprint.name!r} lacks {lacking}: give it a decoder and a head, or a make function that"
+            " returns the model"
+        )
     MODELS[blueprint.name] = blueprint
     return blueprint

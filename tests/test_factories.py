@@ -100,6 +100,31 @@ def test_what_does_not_fit_is_named(make, error, message):
         make()
 
 
+class Gives(nn.Module):
+    """An upsampler that gives what it was told to."""
+
+    result: Any = lambda x: x
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    def __call__(self, x, size):
+        return self.result(x)
+
+
+@pytest.mark.parametrize("name", ["unet", "linknet", "manet", "fpn"])
+def test_an_upsampler_that_gives_another_size_is_named(name):
+    def model(result, **fields):
+        return dz.create_model(name, dz.PlainEncoder((4, 8)), upsample=partial(Gives, result), **fields)
+
+    with pytest.raises(TypeError, match=r"Gives, .* map of \(4, 6\) and size=\(9, 12\), gave None"):
+        trace(model(lambda x: None))
+    with pytest.raises(ValueError, match=r"Gives, .* gave a map of \(8, 12\): it must give one of that size"):
+        trace(model(lambda x: x.repeat(2, 1).repeat(2, 2)))
+    if name == "unet":
+        with pytest.raises(ValueError, match=r"Gives, .* gave a map of"):
+            trace(model(lambda x: x, attention="scse"))
+
+
 def test_a_family_says_which_field_its_decoder_lacks(monkeypatch):
     monkeypatch.setattr("densezoo.blueprint.MODELS", dict(dz.blueprint.MODELS))
     unet = dz.blueprint.MODELS["unet"]

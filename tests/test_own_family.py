@@ -3,6 +3,7 @@
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -124,3 +125,61 @@ def test_encoders_are_registered_by_name(monkeypatch):
     monkeypatch.setattr("densezoo.encoders.base.ENCODERS", table := {})
     dz.register_encoders({"halves": Halves})
     assert table == {"halves": Halves}
+    with pytest.raises(TypeError, match=r"'quarter': .* got a Halves: pass Halves or a partial\(Halves, ...\)"):
+        dz.register_encoders({"half": Halves, "quarter": Halves()})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"'quarter': .* got a tuple: pass a class"):
+        dz.register_encoders({"quarter": (8, 16)})  # pyright: ignore[reportArgumentType]
+    assert set(table) == {"halves"}
+
+
+def test_only_a_whole_blueprint_is_registered():
+    before = dict(MODELS)
+    with pytest.raises(TypeError, match=r"takes a dz.Blueprint, got UNetDecoder"):
+        dz.register(dz.UNetDecoder)  # pyright: ignore[reportArgumentType]
+    texts = dict.fromkeys(("name", "description", "skip_strategy", "excels_at", "paper", "encoder"), "some")
+    with pytest.raises(ValueError, match="'some' lacks head: give it a decoder and a head, or a make"):
+        dz.register(dz.Blueprint(**texts, decoder=dz.UNetDecoder))
+    with pytest.raises(ValueError, match="lacks decoder and head"):
+        dz.register(dz.Blueprint(**texts))
+    assert before == MODELS
+
+
+class Plain(nn.Module):
+    """An encoder that is no `dz.Encoder`."""
+
+    wrap: Any = dz.Pyramid
+    count: int = 3
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        maps = []
+        for _ in range(self.count):
+            maps.append(dz.Conv(4, strides=2)(maps[-1] if maps else images))
+        return self.wrap(tuple(maps))
+
+
+def test_an_encoder_that_gives_no_pyramid_is_named():
+    for wrap in (tuple, list):
+        with pytest.raises(TypeError, match=rf"Plain, the encoder, returned a {wrap.__name__}: .* dz.Pyramid\(maps"):
+            shapes(dz.create_model("unet", Plain(wrap)))
+
+
+def test_a_model_by_hand_takes_modules():
+    head = dz.SegmentationHead(2)
+    with pytest.raises(TypeError, match=r"encoder='resnet18': names are for dz.create_model and dz.create_encoder"):
+        shapes(dz.SegmentationModel("resnet18", dz.UNetDecoder((8,)), head))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="decoder=UNetDecoder: expected a Flax module that is made already"):
+        shapes(dz.SegmentationModel(dz.PlainEncoder((4,)), dz.UNetDecoder, head))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("name", ["retinanet", "plain_detector"])
+def test_a_detector_reads_the_reductions_of_a_plain_modules_pyramid(name):
+    model = dz.create_model(name, Plain(lambda maps: dz.Pyramid(maps, reductions=(2, 4, 8))), 3, features=8)
+    outputs, _ = shapes(model)
+    pixels = 32 * 32 * 9 if name == "retinanet" else 8 * 8 * 45  # of images padded to 64 by 64
+    assert outputs.grid.counts[0] == pixels
+    with pytest.raises(ValueError, match="a detector needs an encoder whose pyramid has reductions"):
+        shapes(dz.create_model(name, Plain(), 3, features=8))
+    if name == "retinanet":
+        with pytest.raises(ValueError, match=r"levels of at most 2, or derive the encoder from dz.Encoder"):
+            shapes(dz.create_model(name, Plain(lambda maps: dz.Pyramid(maps, reductions=(2, 4)), 2), 3, features=8))

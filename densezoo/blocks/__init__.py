@@ -26,7 +26,16 @@ from densezoo.blocks.initializers import (
 from densezoo.blocks.norm import BatchNorm, FrozenBatchNorm, GroupNorm, LayerNorm, norm_act
 from densezoo.blocks.regularize import DropPath, SpatialDropout, drop_path_rates, run_block
 from densezoo.blocks.skips import AttentionGate, ConcatSkip, LateralAdd, step_up
-from densezoo.blocks.upsamplers import Bicubic, Bilinear, Nearest, PixelShuffle, ResizeConv, TransposedConv, defer
+from densezoo.blocks.upsamplers import (
+    Bicubic,
+    Bilinear,
+    Nearest,
+    PixelShuffle,
+    ResizeConv,
+    TransposedConv,
+    defer,
+    upsampled,
+)
 
 __all__ = [
     "ASPP",
@@ -68,6 +77,7 @@ __all__ = [
     "register_blocks",
     "run_block",
     "step_up",
+    "upsampled",
     "torch_bias",
     "torch_uniform",
     "truncated_normal",

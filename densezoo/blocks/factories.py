@@ -105,7 +105,7 @@ def build(factory: ModuleDef, **fields: Any) -> Any:
 
 
 def check_call(module: Any, place: str, *arguments: str, **keywords: Any) -> None:
-    """Raises a TypeError that names the class if a module cannot be called with these arguments.
+    """Raises a TypeError that names the class unless it is a module that can be called with these arguments.
 
     Args:
         module: the module to call.
@@ -113,6 +113,14 @@ def check_call(module: Any, place: str, *arguments: str, **keywords: Any) -> Non
         *arguments: names of the positional arguments, for the message.
         **keywords: the keyword arguments.
     """
+    if isinstance(module, str):
+        raise TypeError(
+            f"{place}={module!r}: names are for dz.create_model and dz.create_encoder; a model put together by hand"
+            f" takes the {place} itself, such as encoder=dz.create_encoder('resnet18')"
+        )
+    if isinstance(module, type) or not callable(module):
+        kind = module.__name__ if isinstance(module, type) else repr(module)
+        raise TypeError(f"{place}={kind}: expected a Flax module that is made already, such as dz.PlainEncoder()")
     if mismatch := _mismatch(module, *arguments, **keywords):
         call = ", ".join([*arguments, *(f"{name}=..." for name in keywords)])
         raise TypeError(

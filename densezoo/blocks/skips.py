@@ -13,7 +13,7 @@ from densezoo.blocks.conv import Conv, ConvNormAct
 from densezoo.blocks.deferred import Upsampled
 from densezoo.blocks.factories import register_blocks
 from densezoo.blocks.initializers import he_uniform
-from densezoo.blocks.upsamplers import defer
+from densezoo.blocks.upsamplers import defer, upsampled
 from densezoo.types import Dtype, Initializer, ModuleDef, Size
 
 
@@ -95,7 +95,7 @@ def step_up(upsampler: Any, skip: Any, x: jax.Array, feature: Any, size: Size) -
     If the convolution can read both without a concatenation, it gets them separately.
     """
     later = defer(upsampler, x, size) if skip is None or type(skip) is ConcatSkip else None
-    at_size = upsampler(x, size) if later is None else later
+    at_size = upsampled(upsampler, x, size) if later is None else later
     return at_size if skip is None else skip(at_size, feature)
 
 

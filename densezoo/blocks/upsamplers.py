@@ -57,6 +57,24 @@ def defer(upsampler: Any, x: jax.Array, size: Size) -> Upsampled | None:
     return None
 
 
+def upsampled(upsampler: Any, x: jax.Array, size: Size) -> jax.Array:
+    """`upsampler(x, size)`, or an error that names the upsampler if it gives no map or one of another size."""
+    y = upsampler(x, size)
+    what = f"{type(upsampler).__name__}, called as upsample(x, size) with a map of {x.shape[1:3]} and size={size},"
+    if len(getattr(y, "shape", ())) != 4:
+        raise TypeError(f"{what} gave {'None' if y is None else f'a {type(y).__name__}'} in place of an NHWC map")
+    wrong = [side != wanted for side, wanted in zip(y.shape[1:3], size, strict=True) if not _symbolic(side, wanted)]
+    if any(wrong):
+        raise ValueError(
+            f"{what} gave a map of {y.shape[1:3]}: it must give one of that size, whatever the image's size"
+        )
+    return y
+
+
+def _symbolic(*sides: Any) -> bool:
+    return any(map(jax.export.is_symbolic_dim, sides))
+
+
 class Bicubic(nn.Module):
     """Bicubic upsampling; no weights. `align_corners` as in `ops.resize_bicubic`."""
 

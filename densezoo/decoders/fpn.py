@@ -21,6 +21,7 @@ from densezoo.blocks import (
     SpatialDropout,
     build,
     he_uniform,
+    upsampled,
 )
 from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.steps import one_scale, upsampler_to
@@ -62,7 +63,7 @@ class TopDown(nn.Module):
         maps = [x]
         for level, feature in reversed(list(enumerate(finer))):
             upsample = upsampler_to(level, reductions, self.upsample)
-            x = build(upsample, name=f"upsample{level}", **dtypes)(x, size_of(feature))
+            x = upsampled(build(upsample, name=f"upsample{level}", **dtypes), x, size_of(feature))
             skip = build(self.skip, name=f"skip{level}", **normed, **dtypes)
             x = skip(x, feature, train=train) if normed else skip(x, feature)
             maps.append(x)
@@ -272,7 +273,10 @@ def lateral(
 def _coarsest(pyramid: Pyramid, levels: int) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
     """The maps and, if the pyramid has them, their reductions."""
     if not 1 <= levels <= len(pyramid.maps):
-        raise ValueError(f"levels must be from 1 to the encoder's {len(pyramid.maps)} maps, got {levels}")
+        raise ValueError(
+            f"levels must be from 1 to the encoder's {len(pyramid.maps)} maps, got {levels}: pass fewer, or derive the"
+            " encoder from dz.Encoder, so that a family knows its maps in advance"
+        )
     return pyramid.maps[-levels:], pyramid.reductions and tuple(pyramid.reductions[-levels:])
 
 

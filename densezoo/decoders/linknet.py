@@ -17,6 +17,7 @@ from densezoo.blocks import (
     norm_act,
     run_block,
     torch_uniform,
+    upsampled,
 )
 from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.steps import one_scale, sizes_beyond, upsampler_to
@@ -45,7 +46,7 @@ class LinknetBlock(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(ConvNormAct, kernel_size=1, norm=self.norm, act=self.act, **dtypes)
         x = conv(max(1, x.shape[-1] // 4), name="reduce")(x, train=train)
-        x = build(self.upsample, name="upsample", **dtypes)(x, size)
+        x = upsampled(build(self.upsample, name="upsample", **dtypes), x, size)
         x = norm_act(self.norm, self.act, x, train=train, name="norm", **dtypes)
         x = conv(self.features, name="expand")(x, train=train)
         return x if feature is None else x + feature.astype(x.dtype)

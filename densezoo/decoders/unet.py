@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, ConcatSkip, DoubleConv, Nearest, build, run_block, step_up
+from densezoo.blocks import BatchNorm, ConcatSkip, DoubleConv, Nearest, build, run_block, step_up, upsampled
 from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.steps import dropped, one_scale, steps_up
 from densezoo.encoders import VGG, Encoder, PlainEncoder
@@ -48,7 +48,7 @@ class UNetBlock(nn.Module):
         if self.attention is None or (skip is None and self.last):
             joined = step_up(upsampler, skip, x, feature, size)
         else:
-            x = upsampler(x, size)
+            x = upsampled(upsampler, x, size)
             joined = build(self.attention, name="attention1", **dtypes)(x if skip is None else skip(x, feature))
         x = DoubleConv(self.features, self.hidden, self.norm, self.act, name="convs", **dtypes)(joined, train=train)
         return x if self.attention is None else build(self.attention, name="attention2", **dtypes)(x)

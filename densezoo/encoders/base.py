@@ -29,6 +29,7 @@ class Encoder(nn.Module):
             `dz.weights.from_torch(..., in_channels=)` adapts.
 
     Example:
+        >>> import flax.linen as nn
         >>> import jax, jax.numpy as jnp
         >>> import densezoo as dz
         >>> class Halves(dz.Encoder):
@@ -112,6 +113,9 @@ def register_encoders(encoders: Mapping[str, Callable[..., Encoder]]) -> None:
     Args:
         encoders: maps names to `Encoder` classes or partials of them.
 
+    Raises:
+        TypeError: an instance, or something else that cannot be called, in place of a class; nothing is added then.
+
     Example:
         >>> from functools import partial
         >>> import densezoo as dz
@@ -120,4 +124,9 @@ def register_encoders(encoders: Mapping[str, Callable[..., Encoder]]) -> None:
         (2, 4, 8, 16, 16)
         >>> del dz.encoders.ENCODERS["resnet10"]
     """
+    for name, constructor in encoders.items():
+        if isinstance(constructor, nn.Module) or not callable(constructor):
+            kind = type(constructor).__name__
+            advice = f"pass {kind} or a partial({kind}, ...)" if isinstance(constructor, nn.Module) else "pass a class"
+            raise TypeError(f"encoder {name!r}: expected an Encoder class or a partial of one, got a {kind}: {advice}")
     ENCODERS.update(encoders)

@@ -97,7 +97,7 @@ def pyramid_of(
             )
         images = jnp.where(_inside(whole, sizes)[..., None], images, 0)
     reductions = model.encoder.reductions if isinstance(model.encoder, Encoder) else ()
-    multiple = max(MULTIPLE, *reductions)
+    multiple = max((MULTIPLE, *reductions))
     if images.ndim == 4:
         images = jnp.pad(images, ((0, 0), *((0, -side % multiple) for side in whole), (0, 0)))
     extents = None

@@ -153,6 +153,12 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
             f"the variables do not match this encoder and images with {images.shape[-1]} channels (expected NHWC, got"
             f" shape {images.shape}): {error}"
         ) from error
+    if not isinstance(pyramid, Pyramid):
+        raise TypeError(
+            f"{type(encoder).__name__}, the encoder, returned a {type(pyramid).__name__}: an encoder returns"
+            " dz.Pyramid(maps, reductions=...), with its maps from fine to coarse and the image size over each map's"
+            " size, such as dz.Pyramid((x, y), reductions=(2, 4))"
+        )
     reductions = pyramid.reductions
     if reductions is not None and len(reductions) != len(pyramid.maps):
         raise ValueError(f"expected a reduction for each map; this encoder has {len(pyramid.maps)} maps, {reductions=}")
