@@ -100,6 +100,14 @@ def test_group_norm_equals_loop():
         dz.GroupNorm(num_groups=4).init(KEY, jnp.asarray(x))
 
 
+def test_layer_norm_divides_by_the_root_of_variance_and_epsilon():
+    x = np.random.default_rng(5).normal(0.002, 0.003, (2, 3, 6)).astype(np.float32)
+    for options, epsilon in (({}, 1e-6), ({"epsilon": 1e-5}, 1e-5)):
+        y, _ = dz.LayerNorm(**options).init_with_output(KEY, jnp.asarray(x))
+        expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
 def test_group_norm_chooses_its_groups():
     expected = {64: 32, 32: 32, 16: 8, 48: 24, 24: 12, 7: 1, 2: 1, 1: 1}
     assert {channels: default_groups(channels) for channels in expected} == expected

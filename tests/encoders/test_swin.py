@@ -6,6 +6,7 @@ import runpy
 from functools import partial
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,6 +94,20 @@ def test_a_layout_for_one_size_is_kept_at_others():
     # Built for small images, the tables are small.
     table = shapes(small(image_size=[32, 16]), (64, 64))[1]["params"]["stage2_block0"]["attn"]
     assert table["relative_position_bias_table"].shape == (3 * 1, 2)
+
+
+def test_epsilons_of_the_norms_are_the_references():
+    epsilons = {}
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, dz.LayerNorm):
+            epsilons[context.module.path] = context.module.epsilon
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        shapes(small(), (64, 64))
+    assert len(epsilons) == 1 + 3 + 2 * 6  # of patches, of mergings and of blocks
+    assert set(epsilons.values()) == {1e-5}
 
 
 def test_coarsest_leaves_out_the_deeper_stages():

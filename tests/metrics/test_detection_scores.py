@@ -137,3 +137,14 @@ def test_panoptic_quality_by_hand():
     np.testing.assert_allclose(crowd.spurious, [1, 1, 0])
     with pytest.raises(ValueError, match=r"segments \[9\] have no class"):
         metrics.panoptic_counts(predicted, {5: 0, 6: 0, 7: 1, 8: 1}, truth, classes, 3)
+
+
+def test_panoptic_quality_leaves_out_what_does_not_count():
+    # Of the 6 pixels predicted, 3 are in the true segment of 4 and 3 are where nothing counts: 3 / (3 + 4 - 3).
+    truth, predicted = np.array([[1, 1, 1, 1, 0, 0, 0]]), np.array([[5, 5, 5, 0, 5, 5, 5]])
+    counts = metrics.panoptic_counts(predicted, {5: 0}, truth, {1: 0}, 1)
+    np.testing.assert_allclose([counts.overlap, counts.missed, counts.spurious], [[0.75], [0], [0]])
+    # A crowd excuses what is predicted of its own class alone.
+    for label, spurious in ((0, [1, 0]), (1, [0, 0])):
+        counts = metrics.panoptic_counts(np.array([[9, 9]]), {9: label}, np.array([[3, 3]]), {}, 2, crowds={3: 1})
+        np.testing.assert_array_equal(counts.spurious, spurious)

@@ -11,7 +11,7 @@ import pytest
 import densezoo as dz
 from densezoo import losses
 from densezoo.tasks import Segmentation, describe, from_description
-from densezoo.train import Recipe, create_state, evaluator, make_optimizer, one_cycle, train
+from densezoo.train import Recipe, create_state, evaluator, load_variables, make_optimizer, one_cycle, train
 
 GREY = dz.Preprocessing(channels=1)
 
@@ -49,7 +49,7 @@ def threshold_state():
 
 def test_recipe_learns_and_reports_scores(tmp_path):
     model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 2)
-    recipe = Recipe(crop_size=(24, 32), batch_size=4, steps=30, learning_rate=2e-2, evaluate_every=15)
+    recipe = Recipe(crop_size=(24, 32), batch_size=4, steps=30, learning_rate=2e-2, ema_decay=0.5, evaluate_every=15)
     task = Segmentation(2, criterion="cross_entropy+dice", class_names=("ground", "square"))
     records = []
     options = {"directory": tmp_path / "run", "on_record": records.append, "progress": False}
@@ -63,7 +63,9 @@ def test_recipe_learns_and_reports_scores(tmp_path):
     assert records == history
     rates = [float(one_cycle(2e-2, 30)(step)) for step in range(20)]
     np.testing.assert_allclose(history[0]["learning_rate"], np.mean(rates[:10]), rtol=1e-5)
-    # The run leaves its best model, which predicts as the state does.
+    # The run leaves its best model, with the averaged parameters, which predicts as the state does.
+    _, saved = dz.load(tmp_path / "run" / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, saved, load_variables(tmp_path / "run", "best"))
     predict = dz.load_predictor(tmp_path / "run")
     assert predict.task == task and predict.preprocessing == GREY
     image = Squares()[0]["image"]
@@ -145,7 +147,7 @@ def test_several_labels_a_pixel(tmp_path):
             return sample
 
     task = Segmentation(2, criterion="cross_entropy+dice", multilabel=True, class_names=("square", "bright"))
-    recipe = Recipe(crop_size=24, batch_size=4, steps=60, learning_rate=0.3, evaluate_every=60)
+    recipe = Recipe(crop_size=24, batch_size=4, steps=60, learning_rate=0.3, ema_decay=0.5, evaluate_every=60)
     directory = tmp_path / "run"
     _, history = train(task, Both(), Source(), Source(), recipe, directory=directory, progress=False)
     scores = history[-1]["scores"]
@@ -153,6 +155,8 @@ def test_several_labels_a_pixel(tmp_path):
     # Written out: intersections over unions of what is above 0.
     intersections, unions = np.zeros(2), np.zeros(2)
     predict = dz.load_predictor(directory, model=Both())
+    _, saved = dz.load(directory / "model.safetensors", model=Both())
+    jax.tree.map(np.testing.assert_array_equal, saved, load_variables(directory, "best"))
     for index in range(12):
         sample = Source()[index]
         found, true, counted = predict(sample["image"]), sample["mask"] == 1, sample["mask"] != 255

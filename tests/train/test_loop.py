@@ -80,8 +80,9 @@ class Tensor:
 def test_tensors_become_arrays(new_state, train_step, batch_of, leaves):
     expected, _ = fit(new_state(), train_step, [batch_of(0)], steps=2, progress=False)
     batch = {name: Tensor(values) for name, values in batch_of(0).items()}
-    state, _ = fit(new_state(), train_step, [batch], steps=2, progress=False)
-    np.testing.assert_array_equal(leaves(state.params)["['head']['kernel']"], expected.params["head"]["kernel"])
+    for batches in ([batch], lambda done: iter([batch, batch])):
+        state, _ = fit(new_state(), train_step, batches, steps=2, progress=False)
+        np.testing.assert_array_equal(leaves(state.params)["['head']['kernel']"], expected.params["head"]["kernel"])
     with pytest.raises(TypeError, match=r"batch\['image'\] is a .*Tensor that NumPy cannot read.*collate_fn"):
         fit(new_state(), train_step, [{"image": Tensor(0, "cuda")}], steps=1, progress=False)
 
