@@ -75,7 +75,8 @@ def load_compiled(path: str | Path) -> "Loaded":
         path: path of the file.
 
     Returns:
-        A function of images, for the image shapes that were saved.
+        A function of images, for the image shapes that were saved. It runs machine code and cannot be traced: call it
+        outside of `jax.jit`, `jax.grad` and `jax.vmap`.
 
     Raises:
         ValueError: if the file is of another kind, or was written with another version of JAX, platform or processor.
@@ -119,7 +120,7 @@ class Inference:
     def __call__(self, images: Float[Array, "b h w c"], *inputs: Any) -> Any:
         result = self._jitted(images, *inputs)
         if not inputs and not isinstance(images, Tracer):
-            self._shapes[tuple(images.shape), jnp.dtype(images.dtype).name] = None
+            self._shapes[_program_for(images)] = None
         return result
 
     def lower(self, images: Any) -> Any:
@@ -178,11 +179,16 @@ class Loaded:
         self._programs = programs
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Any:
-        key = tuple(images.shape), jnp.dtype(images.dtype).name
+        key = _program_for(images)
         if key not in self._programs:
             known = ", ".join(f"{shape} {dtype}" for shape, dtype in self._programs)
             raise ValueError(f"the file has no program for images of {key[0]} {key[1]}, only for {known}")
         return self._programs[key](images)
+
+
+def _program_for(images: Any) -> tuple[tuple[int, ...], str]:
+    """Shape and type of images, the type as JAX takes it: NumPy's float64 is float32 unless x64 is enabled."""
+    return tuple(images.shape), jax.dtypes.canonicalize_dtype(images.dtype).name
 
 
 class _Folding:

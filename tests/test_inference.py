@@ -115,6 +115,20 @@ def test_programs_go_to_a_file_and_back(tmp_path, recwarn, with_statistics):
         loaded(jnp.ones((1, 9, 9, 3)))
 
 
+def test_pictures_of_float64_have_the_program_of_float32(tmp_path, recwarn):
+    model = dz.PyramidModel(dz.PlainEncoder((4, 8)), dz.FPNNeck(4, 2))
+    picture = np.random.default_rng(0).normal(size=(1, 8, 8, 3))
+    infer = dz.compile(model, jax.jit(model.init)(KEY, picture))
+    expected = infer(picture)
+    infer(picture.astype(np.float32))
+    infer.save(tmp_path / "maps.compiled")
+    assert all("oneDNN" in str(warning.message) for warning in recwarn.list)
+    with safe_open(tmp_path / "maps.compiled", "numpy") as file:
+        (program,) = json.loads(file.metadata()["programs"])
+    assert program["dtype"] == "float32"
+    assert_close(dz.load_compiled(tmp_path / "maps.compiled")(picture), expected)
+
+
 def test_a_mixed_precision_model_gives_what_it_gives(with_statistics):
     model = dz.create_model("unet", dz.PlainEncoder((4, 8), norm=partial(dz.BatchNorm, dtype=jnp.float32)), 3)
     images = jax.random.normal(KEY, (1, 16, 16, 3))

@@ -54,7 +54,9 @@ class Detection:
         >>> batch = {"image": jnp.zeros((1, 32, 32, 3)), "boxes": jnp.array([[[4.0, 4.0, 20.0, 28.0], [0.0] * 4]])}
         >>> batch["labels"] = jnp.array([[2, -1]])
         >>> variables = jax.jit(model.init)(jax.random.key(0), batch["image"])
-        >>> apply = lambda *inputs, **options: model.apply(variables, *inputs, **options)
+        >>> def apply(*inputs, **options):  # as train.make_train_step does, which keeps the statistics too
+        ...     outputs, _ = model.apply(variables, *inputs, train=True, mutable=["batch_stats"], **options)
+        ...     return outputs
         >>> loss, parts = jax.jit(lambda batch: task.loss(apply, batch, jax.random.key(1)))(batch)
         >>> sorted(parts), bool(loss > 0)
         (['box', 'classification'], True)
@@ -108,18 +110,30 @@ class Detection:
     def loss(
         self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Returns the sum of the model's losses, and the individual losses."""
+        """Returns the sum of the model's losses, and the individual losses.
+
+        `apply` runs the model with `train=True`, as that of `train.make_train_step` does.
+        """
         boxes, labels = self._objects(batch)
         outputs = apply(batch["image"], batch.get("size"))
         if isinstance(outputs, AnchorOutputs):
+            self._check_classes(outputs.logits)
             parts = _targets.of_anchors(outputs, boxes, labels)
         elif isinstance(outputs, PointOutputs):
+            self._check_classes(outputs.logits)
             parts = _targets.of_points(outputs, boxes, labels)
         else:
             parts = self._of_two_stages(apply, outputs, batch, boxes, labels, key)
         # Values cannot be checked here. A class that the model does not have gives NaN, as in the pixel losses.
         total = jnp.sum(jnp.stack(list(parts.values())))
         return jnp.where((labels < self.num_classes).all(), total, jnp.nan), parts
+
+    def _check_classes(self, logits: Any) -> None:
+        if logits.shape[-1] != self.num_classes:
+            raise ValueError(
+                f"the task has num_classes={self.num_classes} and the model gives logits of {logits.shape[-1]} classes:"
+                " make both with the same number, which counts the background if the model has one"
+            )
 
     def _of_two_stages(
         self, apply: Callable[..., Any], outputs: Any, batch: Mapping[str, Any], boxes: Any, labels: Any, key: Any
@@ -135,6 +149,7 @@ class Detection:
         regions, classes, rows = drawn
         wanted = jnp.take_along_axis(boxes, rows[..., None], 1)
         logits, deltas = apply(outputs.pyramid, regions, method="box_outputs")
+        self._check_classes(logits)
         parts |= _targets.of_regions(logits, deltas, regions, classes, wanted)
         if self.masks:
             # Boxes with an object come first.

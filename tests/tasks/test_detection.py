@@ -54,6 +54,19 @@ def test_what_a_batch_must_hold_is_said():
     assert from_description(describe(task)) == task
 
 
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "faster_rcnn"])
+def test_a_model_of_other_classes_is_refused(name):
+    encoder = dz.PlainEncoder((4, 8, 8, 8))
+    model = dz.create_model(name, encoder, 3, features=8, **({"hidden": (16,)} if name == "faster_rcnn" else {}))
+    variables = jax.eval_shape(model.init, KEY, BATCH["image"])
+
+    def loss(variables, batch, task):
+        return task.loss(functools.partial(model.apply, variables), batch, KEY)
+
+    with pytest.raises(ValueError, match="task has num_classes=4 and the model gives logits of 3 classes"):
+        jax.eval_shape(functools.partial(loss, task=Detection(4)), variables, BATCH)
+
+
 def test_a_detector_of_two_stages_learns_and_repeats_itself_exactly():
     model, task = two_stages(), Detection(3, anchor_samples=32, region_samples=16)
     state = train.create_state(model, optax.adam(3e-3), KEY, BATCH["image"])
