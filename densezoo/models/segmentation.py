@@ -1,5 +1,6 @@
 """Compositions: encoder, decoder, head; encoder, neck."""
 
+import dataclasses
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -163,4 +164,4 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
     if reductions is not None and len(reductions) != len(pyramid.maps):
         raise ValueError(f"expected a reduction for each map; this encoder has {len(pyramid.maps)} maps, {reductions=}")
     # An encoder that is a plain module may set nothing but the maps.
-    return pyramid.replace(image_size=size_of(images))
+    return dataclasses.replace(pyramid, image_size=size_of(images))
