@@ -25,6 +25,7 @@ _GREY_STEPS = {"L;2": np.uint8(85), "L;4": np.uint8(17)}  # what Pillow multipli
 _OUT_OF_MEMORY = ("out of memory", "MEM_ERROR", "start new thread")  # by Pillow, imagecodecs and Python
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+"""Endings of the image files that are read."""
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 
 
