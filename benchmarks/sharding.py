@@ -27,7 +27,6 @@ import densezoo as dz
 from benchmarks.record import markdown_table, write_text
 from benchmarks.report import with_parts
 from densezoo.tasks import Segmentation
-from densezoo.zoo import MODELS
 
 IMAGES = (22, 64, 64, 3)
 """11 for each device: what has a part for each image has a multiple of 11 numbers, and parameters here have not."""
@@ -73,7 +72,7 @@ def _family(name: str) -> Any:
 
 
 CASES: dict[str, Callable[[], Any]] = {
-    **{name: partial(_family, name) for name in MODELS},
+    **{name: partial(_family, name) for name in dz.list_models(task="segmentation")},
     **{f"unet, {name}": partial(_unet, encoder) for name, encoder in _ENCODERS.items()},
     **{f"unet, {upsample.__name__}": partial(_unet, _plain, upsample=upsample) for upsample in _UPSAMPLERS},
     "unet, GroupNorm": partial(_unet, _plain, norm=partial(dz.GroupNorm, num_groups=2)),

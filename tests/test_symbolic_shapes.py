@@ -8,7 +8,6 @@ import pytest
 import densezoo as dz
 from benchmarks.sharding import CASES
 from densezoo import ops
-from densezoo.zoo import MODELS
 
 
 def exported(function, shapes, *arguments):
@@ -23,7 +22,8 @@ def export_model(name, shapes, **fields):
 
 
 DEFAULT = ("unet", "segformer", "dpt", "unet, DySample")  # the others with the longer tests
-LONGER = [pytest.param(name, marks=pytest.mark.parity) for name in (*MODELS, "unet, Swin") if name not in DEFAULT]
+NAMES = (*dz.list_models(task="segmentation"), "unet, Swin")
+LONGER = [pytest.param(name, marks=pytest.mark.parity) for name in NAMES if name not in DEFAULT]
 
 
 @pytest.mark.parametrize("name", [*DEFAULT, *LONGER])
