@@ -111,10 +111,13 @@ def create_model(
             family's default. An encoder given by name gets the fields that the family needs, such as DeepLab's
             dilation. A module is used unchanged.
         num_classes: channels of the logits; 1 for a binary mask. For a detector, the number includes the background,
-            as in torchvision. None means 1, or COCO's 91 for a detector.
+            as in torchvision: 3 for two kinds of objects, with `tasks.Detection(3, first_label=1)`. RetinaNet and FCOS
+            have no background class, and then never learn to predict class 0; 2 with `tasks.Detection(2)` does without
+            it. None means 1, or COCO's 91 for a detector.
         auxiliary: the number of coarser decoder scales that get their own head during training (deep supervision). See
             `SegmentationModel`.
-        frozen: parts that are not trained, such as `("encoder",)`.
+        frozen: parts that are not trained, such as `("encoder",)`. In your own training loop,
+            `train.freeze(optimizer, model.frozen)` keeps weight decay away from them.
         remat: recomputes the maps within each block in the backward pass instead of storing them, which saves memory
             and takes more time. It applies to an encoder given by name and to decoders that support it. On CPU, compile
             your own train step with `dz.compiler_options(training=True)`; otherwise XLA still stores the maps.
