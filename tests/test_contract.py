@@ -438,7 +438,7 @@ def test_bad_images_are_named(bad, message):
 
 def test_images_of_other_channels_than_the_weights_are_named():
     model, variables = variables_of("unet", "plain")
-    with pytest.raises(ValueError, match=r"images of 1 channels .* \(2, 32, 32, 1\)"):
+    with pytest.raises(ValueError, match=r"images with 1 channels .* \(2, 32, 32, 1\)"):
         model.apply(variables, images((32, 32), channels=1))
 
 

@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_named():
         dz.compile(variables, model)
     with pytest.raises(ValueError, match=r"not the variables of the model: batch_stats/.* is missing"):
         dz.compile(model, {"params": variables["params"]})
-    with pytest.raises(ValueError, match="images of 4 channels"):
+    with pytest.raises(ValueError, match="images with 4 channels"):
         dz.compile(model, variables)(jnp.ones((1, 16, 16, 4)))
     with pytest.raises(TypeError, match="float images"):
         dz.compile(model, variables)(jnp.ones((1, 16, 16, 3), jnp.uint8))

@@ -56,7 +56,7 @@ def test_the_model_takes_the_scales_as_they_are():
     logits, variables = jax.eval_shape(model.init_with_output, KEY, jnp.zeros((1, 65, 47, 3)))
     assert logits.shape == (1, 65, 47, 3)
     assert variables["params"]["decoder"]["conv"]["conv"]["kernel"].shape == (1, 1, 240, 240)
-    with pytest.raises(ValueError, match="incre=False, which resnet18 cannot have"):
+    with pytest.raises(ValueError, match="incre=False, which resnet18 does not support"):
         dz.create_model("hrnet", "resnet18")
     # Any encoder will do if it is given as a module.
     model = dz.create_model("hrnet", dz.create_encoder("resnet18"), 3)

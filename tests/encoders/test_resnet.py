@@ -40,7 +40,7 @@ def test_output_stride_keeps_the_size_and_the_weights(cls, stride, reductions):
 @pytest.mark.parametrize("fields", [{"coarsest": 12}, {"coarsest": 0}, {"output_stride": 4}])
 def test_impossible_strides_are_named(fields):
     ((name, value),) = fields.items()
-    with pytest.raises(ValueError, match=f"{name} is .*got {value}"):
+    with pytest.raises(ValueError, match=f"{name} must be .*got {value}"):
         shapes(small(**fields))
 
 

@@ -173,7 +173,7 @@ def test_several_labels_a_pixel(tmp_path):
         ({"criterion": "dice", "label_smoothing": 0.1}, "label_smoothing was given, and no loss"),
         ({"criterion": "tversky(alhpa=1)"}, "no argument 'alhpa'; it has alpha, beta"),
         ({"class_weights": (1.0,)}, "class_weights needs 3 entries"),
-        ({"class_names": ("a", "b", "b")}, "repeat"),
+        ({"class_names": ("a", "b", "b")}, "duplicates"),
         ({"num_classes": 0}, "at least 1"),
         ({"num_classes": 300}, "ignore_index=255 is one of the mask values 0 to 299.*ignore_index=None"),
         ({"num_classes": 1, "ignore_index": 1}, "ignore_index=1 is one of the mask values 0 to 1"),
@@ -238,7 +238,7 @@ def test_a_task_survives_json():
     assert from_description(json.loads(json.dumps(describe(task)))) == task
     with pytest.raises(ValueError, match="unknown task 'poses'"):
         from_description({"name": "poses"})
-    with pytest.raises(ValueError, match=r"no \['depth'\]"):
+    with pytest.raises(ValueError, match=r"no options \['depth'\]"):
         from_description({"name": "segmentation", "options": {"num_classes": 2, "depth": 1}})
 
 

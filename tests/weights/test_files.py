@@ -225,7 +225,7 @@ def test_zip_bombs(tmp_path):
         (b"hello world\n", "text that begins with 'hello world'"),
         (pickle.dumps({"w": 1}), "plain pickle.*torch.save"),
         (bytes(range(256)), "neither"),
-        (b"PK\x03\x04 and then nothing", "cut off"),
+        (b"PK\x03\x04 and then nothing", "truncated"),
     ],
 )
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
