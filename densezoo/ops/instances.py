@@ -31,7 +31,7 @@ def crop_instances(
         >>> import jax.numpy as jnp
         >>> instances = jnp.zeros((8, 8), jnp.int32).at[:, 4:].set(3)
         >>> crop_instances(instances, jnp.array([3]), jnp.array([[0.0, 0.0, 7.0, 7.0]]), 2)[0].tolist()
-        [[0.125, 1.0], [0.125, 1.0]]
+        [[0.015625, 0.984375], [0.015625, 0.984375]]
     """
     check_boxes(2, boxes=boxes)
     check_whole(1, size=size)
