@@ -105,8 +105,12 @@ def test_gradients_of_shared_batches_without_moving_maps():
     assert "agree: 26" in on_two_devices("-c", PROGRAM)
 
 
+GATHERED = pytest.mark.xfail(strict=True, reason="in explicit meshes, the gradient of Swin's attention is gathered")
+MODELS = [pytest.param(name, marks=GATHERED) if name == "unet, Swin" else name for name in sharding.CASES]
+
+
 @pytest.mark.parity
-@pytest.mark.parametrize("name", sharding.CASES)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_model_moves_nothing_but_gradients_and_statistics(name, tmp_path):
     out = tmp_path / "out.jsonl"
     on_two_devices("-m", "benchmarks.sharding", "--out", str(out), "--models", name)

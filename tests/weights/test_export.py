@@ -67,8 +67,11 @@ QUICK = ("smp_deeplabv3plus_resnet18", "smp_segformer_mit_b0")
 @pytest.mark.parametrize(
     "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.parity) for case in described()]
 )
+@pytest.mark.filterwarnings("ignore:the checkpoint. Names and shapes are also those of:UserWarning")
 def test_there_and_back(case):
     model, arrays = reference(case)
+    # There the reference's epsilon goes into the variance and comes out of it again, which rounds.
+    rounding = 2e-7 if case in ("torchvision_efficientnet_b5", "torchvision_mobilenet_v3_small") else 0
     variables = from_torch(model, arrays)
     back = to_torch(model, variables, like=arrays)
     assert list(back) == list(arrays)
@@ -79,8 +82,12 @@ def test_there_and_back(case):
             mean = f"{module}.{int(place) + 1}.running_mean"
             np.testing.assert_array_equal(back[mean], arrays[mean] - array)
         elif not name.endswith(".running_mean"):
-            np.testing.assert_array_equal(back[name], array, strict=True)
-    assert_same(from_torch(model, back), variables)
+            np.testing.assert_allclose(back[name], array, rtol=rounding, atol=0, strict=True)
+    again = from_torch(model, back)
+    if rounding:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rounding, atol=0), again, variables)
+    else:
+        assert_same(again, variables)
 
 
 @pytest.mark.parametrize("case", QUICK)
