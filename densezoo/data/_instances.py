@@ -23,6 +23,32 @@ def groups(names: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
+def extent_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Returns the box x0, y0, x1, y1 around the pixels of a mask, which has some."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def rows_for(counts: Mapping[Any, int], before: str, max_objects: int | None) -> int:
+    """Returns the number of rows of boxes and labels in every sample of a source.
+
+    Args:
+        counts: number of objects of each picture, by its name or number.
+        before: what stands before the picture's name in the message, such as "image ".
+        max_objects: the number of rows, None for as many as the fullest picture needs.
+
+    Raises:
+        ValueError: if a picture has more objects than `max_objects`.
+    """
+    fullest = max(counts, key=lambda number: counts[number])
+    if max_objects is not None and counts[fullest] > max_objects:
+        raise ValueError(
+            f"{before}{fullest} has {counts[fullest]} objects, and max_objects is {max_objects}: pass"
+            f" {counts[fullest]} or more, or None"
+        )
+    return max(1, counts[fullest] if max_objects is None else max_objects)
+
+
 def settle(before: Mapping[str, Any], after: Mapping[str, Any], height: int, width: int, caller: str) -> dict[str, Any]:
     """Cuts a sample's boxes off at the border, and empties the rows and ids of the instances that have left.
 

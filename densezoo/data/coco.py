@@ -11,7 +11,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from densezoo.data import _coco_file, _decode, _segments
+from densezoo.data import _coco_file, _decode, _instances, _segments
 from densezoo.messages import shortened
 
 
@@ -123,13 +123,7 @@ class CocoDetection:
         if problems:
             raise ValueError("\n  ".join([f"{self.file}:", *_coco_file.listed(problems)]))
         counts = {number: len(self._objects[number]) for number in sorted(records)}
-        fullest = max(counts, key=lambda number: counts[number])
-        if max_objects is not None and counts[fullest] > max_objects:
-            raise ValueError(
-                f"{self.file}: image {fullest} has {counts[fullest]} objects, and max_objects is {max_objects}: pass"
-                f" {counts[fullest]} or more, or None"
-            )
-        self._rows = max(1, counts[fullest] if max_objects is None else max_objects)
+        self._rows = _instances.rows_for(counts, f"{self.file}: image ", max_objects)
 
     def __repr__(self) -> str:
         """Returns a name that is stable between runs, for Grain checkpoints."""
@@ -188,7 +182,7 @@ class CocoDetection:
                 if not mask.any():
                     problems.append(f"annotation {annotation['id']}: its mask has no pixel")
                     continue
-                box, extent = _coco_file.corners(annotation["bbox"], size), extent_of(mask)
+                box, extent = _coco_file.corners(annotation["bbox"], size), _instances.extent_of(mask)
                 if max(abs(side - other) for side, other in zip(box, extent, strict=True)) > 2:
                     problems.append(
                         f"annotation {annotation['id']}: the box {list(box)} (x0, y0, x1, y1) is not that of its mask,"
@@ -248,9 +242,3 @@ class CocoDetection:
             return _segments.decode(annotation["segmentation"], size)
         except ValueError as error:
             raise ValueError(f"{self.file}: annotation {annotation['id']}: {error}") from error
-
-
-def extent_of(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """The box x0, y0, x1, y1 around the pixels of a mask, which has some."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -9,8 +9,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from densezoo.data import _decode, _pairing
-from densezoo.data.coco import extent_of
+from densezoo.data import _decode, _instances, _pairing
 
 
 class InstanceFolder:
@@ -98,14 +97,8 @@ class InstanceFolder:
         self.channels = channels
         self._pairs, self.sizes = _pairing.pair_files(self.root, "instances")
         self.names = tuple(image.stem for image, _ in self._pairs)
-        counts = [len(self._objects(_decode.decode_mask(path))) for _, path in self._pairs]
-        fullest = int(np.argmax(counts))
-        if max_objects is not None and counts[fullest] > max_objects:
-            raise ValueError(
-                f"{self._pairs[fullest][1]} has {counts[fullest]} objects, and max_objects is {max_objects}: pass"
-                f" {counts[fullest]} or more, or None"
-            )
-        self._rows = max(1, counts[fullest] if max_objects is None else max_objects)
+        counts = {path: len(self._objects(_decode.decode_mask(path))) for _, path in self._pairs}
+        self._rows = _instances.rows_for(counts, "", max_objects)
 
     def __repr__(self) -> str:
         """Returns a name that is stable between runs, for Grain checkpoints."""
@@ -140,7 +133,7 @@ class InstanceFolder:
         for row, number in enumerate(self._objects(numbers)):
             pixels = numbers == number
             instances[pixels] = row + 1
-            boxes[row] = extent_of(pixels)
+            boxes[row] = _instances.extent_of(pixels)
             labels[row] = self._label(number)
         return {"image": image, "boxes": boxes, "labels": labels, "instances": instances, "name": image_path.stem}
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 from PIL import Image
 
+from densezoo.data import _instances
 from densezoo.extras import require
 
 Split = Literal["train", "val"]
@@ -197,7 +198,7 @@ class DigitScenes:
             instances[place][inside] = placed
             depth[place][inside] = self.scales[1] / self._levels[level]
         for k in range(placed):
-            boxes[k] = _extent(instances == k + 1)
+            boxes[k] = _instances.extent_of(instances == k + 1)
 
         image += rng.normal(scale=rng.uniform(0.0, 0.03), size=image.shape).astype(np.float32)
         pixels = np.rint(np.clip(image, 0.0, 1.0) * 255).astype(np.uint8)
@@ -250,11 +251,6 @@ class DigitScenes:
 def _paint(region: np.ndarray, alpha: np.ndarray, rim: np.ndarray, colour: np.ndarray) -> None:
     region *= 1 - _RIM * rim[:, :, None]
     region += alpha[:, :, None] * (colour - region)
-
-
-def _extent(visible: np.ndarray) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
-    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
 def _cubic_weights(scale: float) -> np.ndarray:
