@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from densezoo.ops.checks import check_maps, check_whole
@@ -61,6 +62,8 @@ def conv(
     return per_device(compute, x, weights=(kernel,), auto=groups > 1)
 
 
+# A function of its own is traced, differentiated and lowered once for all convolutions of the same shapes.
+@functools.partial(jax.jit, static_argnames=("strides", "pads", "dilation", "groups"))
 def _conv(x, kernel, *, strides: int, pads, dilation: int, groups: int) -> jax.Array:
     def plain(x, kernel):
         return jax.lax.conv_general_dilated(
@@ -83,12 +86,8 @@ def _conv(x, kernel, *, strides: int, pads, dilation: int, groups: int) -> jax.A
     # oneDNN's form is a reference loop where the window reaches further: 12 ms for 2.4 at 4x32x32x512, dilated by 12.
     near = dilation * (max(kernel.shape[:2]) - 1) <= 12
     as_depthwise = {"strides": strides, "padding": pads, "dilation": dilation, "onednn": onednn() and near}
-    by_onednn = (
-        onednn()
-        and not pointwise
-        and (dilation, groups, x.dtype, kernel.dtype) == (1, 1, jnp.float32, jnp.float32)
-        and not explicitly_sharded(x, kernel)
-    )
+    in_layout = groups == 1 and not pointwise and not explicitly_sharded(x, kernel)
+    by_onednn = onednn() and in_layout and (dilation, x.dtype, kernel.dtype) == (1, jnp.float32, jnp.float32)
 
     def gradients(x, kernel, g):
         return jax.vjp(plain, x, kernel)[1](g)
@@ -97,10 +96,12 @@ def _conv(x, kernel, *, strides: int, pads, dilation: int, groups: int) -> jax.A
         if by_channel:
             dx, dkernel = depthwise_gradients(x, kernel, g, **as_depthwise)
             return dx, reduced_like(dkernel, kernel)
-        if by_onednn:
+        if in_layout:
             g = materialize(g)
-            (dx,) = jax.vjp(lambda x: plain(x, kernel), x)[1](g)
-            return dx, reduced_like(_kernel_gradient(x, g, kernel.shape, strides, pads), kernel)
+            dx = _input_gradient(g, kernel, x.shape, strides, pads, dilation)
+            kernel_gradient = _kernel_gradient if by_onednn else _kernel_gradient_by_channel
+            dkernel = kernel_gradient(x, g, kernel.shape, strides, pads, dilation)
+            return dx, reduced_like(dkernel, kernel)
         if not pointwise or explicitly_sharded(x, kernel):
             return gradients(x, kernel, materialize(g))
         pixels, g_pixels = x.reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3])
@@ -196,7 +197,46 @@ def _read_taps(
     return slice(first, size - end), (before - first * dilation, after - end * dilation)
 
 
-def _kernel_gradient(x, g, shape: tuple[int, ...], strides: int, pads) -> jax.Array:
+def _input_gradient(g, kernel, shape: tuple[int, ...], strides: int, pads, dilation: int) -> jax.Array:
+    """The gradient of the input as a convolution of `g` in the layout that XLA:CPU is fast for.
+
+    XLA only converts convolutions to this layout outside of loops.
+    """
+    taps = kernel.shape[0] * kernel.shape[1]
+    # XLA does not use oneDNN's convolution after a `jnp.flip`.
+    turned = jnp.take(kernel.reshape(taps, *kernel.shape[2:]), np.arange(taps)[::-1], axis=0, mode="clip")
+    around = []
+    for side, size, (low, _), n in zip(shape[1:3], kernel.shape[:2], pads, g.shape[1:3], strict=True):
+        reach = dilation * (size - 1)
+        around.append((reach - low, side + low - (n - 1) * strides - 1))
+    return jax.lax.conv_general_dilated(
+        g,
+        turned.reshape(kernel.shape).swapaxes(2, 3),
+        window_strides=(1, 1),
+        padding=around,
+        lhs_dilation=(strides, strides),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _kernel_gradient_by_channel(x, g, shape: tuple[int, ...], strides: int, pads, dilation: int) -> jax.Array:
+    """The gradient of the kernel as autodiff has it, with the batch as channels and the channels as batch."""
+    around = []
+    for side, size, (low, _), n in zip(x.shape[1:3], shape[:2], pads, g.shape[1:3], strict=True):
+        around.append((low, dilation * (size - 1) + (n - 1) * strides + 1 - side - low))
+    y = jax.lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        g.transpose(1, 2, 0, 3),
+        window_strides=(dilation, dilation),
+        padding=around,
+        rhs_dilation=(strides, strides),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y.transpose(1, 2, 0, 3)
+
+
+def _kernel_gradient(x, g, shape: tuple[int, ...], strides: int, pads, dilation: int = 1) -> jax.Array:
     """The gradient of the kernel as a convolution of `x` with `g`, in a shape for which oneDNN is fast.
 
     The sum runs over batch, rows and columns. The batch becomes the channel axis, and a row's pixels and their channels

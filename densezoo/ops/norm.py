@@ -3,6 +3,7 @@
 The backward pass only stores the input and the statistics. It recomputes the normalised map and the mask of the ReLU.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -48,10 +49,7 @@ def batch_norm(
     _check(x, scale, bias)
     if chosen() == "reference":
         return reference.batch_norm(x, scale, bias, epsilon=epsilon, relu=relu)
-    count = x.size // x.shape[-1]
-    maps = x.reshape(x.shape[0], -1, x.shape[-2] if x.ndim > 2 else 1, x.shape[-1])
-    y, mean, var = _normalize(maps, scale, bias, lambda s: s.sum(0, keepdims=True) / count, count, epsilon, relu)
-    return y.reshape(x.shape), mean[0], var[0]
+    return _batch_norm(x, scale, bias, epsilon, relu)
 
 
 def group_norm(
@@ -113,6 +111,15 @@ def pixel_sum(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
         return jax.lax.optimization_barrier(x.sum(2)).sum(1)
 
     return jax.lax.platform_dependent(x, cpu=by_rows, default=lambda x: x.sum((1, 2)))
+
+
+# A function of its own is traced, differentiated and lowered once for all norms of the same shapes.
+@functools.partial(jax.jit, static_argnames=("epsilon", "relu"))
+def _batch_norm(x, scale, bias, epsilon: float, relu: bool):
+    count = x.size // x.shape[-1]
+    maps = x.reshape(x.shape[0], -1, x.shape[-2] if x.ndim > 2 else 1, x.shape[-1])
+    y, mean, var = _normalize(maps, scale, bias, lambda s: s.sum(0, keepdims=True) / count, count, epsilon, relu)
+    return y.reshape(x.shape), mean[0], var[0]
 
 
 def _check(x, scale, bias):

@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from densezoo.compiling import Jitted
+from densezoo.ops.sharding import explicitly_sharded
 from densezoo.train.state import TrainState
 
 Batch = Mapping[str, PyTree]
@@ -223,7 +224,12 @@ def _average(ema: PyTree, params: PyTree, decay: float | None, step: Array) -> P
 def _norm(tree: PyTree) -> Float[Array, ""]:
     """The Euclidean norm, by contractions over all axes, which XLA:CPU computes several times faster than sums."""
     exact = partial(jnp.tensordot, precision="highest", preferred_element_type=jnp.float32)
-    return jnp.sqrt(sum((exact(x, x, x.ndim) for x in jax.tree.leaves(tree)), jnp.float32(0)))
+    leaves = jax.tree.leaves(tree)
+    if jax.default_backend() == "cpu" and not explicitly_sharded(*leaves):
+        # XLA:CPU compiles up to four loops for each contraction, so small arrays are joined to a vector.
+        small = [x.astype(jnp.float32).reshape(-1) for x in leaves if x.size < 2**16]
+        leaves = [x for x in leaves if x.size >= 2**16] + ([jnp.concatenate(small)] if small else [])
+    return jnp.sqrt(sum((exact(x, x, x.ndim) for x in leaves), jnp.float32(0)))
 
 
 def _split(batch: Batch, parts: int) -> PyTree:
