@@ -22,8 +22,8 @@ _OPTIONS = {
 }
 _TRAINING = {
     # This pass removes the barriers of `jax.checkpoint` before common subexpression elimination, which would undo the
-    # rematerialisation.
-    "cpu": {"xla_disable_hlo_passes": "cse_barrier_expander"},
+    # rematerialisation. The other pass would compile small loops in a way that knows no barriers.
+    "cpu": {"xla_disable_hlo_passes": "cse_barrier_expander,small-while-loop-hoisting"},
 }
 # oneDNN's convolutions with fused bias, residual and ReLU, available in jaxlib >= 0.11 on x86-64 Linux.
 _NESTED = "`compiler_options` can only be passed to top-level"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, ConvNormAct, Nearest, build, he_normal_fan_out, run_block
+from densezoo.blocks import BatchNorm, ConvNormAct, Nearest, build, he_normal_fan_out, run_block, run_blocks
 from densezoo.deprecation import renamed
 from densezoo.encoders.base import Encoder, register_encoders
 from densezoo.encoders.resnet import BasicBlock, Bottleneck
@@ -43,10 +43,11 @@ class ExchangeUnit(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         scales = []
         for scale, x in enumerate(maps):
-            for index in range(self.size):
-                block = BasicBlock(x.shape[-1], 1, self.conv, self.act, name=f"branch{scale}_{index}")
-                x = run_block(block, x, train=train, remat=self.remat)
-            scales.append(x)
+            blocks = [
+                BasicBlock(x.shape[-1], 1, self.conv, self.act, name=f"branch{scale}_{index}")
+                for index in range(self.size)
+            ]
+            scales.append(run_blocks(blocks, x, train=train, remat=self.remat))
         fused = []
         for to, target in enumerate(scales[: self.outputs]):
             channels, terms = target.shape[-1], []
@@ -135,9 +136,10 @@ class HRNet(Encoder):
                 if x.shape[-1] != self.width * 2**scale:
                     maps[scale] = conv(self.width * 2**scale, name=f"transition{stage}_{scale}")(x, train=train)
             maps.append(new)
+            units = []
             for index in range(size):
                 at_the_end = stage == len(self.depths) and index == size - 1
-                maps = ExchangeUnit(
+                unit = ExchangeUnit(
                     self.branch_size,
                     len(self.reductions) - self.incre if at_the_end else len(maps),
                     conv,
@@ -146,7 +148,9 @@ class HRNet(Encoder):
                     self.remat,
                     name=f"stage{stage + 1}_{index}",
                     **dtypes,
-                )(maps, train=train)
+                )
+                units.append(unit)
+            maps = run_blocks(units, maps, train=train)
         if self.incre:
             for scale, x in enumerate(maps):
                 block = Bottleneck(32 * 2**scale, 1, conv, self.act, name=f"incre{scale}")
