@@ -145,17 +145,16 @@ def main(arguments: Arguments) -> None:
     )
 
     viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png")
-    if not task.multilabel:
-        predict = dz.Predictor(task, model, state.ema_variables, preprocessing)
-        samples = spread(val_source, 4)
-        figure = viz.predictions(
-            [sample["image"] for sample in samples],
-            [sample["mask"] for sample in samples],
-            [predict(sample["image"]) for sample in samples],
-            class_names=task.class_names or None,
-            ignore_index=arguments.ignore_index,
-        )
-        viz.save(figure, arguments.out / "predictions.png")
+    predict = dz.Predictor(task, model, state.ema_variables, preprocessing)
+    samples = spread(val_source, 4)
+    figure = viz.predictions(
+        [sample["image"] for sample in samples],
+        [sample["mask"] for sample in samples],
+        [predict(sample["image"]) for sample in samples],
+        class_names=task.class_names or None,
+        ignore_index=arguments.ignore_index,
+    )
+    viz.save(figure, arguments.out / "predictions.png")
 
     scores = next(record["scores"] for record in reversed(history) if "scores" in record)
     last = next((record for record in reversed(history) if "input_wait" in record), {})
