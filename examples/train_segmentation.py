@@ -93,6 +93,7 @@ class Arguments(Recipe):
 def main(arguments: Arguments) -> None:
     started = time.perf_counter()
     # Find all errors before spending time on training.
+    labels = parse_labels(arguments.labels)
     task = Segmentation(
         num_classes=arguments.num_classes,
         criterion=arguments.loss,
@@ -101,8 +102,8 @@ def main(arguments: Arguments) -> None:
         multilabel=arguments.multilabel,
         ignore_index=arguments.ignore_index,
         class_names=arguments.class_names,
+        labels=labels or (),
     )
-    labels = parse_labels(arguments.labels)
     train_source, val_source = (
         ImageMaskFolder(
             arguments.data / part,

@@ -159,6 +159,16 @@ def test_evaluation_has_a_table_and_a_confusion_matrix(tmp_path, model, predicto
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 1
     with pytest.raises(ValueError, match=r"masks.*7 .*outside the classes"):
         evaluate.main(dataclasses.replace(options, labels=None))
+    # A model file that has the labels needs no option, and an option comes first.
+    known = dataclasses.replace(predictor.task, labels={7: 0, 11: 1, 26: 2, 0: 255})
+    predictor.task, before = known, predictor.task
+    try:
+        evaluate.main(dataclasses.replace(options, labels=None))
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["classes"] == result["classes"]
+        evaluate.main(dataclasses.replace(options, labels=("7:1", "11:1", "26:1", "0:1"), limit=1))
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["classes"]["road"]["pixels"] == SIZE[0] * SIZE[1]
+    finally:
+        predictor.task = before
     with pytest.raises(ValueError, match="--limit must be a number of images"):
         evaluate.main(dataclasses.replace(options, limit=0))
 
@@ -181,6 +191,17 @@ def test_several_labels_a_pixel_are_evaluated_and_predicted(tmp_path, data, untr
     assert sorted(path.name for path in (tmp_path / "masks").glob("*.png")) == ["0_a_b.png", "0_c.png", "0_d.png"]
     with Image.open(tmp_path / "masks" / "0_c.png") as mask:
         assert mask.mode == "L" and set(np.unique(np.asarray(mask))) <= {0, 255}
+
+
+def test_messages_of_a_script_name_its_options(tmp_path, model, same_predictor, data, monkeypatch, capsys):
+    folder, _ = data
+    monkeypatch.setattr(
+        "sys.argv", ["evaluate.py", "--model", str(model), "--data", str(folder), "--out", str(tmp_path)]
+    )
+    with pytest.raises(SystemExit):
+        common.command_line(evaluate.main, evaluate.Arguments)
+    said = capsys.readouterr().err
+    assert "pass --labels NUMBER:CLASS" in said and "--ignore-index 255" in said and "labels=" not in said
 
 
 def test_labels_of_the_command_line():
