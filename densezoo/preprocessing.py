@@ -58,8 +58,8 @@ class Preprocessing:
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))) or default)
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(
-                f"{option('mean')} and {option('std')} need {self.channels} numbers, one per channel; got {self.mean} and"
-                f" {self.std}"
+                f"{option('mean')} and {option('std')} need {self.channels} numbers, one per channel; got {self.mean}"
+                f" and {self.std}"
             )
         if min(self.std) <= 0:
             raise ValueError(f"{option('std')} must be above 0, got {self.std}")

@@ -51,7 +51,7 @@ def test_messages_name_the_flags_of_a_script(wrong, python, flag):
         wrong()
     assert python in str(error.value)
     name = flag.split("--")[1].split()[0].strip("'")
-    with as_flags({each.replace("-", "_"): f"--{each}" for each in (name, "mean", "std")}):
-        with pytest.raises((ValueError, TypeError)) as error:
-            wrong()
+    flags = {each.replace("-", "_"): f"--{each}" for each in (name, "mean", "std")}
+    with as_flags(flags), pytest.raises((ValueError, TypeError)) as error:
+        wrong()
     assert flag in str(error.value)

@@ -148,8 +148,8 @@ def count_classes(
         repeated = isinstance(class_names, str) or len({*class_names}) < len(class_names)
         if repeated or num_classes not in (None, len(class_names)):
             raise ValueError(
-                f"{option('class_names', class_names)}, {option('num_classes', num_classes)}; expected a name of its own"
-                " for each class."
+                f"{option('class_names', class_names)}, {option('num_classes', num_classes)}; expected a name of its"
+                " own for each class."
             )
         return len(class_names)
     if num_classes is None and labels:

@@ -82,9 +82,10 @@ class Segmentation:
         values = 2 if self.multilabel else self.classes
         if self.ignore_index is not None and 0 <= self.ignore_index < values:
             raise ValueError(
-                f"{option('ignore_index', self.ignore_index)} is one of the mask values 0 to {values - 1}, so that class"
-                f" would be ignored. If every class counts, pass {option('ignore_index', None)}, or a number that is not a class, such as -1"
-                f" or 65535. To ignore a class, give it a number outside 0 to {values - 1} in the masks"
+                f"{option('ignore_index', self.ignore_index)} is one of the mask values 0 to {values - 1}, so"
+                f" that class would be ignored. If every class counts, pass {option('ignore_index', None)}, or a number"
+                " that is not a class, such as -1 or 65535. To ignore a class, give it a number outside 0 to"
+                f" {values - 1} in the masks"
             )
         self._criterion()  # raises errors now instead of in the first step
 
