@@ -133,7 +133,8 @@ class Detection:
         if logits.shape[-1] != self.num_classes:
             raise ValueError(
                 f"the task has {option('num_classes', self.num_classes)} and the model gives logits of"
-                f" {logits.shape[-1]} classes: make both with the same number, which counts the background if the model has one"
+                f" {logits.shape[-1]} classes: make both with the same number, which counts the background if the model"
+                " has one"
             )
 
     def _of_two_stages(
