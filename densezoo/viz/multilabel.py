@@ -47,7 +47,9 @@ def rows(
             panels.append(_panel(name, picture, known, guess[..., number], ignore_index))
         panels += [None] * (-len(panels) % columns)
         lines += [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    kinds = {"predicted": CORRECT} if truths is None else {"correct": CORRECT, "missed": MISSED, "false": FALSE}
+    kinds = (
+        {"predicted": CORRECT} if truths is None else {"correct": CORRECT, "missed": MISSED, "falsely predicted": FALSE}
+    )
     if truths is not None and any((truth == ignore_index).any() for truth in truths if ignore_index is not None):
         kinds["ignored"] = colors.IGNORED
     return lines, [Patch(facecolor=legend.hexadecimal(colour), label=kind) for kind, colour in kinds.items()]

@@ -97,7 +97,7 @@ def test_several_labels_per_pixel_are_a_panel_for_each_class():
     assert [correct, missed, false] == [[0, 114, 178], [240, 228, 66], [213, 0, 50]] and correct == also
     assert none == figure.axes[2].images[0].get_array()[0, 0].tolist() and ignored == [200, 200, 200]
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["correct", "missed", "false", "ignored"]
+    assert names == ["correct", "missed", "falsely predicted", "ignored"]
     # Many classes need several lines, and without truth there is no score.
     figure = viz.predictions([image], None, [np.tile(guess, (1, 1, 4))])
     shown = [axes.get_title() for axes in figure.axes if axes.images]
