@@ -66,7 +66,12 @@ class Segmentation:
 
     def __post_init__(self):
         pairs = self.labels.items() if isinstance(self.labels, Mapping) else self.labels
-        labels = tuple((tuple(map(int, v)) if isinstance(v, (tuple, list)) else int(v), int(k)) for v, k in pairs)
+        try:
+            labels = tuple((tuple(map(int, v)) if isinstance(v, (tuple, list)) else int(v), int(k)) for v, k in pairs)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{option('labels')} must map numbers or colours (red, green, blue) to classes, got {self.labels}"
+            ) from None
         object.__setattr__(self, "labels", labels)
         if self.num_classes < 1:
             raise ValueError(f"{option('num_classes')} must be at least 1, got {self.num_classes}")
