@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import sys
+import unittest.mock
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import common
 import evaluate
 import predict
+import train_segmentation
 
 SIZE = (12, 16)
 
@@ -191,6 +193,16 @@ def test_several_labels_a_pixel_are_evaluated_and_predicted(tmp_path, data, untr
     assert sorted(path.name for path in (tmp_path / "masks").glob("*.png")) == ["0_a_b.png", "0_c.png", "0_d.png"]
     with Image.open(tmp_path / "masks" / "0_c.png") as mask:
         assert mask.mode == "L" and set(np.unique(np.asarray(mask))) <= {0, 255}
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_training_draws_its_predictions(tmp_path, multilabel):
+    mask = np.zeros((*SIZE, 3) if multilabel else SIZE, np.int32)
+    predictor = unittest.mock.Mock(return_value=mask)
+    predictor.task = Segmentation(3, multilabel=multilabel)
+    source = [{"image": np.zeros((*SIZE, 1), np.uint8), "mask": mask}]
+    train_segmentation.draw_predictions(predictor, source, tmp_path / "predictions.png")
+    assert (tmp_path / "predictions.png").stat().st_size > 1000
 
 
 def test_messages_of_a_script_name_its_options(tmp_path, model, same_predictor, data, monkeypatch, capsys):
