@@ -47,7 +47,7 @@ def check_count(decoder: str, needed: int, given: int, *, field: str, what: str 
         least = "at least " if more or needed < 1 else ""
         raise ValueError(
             f"{decoder} needs {least}{max(needed, 1)} of the encoder's {what} for {field}, and this encoder gives"
-            f" {given}: change the field, or the encoder, which dz.create_model knows in advance if it is a dz.Encoder"
+            f" {given}: change the field or the encoder. dz.create_model can choose the field if it is a dz.Encoder"
         )
 
 
