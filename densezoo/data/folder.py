@@ -257,7 +257,7 @@ class ImageMaskFolder:
             for channels, paths in sorted(by_channels.items()):
                 lines.append(f"    {channels}: {shortened([path.name for path in paths], ', ', 10)}")
             lines.append(
-                f"Pass {option('channels')} to convert them (3 repeats grey; alpha is dropped), or convert the files."
+                f"Pass {option('channels', '', typed='N')} to convert them (3 repeats grey; alpha is dropped), or convert the files."
             )
         raise ValueError("\n  ".join(lines))
 
