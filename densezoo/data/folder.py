@@ -256,9 +256,8 @@ class ImageMaskFolder:
             lines.append("images differ in their number of channels:")
             for channels, paths in sorted(by_channels.items()):
                 lines.append(f"    {channels}: {shortened([path.name for path in paths], ', ', 10)}")
-            lines.append(
-                f"Pass {option('channels', '', typed='N')} to convert them (3 repeats grey; alpha is dropped), or convert the files."
-            )
+            given = option("channels", "", typed="N")
+            lines.append(f"Pass {given} to convert them (3 repeats grey; alpha is dropped), or convert the files.")
         raise ValueError("\n  ".join(lines))
 
     def _check(
