@@ -53,12 +53,13 @@ def main(arguments: Arguments) -> None:
     if not isinstance(task, dz.tasks.Segmentation):
         raise ValueError(f"{arguments.model} is for {type(task).__name__}; this script scores segmentation")
     ignore_index = task.ignore_index if arguments.ignore_index is None else arguments.ignore_index
+    labels: Any = parse_labels(arguments.labels) or dict(task.labels) or None
     source = ImageMaskFolder(
         arguments.data,
         num_classes=task.classes,
         ignore_index=ignore_index,
         channels=predict.preprocessing.channels,
-        labels=parse_labels(arguments.labels) or dict(task.labels) or None,
+        labels=labels,
         multilabel=task.multilabel,
     )
     source.check()  # names masks that would count for nothing
