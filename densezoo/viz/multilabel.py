@@ -64,10 +64,10 @@ def _panel(
     if truth is None:
         panel[guess] = CORRECT
         return name, panel.astype(np.uint8)
-    ignored = np.zeros(truth.shape, bool) if ignore_index is None else truth == ignore_index
-    truth, guess = (truth != 0) & ~ignored, guess & ~ignored
+    counted = np.full(truth.shape, True) if ignore_index is None else np.not_equal(truth, ignore_index)
+    truth, guess = (truth != 0) & counted, guess & counted
     panel[truth & guess], panel[truth & ~guess], panel[guess & ~truth] = CORRECT, MISSED, FALSE
-    panel[ignored] = colors.IGNORED
+    panel[~counted] = colors.IGNORED
     union = int((truth | guess).sum())
     score = f"IoU {(truth & guess).sum() / union:.2f}" if union else "in neither"
     return f"{name}: {score}", panel.astype(np.uint8)
