@@ -65,9 +65,9 @@ def _panel(
         panel[guess] = CORRECT
         return name, panel.astype(np.uint8)
     counted = np.full(truth.shape, True) if ignore_index is None else np.not_equal(truth, ignore_index)
-    truth, guess = (truth != 0) & counted, guess & counted
-    panel[truth & guess], panel[truth & ~guess], panel[guess & ~truth] = CORRECT, MISSED, FALSE
+    wanted, guess = np.not_equal(truth, 0) & counted, guess & counted
+    panel[wanted & guess], panel[wanted & ~guess], panel[guess & ~wanted] = CORRECT, MISSED, FALSE
     panel[~counted] = colors.IGNORED
-    union = int((truth | guess).sum())
-    score = f"IoU {(truth & guess).sum() / union:.2f}" if union else "in neither"
+    union = int((wanted | guess).sum())
+    score = f"IoU {(wanted & guess).sum() / union:.2f}" if union else "in neither"
     return f"{name}: {score}", panel.astype(np.uint8)
