@@ -14,6 +14,7 @@ import numpy as np
 from densezoo import tasks, weights
 from densezoo.compiling import Jitted
 from densezoo.inference import compile
+from densezoo.messages import option
 from densezoo.preprocessing import Preprocessing
 from densezoo.train.recipe import MODEL_FILE
 from densezoo.types import Detections
@@ -64,7 +65,7 @@ class Predictor:
             warnings.warn("multiple has been renamed to pad_to", DeprecationWarning, stacklevel=2)
             pad_to = multiple
         if pad_to is not None and pad_to < 1:
-            raise ValueError(f"pad_to must be a number of pixels, at least 1, or None; got {pad_to}")
+            raise ValueError(f"{option('pad_to')} must be a number of pixels, at least 1, or None; got {pad_to}")
         self.task = task
         self.preprocessing = Preprocessing() if preprocessing is None else preprocessing
         self._pad_to = pad_to or 1

@@ -18,6 +18,7 @@ from densezoo.blueprint import MODELS, Blueprint
 from densezoo.deprecation import new_names
 from densezoo.encoders import ENCODERS, Encoder
 from densezoo.heads import AuxiliaryHeads
+from densezoo.messages import option
 from densezoo.models import SegmentationModel
 from densezoo.ops.implementation import check_implementation
 from densezoo.types import Dtype, ModuleDef
@@ -147,7 +148,9 @@ def create_model(
     check_implementation(impl)
     num_classes = blueprint.num_classes if num_classes is None else num_classes
     if isinstance(num_classes, bool) or not isinstance(num_classes, SupportsIndex) or operator.index(num_classes) < 1:
-        raise ValueError(f"num_classes must be an integer of at least 1 (1 for a binary mask), got {num_classes!r}")
+        raise ValueError(
+            f"{option('num_classes')} must be an integer of at least 1 (1 for a binary mask), got {num_classes!r}"
+        )
     num_classes = operator.index(num_classes)
     arguments = inspect.signature(create_model).parameters.keys() - {"name", "fields"}
     _check_fields(blueprint.make or blueprint.decoder, fields, f"model {name!r}", arguments)
@@ -292,7 +295,7 @@ def _check_fields(constructor: Any, fields: dict[str, Any], what: str, more: Ite
             here, hint = _ELSEWHERE.get(field, ("", ""))
             if not hint or (here and here not in choices):
                 hint = _nearest(field, choices)
-            raise TypeError(f"{what} has no argument {field!r}; {hint}")
+            raise TypeError(f"{what} has no argument {option(field)!r}; {hint}")
 
 
 def _class_of(constructor: Callable[..., Any]) -> Any:

@@ -160,6 +160,8 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
             " dz.Pyramid(maps, reductions=...), with its maps from fine to coarse and the image size over each map's"
             " size, such as dz.Pyramid((x, y), reductions=(2, 4))"
         )
+    if not pyramid.maps:
+        raise ValueError(f"{type(encoder).__name__}, the encoder, gave a Pyramid of 0 maps; a decoder needs at least 1")
     reductions = pyramid.reductions
     if reductions is not None and len(reductions) != len(pyramid.maps):
         raise ValueError(f"expected a reduction for each map; this encoder has {len(pyramid.maps)} maps, {reductions=}")

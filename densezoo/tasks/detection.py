@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from densezoo import metrics, ops
 from densezoo.data import transforms
 from densezoo.heads import AnchorOutputs, PointOutputs
+from densezoo.messages import option
 from densezoo.tasks import _targets
 from densezoo.types import Detections
 
@@ -131,8 +132,9 @@ class Detection:
     def _check_classes(self, logits: Any) -> None:
         if logits.shape[-1] != self.num_classes:
             raise ValueError(
-                f"the task has num_classes={self.num_classes} and the model gives logits of {logits.shape[-1]} classes:"
-                " make both with the same number, which counts the background if the model has one"
+                f"the task has {option('num_classes', self.num_classes)} and the model gives logits of"
+                f" {logits.shape[-1]} classes: make both with the same number, which counts the background if the model"
+                " has one"
             )
 
     def _of_two_stages(

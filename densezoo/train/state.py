@@ -12,7 +12,7 @@ from flax.core import unfreeze
 from jaxtyping import Array, Int, Key, PyTree
 
 from densezoo.compiling import jitted_once
-from densezoo.messages import indented
+from densezoo.messages import indented, option
 
 
 class TrainState(struct.PyTreeNode):
@@ -112,7 +112,7 @@ def create_state(
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise TypeError(f"key must be a random key such as jax.random.key(0); got {type(key).__name__}")
     if ema_decay is not None and not 0 < ema_decay < 1:
-        raise ValueError(f"ema_decay must be between 0 and 1, for instance 0.999; got {ema_decay}")
+        raise ValueError(f"{option('ema_decay')} must be between 0 and 1, for instance 0.999; got {ema_decay}")
 
     def init(key) -> dict[str, Any]:
         return unfreeze(model.init(key, *(jnp.zeros(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)) for x in inputs)))
