@@ -1,6 +1,7 @@
 """Gradients layer by layer, and the length of the paths that they took."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -116,25 +117,10 @@ def gradient_flow(
         >>> deep.path_length > shallow.path_length
         True
     """
+    measure, order = _measurement(model, loss)
     key = jax.random.key(0) if key is None else key
-    with as_reference(model) as model:
-        # Layers in the order in which they run, since Flax sorts parameters by name.
-        order: dict[Path, None] = {}
-
-        def gradients(z: Float[Array, ""]) -> tuple[Float[Array, ""], Any]:
-            def value(params: Any) -> Float[Array, ""]:
-                result = loss(_apply(model, variables | {"params": params}, z, key, order), batch, key)
-                result = result[0] if isinstance(result, tuple) else result
-                if jnp.shape(result) != ():
-                    raise ValueError(f"the loss must be a scalar, but has shape {jnp.shape(result)}: take its mean")
-                return result
-
-            return jax.value_and_grad(value)(variables["params"])
-
-        one = jnp.ones(())
-        # Not jitted by name, so that `order` is filled by this trace.
-        (value, first), (_, second) = jax.jit(lambda: jax.jvp(gradients, (one,), (one,)))()
-    kernels, first, second = (flatten_dict(jax.device_get(tree)) for tree in (variables["params"], first, second))
+    value, first, second = jax.device_get(measure(variables, dict(batch), key))
+    kernels, first, second = (flatten_dict(tree) for tree in (jax.device_get(variables["params"]), first, second))
     layers = []
     for path in order:
         at = (*path, "kernel")
@@ -146,6 +132,34 @@ def gradient_flow(
     if not layers:
         raise ValueError("no layer received a gradient: does the loss call apply(...) and use its result?")
     return GradientFlow(float(value), tuple(layers))
+
+
+@functools.lru_cache(maxsize=8)  # so that repeated calls during training compile once
+def _measurement(model: nn.Module, loss: Callable[..., Any]) -> tuple[Callable[..., Any], dict[Path, None]]:
+    """A jitted function of variables, batch and key, and the layers in the order in which they run.
+
+    The function returns the loss, the gradients g(z) at z = 1, and their derivatives in z. The order is known after its
+    first call, since Flax sorts parameters by name.
+    """
+    order: dict[Path, None] = {}
+
+    def measure(variables: Any, batch: Any, key: Any) -> tuple[Any, Any, Any]:
+        def gradients(z: Float[Array, ""]) -> tuple[Float[Array, ""], Any]:
+            def value(params: Any) -> Float[Array, ""]:
+                result = loss(_apply(plain, variables | {"params": params}, z, key, order), batch, key)
+                result = result[0] if isinstance(result, tuple) else result
+                if jnp.shape(result) != ():
+                    raise ValueError(f"the loss must be a scalar, but has shape {jnp.shape(result)}: take its mean")
+                return result
+
+            return jax.value_and_grad(value)(variables["params"])
+
+        one = jnp.ones(())
+        with as_reference(model) as plain:
+            (value, first), (_, second) = jax.jvp(gradients, (one,), (one,))
+        return value, first, second
+
+    return jax.jit(measure), order
 
 
 def _apply(

@@ -198,7 +198,7 @@ def effective_receptive_field(
     """
     key = jax.random.key(0) if key is None else key
 
-    def output(images: Any) -> Any:
+    def output(variables: Any, images: Any) -> Any:
         found: dict[str, Any] = {}
 
         def visit(module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
@@ -216,11 +216,15 @@ def effective_receptive_field(
             raise ValueError(f"no map of shape (b, h, w, c) is called {layer!r}; there are {', '.join(maps)}")
         return found[layer]
 
-    shape = jax.eval_shape(output, images).shape
+    shape = jax.eval_shape(output, variables, images).shape
     row, column = position if position is not None else (shape[1] // 2, shape[2] // 2)
     if not (0 <= row < shape[1] and 0 <= column < shape[2]):
         raise ValueError(f"position {position} is outside of {layer or 'the output'}, which is {shape[1]}x{shape[2]}")
     signs = jax.random.rademacher(key, (shape[0], shape[3]), jnp.float32)
-    gradient = jax.jit(jax.grad(lambda images: (output(images)[:, row, column] * signs).sum()))(images)
+
+    def moved(images: Any, variables: Any) -> Any:
+        return (output(variables, images)[:, row, column] * signs).sum()
+
+    gradient = jax.jit(jax.grad(moved))(images, variables)
     field = np.abs(np.asarray(gradient, np.float64)).mean((0, 3))
     return field / (field.sum() or 1)
