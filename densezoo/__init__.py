@@ -25,6 +25,7 @@ from densezoo.blocks import (
     LateralAdd,
     LayerNorm,
     Nearest,
+    NoSkip,
     PixelShuffle,
     ResizeConv,
     SpatialDropout,

@@ -14,6 +14,7 @@ from densezoo.viz.features import feature_maps
 from densezoo.viz.figures import save
 from densezoo.viz.masks import predictions
 from densezoo.viz.pictures import save_image, save_mask
+from densezoo.viz.receptive import receptive_fields
 from densezoo.viz.spectrum import lattice_energy, power_spectrum, spectra
 from densezoo.viz.structure import Architecture, Box, Link, architecture
 
@@ -33,6 +34,7 @@ __all__ = [
     "palette",
     "power_spectrum",
     "predictions",
+    "receptive_fields",
     "save",
     "save_image",
     "save_mask",
