@@ -70,7 +70,7 @@ _UPSAMPLERS = (dz.Bilinear, dz.Bicubic, dz.TransposedConv, dz.ResizeConv, dz.Pix
 
 
 def _detector(name: str) -> Any:
-    two_stages = {"hidden": (16,)} if "rcnn" in name or "panoptic" in name else {}
+    two_stages: dict[str, Any] = {"hidden": (16,)} if "rcnn" in name or "panoptic" in name else {}
     two_stages |= {"semantic_features": 8} if "panoptic" in name else {}
     return dz.create_model(name, _resnet, 3, features=8, **two_stages)
 

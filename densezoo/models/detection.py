@@ -150,6 +150,7 @@ def _best_of_anchors(
     max_detections: int,
     candidates: int,
 ) -> Detections:
+    assert outputs.sizes is not None
     classes = outputs.logits.shape[-1]
     ranks = jnp.where(outputs.grid.inside, outputs.ranks(), -jnp.inf)
 

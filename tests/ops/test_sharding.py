@@ -152,6 +152,7 @@ def test_gradients_of_shared_batches_without_moving_maps():
     assert "agree: 28" in on_two_devices("-c", PROGRAM)
 
 
+# Each compiles detections and gradients three times, which takes most of a minute for Mask R-CNN.
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["fcos", "mask_rcnn"])
 def test_detections_and_losses_are_those_of_one_device(name):
