@@ -1,5 +1,6 @@
 """Functions shared by all detectors: from images to a pyramid, and from scores and boxes to detections."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ from densezoo.encoders import Encoder
 from densezoo.heads.anchors import AnchorOutputs, PointOutputs
 from densezoo.models.padding import each_alone
 from densezoo.models.segmentation import encode, without_gradient
+from densezoo.ops.sharding import per_device, repeat_for
 from densezoo.types import Detections, Pyramid, Size, size_of
 
 MULTIPLE = 32
@@ -87,7 +89,7 @@ def pyramid_of(
     given = sizes
     whole = size_of(images) if images.ndim == 4 else (0, 0)
     if given is None:
-        sizes = jnp.broadcast_to(jnp.asarray(whole, jnp.int32), (images.shape[0], 2))
+        sizes = repeat_for(images, jnp.asarray(whole, jnp.int32)[None])
     else:
         sizes = jnp.asarray(given)
         if sizes.shape != (images.shape[0], 2) or not jnp.issubdtype(sizes.dtype, jnp.integer):
@@ -136,6 +138,18 @@ def of_anchors(
         max_detections: see `detect`.
         candidates: the largest number of (anchor, class) pairs that are taken from each map.
     """
+    best = functools.partial(_best_of_anchors, max_detections=max_detections, candidates=candidates)
+    return per_device(best, outputs, weights=(score_threshold, nms_threshold), auto=True)
+
+
+def _best_of_anchors(
+    outputs: AnchorOutputs | PointOutputs,
+    score_threshold: Any,
+    nms_threshold: Any,
+    *,
+    max_detections: int,
+    candidates: int,
+) -> Detections:
     assert outputs.sizes is not None
     classes = outputs.logits.shape[-1]
     ranks = jnp.where(outputs.grid.inside, outputs.ranks(), -jnp.inf)

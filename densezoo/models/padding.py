@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from densezoo.blocks import ChannelGate, Conv, ConvNormAct, GroupNorm
 from densezoo.blocks.norm import default_groups
+from densezoo.ops.sharding import per_device, reshape
 from densezoo.types import Size, accumulator_dtype, size_of
 
 
@@ -62,11 +63,14 @@ def with_edges(
     """Replaces the padding by the last row and column of each picture, as edge padding of the single image would."""
     if extents is None:
         return x
-    sides = jnp.maximum(_sides(x, extents, image_size), 1)
-    for axis in (1, 2):
-        places = jnp.minimum(jnp.arange(x.shape[axis], dtype=sides.dtype)[None], sides[:, axis - 1, None] - 1)
-        x = jnp.take_along_axis(x, jnp.expand_dims(places, (2 if axis == 1 else 1, 3)), axis)
-    return x
+
+    def extended(x: jax.Array, sides: jax.Array) -> jax.Array:
+        for axis in (1, 2):
+            places = jnp.minimum(jnp.arange(x.shape[axis], dtype=sides.dtype)[None], sides[:, axis - 1, None] - 1)
+            x = jnp.take_along_axis(x, jnp.expand_dims(places, (2 if axis == 1 else 1, 3)), axis)
+        return x
+
+    return per_device(extended, x, jnp.maximum(_sides(x, extents, image_size), 1))
 
 
 def _is_map(x: Any, extents: jax.Array) -> bool:
@@ -91,11 +95,11 @@ def _group_norm(module: GroupNorm, x: jax.Array, inside: Bool[Array, "b h w 1"],
     wide = x.astype(accumulator_dtype(x.dtype))
     counted = inside.astype(wide.dtype)[..., None]
     groups = module.num_groups or default_groups(x.shape[-1])
-    grouped = wide.reshape(*x.shape[:3], groups, -1)
+    grouped = reshape(wide, *x.shape[:3], groups, -1)
     count = jnp.maximum(counted.sum((1, 2, 3, 4), keepdims=True) * grouped.shape[-1], 1)
     mean = (grouped * counted).sum((1, 2, 4), keepdims=True) / count
     centred = (grouped - mean) * counted
     var = jnp.square(centred).sum((1, 2, 4), keepdims=True) / count
-    y = (centred * jax.lax.rsqrt(var + module.epsilon)).reshape(x.shape)
+    y = reshape(centred * jax.lax.rsqrt(var + module.epsilon), *x.shape)
     y = y * jnp.expand_dims(scale.astype(wide.dtype), (0, 1, 2)) + jnp.expand_dims(bias.astype(wide.dtype), (0, 1, 2))
     return (nn.relu(y) if relu else y).astype(x.dtype if module.dtype is None else module.dtype)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Integer
 from densezoo import ops
 from densezoo.models.rcnn import RCNN
 from densezoo.models.segmentation import computed_by
+from densezoo.ops.sharding import per_device
 from densezoo.types import Detections, Pyramid
 
 
@@ -82,7 +83,8 @@ class PanopticFPN(RCNN):
         found = self.detections_of(outputs, score_threshold=score_threshold)
         logits = self.semantic(outputs.pyramid)[:, : images.shape[1], : images.shape[2]]
         size = (images.shape[1], images.shape[2])
-        segments = jax.vmap(lambda found, logits: self._merged(found, logits, size))(found, logits)
+        merge = jax.vmap(lambda found, logits: self._merged(found, logits, size))
+        segments = per_device(merge, found, logits, auto=True)
         if sizes is not None:
             y, x = (jnp.arange(side)[None] for side in size)
             inside = (y < sizes[:, :1])[:, :, None] & (x < sizes[:, 1:])[:, None]
@@ -104,7 +106,7 @@ class PanopticFPN(RCNN):
 
         count = found.scores.shape[0]
         rows = (jnp.arange(count, dtype=jnp.int32), found.boxes, found.masks, found.valid)
-        segments, _ = jax.lax.scan(place, jnp.zeros(size, jnp.int32), rows)
+        segments, _ = jax.lax.scan(place, jnp.zeros_like(found.labels, shape=size), rows)
         kinds = jnp.where(segments == 0, logits.argmax(-1).astype(jnp.int32), 0)
         areas = jnp.zeros(logits.shape[-1], jnp.int32).at[kinds.reshape(-1)].add(1)
         large = (areas >= self.stuff_area) & (jnp.arange(areas.shape[0]) > 0)

@@ -1,6 +1,7 @@
 """Two-stage detectors, Faster and Mask R-CNN: proposals from a pyramid, then a class, a box and a mask for each."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from densezoo.heads.region import BOX_WEIGHTS
 from densezoo.models.detection import kept, large_enough, pyramid_of
 from densezoo.models.padding import each_alone, with_edges
 from densezoo.models.segmentation import computed_by
+from densezoo.ops.sharding import per_device, reshape
 from densezoo.types import Detections, Pyramid
 
 
@@ -121,14 +123,14 @@ class RCNN(nn.Module):
     ) -> tuple[Float[Array, "b n k"], Float[Array, "b n k 4"]]:
         """Class logits of boxes in pixels, and for each class the box's difference from the given box."""
         logits, deltas = self._of_regions("box_head", pyramid, boxes, train=train)
-        return logits.reshape(*boxes.shape[:2], -1), deltas.reshape(*boxes.shape[:2], -1, 4)
+        return reshape(logits, *boxes.shape[:2], -1), reshape(deltas, *boxes.shape[:2], -1, 4)
 
     def mask_logits(
         self, pyramid: Pyramid, boxes: Float[Array, "b n 4"], *, train: bool = False
     ) -> Float[Array, "b n _ _ k"]:
         """A mask of each class for boxes in pixels."""
         masks = self._of_regions("mask_head", pyramid, boxes, train=train)
-        return masks.reshape(*boxes.shape[:2], *masks.shape[1:])
+        return reshape(masks, *boxes.shape[:2], *masks.shape[1:])
 
     def detect(
         self,
@@ -166,17 +168,21 @@ class RCNN(nn.Module):
         )
         if self.mask_head is None:
             return found
+
+        def masks_of(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
+            chosen = jnp.maximum(labels, 0)[:, :, None, None, None]
+            masks = jax.nn.sigmoid(jnp.take_along_axis(logits, chosen, axis=-1)[..., 0])
+            return jnp.where(valid[:, :, None, None], masks, 0)
+
         logits = self.mask_logits(outputs.pyramid, found.boxes)
-        chosen = jnp.maximum(found.labels, 0)[:, :, None, None, None]
-        masks = jax.nn.sigmoid(jnp.take_along_axis(logits, chosen, axis=-1)[..., 0])
-        return dataclasses.replace(found, masks=jnp.where(found.valid[:, :, None, None], masks, 0))
+        return dataclasses.replace(found, masks=per_device(masks_of, logits, found.labels, found.valid, auto=True))
 
     def _of_regions(self, part: str, pyramid: Pyramid, boxes: jax.Array, *, train: bool) -> Any:
         head: Any = getattr(self, part)
         assert pyramid.image_size is not None
         with computed_by(self.impl):
             x = ops.multiscale_roi_align(pyramid.maps[: self.region_maps], boxes, pyramid.image_size, head.size)
-            return head(x.reshape(-1, *x.shape[2:]), train=train and part not in self.frozen)
+            return head(reshape(x, -1, *x.shape[2:]), train=train and part not in self.frozen)
 
 
 def proposals_of(
@@ -190,7 +196,13 @@ def proposals_of(
         count: number of proposals of all maps together.
         threshold: IoU threshold of the suppression.
     """
-    outputs = jax.lax.stop_gradient(outputs)
+    select = functools.partial(_proposals, candidates=candidates, count=count, threshold=threshold)
+    return per_device(select, jax.lax.stop_gradient(outputs), auto=True)
+
+
+def _proposals(
+    outputs: AnchorOutputs, *, candidates: int, count: int, threshold: float
+) -> tuple[Float[Array, "b p 4"], Bool[Array, "b p"]]:
     ranks = jnp.where(outputs.grid.inside, outputs.logits[..., 0], -jnp.inf)
 
     def of_image(image: jax.Array, ranks: jax.Array, size: jax.Array) -> Detections:
@@ -219,8 +231,22 @@ def of_regions(outputs: RegionOutputs, score_threshold: Any, nms_threshold: Any,
         nms_threshold: see `dz.detect`.
         max_detections: see `dz.detect`.
     """
-    logits, deltas, sizes = outputs.logits, outputs.deltas, outputs.anchors.sizes
-    assert logits is not None and deltas is not None and sizes is not None
+    regions = (outputs.logits, outputs.deltas, outputs.boxes, outputs.valid, outputs.anchors.sizes)
+    best = functools.partial(_best_of_regions, max_detections=max_detections)
+    return per_device(best, *regions, weights=(score_threshold, nms_threshold), auto=True)
+
+
+def _best_of_regions(
+    logits: jax.Array,
+    deltas: jax.Array,
+    proposals: jax.Array,
+    real: jax.Array,
+    sizes: jax.Array,
+    score_threshold: Any,
+    nms_threshold: Any,
+    *,
+    max_detections: int,
+) -> Detections:
     most = logits.shape[-1] - 1
     if isinstance(score_threshold, float) and score_threshold > 0:
         most = min(most, max(1, int(1 / score_threshold)))  # the classes of a proposal add up to 1
@@ -234,4 +260,4 @@ def of_regions(outputs: RegionOutputs, score_threshold: Any, nms_threshold: Any,
         valid = ((scores > score_threshold) & real[:, None]).reshape(-1) & large_enough(boxes, 1e-2)
         return kept(boxes, scores.reshape(-1), labels, valid, nms_threshold, max_detections)
 
-    return jax.vmap(of_image)(logits, deltas, outputs.boxes, outputs.valid, sizes)
+    return jax.vmap(of_image)(logits, deltas, proposals, real, sizes)

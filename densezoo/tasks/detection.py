@@ -148,14 +148,13 @@ class Detection:
         drawn = _targets.draw_regions(
             outputs.boxes, outputs.valid, boxes, labels, region_key, self.region_samples, share
         )
-        regions, classes, rows = drawn
-        wanted = jnp.take_along_axis(boxes, rows[..., None], 1)
+        regions, classes, _, wanted = drawn
         logits, deltas = apply(outputs.pyramid, regions, method="box_outputs")
         self._check_classes(logits)
         parts |= _targets.of_regions(logits, deltas, regions, classes, wanted)
         if self.masks:
             # Boxes with an object come first.
-            regions, classes, rows = (x[:, : max(1, int(self.region_samples * share))] for x in drawn)
+            regions, classes, rows, _ = (x[:, : max(1, int(self.region_samples * share))] for x in drawn)
             masks = apply(outputs.pyramid, regions, method="mask_logits")
             parts |= _targets.of_masks(masks, regions, classes, rows, batch["instances"])
         return parts
