@@ -75,6 +75,11 @@ def is_box(box: Any) -> bool:
     return all(isinstance(side, int | float) and math.isfinite(side) for side in box)
 
 
+def is_area(area: Any) -> bool:
+    """Whether it is an area, or missing."""
+    return area is None or (isinstance(area, int | float) and math.isfinite(area) and area >= 0)
+
+
 def corners(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
     """x0, y0, x1, y1 of a box x, y, width, height, cut off at the picture's border."""
     x0, x1 = (min(max(x, 0.0), float(size[1])) for x in (box[0], box[0] + box[2]))

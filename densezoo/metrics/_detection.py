@@ -56,11 +56,13 @@ def coco_annotations(sample: Mapping[str, Any], image_id: int) -> list[dict[str,
     """The objects of one picture in COCO's format.
 
     Args:
-        sample: boxes (n, 4), labels (n,) with -1 in rows without an object, and perhaps `instances` (h, w).
+        sample: boxes (n, 4), labels (n,) with -1 in rows without an object, and perhaps `instances` (h, w) and `areas`
+            (n,), of which NaN means the area of the mask or box; `boxes_crowd`, `labels_crowd` and perhaps
+            `instances_crowd` of crowds.
         image_id: number of the picture.
 
     Returns:
-        A dict for each object; its id is the place in the list, from 1 on, and its category label + 1.
+        A dict for each object and crowd; its id is the place in the list, from 1 on, and its category label + 1.
 
     Example:
         >>> import numpy as np
@@ -69,14 +71,18 @@ def coco_annotations(sample: Mapping[str, Any], image_id: int) -> list[dict[str,
         [(1, 5, 16.0)]
     """
     annotations = []
-    for row in np.flatnonzero(np.asarray(sample["labels"]) >= 0).tolist():
-        box = _xywh(sample["boxes"][row])
-        annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(sample["labels"][row]) + 1}
-        annotation |= {"bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-        if "instances" in sample:
-            mask = np.asarray(sample["instances"]) == row + 1
-            annotation |= {"segmentation": encode_mask(mask), "area": int(mask.sum())}
-        annotations.append(annotation)
+    for crowd, group in enumerate(("", "_crowd")):
+        labels = np.asarray(sample.get(f"labels{group}", ()))
+        for row in np.flatnonzero(labels >= 0).tolist():
+            box = _xywh(sample[f"boxes{group}"][row])
+            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(labels[row]) + 1}
+            annotation |= {"bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
+            if f"instances{group}" in sample:
+                mask = np.asarray(sample[f"instances{group}"]) == row + 1
+                annotation |= {"segmentation": encode_mask(mask), "area": int(mask.sum())}
+            if not crowd and "areas" in sample and np.isfinite(sample["areas"][row]):
+                annotation["area"] = float(sample["areas"][row])
+            annotations.append(annotation)
     return annotations
 
 
