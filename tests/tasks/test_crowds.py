@@ -99,7 +99,7 @@ def test_scores_equal_pycocotools_on_a_file_with_crowds(tmp_path, seed):
 
     results = []
     for image, rows in found.items():
-        boxes, scores, labels, valid, masks = (array[: len(rows)] for array in detections(rows))
+        boxes, scores, labels, _, masks = (array[: len(rows)] for array in detections(rows))
         pasted = np.asarray(dz.ops.paste_masks(jnp.asarray(masks), jnp.asarray(boxes), (SIDE, SIDE)))
         results += metrics.coco_results(
             image, boxes, scores, labels - 1, category_ids=source.category_ids, masks=pasted
