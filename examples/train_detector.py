@@ -189,11 +189,14 @@ def source_at(root: Path, masks: bool | None) -> Any:
             if masks is None and "pass masks=False" in str(error):
                 return CocoDetection(root, masks=False)
             raise
-    if not (root / "instances").is_dir():
-        raise FileNotFoundError(
-            f"{root} has neither annotations.json, in COCO's format, nor instances/, maps of the objects' numbers"
-        )
-    return InstanceFolder(root)
+    if (root / "instances").is_dir():
+        return InstanceFolder(root)
+    if (root / "panoptic.json").is_file():
+        return CocoPanoptic(root)
+    raise FileNotFoundError(
+        f"{root} has neither annotations.json nor panoptic.json, in COCO's formats, nor instances/, maps of the numbers"
+        " of objects"
+    )
 
 
 def jitter_of(arguments: Arguments) -> ScaleJitter | None:

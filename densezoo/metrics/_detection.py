@@ -26,7 +26,7 @@ def coco_dataset(source: Any, class_names: Sequence[str] = ()) -> dict[str, Any]
 
     Returns:
         A dict with images, annotations and categories, as in COCO's files. Ids of images are those of the source's
-        `dataset`, else index + 1; ids of categories likewise, else label + 1.
+        `dataset`, else the samples' `image_id`, else index + 1; ids of categories likewise, else label + 1.
 
     Raises:
         ModuleNotFoundError: if there are instances and hotcoco, which encodes their masks, is not installed.
@@ -43,8 +43,9 @@ def coco_dataset(source: Any, class_names: Sequence[str] = ()) -> dict[str, Any]
     for index in range(len(source)):
         sample = source[index]
         height, width = sample["image"].shape[:2]
-        images.append({"id": index + 1, "height": height, "width": width, "file_name": str(sample.get("name", index))})
-        for annotation in coco_annotations(sample, index + 1):
+        number = int(sample.get("image_id", index + 1))
+        images.append({"id": number, "height": height, "width": width, "file_name": str(sample.get("name", index))})
+        for annotation in coco_annotations(sample, number):
             found.add(annotation["category_id"] - 1)
             annotations.append(annotation | {"id": len(annotations) + 1})
     names = tuple(class_names or getattr(source, "class_names", ())) or tuple(map(str, range(max(found) + 1)))
