@@ -118,6 +118,8 @@ class CocoDetection:
         self.sizes = tuple(
             _coco_file.size_of(path, record, problems) for path, record in zip(self._paths, self._records, strict=True)
         )
+        _coco_file.same(self._records, "file_name", "images", problems)
+        _coco_file.same(list(categories.values()), "name", "categories", problems)
         if not self._records:
             problems.append("the file lists no images")
         if not self.category_ids:
@@ -211,12 +213,16 @@ class CocoDetection:
         objects, crowds = collections.defaultdict(list), collections.defaultdict(list)
         empty, cut = [], []
         for annotation in self.dataset["annotations"]:
-            number, size = annotation.get("id"), sizes.get(annotation.get("image_id"))
-            if size is None:
-                problems.append(f"annotation {number}: there is no image {annotation.get('image_id')}")
+            number, image = annotation.get("id"), annotation.get("image_id")
+            if not isinstance(image, int) or image not in sizes:
+                problems.append(f"annotation {number}: there is no image {image!r}")
                 continue
+            size = sizes[image]
             if annotation.get("category_id") not in self.category_ids:
                 problems.append(f"annotation {number}: there is no category {annotation.get('category_id')}")
+                continue
+            if annotation.get("iscrowd") not in (None, 0, 1):
+                problems.append(f"annotation {number}: iscrowd is {annotation['iscrowd']!r}; expected 0 or 1")
                 continue
             if self.masks and not annotation.get("segmentation"):
                 problems.append(f"annotation {number} has no segmentation: pass masks=False to read boxes alone")

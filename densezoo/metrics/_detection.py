@@ -143,8 +143,8 @@ def average_precision(
         detect. At most 100 detections count in a picture.
 
     Raises:
-        ValueError: results of pictures or categories that the dataset does not have, or with scores or boxes that are
-            no numbers.
+        ValueError: results or annotations of pictures or categories that the dataset does not have, or with scores or
+            boxes that are no numbers, or annotations with the same id.
         ModuleNotFoundError: if hotcoco is not installed.
 
     Example:
@@ -173,6 +173,7 @@ def average_precision(
             raise ValueError(f"result {number} has the score {result['score']} and box {result['bbox']}")
         if masks and "segmentation" not in result:
             raise ValueError(f"result {number} has no segmentation, and masks=True compares masks")
+    _check_truth(dataset["annotations"], images, categories)
     if not any(not annotation.get("iscrowd") for annotation in dataset["annotations"]):
         return dict.fromkeys((*_SCORES, *(f"ap_{name}" for name in categories.values())), math.nan)
     truth = hotcoco.COCO(dict(dataset))
@@ -185,6 +186,23 @@ def average_precision(
     scores = {name: found.get(theirs, -1.0) for name, theirs in _SCORES.items()}
     scores |= {f"ap_{name}": found.get(f"AP/{name}", -1.0) for name in categories.values()}
     return {name: math.nan if value < 0 else float(value) for name, value in scores.items()}
+
+
+def _check_truth(annotations: Sequence[Mapping[str, Any]], images: Any, categories: Any) -> None:
+    """Raises a ValueError for annotations that would silently count as something else."""
+    seen: set[Any] = set()
+    for number, annotation in enumerate(annotations):
+        name, image, category = (annotation.get(field) for field in ("id", "image_id", "category_id"))
+        if image not in images or category not in categories:
+            raise ValueError(
+                f"annotation {number}, with the id {name}, is of image {image}, category {category}; the dataset has"
+                f" {len(images)} images and the categories {sorted(categories)}, and not these"
+            )
+        if not np.isfinite(annotation["bbox"]).all():
+            raise ValueError(f"annotation {number}, with the id {name}, has the box {annotation['bbox']}")
+        if name in seen:
+            raise ValueError(f"annotation {number} has the id {name} of an earlier one: give each its own")
+        seen.add(name)
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
