@@ -96,7 +96,7 @@ def oracle(change=lambda segments: segments):
         segments[(instances == 0) & (mask == 7)], segments[(instances == 0) & (mask == 0)] = 3, 4
         labels = jnp.where(batch["labels"] >= 0, batch["labels"] + 1, -1)
         valid = labels >= 0
-        found = dz.Detections(batch["boxes"], valid * 0.9, labels, valid, jnp.ones((2, 2, 28, 28)))
+        found = dz.Detections(batch["boxes"], jnp.where(valid, 0.9, 0.0), labels, valid, jnp.ones((2, 2, 28, 28)))
         classes = jnp.concatenate([labels, jnp.array([[3, 4]] * 2)], 1)
         return dz.models.Panoptic(jnp.asarray(change(segments)), classes, found)
 
