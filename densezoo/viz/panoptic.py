@@ -59,8 +59,9 @@ def panoptic(
             row.insert(0, (np.asarray(segments), np.asarray(classes), np.zeros(0)))
         rows.append(row)
     maps = [_classes(*part[:2], picture) for row, picture in zip(rows, pictures, strict=True) for part in row]
-    palette = legend.class_palette(maps, class_names, ignore_index=-1)
-    entries = legend.class_entries(maps, class_names, palette, ignore_index=-1)
+    occurring = [classes[classes >= 0] for classes in maps]
+    palette = legend.class_palette(occurring, class_names)
+    entries = legend.class_entries(occurring, class_names, palette)
     columns = len(rows[0])
     per_line = legend.per_line(entries, columns * WIDTH)
     heights = [WIDTH * picture.shape[0] / picture.shape[1] for picture in pictures]
