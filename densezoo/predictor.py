@@ -119,10 +119,12 @@ class Predictor:
 
         sizes = np.array([[height, width]], np.int32)
         found = jax.tree.map(of_picture, function(padded[None], sizes))
-        if isinstance(found, Detections):  # whose boxes end at the border of the picture that the model saw
-            zoom = np.array([whole[1] / width, whole[0] / height] * 2, np.float32)
-            found = dataclasses.replace(found, boxes=found.boxes * zoom)
-        return found
+        zoom = np.array([whole[1] / width, whole[0] / height] * 2, np.float32)
+
+        def zoomed(part: Any) -> Any:  # boxes end at the border of the picture that the model saw
+            return dataclasses.replace(part, boxes=part.boxes * zoom) if isinstance(part, Detections) else part
+
+        return jax.tree.map(zoomed, found, is_leaf=lambda part: isinstance(part, Detections))
 
 
 def _resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo import ops
 from densezoo.blocks import Bilinear, Conv, ConvNormAct, GroupNorm, build, upsampled
 from densezoo.naming import Naming
 from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
@@ -54,7 +53,7 @@ class SemanticHead(nn.Module):
             added.append(x)
         logits = Conv(self.num_classes, 1, name="logits", **dtypes)(functools.reduce(jnp.add, added))
         assert pyramid.image_size is not None
-        return ops.resize_bilinear(logits.astype(jnp.float32), pyramid.image_size)
+        return Bilinear(name="resize")(logits.astype(jnp.float32), pyramid.image_size)
 
     def reference_names(self) -> list[Naming]:
         """None: torchvision does not have it."""

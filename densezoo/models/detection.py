@@ -44,9 +44,9 @@ def detect(
         sizes: (b, 2) integers, height and width of each picture without padding; None if there is no padding.
         score_threshold: only detections with a higher score are kept. For this and the next two arguments, None selects
             torchvision's value for the family.
-        nms_threshold: if two boxes of a class overlap more than this, only the one with the higher score is kept. Of
-            boxes with zero area, which a single-stage detector predicts outside of the picture, only the best of each
-            class is kept.
+        nms_threshold: if two boxes of a class overlap more than this, only the one with the higher score is kept. Boxes
+            with zero area, which a single-stage detector predicts outside of the picture, overlap none and are all
+            kept, as in torchvision; models with region proposals have none.
         max_detections: rows of the result for each picture.
 
     Returns:
@@ -97,15 +97,11 @@ def pyramid_of(
                 f"sizes must be integers, a height and a width for each of the {images.shape[0]} images; got shape"
                 f" {sizes.shape} and dtype {sizes.dtype}"
             )
-        images = jnp.where(_inside(whole, sizes)[..., None], images, 0)
-    reductions = model.encoder.reductions if isinstance(model.encoder, Encoder) else ()
-    multiple = max((MULTIPLE, *reductions))
+        images = jnp.where(inside(whole, sizes)[..., None], images, 0)
+    multiple = _multiple(model.encoder)
     if images.ndim == 4:
         images = jnp.pad(images, ((0, 0), *((0, -side % multiple) for side in whole), (0, 0)))
-    extents = None
-    if given is not None:
-        smallest = model.encoder.min_size if isinstance(model.encoder, Encoder) else 1
-        extents = jnp.maximum(-(-sizes // multiple) * multiple, jnp.where(sizes > 0, smallest, 0)).astype(jnp.int32)
+    extents = None if given is None else extents_of(model.encoder, sizes)
     with each_alone(None if train else extents, size_of(images) if images.ndim == 4 else whole):
         pyramid = encode(model.encoder, images, train=train and "encoder" not in model.frozen)
         pyramid = without_gradient(pyramid) if "encoder" in model.frozen else pyramid
@@ -116,7 +112,17 @@ def pyramid_of(
     return result, extents, sizes.astype(jnp.float32)
 
 
-def _inside(size: Size, sizes: Integer[Array, "b 2"]) -> Bool[Array, "b h w"]:
+def extents_of(encoder: nn.Module, sizes: Integer[Array, "b 2"]) -> Integer[Array, "b 2"]:
+    """The size that each picture would be padded to alone."""
+    multiple, smallest = _multiple(encoder), encoder.min_size if isinstance(encoder, Encoder) else 1
+    return jnp.maximum(-(-sizes // multiple) * multiple, jnp.where(sizes > 0, smallest, 0)).astype(jnp.int32)
+
+
+def _multiple(encoder: nn.Module) -> int:
+    return max((MULTIPLE, *(encoder.reductions if isinstance(encoder, Encoder) else ())))
+
+
+def inside(size: Size, sizes: Integer[Array, "b 2"]) -> Bool[Array, "b h w"]:
     """Which pixels belong to the picture, not to the padding."""
     y, x = (jnp.arange(side, dtype=sizes.dtype)[None] for side in size)
     return (y < sizes[:, :1])[:, :, None] & (x < sizes[:, 1:])[:, None]
@@ -169,10 +175,8 @@ def _best_of_anchors(
         clipped = ops.clip_boxes(jnp.concatenate(boxes), size)
         score, label = jnp.concatenate(scores), jnp.concatenate(labels)
         valid = score > score_threshold
-        # Boxes that lie beyond the picture have no area, and so no overlap by which one could suppress another.
-        empty = valid & (ops.box_area(clipped) <= 0)
-        best = jnp.full(classes, -1.0).at[label].max(jnp.where(empty, score, -1))
-        return kept(clipped, score, label, valid & (~empty | (score == best[label])), nms_threshold, max_detections)
+        # Boxes beyond the picture end up without area. As in torchvision, they overlap nothing, each other included.
+        return kept(clipped, score, label, valid, nms_threshold, max_detections)
 
     return jax.vmap(of_image)(jnp.arange(ranks.shape[0]), ranks, outputs.sizes)
 

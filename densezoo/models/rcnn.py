@@ -102,7 +102,7 @@ class RCNN(nn.Module):
         self, images: Float[Array, "b h w c"], sizes: Integer[Array, "b 2"] | None = None, *, train: bool = False
     ) -> RegionOutputs:
         """Runs both stages, or only the first in training. See `dz.detect` for `sizes`."""
-        with computed_by(self.impl):
+        with computed_by(self):
             pyramid, extents, sizes_of = pyramid_of(self, images, sizes, train=train)
             assert pyramid.image_size is not None
             with each_alone(None if train else extents, pyramid.image_size):
@@ -180,7 +180,7 @@ class RCNN(nn.Module):
     def _of_regions(self, part: str, pyramid: Pyramid, boxes: jax.Array, *, train: bool) -> Any:
         head: Any = getattr(self, part)
         assert pyramid.image_size is not None
-        with computed_by(self.impl):
+        with computed_by(self):
             x = ops.multiscale_roi_align(pyramid.maps[: self.region_maps], boxes, pyramid.image_size, head.size)
             return head(reshape(x, -1, *x.shape[2:]), train=train and part not in self.frozen)
 

@@ -58,7 +58,7 @@ class SingleStage(nn.Module):
         self, images: Float[Array, "b h w c"], sizes: Integer[Array, "b 2"] | None = None, *, train: bool = False
     ) -> AnchorOutputs | PointOutputs:
         """Returns the head's predictions. See `dz.detect` for `sizes`."""
-        with computed_by(self.impl):
+        with computed_by(self):
             pyramid, extents, sizes_of = pyramid_of(self, images, sizes, train=train)
             assert pyramid.image_size is not None
             with each_alone(None if train else extents, pyramid.image_size):

@@ -34,6 +34,7 @@ def two_stage(
     sizes: Sequence[Sequence[float]] | None = None,
     ratios: Sequence[float] = (0.5, 1.0, 2.0),
     stuff_classes: int | None = None,
+    stuff_area: int = 4096,
     semantic_features: int = 128,
     semantic_norm: ModuleDef | None = GroupNorm,
     impl: str = "auto",
@@ -57,6 +58,7 @@ def two_stage(
         sizes: sides of the anchors in pixels, a tuple for each map.
         ratios: heights over widths of the anchors.
         stuff_classes: number of stuff classes of an additional semantic branch; None for no branch.
+        stuff_area: default of `dz.panoptic`, for a model with this branch.
         semantic_features: channels of the semantic branch.
         semantic_norm: factory of the normalisation in the semantic branch.
         impl: see `SegmentationModel`.
@@ -78,7 +80,7 @@ def two_stage(
     if stuff_classes is None:
         return RCNN(**parts, impl=impl)
     semantic = SemanticHead(1 + stuff_classes, semantic_features, levels, norm=semantic_norm, **dtypes)
-    return PanopticFPN(**parts, semantic_head=semantic, impl=impl)
+    return PanopticFPN(**parts, semantic_head=semantic, stuff_area=stuff_area, impl=impl)
 
 
 _V2 = {"norm": BatchNorm, "head_norm": BatchNorm, "rpn_depth": 2, "box_convs": 4, "hidden": (1024,)}

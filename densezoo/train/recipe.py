@@ -232,12 +232,13 @@ def evaluator(
         preprocessing = Preprocessing(source[0][task.inputs[0]].shape[-1])
     step = make_eval_step(task.measure)
     normalize = jax.jit(preprocessing.normalize())
+    there = source[0]
     batches = eval_batches(
         preprocessing.view(source),
         batch_size=batch_size,
         resize=_resize_of(preprocessing),
         ignore_index=task.fill,
-        fields=task.fields,
+        fields=(*task.fields, *(name for name in getattr(task, "scored_fields", ()) if name in there)),
     )
 
     def evaluate(state: TrainState) -> dict[str, float]:

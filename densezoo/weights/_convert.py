@@ -15,7 +15,7 @@ from flax.traverse_util import unflatten_dict
 
 from densezoo.encoders import Encoder
 from densezoo.naming import NEVER_NEEDED, TORCHVISION, Naming
-from densezoo.weights._conventions import check_architecture, contradictions, doubt
+from densezoo.weights._conventions import check_architecture, contradictions, doubt, doubt_of_frozen_norms
 from densezoo.weights._names import Names, as_numpy, read_names
 from densezoo.weights._parameters import (
     Parameter,
@@ -207,6 +207,8 @@ def _check_conventions(
     naming = None if part is None else chosen[part]
     if part is None or naming is None:
         return
+    if message := doubt_of_frozen_norms(wanted[part], naming, list(names)):
+        warnings.warn(f"{names.source}: {message}", stacklevel=3)
     if architecture is not None:
         check_architecture(architecture, wanted[part], naming)
     elif any(p.name in names for p in parameters_of(part, tree, naming)):

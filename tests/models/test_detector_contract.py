@@ -28,6 +28,8 @@ def small(name, encoder="resnet", **fields):
         fields = {"head_norm": NORM} | fields
     if "rcnn" in name:
         fields = {"hidden": (16,), "sizes": None} | fields
+    if name == "panoptic_fpn":
+        fields = {"hidden": (16,), "stuff_classes": 3, "semantic_features": 8} | fields
     return dz.create_model(name, ENCODERS[encoder](), 3, **fields)
 
 
@@ -120,20 +122,32 @@ def test_padding_changes_nothing_and_rows_without_objects_neither(name):
     assert bool(jnp.isnan(wrong))
 
 
-@pytest.mark.parametrize("name", [n for n in DETECTORS if n in ("fcos", "mask_rcnn")])
+@pytest.mark.parametrize("name", [n for n in DETECTORS if n in ("fcos", "panoptic_fpn")])
 def test_a_batch_of_different_sizes_has_the_detections_of_each_picture(name):
     model, variables = variables_of(name)
     # Something to find, and norms that make something of zeros.
     noise = np.random.default_rng(1)
     variables = jax.tree.map(lambda x: x + 0.05 * noise.standard_normal(x.shape).astype(np.float32), variables)
     model = model.clone(score_threshold=0.0, max_detections=8)
-    detect = jax.jit(lambda images, sizes: dz.detect(model, variables, images, sizes))
+
+    @jax.jit
+    def detect(images, sizes):
+        if name == "panoptic_fpn":
+            return dz.panoptic(model, variables, images, sizes, score_threshold=0.0, stuff_area=20)
+        return dz.detect(model, variables, images, sizes)
+
     images, sizes = pictures((160, 200)), np.array([[50, 70], [160, 97]])
     both = detect(images, sizes)
     for image, (height, width) in enumerate(sizes):
         alone = detect(images[image : image + 1, :height, :width], None)
+        if name == "panoptic_fpn":
+            segments, expected = both.segments[image], alone.segments[0]
+            assert len(np.unique(expected)) > 3 and int(expected.max()) > 8  # objects and stuff
+            assert float((segments[:height, :width] == expected).mean()) > 0.999  # up to rounding at the borders
+            assert not segments[height:].any() and not segments[:, width:].any()
+        found, alone = (x.detections if name == "panoptic_fpn" else x for x in (both, alone))
         assert bool(alone.valid.any())
-        for ours, expected in zip(jax.tree.leaves(both), jax.tree.leaves(alone), strict=True):
+        for ours, expected in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
             np.testing.assert_allclose(ours[image], expected[0], rtol=1e-4, atol=1e-3)
 
 
