@@ -89,7 +89,7 @@ def train(kind, directory, *, kill_after=None, resume=False):
     )
 
 
-@pytest.mark.parametrize("kind", ["net", "detector"])
+@pytest.mark.parametrize("kind", ["net", pytest.param("detector", marks=pytest.mark.parity)])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, kind):
     kill_after = random.uniform(0, 0.4)  # Anywhere from the first step to the last, also while a checkpoint is written.
     command = [sys.executable, __file__, kind, str(tmp_path / "killed"), str(kill_after)]
