@@ -174,7 +174,9 @@ def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trac
     kept = [i for i, m in enumerate(maps) if i == 0 or is_shown(m)]
     maps = [maps[i] for i in kept]
     numbers = {str(i): new for new, i in enumerate(kept)}
-    numbers |= {f"output {i}": len(maps) + i for i in range(len(outputs))}
+    of_heads = [i for i, output in enumerate(outputs) if output.path not in parts]  # a part may give tokens
+    outputs = [outputs[i] for i in of_heads]
+    numbers |= {f"output {i}": len(maps) + new for new, i in enumerate(of_heads)}
     same: dict[int, int] = {}
     ends = _follow(program.jaxpr, [{} for _ in program.jaxpr.invars], numbers, [*maps, *outputs], same)
     if outputs:
@@ -187,10 +189,11 @@ def _without(same: dict[int, int], found: Trace) -> Trace:
     """Leaves out maps that a part only hands on from another part."""
     maps = found.maps
     same = {i: j for i, j in same.items() if i < len(maps) and found.part(maps[i]) != found.part(maps[j])}
-    left = [i for i in range(len(maps) + len(found.outputs)) if i not in same]
-    new = {i: number for number, i in enumerate(left)}
+    new: dict[int, int] = {}
+    for i in range(len(maps) + len(found.outputs)):
+        new[i] = new[same[i]] if i in same else len(set(new.values()))
     for node in (*maps, *found.outputs):
-        node.sources = {new[same.get(i, i)]: join for i, join in node.sources.items()}
+        node.sources = {new[i]: join for i, join in node.sources.items()}
     return dataclasses.replace(found, maps=[m for i, m in enumerate(maps) if i not in same])
 
 
