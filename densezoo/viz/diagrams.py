@@ -21,7 +21,7 @@ MEANINGS = {"down": "down to a coarser map", "up": "up to a finer map", "forward
 DASHES = {"concat": "-", "add": (0, (5, 2)), "indices": (0, (1.2, 1.6))}
 """Skips differ in more than their colour."""
 GAP = 0.6
-LEFT = 0.55
+LEFT = 0.6
 TITLE = 0.78
 FOOT = 0.72
 LEGEND_LINE = 0.27
@@ -39,6 +39,7 @@ def diagram(
     Everything is read off the models (`architecture`): a box is as wide as it has channels and as high as it has pixels
     (both less than proportional), and an arrow is a flow of data in the traced program. Parts of the same name have the
     same colour, which the legend names. The class of an upsampler stands below its part, that of a head at its arrow.
+    The heads of a detector are round boxes on the right, from top to bottom in the order in which they run.
 
     Args:
         models: a model, several, or several by their titles.
@@ -237,6 +238,7 @@ def _legend(reads: list[Architecture], fills: dict[str, str], width: float) -> l
     found = {_direction(read, link) for read in reads for link in read.links if link.kind != "skip"}
     joins = dict.fromkeys(link.join for read in reads for link in read.links if link.kind == "skip")
     boxes = [*fills.items(), ("number and width: channels", ""), ("height: resolution", "")]
+    boxes += [("round: head, with the shapes of its outputs", "")] if any(read.heads for read in reads) else []
     arrows = [(meaning, kind) for kind, meaning in MEANINGS.items() if kind in found]
     arrows += [(f"skip: {join}", join) for join in joins]
     lines: list[list[Entry]] = []

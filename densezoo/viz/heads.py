@@ -18,7 +18,7 @@ def draw_heads(axes: Any, read: Architecture, layout: Layout) -> None:
     sets = buses(read)
     for number, maps in enumerate(sets):
         x, colour = right + BUS_GAP * (number + 1), BUSES[number % len(BUSES)]
-        shift = 0.07 * (number - (len(sets) - 1) / 2)
+        shift = -0.045 * (number + 1)  # Below the arrows between maps.
         readers = [place.y for head, place in zip(read.heads, layout.heads, strict=True) if head.maps == maps]
         starts = [layout.places[box].y + shift for box in maps]
         for box, y in zip(maps, starts, strict=True):

@@ -163,12 +163,17 @@ def _heads(found: Trace, groups: list[list[int]]) -> tuple[Head, ...]:
             Head(
                 ".".join(path),
                 outputs[0].kind,
-                tuple((output.inside.rsplit(".")[-1].split("[")[0], output.shape[1:]) for output in outputs),
+                tuple((output.inside.rsplit(".")[-1].split("[")[0], _of_one_image(output.shape)) for output in outputs),
                 tuple(sorted({box_of[source] for source in sources if source in box_of})),
                 tuple(sorted(direct)),
             )
         )
     return tuple(heads)
+
+
+def _of_one_image(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the batch. Heads of regions have those of all images as their batch."""
+    return shape[1:] if shape[0] == 1 else shape
 
 
 def _group(found: Trace) -> list[list[int]]:

@@ -124,7 +124,7 @@ def test_the_heads_of_a_detector():
     assert [head.heads for head in read.heads] == [(), (0,), (1,), (2,)]
     anchors = 3 * (64**2 + 32**2 + 16**2 + 8**2 + 4**2)
     assert rpn.outputs == (("logits", (anchors, 1)), ("deltas", (anchors, 4)))
-    assert box.outputs == (("", (50, 3)), ("", (50, 3, 4))) and mask.outputs == (("", (28, 28, 3)),)
+    assert box.outputs == (("", (50, 3)), ("", (50, 3, 4))) and mask.outputs == (("", (100, 28, 28, 3)),)
     assert detections.outputs[0] == ("boxes", (100, 4)) and detections.outputs[-1] == ("masks", (100, 28, 28))
     # Maps that the neck only hands on are not drawn twice.
     assert len({(box.column, box.stride) for box in read.boxes}) == len(read.boxes)
