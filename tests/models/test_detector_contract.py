@@ -50,12 +50,6 @@ def pictures(size, batch=2):
 
 
 @functools.cache
-def variables_of(name):
-    model = small(name)
-    return model, jax.jit(model.init)(KEY, jnp.zeros((1, 64, 64, 3)))
-
-
-@functools.cache
 def trained_of(name, **fields):
     """A detector that finds something, with norms that make something of zeros; no initialisation is compiled."""
     model, rng = small(name, **fields).clone(score_threshold=0.0, max_detections=8), np.random.default_rng(1)
@@ -148,11 +142,10 @@ def test_jit_equals_eager_and_auto_the_reference(name):
         np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn_v2"])
-def test_frozen_parts_keep_their_statistics(name):
-    model, shapes = shapes_of(name)
+def test_frozen_parts_keep_their_statistics():
+    model, shapes = shapes_of("faster_rcnn_v2")
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    for frozen in ((), ("encoder",), ("encoder", "neck", "box_head")):
+    for frozen in ((), ("encoder",), ("neck",)):
         apply = functools.partial(model.clone(frozen=frozen).apply, train=True, mutable=["batch_stats"])
         program = jax.make_jaxpr(lambda variables, images, apply=apply: apply(variables, images)[1])(shapes, images)
         paths = [path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(shapes["batch_stats"])]
@@ -163,10 +156,8 @@ def test_frozen_parts_keep_their_statistics(name):
 
 @pytest.mark.parametrize("name", quickly("fcos", "mask_rcnn_v2"))
 def test_every_parameter_receives_a_gradient(name):
-    model, variables = variables_of(name)
+    model, variables = trained_of(name)
     task = dz.tasks.Detection(3, masks="mask" in name or "panoptic" in name, region_samples=32)
-    if isinstance(model, dz.RCNN):
-        model = model.clone(candidates=(50, 50), proposals=(20, 20))
     images = pictures((64, 64))
 
     @jax.jit
@@ -189,15 +180,13 @@ def test_every_parameter_receives_a_gradient(name):
 
 @pytest.mark.parametrize("name", [n for n in DETECTORS if n in ("retinanet", "faster_rcnn")])
 def test_padding_changes_nothing_and_rows_without_objects_neither(name):
-    model, variables = variables_of(name)
+    model, variables = trained_of(name)
     task = dz.tasks.Detection(3, region_samples=32)
 
     @jax.jit
     def run(batch):
-        apply = functools.partial(model.apply, variables)
-        return dz.detect(model, variables, batch["image"], batch["size"], score_threshold=0.0), task.loss(
-            apply, batch, KEY
-        )
+        found = dz.detect(model, variables, batch["image"], batch["size"], max_detections=50)
+        return found, task.loss(functools.partial(model.apply, variables), batch, KEY)
 
     batch = {"image": pictures((64, 64)), "size": jnp.array([[64, 50], [40, 64]])} | objects((64, 64))
     found, (loss, _) = run(batch)
@@ -256,10 +245,10 @@ def test_each_picture_has_the_anchors_that_it_has_alone():
     np.testing.assert_array_equal(whole.anchors[0], jnp.concatenate(expected))
 
 
-def test_compile_goes_from_pictures_to_detections():
-    model, variables = variables_of("retinanet")
+@pytest.mark.parametrize("name", quickly("retinanet", of=("retinanet", "mask_rcnn_v2")))
+def test_compile_goes_from_pictures_to_detections(name):
+    model, variables = trained_of(name)
     images, sizes = pictures((40, 64)), jnp.array([[40, 60], [33, 64]])
-    model = model.clone(score_threshold=0.0, max_detections=5)
     found = dz.compile(model, variables, method="detect")(images, sizes)
     expected = jax.jit(lambda images: dz.detect(model, variables, images, sizes))(images)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
