@@ -162,7 +162,7 @@ def _heads(found: Trace, groups: list[list[int]]) -> tuple[Head, ...]:
         heads.append(
             Head(
                 ".".join(path),
-                outputs[0].kind,
+                next(output.kind for output in found.outputs if output.path == path),
                 tuple((output.inside.rsplit(".")[-1].split("[")[0], _of_one_image(output.shape)) for output in outputs),
                 tuple(sorted({box_of[source] for source in sources if source in box_of})),
                 tuple(sorted(direct)),

@@ -180,8 +180,9 @@ def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trac
     same: dict[int, int] = {}
     ends = _follow(program.jaxpr, [{} for _ in program.jaxpr.invars], numbers, [*maps, *outputs], same)
     if outputs:
+        kind = "output" if hasattr(result, "shape") else type(result).__name__
         for (path, leaf), marks in zip(jax.tree_util.tree_leaves_with_path(result), ends, strict=True):
-            outputs.append(Output((), type(result).__name__, jax.tree_util.keystr(path), leaf.shape, marks))
+            outputs.append(Output((), kind, jax.tree_util.keystr(path), leaf.shape, marks))
     return _without(same, Trace(maps, outputs, parts, upsamplers))
 
 

@@ -121,6 +121,7 @@ def test_a_detector_is_saved_summarised_and_exported(name, tmp_path):
     assert layers[""].parameters == sum(layer.parameters for layer in table.layers if len(layer.path) == 1)
     for part in shapes["params"]:
         assert layers[part].flops > 0 and layers[part].shapes, f"{part} did not run"
+    assert max(map(len, str(table).splitlines())) < 100
 
     @jax.jit
     def detect(variables, images):
