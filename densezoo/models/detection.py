@@ -1,6 +1,7 @@
 """Functions shared by all detectors: from images to a pyramid, and from scores and boxes to detections."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from densezoo import ops
+from densezoo.blueprint import Blueprint, register
+from densezoo.decoders.steps import one_scale
 from densezoo.encoders import Encoder
 from densezoo.heads.anchors import AnchorOutputs, PointOutputs
 from densezoo.models.padding import each_alone
@@ -202,3 +205,31 @@ def kept(
 def large_enough(boxes: Float[Array, "*n 4"], least: float) -> Bool[Array, "*n"]:
     """Whether both sides of a box are at least this many pixels long."""
     return (boxes[..., 2] - boxes[..., 0] >= least) & (boxes[..., 3] - boxes[..., 1] >= least)
+
+
+def register_detector(
+    name: str,
+    make: Callable[..., Any],
+    description: str,
+    skip_strategy: str,
+    excels_at: str,
+    paper: str,
+    *,
+    encoder: str = "resnet50",
+    misfit: Callable[[Any], str] = one_scale,
+) -> None:
+    """Registers a family of detectors, by default for COCO's 91 classes. See `Blueprint` for the arguments."""
+    register(
+        Blueprint(
+            name=name,
+            description=description,
+            skip_strategy=skip_strategy,
+            excels_at=excels_at,
+            paper=paper,
+            encoder=encoder,
+            make=make,
+            misfit=misfit,
+            task="detection",
+            num_classes=91,
+        )
+    )

@@ -14,17 +14,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from densezoo.blocks import Bilinear, ChannelGate, Conv, ConvNormAct, GroupNorm
+from densezoo.blocks import (
+    CARAFE,
+    Bicubic,
+    Bilinear,
+    ChannelGate,
+    Conv,
+    ConvNormAct,
+    DySample,
+    GroupNorm,
+    TransposedConv,
+)
 from densezoo.blocks.norm import default_groups
 from densezoo.ops.sharding import per_device, reshape
 from densezoo.types import Size, accumulator_dtype, size_of
+
+REPEATING = (Bicubic, Bilinear, DySample)
+"""Upsamplers that repeat the edges of a map. Those with convolutions pad with zeros."""
 
 
 def each_alone(extents: Integer[Array, "b 2"] | None, image_size: Size) -> AbstractContextManager[Any]:
     """Modules called in this context treat each picture's padding like the outside of an image.
 
-    This is exact for convolutions, pooling of nonnegative maps, bilinear upsampling, batch and group norms, and
-    squeeze-and-excitation. Attention still reads the padding.
+    This is exact for convolutions, pooling of nonnegative maps, upsampling (without aligned corners), batch and group
+    norms, and squeeze-and-excitation. Attention still reads the padding.
 
     Args:
         extents: height and width of each picture; None for no padding.
@@ -46,9 +59,11 @@ def each_alone(extents: Integer[Array, "b 2"] | None, image_size: Size) -> Abstr
             return call(args[0] * part[:, None, None, None], *args[1:], **kwargs)
         if isinstance(module, GroupNorm):
             return _group_norm(module, args[0], _inside(args[0], extents, image_size), kwargs.get("relu", False))
-        if isinstance(module, Bilinear):
+        if isinstance(module, REPEATING):
             return call(with_edges(args[0], extents, image_size), *args[1:], **kwargs)
-        if isinstance(module, Conv):  # an overlapping pooling before it may have reached beyond the picture
+        if isinstance(
+            module, (Conv, TransposedConv, CARAFE)
+        ):  # an overlapping pooling before it may have reached beyond the picture
             args = (jnp.where(_inside(args[0], extents, image_size), args[0], 0), *args[1:])
         y = call(*args, **kwargs)
         whole = isinstance(module, ConvNormAct) or (

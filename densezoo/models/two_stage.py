@@ -7,12 +7,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from densezoo.blocks import BatchNorm, GroupNorm
-from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.fpn import NEAREST, FPNNeck, PooledLevel
-from densezoo.decoders.steps import one_scale
 from densezoo.heads.dense import RPNHead
 from densezoo.heads.region import BoxHead, MaskHead
 from densezoo.heads.semantic import SemanticHead
+from densezoo.models.detection import register_detector
 from densezoo.models.panoptic import PanopticFPN
 from densezoo.models.rcnn import RCNN
 from densezoo.types import Dtype, ModuleDef
@@ -89,20 +88,8 @@ _BENCHMARK = "Li et al. 2021, https://arxiv.org/abs/2111.11429"
 
 
 def _family(name: str, description: str, excels_at: str, paper: str, encoder: str = "resnet50", **fields: Any) -> None:
-    register(
-        Blueprint(
-            name=name,
-            description=description,
-            skip_strategy=_SKIPS,
-            excels_at=excels_at,
-            paper=paper,
-            encoder=encoder,
-            make=partial(two_stage, **fields),
-            misfit=one_scale,
-            task="detection",
-            num_classes=91,
-        )
-    )
+    make = partial(two_stage, **fields)
+    register_detector(name, make, description, _SKIPS, excels_at, paper, encoder=encoder)
 
 
 _FASTER, _MASK = (

@@ -17,11 +17,12 @@ from densezoo.viz.panoptic import panoptic
 from densezoo.viz.pictures import save_image, save_mask
 from densezoo.viz.receptive import receptive_fields
 from densezoo.viz.spectrum import lattice_energy, power_spectrum, spectra
-from densezoo.viz.structure import Architecture, Box, Link, architecture
+from densezoo.viz.structure import Architecture, Box, Head, Link, architecture
 
 __all__ = [
     "Architecture",
     "Box",
+    "Head",
     "Link",
     "architecture",
     "boundaries",
