@@ -1,4 +1,4 @@
-"""Predicted masks beside images and truth."""
+"""Pictures of predicted masks beside images and truth."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from densezoo.viz import colors, legend
 
 WIDTH = 2.2
-"""Inches of a picture."""
+"""Width of a picture in inches."""
 WRONG = (213, 0, 50)
 
 
@@ -23,22 +23,22 @@ def predictions(
     palette: ArrayLike | None = None,
     ignore_index: int | None = None,
 ) -> Figure:
-    """A row for each image: image, truth, prediction and errors; without truth, the prediction over the image.
+    """Draws image, truth, prediction and errors, one row per image; without truth, the prediction over the image.
 
     Args:
         images: (n, h, w, c), or a list of images of any sizes; shown as by `to_rgb`.
-        masks: (n, h, w) class indices, the truth; None if there is none.
+        masks: (n, h, w) class indices of the truth, or None.
         predictions: (n, h, w) class indices.
-        class_names: for the legend, in the order of the indices.
-        palette: a colour for each class, uint8 (classes, 3); None takes `palette(classes)`.
-        ignore_index: a label of the truth that is no class; those pixels are not counted as right or wrong.
+        class_names: names for the legend, in the order of the indices.
+        palette: a colour for each class, uint8 (classes, 3); by default `palette(classes)`.
+        ignore_index: label of ignored pixels in the truth; they count neither as right nor as wrong.
 
     Returns:
         A matplotlib figure, for `viz.save`.
 
     Raises:
-        TypeError: if masks or predictions are floats, such as logits.
-        ValueError: if numbers or sizes of images, masks and predictions differ, or labels have no name or colour.
+        TypeError: if masks or predictions contain floats, such as logits.
+        ValueError: if the numbers or sizes of images, masks and predictions differ, or a label has no name or colour.
 
     Example:
         >>> image, truth = np.zeros((1, 8, 8, 3)), np.eye(8, dtype=int)[None]
@@ -78,16 +78,16 @@ def _check(pictures: list[np.ndarray], truths: list[np.ndarray] | None, guesses:
         if given is None:
             continue
         if len(given) != len(pictures):
-            raise ValueError(f"there are {len(pictures)} images and {len(given)} {name}: give one for each image")
+            raise ValueError(f"there are {len(pictures)} images and {len(given)} {name}: pass one for each image")
         for index, (picture, mask) in enumerate(zip(pictures, given, strict=True)):
             if picture.shape[:2] != mask.shape:
-                raise ValueError(f"image {index} has {picture.shape[:2]} pixels and its entry in {name} {mask.shape}")
+                raise ValueError(f"image {index} has {picture.shape[:2]} pixels, its entry in {name} has {mask.shape}")
 
 
 def _errors(
     picture: np.ndarray, truth: np.ndarray, guess: np.ndarray, ignore_index: int | None
 ) -> tuple[str, np.ndarray]:
-    """The pixels that are wrong in red over the image in pale grey, and their share as a title."""
+    """A title with the share of wrong pixels, and a picture with these in red over the image in pale grey."""
     counted = np.ones(truth.shape, bool) if ignore_index is None else truth != ignore_index
     wrong = (truth != guess) & counted
     share = wrong.sum() / max(1, counted.sum())

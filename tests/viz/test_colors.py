@@ -93,7 +93,7 @@ def test_colorize():
 
 def test_colorize_errors():
     colours = viz.palette(3)
-    with pytest.raises(ValueError, match=r"label 255, and the palette has colours for 0\.\.2.*ignore_index"):
+    with pytest.raises(ValueError, match=r"label 255, but the palette has colours for 0\.\.2.*ignore_index"):
         viz.colorize(np.array([[0, 255]]), colours)
     with pytest.raises(ValueError, match="label -1"):
         viz.colorize(np.array([[0, -1]]), colours)

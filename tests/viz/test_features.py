@@ -107,5 +107,5 @@ def test_errors(unet):
         viz.feature_maps(model, variables, IMAGE[None])
     with pytest.raises(ValueError, match="channels"):
         viz.feature_maps(model, variables, IMAGE, channels=0)
-    with pytest.raises(ValueError, match="0 class_names, and a mask has the label"):
+    with pytest.raises(ValueError, match="0 class_names, but a mask contains the label"):
         viz.feature_maps(model, variables, IMAGE, class_names=())

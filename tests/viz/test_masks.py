@@ -68,7 +68,7 @@ def test_more_classes_than_colours(tmp_path):
         assert written.mode.startswith("I;16")
         np.testing.assert_array_equal(np.asarray(written), labels)
     np.testing.assert_array_equal(viz.colorize(mask), viz.colorize(mask, viz.palette(300)))
-    with pytest.raises(ValueError, match=r"the label 1000000, and the palette has colours for 0\.\.65535"):
+    with pytest.raises(ValueError, match=r"the label 1000000, but the palette has colours for 0\.\.65535"):
         viz.colorize(np.array([[10**6]]))
 
 
@@ -79,9 +79,9 @@ def test_errors():
         viz.predictions([IMAGE], None, [GUESS] * 2)
     with pytest.raises(ValueError, match="at least one image"):
         viz.predictions([], None, [])
-    with pytest.raises(ValueError, match=r"image 0 has \(2, 2\) pixels and its entry in predictions \(2, 1\)"):
+    with pytest.raises(ValueError, match=r"image 0 has \(2, 2\) pixels, its entry in predictions has \(2, 1\)"):
         viz.predictions([IMAGE], None, [GUESS[:, :1]])
-    with pytest.raises(ValueError, match="2 class_names, and a mask has the label 2"):
+    with pytest.raises(ValueError, match="2 class_names, but a mask contains the label 2"):
         viz.predictions([IMAGE], None, [GUESS], class_names=["a", "b"])
     with pytest.raises(ValueError, match="argmax"):
         viz.predictions([IMAGE], None, np.zeros((1, 2, 2, 3)))

@@ -190,9 +190,9 @@ class Nothing(nn.Module):
 
 
 def test_errors():
-    with pytest.raises(TypeError, match="expected a Flax Linen module such as create_model gives, got str"):
+    with pytest.raises(TypeError, match="expected a Flax Linen module, for example from create_model; got str"):
         viz.architecture("unet")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="found no map"):
+    with pytest.raises(ValueError, match="returns a map"):
         viz.architecture(Nothing())
     with pytest.raises(ValueError, match="segnet does not work with this encoder"):
         viz.architecture(dz.create_model("segnet", "resnet18"))
