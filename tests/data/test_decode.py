@@ -132,7 +132,7 @@ def test_palette_of_one_bit(tmp_path):
 def test_jpegs_whose_colours_are_unclear(tmp_path, photometric, planes):
     tags = {"t258": [8, 8, 8], "t259": [7], "t262": [photometric], "t277": [3], "t284": [planes]}
     path = write_tiff(tmp_path / "a.tif", *[b"?"] * (3 if planes == 2 else 1), t256=[8], t257=[8], **tags)
-    with pytest.raises(ValueError, match=r"a\.tif: its JPEG compression of several channels is not read"):
+    with pytest.raises(ValueError, match=r"a\.tif: its JPEG compression of several channels is not supported"):
         read_image(path)
 
 
@@ -290,7 +290,7 @@ def test_pages_without_end(tmp_path, alarm):
     offsets = range(8, 8 + 6 * 20_000, 6)  # pages of no tags
     pages = b"".join(struct.pack("<HI", 0, offset + 6) for offset in offsets)
     (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + pages)
-    with pytest.raises(ValueError, match="more than 10000 pages: save one picture a file"):
+    with pytest.raises(ValueError, match="more than 10000 pages: save one picture per file"):
         read_image(tmp_path / "a.tif")
 
 

@@ -132,7 +132,7 @@ def test_tiff_that_stores_white_as_zero(tmp_path):
 
 def test_stack_of_pictures_is_refused(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", noise(2, 3, 6, 7), photometric="minisblack")
-    with pytest.raises(ValueError, match=r"one picture a file"):
+    with pytest.raises(ValueError, match=r"one picture per file"):
         read_image(tmp_path / "a.tif")
 
 
@@ -289,7 +289,7 @@ def test_missing_folders(tmp_path, folder):
     for path in (folder / "images").iterdir():
         path.unlink()
     (folder / "images" / "a.heic").write_bytes(b"?")
-    with pytest.raises(ValueError, match=r"images: the folder holds no images \(found: a\.heic\)"):
+    with pytest.raises(ValueError, match=r"images: the folder contains no images \(found: a\.heic\)"):
         ImageMaskFolder(folder)
 
 

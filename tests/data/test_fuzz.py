@@ -23,7 +23,7 @@ from densezoo.data import _decode, read_image
 
 REASONS = (
     "its JPEG compression|"
-    "pip install imagecodecs|its colours are|pixels are of type|one picture a file|has a palette and"
+    "pip install imagecodecs|its colours are|pixels are of type|one picture per file|has a palette and"
     "|which no array type|a mask of \\d+ channels|a mask of type|too large"
 )
 

@@ -367,7 +367,7 @@ def test_missing_scenes_have_no_labels():
             {"batch_size": 2, "fields": ("image", "boxes")},
             "boxes is not in the samples; expected some of image, mask, number",
         ),
-        ({"batch_size": 2, "fields": ("name",)}, "name is no array of numbers"),
+        ({"batch_size": 2, "fields": ("name",)}, "name is not numeric"),
     ],
 )
 def test_arguments_out_of_range(make, arguments, message):
