@@ -1,4 +1,4 @@
-"""Average precision as COCO defines it: the counting is hotcoco's, the conversion to and from it is here."""
+"""COCO's average precision. hotcoco computes it; this file converts between its formats and densezoo's."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _SCORES |= {"ar1": "AR1", "ar10": "AR10", "ar100": "AR100"}
 
 
 def coco_dataset(source: Any, class_names: Sequence[str] = ()) -> dict[str, Any]:
-    """The objects of a source as a COCO dataset, which `average_precision` takes.
+    """Converts the objects of a source to a COCO dataset for `average_precision`.
 
     Args:
-        source: samples with boxes (n, 4), labels (n,) with -1 in rows without an object, and perhaps `instances`; its
-            own `dataset` is taken if it has one, as that of `data.CocoDetection`.
-        class_names: names of the classes; those of the source, or their numbers, if empty.
+        source: samples with boxes (n, 4), labels (n,) with -1 in rows without an object, and optionally `instances`. If
+            it has its own `dataset`, as `data.CocoDetection` does, this is used.
+        class_names: names of the classes; if empty, those of the source, or their numbers.
 
     Returns:
-        A dict with images, annotations and categories, as in COCO's files. Ids of images are those of the source's
-        `dataset`, else index + 1; ids of categories likewise, else label + 1.
+        A dict with images, annotations and categories, as in COCO's files. Image ids are those of the source's
+        `dataset` if it has one, else index + 1; category ids likewise, else label + 1.
 
     Raises:
-        ModuleNotFoundError: if there are instances and hotcoco, which encodes their masks, is not installed.
+        ModuleNotFoundError: if there are instances and hotcoco is not installed, which encodes their masks.
 
     Example:
         >>> import numpy as np
@@ -53,14 +53,14 @@ def coco_dataset(source: Any, class_names: Sequence[str] = ()) -> dict[str, Any]
 
 
 def coco_annotations(sample: Mapping[str, Any], image_id: int) -> list[dict[str, Any]]:
-    """The objects of one picture in COCO's format.
+    """Converts the objects of one picture to COCO's format.
 
     Args:
-        sample: boxes (n, 4), labels (n,) with -1 in rows without an object, and perhaps `instances` (h, w).
-        image_id: number of the picture.
+        sample: boxes (n, 4), labels (n,) with -1 in rows without an object, and optionally `instances` (h, w).
+        image_id: id of the picture.
 
     Returns:
-        A dict for each object; its id is the place in the list, from 1 on, and its category label + 1.
+        A dict for each object. Its id is its position in the list, starting at 1, and its category id is label + 1.
 
     Example:
         >>> import numpy as np
@@ -89,18 +89,18 @@ def coco_results(
     category_ids: Sequence[int] | None = None,
     masks: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """The detections of one picture in COCO's result format.
+    """Converts the detections of one picture to COCO's result format.
 
     Args:
-        image_id: number of the picture in the dataset.
+        image_id: id of the picture in the dataset.
         boxes: (n, 4), x0, y0, x1, y1 in pixels of the picture.
         scores: (n,).
-        labels: (n,), places in the list of classes; rows with a negative label are left out.
-        category_ids: the dataset's number of each class; None for label + 1.
+        labels: (n,), class indices; rows with a negative label are skipped.
+        category_ids: the dataset's id of each class; None for label + 1.
         masks: (n, height, width) bool, of the picture's size.
 
     Returns:
-        A dict for each detection, with plain numbers, which JSON takes.
+        A dict for each detection, with plain numbers that can be written as JSON.
 
     Example:
         >>> import numpy as np
@@ -123,21 +123,21 @@ def coco_results(
 def average_precision(
     dataset: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, masks: bool = False
 ) -> dict[str, float]:
-    """COCO's scores of detections.
+    """Computes COCO's scores of detections.
 
     Args:
-        dataset: images, annotations and categories, as `coco_dataset` gives them.
-        results: detections in COCO's result format, as `coco_results` gives them; in any order.
+        dataset: images, annotations and categories, as returned by `coco_dataset`.
+        results: detections in COCO's result format, as returned by `coco_results`, in any order.
         masks: compare masks instead of boxes.
 
     Returns:
         `ap`, the mean over IoU thresholds of 0.5 to 0.95, `ap50`, `ap75`; `ap_small` (area below 32^2 pixels),
-        `ap_medium`, `ap_large` (from 96^2 on); `ar1`, `ar10`, `ar100`; `ap_<class>`. NaN where there is nothing to
-        detect. At most 100 detections count in a picture.
+        `ap_medium`, `ap_large` (from 96^2 pixels); `ar1`, `ar10`, `ar100`; `ap_<class>`. NaN if there are no objects.
+        At most 100 detections per picture are used.
 
     Raises:
-        ValueError: results of pictures or categories that the dataset does not have, or with scores or boxes that are
-            no numbers.
+        ValueError: if results refer to pictures or categories that the dataset lacks, or have scores or boxes that are
+            not finite.
         ModuleNotFoundError: if hotcoco is not installed.
 
     Example:
@@ -160,12 +160,12 @@ def average_precision(
         if result["image_id"] not in images or result["category_id"] not in categories:
             raise ValueError(
                 f"result {number} is of image {result['image_id']}, category {result['category_id']}; the dataset has"
-                f" {len(images)} images and the categories {sorted(categories)}, and not these"
+                f" {len(images)} images and the categories {sorted(categories)}, but not these"
             )
         if not math.isfinite(result["score"]) or not np.isfinite(result["bbox"]).all():
             raise ValueError(f"result {number} has the score {result['score']} and box {result['bbox']}")
         if masks and "segmentation" not in result:
-            raise ValueError(f"result {number} has no segmentation, and masks=True compares masks")
+            raise ValueError(f"result {number} has no segmentation, but masks=True compares masks")
     if not any(not annotation.get("iscrowd") for annotation in dataset["annotations"]):
         return dict.fromkeys((*_SCORES, *(f"ap_{name}" for name in categories.values())), math.nan)
     truth = hotcoco.COCO(dict(dataset))
@@ -181,7 +181,7 @@ def average_precision(
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """A mask (h, w) as COCO's compressed run lengths, which JSON takes; needs hotcoco.
+    """Encodes a mask (h, w) as COCO's compressed run lengths for JSON; needs hotcoco.
 
     Example:
         >>> import numpy as np
