@@ -138,7 +138,7 @@ def test_no_gradient_flows():
 
 def test_bad_arguments_are_refused():
     boxes, scores = jnp.zeros((3, 4)), jnp.zeros(3)
-    with pytest.raises(ValueError, match="scores are one for each of the 3 boxes"):
+    with pytest.raises(ValueError, match="scores needs an entry for each of the 3 boxes"):
         inspect.unwrap(ops.nms)(boxes, scores[:2], 0.5, 3)
     with pytest.raises(ValueError, match="threshold must be from 0 to 1, got 50"):
         ops.nms(boxes, scores, 50.0, 3)
