@@ -101,9 +101,9 @@ def _misfit(encoder: Encoder) -> str:
 register(
     Blueprint(
         name="segnet",
-        description="A mirror image of a VGG that puts every value back to where its maximum was pooled from.",
+        description="A mirrored VGG that unpools each value to the position of its maximum.",
         skip_strategy="unpools with the saved max-pooling indices",
-        excels_at="segmentation when memory is limited: indices instead of maps are kept",
+        excels_at="segmentation with little memory: it stores indices instead of maps",
         paper="Badrinarayanan et al. 2015, https://arxiv.org/abs/1511.00561",
         decoder=SegNetDecoder,
         encoder="vgg16_bn",
