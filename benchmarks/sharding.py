@@ -1,10 +1,10 @@
-"""What data parallelism makes devices send to each other: the collectives of every family, on two devices.
+"""Counts the collectives of every family under data parallelism on two devices.
 
 Usage: JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 python -m benchmarks.sharding [--models unet "unet, ResNeXt"] [--report]
 
-Each model is tiny, and compiled for two devices that share the batch and have all parameters: inference, and a train
-step. In training, devices add up the gradients of the parameters and the sums of batch norms, and nothing else may
-move. Each finished model is a line of --out and not compiled again. `--report` writes the table of --docs from --out.
+Each model is tiny, and is compiled for two devices that shard the batch and replicate all parameters: inference, and a
+train step. In training, only the gradients of the parameters and the sums of batch norms may be all-reduced. Each
+finished model is a line of --out and is not compiled again. `--report` writes the table of --docs from --out.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from benchmarks.report import with_parts
 from densezoo.tasks import Segmentation
 
 IMAGES = (22, 64, 64, 3)
-"""11 for each device: what has a part for each image has a multiple of 11 numbers, and parameters here have not."""
+"""11 for each device: arrays with a batch axis have a multiple of 11 numbers, and parameters here do not."""
 KINDS = {"Auto": AxisType.Auto, "Explicit": AxisType.Explicit}
 
 COLLECTIVE = re.compile(
@@ -43,7 +43,7 @@ _mit = dz.MixTransformer((1, 1, 1, 1), (8, 8, 16, 16), (1, 2, 2, 2), (2, 2, 1, 1
 _vit = dz.ViT(embed_dim=16, depth=4, num_heads=2, grid=2)
 _hrnet = dz.HRNet(width=4, layer1_size=1, layer1_features=8, depths=(1, 1), branch_size=1, incre=False)
 
-# What a family needs other than the plain encoder, and fewer channels where it has many.
+# What a family needs instead of the plain encoder, with fewer channels if it has many.
 _FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpt": (_vit, {"features": 8, "intermediate_features": (8, 8, 8, 8)}),
     "hrnet": (_hrnet, {}),
@@ -77,7 +77,7 @@ CASES: dict[str, Callable[[], Any]] = {
     **{f"unet, {upsample.__name__}": partial(_unet, _plain, upsample=upsample) for upsample in _UPSAMPLERS},
     "unet, GroupNorm": partial(_unet, _plain, norm=partial(dz.GroupNorm, num_groups=2)),
 }
-"""Makers of models by name: every family, every kind of encoder, every upsampler."""
+"""Functions that build the models, by name: every family, every kind of encoder, every upsampler."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,23 +87,23 @@ class Arguments:
     models: tuple[str, ...] = tuple(CASES)
     """Names of cases."""
     out: Path = Path("benchmarks/results/sharding.jsonl")
-    """Where the results go."""
+    """Output file for the results."""
     docs: Path = Path("docs/zoo.md")
-    """The document whose table is written."""
+    """The document that contains the table."""
     report: bool = False
-    """Compile nothing; write the document's table."""
+    """Only write the document's table, without compiling."""
 
 
 def main(arguments: Arguments) -> int:
-    """Counts, or reports; gives the exit code, 1 if anything moves."""
+    """Counts or reports; returns the exit code, 1 if image data is moved."""
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     if arguments.report:
         write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"sharding": table(rows)}))
         return 0
     if unknown := [name for name in arguments.models if name not in CASES]:
-        raise ValueError(f"unknown models {unknown}; they are {', '.join(CASES)}")
+        raise ValueError(f"unknown models {unknown}; expected some of {', '.join(CASES)}")
     if jax.device_count() < 2:
-        raise ValueError("two devices are needed: on a CPU, start with JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2")
+        raise ValueError("expected two devices: on a CPU, start with JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     done = {row["model"] for row in rows}
     for name in arguments.models:
@@ -122,9 +122,9 @@ def _columns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def count(model: Any, kinds: tuple[str, ...] = tuple(KINDS), *, train: bool = True) -> dict[str, Any]:
-    """For each job and kind of mesh the collectives: those that move what images have, and numbers that are added up.
+    """The collectives for each job and kind of mesh: those that move image data, and how many numbers are all-reduced.
 
-    Without `train`, inference alone.
+    Without `train`, only inference.
     """
     images = jax.ShapeDtypeStruct(IMAGES, jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -153,7 +153,7 @@ def _placed(sharding: NamedSharding, tree: Any) -> Any:
 
 
 def summed_up(program: str) -> dict[str, Any]:
-    """Of a compiled program: the collectives that move what images have, and how many numbers the others add up.
+    """Finds the collectives in a compiled program that move image data, and counts the numbers that others reduce.
 
     Example:
         >>> summed_up("%a = f32[3,4]{1,0} all-reduce(%b)")
@@ -175,7 +175,7 @@ def summed_up(program: str) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The document's table: how many collectives move what images have, and what is added up in a train step."""
+    """The document's table: collectives that move image data, and numbers that a train step reduces."""
     header = ["model", *(f"{job}, {kind}" for job in ("inference", "train step") for kind in KINDS)]
     lines = []
     for row in rows:

@@ -92,7 +92,7 @@ def test_models_beside_peers(beside_a_fake, tiny, capsys):
     assert rows["torch"]["milliseconds"]["median"] == 500 and rows["torch"]["error"] < 1e-3
     assert rows["torch"]["compile_seconds"] is None and rows["openvino"]["compile_seconds"] == 3.0
     assert set(rows["densezoo"]["ratios"]) == {"torch", "torch.compile", "torch.compile, frozen", "openvino"}
-    assert "onnxruntime is left out: ImportError: no such runtime" in capsys.readouterr().err
+    assert "onnxruntime is skipped: ImportError: no such runtime" in capsys.readouterr().err
 
 
 def test_what_is_there_is_not_measured_again(beside_a_fake, tiny, monkeypatch):

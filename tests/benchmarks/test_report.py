@@ -230,7 +230,7 @@ def test_running_it_twice_changes_nothing(folders):
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [("x.json", "[1]", "is no result of these benchmarks"), ("x.json", json.dumps({"schema": 9}), "schema 9")],
+    [("x.json", "[1]", "is not a result of these benchmarks"), ("x.json", json.dumps({"schema": 9}), "schema 9")],
 )
 def test_other_files_in_the_folder_are_named(folders, capsys, name, content, message):
     (folders[0] / name).write_text(content)
