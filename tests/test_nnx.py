@@ -20,7 +20,7 @@ def small(**fields):
 
 
 class Dropping(nn.Module):
-    """A batch norm and dropout of two streams, the second with a name that only a module of one's own has."""
+    """A batch norm and dropout with two random streams; the second one's name only occurs in custom modules."""
 
     @nn.compact
     def __call__(self, x, *, train=False):

@@ -1,4 +1,4 @@
-"""`jax.export` with sizes that are not known until the program runs."""
+"""`jax.export` with sizes that are unknown until the program runs."""
 
 import jax
 import jax.numpy as jnp

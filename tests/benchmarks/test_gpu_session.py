@@ -1,4 +1,4 @@
-"""The limits' part of the GPU session, rehearsed, and the table of its files; the whole rehearsal is in .ci/run."""
+"""A test run of the GPU session's limits part, and the table of its files; .ci/run runs the whole session."""
 
 import json
 

@@ -15,7 +15,7 @@ TINY = ("--quick", "--rounds", "1", "--models", "unet:resnet18", "--shapes", "1x
 
 
 def tiny_model(pair, arguments, shape, impl, dtype):
-    """What stands for every name: the real ones take too long to compile."""
+    """Replaces every model, because the real ones take too long to compile."""
     return dz.create_model("unet", dz.PlainEncoder((4, 8)), arguments.num_classes, impl=impl)
 
 

@@ -1,4 +1,4 @@
-"""The comparison with segmentation_models_pytorch: what it writes down, and the tables made of that; without torch."""
+"""The comparison with segmentation_models_pytorch: its records and tables; without torch."""
 
 import json
 

@@ -45,7 +45,7 @@ def model_row(model, form, ms, mode="inference", **ratios):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Results of kernels, models and memory, and a document whose prose is to stay."""
+    """Results of kernels, models and memory, and a document whose prose must not change."""
     results, docs = tmp_path / "results", tmp_path / "docs"
     rows = [
         kernel_row("conv_1x1", [4, 64, 64, 64], jax=0.125, torch=1.05),

@@ -8,7 +8,7 @@ from benchmarks import timing
 
 
 class Clock:
-    """Time that passes only in the functions that it makes."""
+    """A clock that only advances in the functions that it creates."""
 
     def __init__(self):
         self.now, self.calls = 0.0, []

@@ -1,4 +1,4 @@
-"""Pictures with objects, from annotation files and from maps of instances."""
+"""Pictures with objects, from annotation files and from instance maps."""
 
 import copy
 import json

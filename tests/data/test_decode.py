@@ -22,14 +22,14 @@ def noise(*shape, dtype=np.uint8, stop=None):
 
 
 def lzw(data):
-    """Literals alone, with the table cleared before codes outgrow 9 bits."""
+    """LZW with literals only; the table is cleared before codes exceed 9 bits."""
     codes = [code for start in range(0, len(data), 200) for code in (256, *data[start : start + 200])] + [257]
     bits = "".join(f"{code:09b}" for code in codes) + "0" * 7
     return bytes(int(bits[start : start + 8], 2) for start in range(0, len(bits) - 7, 8))
 
 
 def write_tiff(path, *strips, **tags):
-    """A TIFF of one strip a band with any tags (`t256=[50]`), also those that no library writes."""
+    """A TIFF of one strip per band with any tags (`t256=[50]`), including those that no library writes."""
     starts = np.cumsum([8, *map(len, strips)]).tolist()
     tags = {f"t{code}": [value] for code, value in {258: 8, 259: 1, 262: 1, 277: 1}.items()} | tags
     tags |= {"t273": starts[:-1], "t278": tags["t257"], "t279": [len(strip) for strip in strips]}

@@ -19,7 +19,7 @@ noise, save = pictures["noise"], pictures["save"]
 
 
 def write_png16(path, pixels, *, sub_filter=True):
-    """A 16-bit PNG of any number of channels, which Pillow cannot write; rows by the Sub filter, or unfiltered."""
+    """A 16-bit PNG of any number of channels, which Pillow cannot write; with the Sub filter or unfiltered."""
     height, width, channels = pixels.shape
     rows = np.frombuffer(pixels.astype(">u2").tobytes(), np.uint8).reshape(height, -1)
     if sub_filter:

@@ -29,7 +29,7 @@ REASONS = (
 
 
 def noise(shape, dtype, bits=None):
-    """Noise that uses the type's whole range, or the given bits of it."""
+    """Noise over the type's whole range, or over the given number of bits."""
     rng, dtype = np.random.default_rng(sum(shape)), np.dtype(dtype)
     if dtype.kind in "fc":
         return rng.normal(size=shape).astype(dtype)
@@ -40,7 +40,7 @@ def noise(shape, dtype, bits=None):
 
 
 def picture(stored, bits=None, white_is_zero=False):
-    """What read_image gives for (h, w, c) numbers in a file."""
+    """The expected result of read_image for (h, w, c) numbers in a file."""
     if stored.dtype == bool:
         stored, bits = stored.astype(np.uint8), 1
     if white_is_zero and stored.dtype == np.uint8:
@@ -274,7 +274,7 @@ def by_gdal():
 
 
 def outcome(read, path, expected, tolerance):
-    """Compares what is read with what was written."""
+    """Compares the result with the written numbers."""
     try:
         found = read(path)
     except ValueError as error:
@@ -294,7 +294,7 @@ def outcome(read, path, expected, tolerance):
 
 
 def fuzz(cases, folder):
-    """Gives how often each outcome occurred by writer, and the failures."""
+    """Returns the counts of each outcome by writer, and the failures."""
     counts, failures = collections.defaultdict(collections.Counter), []
     for number, (title, suffix, write, image, mask, tolerance) in enumerate(cases):
         path, writer = pathlib.Path(folder, f"{number}{suffix}"), title.split()[0]

@@ -1,4 +1,4 @@
-"""Masks of every kind of file: class numbers, other numbers, colours, and several labels a pixel."""
+"""Masks from every kind of file: class numbers, other numbers, colours, and several labels per pixel."""
 
 import runpy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What ConvNeXt promises beyond what every encoder does."""
+"""ConvNeXt, beyond the contract of all encoders."""
 
 import json
 import runpy
@@ -24,7 +24,7 @@ def small(**fields):
 
 
 def shallow(**fields):
-    """Two stages, which take every path and compile quickly."""
+    """Two stages, which cover every path and compile quickly."""
     return small(depths=(1, 1, 0, 0), coarsest=8, **fields)
 
 

@@ -1,4 +1,4 @@
-"""EfficientNet and what it shares with the MobileNets: padding, taps, dilation, stages left out, stochastic depth."""
+"""EfficientNet and its code shared with the MobileNets: padding, kernels, dilation, stages, stochastic depth."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ KEY = jax.random.key(0)
 
 
 class Tiny(InvertedResidualEncoder):
-    """All kinds of blocks, in few."""
+    """A short list with all kinds of blocks."""
 
     @property
     def plan(self):

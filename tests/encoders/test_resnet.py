@@ -1,4 +1,4 @@
-"""What ResNet and its kin promise beyond what every encoder does."""
+"""ResNet and its variants, beyond the contract of all encoders."""
 
 import re
 from functools import partial

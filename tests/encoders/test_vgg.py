@@ -1,4 +1,4 @@
-"""What VGG promises beyond what every encoder does."""
+"""VGG, beyond the contract of all encoders."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the Vision Transformer promises beyond what every encoder does."""
+"""The Vision Transformer, beyond the contract of all encoders."""
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,12 @@ IMAGES = RNG.standard_normal((2, 20, 33, 3)).astype(np.float32)
 
 
 def quick(function):
-    """`jax.jit` of what runs once or twice: not worth the compiler's optimisation."""
+    """`jax.jit` for functions that run once or twice, without the compiler's optimisation."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def filled(module, *arguments):
-    """Variables with random numbers, which are there sooner than those of `init`."""
+    """Variables with random numbers, which are faster than those of `init`."""
     shapes = jax.eval_shape(module.init, KEY, *arguments)
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(-0.5, 0.5, leaf.shape), leaf.dtype), shapes)

@@ -35,7 +35,7 @@ box_ops._batched_nms_coordinate_trick = box_ops._batched_nms_vanilla
 
 
 def interpolate(features, image, y, x, ymask, xmask, plain=roi_align._bilinear_interpolate):
-    """As torchvision's compiled RoIAlign: samples beyond the map are 0, where its Python form repeats the edge."""
+    """RoIAlign as compiled by torchvision: samples outside the map are 0, where the Python form repeats the edge."""
     inside = [(z >= -1) & (z <= side) for z, side in zip((y, x), features.shape[2:], strict=True)]
     values = plain(features, image, y, x, ymask, xmask)
     return values * inside[0][:, None, :, None, :, None] * inside[1][:, None, None, :, None, :]
@@ -45,7 +45,7 @@ roi_align._bilinear_interpolate = interpolate
 
 
 def pyramid(first, extra, norm=None):
-    """A ResNet with one block a stage, and an FPN of few channels."""
+    """A ResNet with one block per stage, and an FPN with few channels."""
     body = ResNet(BasicBlock, [1, 1, 1, 1])
     layers = range(first, 5)
     channels = [64 * 2 ** (layer - 1) for layer in layers]
@@ -129,7 +129,7 @@ def load(model, arrays):
 
 
 def calibrate(model, arrays, images):
-    """Changes the arrays; gives the factor of each."""
+    """Scales the arrays; returns the factor of each."""
     factors = {}
     for name, deviation in DEVIATIONS.items():
         if name + ".weight" not in arrays:

@@ -1,4 +1,4 @@
-"""Average precision beside pycocotools, and panoptic quality beside values by hand."""
+"""Average precision compared with pycocotools, and panoptic quality with values computed by hand."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 def random_case(seed, *, ties=False, crowds=False, objects=6, pictures=5):
-    """Objects and detections near them, some of another class, some of nothing."""
+    """Objects and detections near them, some of another class, some without an object."""
     rng = np.random.default_rng(seed)
     annotations, results = [], []
     for image in range(1, pictures + 1):

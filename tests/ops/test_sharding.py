@@ -1,4 +1,4 @@
-"""Two devices that share the batch: the operations' gradients, and that no map moves from one device to the other."""
+"""Two devices that share the batch: the operations' gradients, and that no maps are moved between the devices."""
 
 import json
 import os

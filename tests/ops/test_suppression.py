@@ -1,4 +1,4 @@
-"""Non-maximum suppression against the greedy loop, and torchvision's numbers."""
+"""Non-maximum suppression, compared with the greedy loop and torchvision's numbers."""
 
 import functools
 import inspect
@@ -15,7 +15,7 @@ GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "detection_ops.npz")
 
 
 def greedy(boxes, scores, labels, threshold, valid):
-    """The loop as one writes it down, in float32."""
+    """The greedy loop in float32."""
     alive = valid & ~np.isnan(scores) & ~np.isnan(boxes).any(1)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept = []
@@ -32,7 +32,7 @@ def greedy(boxes, scores, labels, threshold, valid):
 
 
 def candidates(count, seed=0, kind="floats"):
-    """Boxes in clusters; with whole coordinates and few scores, there are ties everywhere."""
+    """Boxes in clusters; integer coordinates and few scores give many ties."""
     rng = np.random.default_rng(seed)
     centres = rng.uniform(0, 200, (max(count // 8, 1), 2))[rng.integers(0, max(count // 8, 1), count)]
     centres, sides = centres + rng.normal(0, 4, (count, 2)), rng.uniform(10, 40, (count, 2))

@@ -1,4 +1,4 @@
-"""The detection task: its options, training by its loss, and what it measures and predicts."""
+"""The detection task: its options, training with its loss, measurements and predictions."""
 
 import functools
 import operator

@@ -1,4 +1,4 @@
-"""Segmentation and its recipe: it learns, scores whole images of any size, and predicts as it evaluates."""
+"""The segmentation task and its recipe: it learns, scores whole images of any size, and predicts as it evaluates."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ GREY = dz.Preprocessing(channels=1)
 
 
 class Squares:
-    """Bright squares on a dark, noisy ground, in images of several sizes."""
+    """Bright squares on a dark, noisy background, in images of several sizes."""
 
     sizes = tuple((24 + 8 * (index % 3), 40) for index in range(12))
 
@@ -35,7 +35,7 @@ class Squares:
 
 
 class Threshold(nn.Module):
-    """Says class 1 where the normalised image is above a parameter."""
+    """Predicts class 1 where the normalised image is above a parameter."""
 
     @nn.compact
     def __call__(self, images, *, train=False):
@@ -130,7 +130,7 @@ def test_a_source_is_converted_after_the_crop_unless_its_range_is_given():
 
 
 class Both(nn.Module):
-    """Logits of two classes from a parameter each."""
+    """Logits of two classes, with a parameter for each."""
 
     @nn.compact
     def __call__(self, images, *, train=False):

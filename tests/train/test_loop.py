@@ -15,7 +15,7 @@ from densezoo.train.checkpoint import newest_checkpoint
 
 @pytest.fixture
 def stream(batch_of):
-    """Batches from a step on, for ever."""
+    """Endless batches from a step on."""
 
     def batches(done):
         while True:
@@ -66,7 +66,7 @@ def test_a_list_is_gone_through_again_and_an_iterator_is_not(new_state, quick, b
 
 
 class Tensor:
-    """What a DataLoader gives: no array of JAX or NumPy, but one that NumPy can read, unless it is on a GPU."""
+    """An array like a DataLoader's: neither JAX nor NumPy, but convertible by NumPy unless it is on a GPU."""
 
     def __init__(self, values, device="cpu"):
         self.values, self.device = values, device
@@ -88,7 +88,7 @@ def test_tensors_become_arrays(new_state, train_step, batch_of, leaves):
 
 
 def test_metrics_are_read_one_step_late(new_state, batch_of):
-    """The loop asks for step n's metrics only when step n + 1 is dispatched."""
+    """The loop only reads step n's metrics after dispatching step n + 1."""
     events = []
 
     class Metric:
@@ -268,7 +268,7 @@ def test_fit_runs_in_a_thread(new_state, quick, batch_of):
 
 @pytest.fixture
 def spend(monkeypatch):
-    """Lets seconds pass on a clock that stands still otherwise."""
+    """Advances a clock that otherwise stands still."""
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 

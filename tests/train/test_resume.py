@@ -1,4 +1,4 @@
-"""A run that is killed and resumed ends with the same bits as one that never stopped."""
+"""A killed and resumed run ends with the same bits as an uninterrupted one."""
 
 import os
 import random
@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 
 def train(directory, *, kill_after=None, resume=False):
-    """Six steps with dropout, statistics and an average; killed that many seconds after the first one."""
+    """Six steps with dropout, statistics and an average; killed the given number of seconds after the first one."""
 
     def batches(done):
         for step in range(done, STEPS + 1):

@@ -1,4 +1,4 @@
-"""Records for TensorBoard, through a stand-in for its writer."""
+"""Records for TensorBoard, with a stand-in for its writer."""
 
 import sys
 import types

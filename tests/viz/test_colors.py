@@ -7,7 +7,7 @@ from densezoo.viz.colors import IGNORED
 
 
 def lab(rgb):
-    """CIE L*a*b* under D65: another measure than the one that the palette is chosen by."""
+    """CIE L*a*b* under D65, a different measure than the palette's."""
     x = np.asarray(rgb) / 255
     linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     xyz = linear @ np.array([[0.4124, 0.2126, 0.0193], [0.3576, 0.7152, 0.1192], [0.1805, 0.0722, 0.9505]])
@@ -17,7 +17,7 @@ def lab(rgb):
 
 
 def without_red_cones(rgb):
-    """What a protanope sees, by Vienot et al. 1999: another simulation than the palette's."""
+    """The vision of a protanope by Vienot et al. 1999, a different simulation than the palette's."""
     linear = (np.asarray(rgb) / 255) ** 2.2
     seen = linear @ np.array([[0.11238, 0.11238, 0.00401], [0.88762, 0.88762, -0.00401], [0.0, 0.0, 1.0]])
     return 255 * seen.clip(0, 1) ** (1 / 2.2)

@@ -13,7 +13,7 @@ IMAGE = jnp.asarray(astronaut()[100:228:4, 150:310:4] / 255, jnp.float32)  # (32
 
 
 def random_variables(model, images):
-    """Without compiling the model's own initialisation."""
+    """Variables without compiling the model's initialisation."""
     random = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     return jax.tree.map(lambda x: random.uniform(0.05, 0.5, x.shape).astype(x.dtype), shapes)
@@ -24,7 +24,7 @@ def words(figure):
 
 
 def panels(figure):
-    """Pictures by the map and channel that they show."""
+    """Pictures by their map and channel."""
     return {axes.get_label(): axes.images[0].get_array() for axes in figure.axes if axes.get_label()}
 
 

@@ -107,7 +107,7 @@ def test_neck_without_a_head():
 
 
 class FusedBlock(nn.Module):
-    """Computes what a concatenation and a convolution give, without the concatenation."""
+    """Computes a concatenation followed by a convolution without building the concatenation."""
 
     skip: type = dz.ConcatSkip
 
@@ -145,7 +145,7 @@ class Join(nn.Module):
 
 
 class Grid(nn.Module):
-    """A U-Net++: at each scale, maps that join all those before them at this scale."""
+    """A U-Net++: at each scale, maps that join all previous maps of this scale."""
 
     @nn.compact
     def __call__(self, pyramid, *, train=False):
@@ -167,7 +167,7 @@ def test_dense_skips():
 
 
 class Single(nn.Module):
-    """A network in one piece, under rematerialisation, without encoder and decoder."""
+    """A network in one module, with rematerialisation, without encoder and decoder."""
 
     @nn.compact
     def __call__(self, images, *, train=False):

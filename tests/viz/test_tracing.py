@@ -11,7 +11,7 @@ IMAGE = jax.ShapeDtypeStruct((1, 13, 10, 3), jnp.float32)
 
 
 class Sum(nn.Module):
-    """Data flow through what programs are made of: jit, custom derivatives, a loop, a residual connection."""
+    """Data flow through the elements of programs: jit, custom derivatives, a loop, a residual connection."""
 
     @nn.compact
     def __call__(self, x, *, train=False):

@@ -1,4 +1,4 @@
-"""Checkpoint files: those of torch are read, damaged and hostile ones are one clear error."""
+"""Checkpoint files: torch's are read, damaged and malicious ones raise one clear error."""
 
 import argparse
 import io

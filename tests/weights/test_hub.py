@@ -1,4 +1,4 @@
-"""Repositories of the hub: from a folder, and from a cache laid out like huggingface_hub's, without a network."""
+"""Repositories of the hub: from a folder, and from a cache like huggingface_hub's, without a network."""
 
 import functools
 import importlib
@@ -30,7 +30,7 @@ SMP = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_range
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    """An encoder that the zoo does not have, so that the weights are small."""
+    """An encoder that the zoo lacks, with few weights."""
     monkeypatch.setitem(ENCODERS, "tiny_resnet", partial(dz.ResNet, depths=(1, 1), block=dz.BasicBlock, width=2))
 
 
@@ -54,7 +54,7 @@ def write(folder, config, name="model.safetensors"):
 
 
 def write_torch(path, arrays):
-    """What `torch.save` writes of a state_dict."""
+    """The bytes that `torch.save` writes for a state_dict."""
 
     def plain(value):
         return pickle.dumps(value, protocol=2)[2:-1]
@@ -148,7 +148,7 @@ def test_a_whole_model(tmp_path):
 
 
 def cached(root, repository, revision, config):
-    """A cache as huggingface_hub leaves it."""
+    """A cache in huggingface_hub's layout."""
     folder = root / f"models--{repository.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text(revision)
