@@ -141,7 +141,7 @@ def test_a_whole_model(tmp_path):
     assert_same(from_hub(folder, model)[1], variables)
     with pytest.raises(ValueError, match=r"whole Unet over resnet18: create that model.*pass it"):
         from_hub(folder)
-    with pytest.raises(ValueError, match="gives no mean and std"):
+    with pytest.raises(ValueError, match="contains no mean and std"):
         preprocessing(folder)
     (folder / "config.json").write_text('{"mean": [51, 102], "std": [51, 51], "input_range": [0, 255]}')
     assert preprocessing(folder) == ((0.2, 0.4), (0.2, 0.2))
