@@ -154,7 +154,8 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
     worst = "Not measured yet."
     if measured:
         worst = (
-            f"{len(measured)} pairs, largest error {max(measured):.1e}; {count[0]} rejected, {count[1]} without a reference."
+            f"{len(measured)} pairs, largest error {max(measured):.1e};"
+            f" {count[0]} rejected, {count[1]} without a reference."
         )
     return {"errors": f"{worst}\n\n{table('error')}", "parameters": table("parameters")}
 
