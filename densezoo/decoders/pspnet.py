@@ -120,7 +120,7 @@ class PSPNetDecoder(nn.Module):
 register(
     Blueprint(
         name="pspnet",
-        description="Average pooling into grids of 1x1 to 6x6 bins, concatenated to an encoder's map at 1/8.",
+        description="Average pooling into grids of 1x1 to 6x6 bins, concatenated with the encoder's map at 1/8.",
         skip_strategy="none: only the coarsest map, at 1/8 of the image",
         excels_at="scenes in which the whole image helps to identify its parts",
         paper="Zhao et al. 2016, https://arxiv.org/abs/1612.01105",
