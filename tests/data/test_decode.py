@@ -326,7 +326,7 @@ def test_decoded_bytes_are_limited(tmp_path, monkeypatch):
     for pixels in (few, many):
         tifffile.imwrite(tmp_path / f"{pixels.shape[2]}.tif", pixels, photometric="minisblack", planarconfig="contig")
     np.testing.assert_array_equal(read_image(tmp_path / "20.tif"), few)
-    write_png(tmp_path / "a.png", 4, 16, noise(4, 4 * 8), colour_type=6)  # RGBA of 16 bits a channel
+    write_png(tmp_path / "a.png", 4, 16, noise(4, 4 * 8), colour_type=6)  # RGBA of 16 bits per channel
     for path in (tmp_path / "21.tif", tmp_path / "a.png"):
         for read in (read_image, _decode.read_size):
             with pytest.raises(ValueError, match=r"Decoded size \(12\d bytes\) exceeds limit of 120.*Cut the picture"):

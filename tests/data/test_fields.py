@@ -150,7 +150,7 @@ def test_a_field_of_the_users_own(monkeypatch):
         transforms.random_flip()(KEY, {"flow": jnp.zeros((1, 4, 4, 3))})
 
 
-# --- several labels a pixel ---
+# --- several labels per pixel ---
 
 
 def test_masks_of_several_labels_move_with_the_picture():
