@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
-# Tracing makes many objects that stay; to look through them again and again took a tenth of the time. All the same
-# what is compiled is only freed by looking, at times.
+# Tracing creates many long-lived objects, and scanning them repeatedly took a tenth of the time. Compiled programs are
+# only freed by garbage collection, so it is not disabled.
 gc.set_threshold(100_000, 10, 10)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -14,7 +14,7 @@ from densezoo.blueprint import MODELS
 
 KEY = jax.random.key(0)
 
-# Small stand-ins of each encoder family, which compile quickly and take every path of their code.
+# Small stand-ins of each encoder family, which compile quickly and cover every path of their code.
 SMALL = {
     "plain": lambda **fields: dz.PlainEncoder((4, 8, 16), **fields),
     "resnet": lambda **fields: dz.ResNet((1, 1, 1, 1), dz.BasicBlock, width=8, **fields),
@@ -60,7 +60,7 @@ OTHER_SCALES = [
     ("upernet", "swin"),
     ("hrnet", "branches"),
 ]
-# Of these, what the default run takes where a test is slow; `-m parity` runs the others.
+# The subset that slow tests use in the default run; `-m parity` runs the others.
 QUICK = {("unet", "vgg"), ("fpn", "plain"), ("segnet", "vgg_bn")}
 
 
@@ -159,7 +159,7 @@ def test_logits_have_the_image_size_and_weights_do_not_depend_on_it(encoder_name
         model = dz.create_model(name, encoder_name, num_classes=5)
         expected = None
         shapes = [((33, 50), 3)]
-        if encoder_name in FAMILIES:  # of the others the encoders alone, below
+        if encoder_name in FAMILIES:  # the other encoders are tested alone, below
             shapes += [((1, 1), 3), ((33, 50), 1), ((33, 50), 5)]
         if encoder_name == "plain":
             shapes += [((2, 97), 3)]
@@ -330,7 +330,7 @@ def test_gradients_of_auto_equal_those_of_the_reference(name, encoder, size):
             return jax.jit(jax.grad(loss))(wide["params"])
 
         auto, reference = gradient(model), gradient(model.clone(impl="reference"))
-        # A gradient that is zero but for rounding (of a bias before a batch norm) has no relative error of its own.
+        # A gradient that is zero up to rounding (of a bias before a batch norm) has no meaningful relative error.
         whole = float(jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(reference))))
         for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(auto), jax.tree.leaves(reference), strict=True):
             assert float(jnp.abs(a - b).max()) <= 1e-9 * whole, jax.tree_util.keystr(path)

@@ -234,7 +234,7 @@ def test_nothing_costs_nothing(shape, classes, per_image):
         assert value == 0 and gradient.shape == logits.shape, name
 
 
-# a class that is ruled out for every pixel, and its label is not in the batch: what is left are two classes
+# a class that is impossible for every pixel and not in the labels, which leaves two classes
 RULED_OUT = {
     "cross_entropy": ({}, {}),
     "class_weights": ({"class_weights": (1.0, 2.0, 3.0)}, {"class_weights": (1.0, 2.0)}),
@@ -282,7 +282,7 @@ def test_a_class_ruled_out_by_its_logit():
         (focal, logits, own),
         (partial(cross_entropy, **weightless), logits, own),
         (partial(focal, **weightless), logits, own),
-        (partial(focal, alpha=0.0), logits, own),  # of the positives, one of which would cost infinity
+        (partial(focal, alpha=0.0), logits, own),  # for the positives, one of which would have an infinite loss
     )
     for value, gradient in (infinite, of_boundary):
         assert value == jnp.inf and np.all(np.isfinite(gradient))
@@ -420,7 +420,7 @@ def test_lovasz_hinge_without_foreground_is_the_largest_error():
 @pytest.mark.parametrize("classes", [1, 4])
 def test_lovasz_shares_the_gradient_of_equal_errors(classes):
     _, labels = example(classes)
-    scores = np.array([0.5] if classes == 1 else [0, 0, 0, 3], np.float32)  # the errors of background come first
+    scores = np.array([0.5] if classes == 1 else [0, 0, 0, 3], np.float32)  # the background's errors are first
     logits = np.broadcast_to(scores, (*SHAPE, classes))
     value, gradient = value_and_grad("lovasz")(logits, labels)
     np.testing.assert_allclose(value, loop_lovasz(logits, labels), rtol=1e-6)

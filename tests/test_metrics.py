@@ -62,7 +62,7 @@ def test_confusion_counts_equal_a_loop():
     predictions, labels = scenes()
     expected = loop_confusion(predictions, labels)
     np.testing.assert_array_equal(numbers(jitted(metrics.confusion_counts)(predictions, labels)), expected)
-    # a tree of sums: any split of the data gives the same
+    # a tree of sums, because any split of the data must give the same result
     parts = [jitted(metrics.confusion_counts)(predictions[i : i + 1], labels[i : i + 1]) for i in range(8)]
     np.testing.assert_array_equal(numbers(sum(parts, start=Counts.zeros(CLASSES))), expected)
     together = jax.vmap(jitted(metrics.confusion_counts))(predictions[:, None], labels[:, None])

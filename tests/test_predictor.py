@@ -26,7 +26,7 @@ def test_pictures_are_computed_at_their_own_size(tmp_path):
     expected = jax.nn.softmax(logits)[0]
     predict = dz.Predictor(task, model, variables, preprocessing)
     np.testing.assert_allclose(predict.probabilities(picture), expected, atol=1e-5)
-    # Padding changes what the convolution sees beyond the border, so it is for those who ask for it.
+    # Padding changes the convolution's input outside the border, so it is optional.
     approximate = dz.Predictor(task, model, variables, preprocessing, pad_to=4).probabilities(picture)
     assert approximate.shape == expected.shape
     np.testing.assert_allclose(approximate[:-1, :-1], expected[:-1, :-1], atol=1e-5)

@@ -69,7 +69,7 @@ class SegNetDecoder(nn.Module):
             x = conv(poolings[0].shape[-1], name="top")(x, train=train)
         for stage, (indices, size) in enumerate(zip(poolings, self.depths, strict=True)):
             if stage + 1 < len(poolings):
-                # What was pooled here is what the next finer pooling gave.
+                # The input of this pooling is the output of the next finer one.
                 size_before, features = size_of(poolings[stage + 1]), poolings[stage + 1].shape[-1]
             else:
                 size_before, features = pyramid.image_size, self.features or indices.shape[-1]

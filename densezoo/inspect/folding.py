@@ -73,7 +73,7 @@ def _pairs(model: nn.Module, variables: Any, images: Any) -> dict[Path, tuple[Pa
     """Maps the path of each convolution to the path and epsilon of the batch norm that is its only reader."""
     made: list[tuple[Any, Path]] = []  # results of convolutions; kept, so that no identity is used twice
     norms: dict[Path, Counter] = {}  # of each convolution: which norms read it, how often
-    sources: dict[Path, set[Path | None]] = {}  # of each norm: what it reads
+    sources: dict[Path, set[Path | None]] = {}  # for each norm, its inputs
 
     def watch(module, call, args, kwargs):
         if type(module) not in (Conv, BatchNorm):

@@ -58,7 +58,7 @@ def test_items(folder):
     assert first["image"].shape == (HEIGHT, WIDTH, 3) and first["image_id"] == 1
     np.testing.assert_array_equal(first["boxes"], [[2, 3, 6, 8], [3, 4, 5, 6]])
     np.testing.assert_array_equal(first["labels"], [0, 1])
-    # The smaller object lies on the larger one.
+    # The smaller object is on top of the larger one.
     expected = np.zeros((HEIGHT, WIDTH), np.int32)
     expected[3:8, 2:6] = 1
     expected[4:6, 3:5] = 2

@@ -36,7 +36,7 @@ def write_tiff(path, *strips, **tags):
     data, entries, more = b"".join(strips), b"", b""
     for name, values in sorted(tags.items()):
         field = struct.pack(f"<{len(values)}H", *values).ljust(4, b"\0")
-        if len(field) > 4:  # stands behind the page
+        if len(field) > 4:  # is stored after the page
             more, field = more + field, struct.pack("<I", 8 + len(data) + 2 + 12 * len(tags) + 4 + len(more))
         entries += struct.pack("<HHI", int(name[1:]), 3, len(values)) + field
     page = struct.pack("<H", len(tags)) + entries + bytes(4)

@@ -124,7 +124,7 @@ def test_compressed_tiff(tmp_path, compression):
 def test_tiff_that_stores_white_as_zero(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", noise(6, 7), photometric="miniswhite")
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), 255 - noise(6, 7, 1))
-    # Of 16 bits and more, tifffile, Pillow and GDAL give the numbers as they are stored.
+    # With 16 bits or more, tifffile, Pillow and GDAL return the stored numbers.
     for dtype in (np.uint16, np.uint32):
         tifffile.imwrite(tmp_path / "b.tif", noise(6, 7, dtype=dtype), photometric="miniswhite")
         np.testing.assert_array_equal(read_image(tmp_path / "b.tif"), noise(6, 7, 1, dtype=dtype))
@@ -136,7 +136,7 @@ def test_stack_of_pictures_is_refused(tmp_path):
         read_image(tmp_path / "a.tif")
 
 
-# Where the pixel (y, x) that is seen lies among the h rows and w columns that are stored.
+# The stored position, among h rows and w columns, of the displayed pixel (y, x).
 STORED = {
     1: lambda y, x, h, w: (y, x),
     2: lambda y, x, h, w: (y, w - 1 - x),

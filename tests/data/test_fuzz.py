@@ -146,7 +146,7 @@ def by_pillow():
         )
     for mode, suffix in itertools.product(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"], [".png", ".bmp", ".webp"]):
         if (suffix == ".webp" and mode not in ("RGB", "RGBA")) or (suffix == ".bmp" and mode == "RGBA"):
-            continue  # WebP stores colours alone, and no reader takes the fourth byte of a BMP for alpha
+            continue  # WebP only stores colours, and no reader treats the fourth byte of a BMP as alpha
         image, numbers = pillow_image(mode)
         expected = picture(np.asarray(image.convert("RGB") if mode == "P" else image))
         expected = expected if expected.ndim == 3 else expected[:, :, None]

@@ -161,7 +161,7 @@ def zoom_by_loops(image, labels, zoom, shift, ignore_index):
 def test_random_scale_zooms_about_a_random_centre(zoom):
     height, width = 9, 11
     rng = np.random.default_rng(0)
-    # The first two maps tell where the sample was put: a fine ramp along each axis.
+    # The first two maps, fine ramps along each axis, show the sample's new position.
     batch = with_boxes(
         {
             "image": jnp.asarray(rng.random((SAMPLES, height, width, 3)), jnp.float32),
@@ -174,7 +174,7 @@ def test_random_scale_zooms_about_a_random_centre(zoom):
     shifts = []
     for i in range(SAMPLES):
         box = np.asarray(result["boxes"][i, 0])
-        # One side of the box at least is inside; with the zoom it gives the shift.
+        # At least one side of the box is inside; with the zoom, it determines the shift.
         low, high = np.array([2.0, 3.0]) * zoom, np.array([8.0, 7.0]) * zoom
         shift = np.where(box[:2] > 0, box[:2] - low, box[2:] - high)
         shifts.append(tuple(np.round(shift, 4)))

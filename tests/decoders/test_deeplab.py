@@ -81,7 +81,7 @@ def test_an_encoder_by_its_name_is_dilated():
         assert dz.create_model(name, "resnet18").encoder.reductions == reductions
         with pytest.raises(ValueError, match=r"with output_stride.* vgg11 does not support.* resnet18"):
             dz.create_model(name, "vgg11")
-        # As it is, if that is what is wanted.
+        # Unchanged, if requested.
         dz.create_model(name, dz.create_encoder("vgg11"))
 
 

@@ -74,7 +74,7 @@ def test_drop_path_drops_in_training_only():
         for train in (False, True)
     )
     np.testing.assert_allclose(still[1:], still[:-1], rtol=1e-5)
-    # A branch is dropped or doubled, for each sample by itself.
+    # A branch is dropped or doubled, independently for each sample.
     kinds = {tuple(sample.ravel().round(3).tolist()) for sample in np.asarray(trained)}
     assert len(kinds) == 2
     np.testing.assert_allclose(sum(map(np.array, kinds)) / 2, np.ravel(still[0]), atol=2e-3)

@@ -127,7 +127,7 @@ def test_drop_path_drops_in_training_only():
         for train in (False, True)
     )
     np.testing.assert_allclose(still[1:], still[:-1], rtol=1e-5, atol=1e-6)
-    # The last block's two branches are dropped or doubled, for each sample by itself and each branch by itself.
+    # The last block's two branches are dropped or doubled, independently for each sample and branch.
     assert len({tuple(sample.ravel().round(3).tolist()) for sample in np.asarray(trained)}) == 4
 
 

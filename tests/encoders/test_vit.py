@@ -75,7 +75,7 @@ def test_position_embeddings_are_as_they_are_at_their_own_size():
     positions = jnp.arange(17.0 * 8).reshape(1, 17, 8)
     resample = encoder.bind({})._resample
     np.testing.assert_array_equal(resample(positions, (4, 4)), positions)
-    # Antialiased: the mean of all is what a grid of one pixel has in its middle.
+    # Antialiased: the centre of a grid of one pixel is the mean of all.
     np.testing.assert_allclose(resample(positions, (1, 1))[0, 1], positions[0, 1:].mean(0), rtol=1e-5)
     assert resample(positions, (7, 2)).shape == (1, 15, 8)
 

@@ -20,7 +20,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import boxes as box_ops
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-# torchvision takes the scales of regions from the image without padding, which goes wrong for some small images.
+# torchvision takes the scales of regions from the image without padding, which is wrong for some small images.
 CLASSES, FEATURES, SIZE = 4, 32, (53, 70)
 OBJECTS = [
     {"boxes": [[3.0, 4.0, 41.5, 38.0], [30.0, 2.0, 69.0, 44.0], [10.0, 20.0, 22.0, 33.0]], "labels": [1, 3, 2]},
@@ -109,8 +109,8 @@ MODELS = {
     "mask_rcnn_v2": lambda: small_rcnn(True, True),
     "faster_rcnn_mobilenet": small_mobilenet,
 }
-# Seeded weights find an object at every anchor. The weights of the last layers are multiplied so that what they give
-# has about this deviation, and biases of classes become smaller.
+# Seeded weights find an object at every anchor. The weights of the last layers are scaled so that their outputs
+# have about this deviation, and the biases of classes are reduced.
 DEVIATIONS = {
     "head.classification_head.cls_logits": 1.5,
     "head.regression_head.bbox_reg": 0.3,

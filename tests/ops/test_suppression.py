@@ -101,7 +101,7 @@ def test_odd_boxes_spoil_no_others():
     )
     scores = np.array([0.5, 0.9, 0.8, 0.8, 0.7, nan, -inf], np.float32)
     assert taken(plain(boxes, scores, np.ones(7, bool), 0.5, 7)) == [2, 3, 4, 0]
-    # A score of minus infinity is still a score; what is not valid is none.
+    # A score of minus infinity is still a score; invalid rows have no score.
     assert taken(plain(boxes, scores, np.arange(7) > 4, 0.5, 7)) == [6]
     assert taken(plain(boxes, scores, np.zeros(7, bool), 0.5, 7)) == []
     assert taken(ops.nms(jnp.zeros((0, 4)), jnp.zeros(0), 0.5, 3)) == []

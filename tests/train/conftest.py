@@ -80,7 +80,7 @@ def new_state() -> Callable[..., TrainState]:
         return create_state(model, optimizer, random_key(seed), image, ema_decay=0.9)
 
     def new(seed: int = 0) -> TrainState:
-        return copy(create(seed))  # Steps donate what they are given.
+        return copy(create(seed))  # Steps donate their arguments.
 
     return new
 

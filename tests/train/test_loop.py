@@ -210,7 +210,7 @@ def test_every_record_is_given_on(new_state, quick, batch_of, tmp_path):
     assert records == history and [("scores" in record) for record in records] == [False, False, True]
     records.clear()
     _, history = fit(new_state(), quick, [batch_of()], steps=3, resume=True, **options)
-    assert records == history[3:] and len(records) == 2  # The new ones alone.
+    assert records == history[3:] and len(records) == 2  # Only the new ones.
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(new_state, quick, batch_of, tmp_path):
@@ -279,7 +279,7 @@ def spend(monkeypatch):
 
 
 def test_waiting_for_input_is_measured(new_state, quick, batch_of, spend):
-    def step(state, batch):  # Its metrics are there before the next batch is.
+    def step(state, batch):  # Its metrics are ready before the next batch.
         spend(0.01)
         return jax.block_until_ready(quick(state, batch))
 
@@ -291,7 +291,7 @@ def test_waiting_for_input_is_measured(new_state, quick, batch_of, spend):
     _, history = fit(new_state(), step, slow, steps=8, progress=False)
     assert history[-1]["input_wait"] == pytest.approx(0.75)
     assert history[-1]["images_per_second"] == pytest.approx(4 / 0.04)
-    _, history = fit(new_state(), step, [batch_of()], steps=8, progress=False)  # Batches are there at once.
+    _, history = fit(new_state(), step, [batch_of()], steps=8, progress=False)  # Batches are available immediately.
     assert history[-1]["input_wait"] == 0
     assert history[-1]["images_per_second"] == pytest.approx(4 / 0.01)
 

@@ -116,7 +116,7 @@ def test_a_best_state_that_is_gone_is_told(new_state, quick, batch_of, tmp_path,
     shutil.rmtree(tmp_path / "best")
     fit(new_state(), quick, [batch_of()], steps=8, resume=True, **options)
     assert "of step 2 with iou 0.9, is lost" in caplog.text
-    assert read_facts(tmp_path, "best")["step"] == 8  # The best of those that are there.
+    assert read_facts(tmp_path, "best")["step"] == 8  # The best of those that exist.
 
 
 def test_an_evaluation_that_was_cut_off_is_done_on_resume(new_state, quick, batch_of, tmp_path):

@@ -37,7 +37,7 @@ def test_palette():
     np.testing.assert_array_equal(viz.palette(30)[:12], viz.palette(12))
     viz.palette(3)[:] = 9  # The next caller has its own.
     assert viz.palette(3)[0].tolist() == [0, 0, 0]
-    # After 256, colours repeat, but for the background's black.
+    # After 256, all colours except the background's black repeat.
     many = viz.palette(600)
     np.testing.assert_array_equal(many[:256], viz.palette(256))
     np.testing.assert_array_equal(many[256:511], many[1:256])
@@ -64,7 +64,7 @@ def test_other_ranges_are_stretched():
     expected = np.clip((np.arange(101) - 1) / 98, 0, 1) * 255
     for x in (values, values * 1000 - 7, (values * 1000 + 4000).round().astype(np.uint16)):
         np.testing.assert_allclose(viz.to_rgb(x)[0, :, 0], expected, atol=0.51)
-    # All channels alike: a colour keeps its hue.
+    # All channels are scaled equally, so a colour keeps its hue.
     image = np.stack([values, values / 2, values / 4], -1)
     seen = viz.to_rgb(image).astype(int)
     assert (seen[0, -1, 0] > seen[0, -1, 1] > seen[0, -1, 2]) and (seen[0, 0, 0] < seen[0, 0, 1] < seen[0, 0, 2])

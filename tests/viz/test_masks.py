@@ -62,7 +62,7 @@ def test_more_classes_than_colours(tmp_path):
     assert len(entries) == 42 and entries[-3:] == ["class 299", "and 260 more", "wrong class"]
     assert viz.save(figure, tmp_path / "a.png", dpi=40).is_file()
     assert viz.overlay(image, mask, palette=viz.palette(300)).shape == image.shape
-    # Every mask of one palette has 16 bits, also one with small labels alone.
+    # Every mask of one palette has 16 bits, even one with only small labels.
     for labels in (mask, mask % 7):
         written = Image.open(viz.save_mask(labels, tmp_path / "mask.png", palette=viz.palette(300)))
         assert written.mode.startswith("I;16")

@@ -35,7 +35,7 @@ def test_unet():
     assert [box.size for box in read.boxes if box.column == "encoder"] == [(64, 32), (32, 16), (16, 8), (8, 4)]
     assert skips(read) == [(f"encoder.maps[{2 - i}]", f"decoder.block{i}", "concat") for i in range(3)]
     assert {box.upsample for box in read.boxes if box.column == "decoder"} == {"Nearest"}
-    # Nothing else than the skips, the way down, the way up, and the ends.
+    # Only the skips, the encoder's path, the decoder's path, and the ends.
     assert [link.kind for link in read.links] == ["forward", *["down"] * 3, *["up", "skip"] * 3, "head"]
 
 

@@ -26,7 +26,7 @@ def test_sources():
     found = trace(model, jax.eval_shape(model.init, KEY, IMAGE), IMAGE)
     names = [".".join(m.path) for m in found.maps]
     sources = {name: {names[s]: p for s, p in m.sources.items()} for name, m in zip(names, found.maps, strict=True)}
-    # A map and what is computed from it alone do not "meet" in a residual connection.
+    # A map and a map computed only from it do not "meet" in a residual connection.
     assert sources == {"": {}, "a": {"": ""}, "b": {"a": ""}, "c": {"b": ""}, "d": {"c": "mul", "a": "mul"}}
     assert found.parts == {()}
 

@@ -155,7 +155,7 @@ def test_one_of_several_copies_is_chosen_by_an_argument():
         with pytest.warns(UserWarning, match=f"'{key}' is taken. For the others: entry='{ema}'"):
             assert_same(from_torch(encoder(), contents), expected("resnet"))
         assert_same(from_torch(encoder(), contents, entry=ema), plus_one)
-    # The only dictionary of arrays, whatever its key.
+    # The only dictionary of arrays, under any key.
     assert_same(from_torch(encoder(), {"ema": {"module": ARRAYS["resnet"]}, "epoch": 3}), expected("resnet"))
     with pytest.raises(ValueError, match=r"choose one by entry=\.\.\.: 'a', 'b'"):
         from_torch(encoder(), {"a": ARRAYS["resnet"], "b": ARRAYS["resnet"]})

@@ -70,7 +70,7 @@ QUICK = ("smp_deeplabv3plus_resnet18", "smp_segformer_mit_b0")
 @pytest.mark.filterwarnings("ignore:the checkpoint. Names and shapes are also those of:UserWarning")
 def test_there_and_back(case):
     model, arrays = reference(case)
-    # There the reference's epsilon goes into the variance and comes out of it again, which rounds.
+    # The reference's epsilon is added to the variance and subtracted again, which rounds.
     rounding = 2e-7 if case in ("torchvision_efficientnet_b5", "torchvision_mobilenet_v3_small") else 0
     variables = from_torch(model, arrays)
     back = to_torch(model, variables, like=arrays)

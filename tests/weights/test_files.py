@@ -130,7 +130,7 @@ def test_containers_and_entries(tmp_path):
 
 
 def test_no_message_shows_what_would_fill_the_memory(tmp_path):
-    # Tuples, each of which has the one before it twice.
+    # Tuples, each of which contains the previous one twice.
     doubling = b"\x80\x02)" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(40)) + b"."
     path = tmp_path / "w.pth"
     path.write_bytes(LEGACY_START[: -len(pickle.dumps(1001, 2))] + doubling + pickle.dumps({}, 2))
