@@ -134,10 +134,10 @@ def gpu_part(folder: Path) -> str:
 
 
 def with_parts(text: str, parts: Mapping[str, str]) -> str:
-    r"""A Markdown text with each part between its markers, whatever stands there.
+    r"""Inserts each part between its markers in a Markdown text. Replaces previous parts.
 
     Raises:
-        ValueError: a marker is not there, there twice, or in the wrong order.
+        ValueError: if a marker is missing, repeated, or in the wrong order.
 
     Example:
         >>> with_parts("a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb\n", {"x": "new"}).splitlines()
