@@ -168,7 +168,7 @@ def test_a_model_by_hand_takes_modules():
     head = dz.SegmentationHead(2)
     with pytest.raises(TypeError, match=r"encoder='resnet18': names are for dz.create_model and dz.create_encoder"):
         shapes(dz.SegmentationModel("resnet18", dz.UNetDecoder((8,)), head))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="decoder=UNetDecoder: expected a Flax module that is made already"):
+    with pytest.raises(TypeError, match="decoder=UNetDecoder: expected an instance of a Flax module"):
         shapes(dz.SegmentationModel(dz.PlainEncoder((4,)), dz.UNetDecoder, head))  # pyright: ignore[reportArgumentType]
 
 

@@ -97,10 +97,10 @@ def test_folders_that_cannot_be_predicted_say_why(tmp_path, model, same_predicto
 
     folder = tmp_path / "in"
     folder.mkdir()
-    with pytest.raises(ValueError, match=r"in holds no pictures \(\.png .*It is empty\. --recursive also reads"):
+    with pytest.raises(ValueError, match=r"in contains no pictures \(\.png .*It is empty\. --recursive also reads"):
         run(folder)
     picture(folder / "sub" / "a.png")
-    with pytest.raises(ValueError, match=r"in holds no pictures .*It holds sub/\. --recursive"):
+    with pytest.raises(ValueError, match=r"in contains no pictures .*It contains sub/\. --recursive"):
         run(folder)
     with pytest.raises(FileNotFoundError, match=r"no such picture file or folder: .*none"):
         run(tmp_path / "none")

@@ -337,7 +337,7 @@ def test_several_files_with_an_index(tmp_path):
         ({"w0": 3}, "no names of files"),
         ([], "no names of files"),
         (None, "no names of files"),
-        ({"w2": "a.safetensors"}, "says of a.safetensors that it has what is not in it: w2"),
+        ({"w2": "a.safetensors"}, "lists arrays of a.safetensors that are not in it: w2"),
     ],
 )
 def test_an_index_that_cannot_be(weight_map, match, tmp_path):
