@@ -39,7 +39,8 @@ def test_unet(unet, tmp_path):
     figure = viz.feature_maps(model, variables, IMAGE, channels=2, class_names=("sky", "tree", "road"))
     found = words(figure)
     # The caption explains the selected channels and their numbers.
-    assert any("largest standard deviation" in word and "channel's index" in word for word in map(" ".join, map(str.split, found)))
+    texts = [" ".join(text.split()) for text in found]
+    assert any("largest standard deviation" in text and "channel's index" in text for text in texts)
     assert {"encoder \N{DOWNWARDS ARROW}", "decoder \N{UPWARDS ARROW}", "image", "prediction"} <= set(found)
     assert [word for word in found if "stride" in word] == [
         "maps[0], stride 1, 4 channels",
