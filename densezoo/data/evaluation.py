@@ -27,7 +27,7 @@ def eval_batches(
 ) -> EvalBatches:
     """Returns every sample once, uncropped, in batches with few different shapes.
 
-    Samples are padded at the bottom and right to multiples of `multiple`: images by repeating their last row and column,
+    Samples are padded at the bottom and right to multiples of `multiple`: images by repeating the last row and column,
     masks with `ignore_index`, other maps with the fill of their kind (see `densezoo.data.fields`). Every batch has an
     additional field `size`, the height and width before padding, int32 (b, 2). Samples of the same padded size share
     batches, so that a jitted function compiles once per size; within a size they keep the source's order. All batches
