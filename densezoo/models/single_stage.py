@@ -192,7 +192,7 @@ _RETINANET = "Lin et al. 2017, https://arxiv.org/abs/1708.02002"
 register(
     Blueprint(
         name="retinanet",
-        description="A feature pyramid that predicts classes and boxes for nine anchors at every pixel.",
+        description="A feature pyramid whose every pixel predicts classes and boxes for nine anchors.",
         skip_strategy=_SKIPS,
         excels_at="boxes of objects of any size, in one stage",
         paper=_RETINANET,
@@ -206,9 +206,9 @@ register(
 register(
     Blueprint(
         name="retinanet_v2",
-        description="RetinaNet with group norms in its head, P6 from the encoder, and a GIoU loss for the boxes.",
+        description="RetinaNet with group norms in its head, P6 from the encoder, and boxes learned by their overlap.",
         skip_strategy=_SKIPS,
-        excels_at="more accurate boxes than the first version, at the same cost",
+        excels_at="boxes, more exactly than the first version at the same cost",
         paper=f"{_RETINANET}; Zhang et al. 2019, https://arxiv.org/abs/1912.02424",
         encoder="resnet50",
         make=partial(_retinanet, head_norm=GroupNorm, from_encoder=True, box_loss="giou"),
@@ -220,9 +220,9 @@ register(
 register(
     Blueprint(
         name="fcos",
-        description="A feature pyramid that predicts classes and the distances to the box's sides at every pixel.",
+        description="A feature pyramid whose every pixel predicts classes and the distances to its box's sides.",
         skip_strategy=_SKIPS,
-        excels_at="boxes without anchors to tune",
+        excels_at="boxes without anchors to choose",
         paper="Tian et al. 2020, https://arxiv.org/abs/2006.09214",
         encoder="resnet50",
         make=_fcos,
@@ -236,7 +236,7 @@ register(
         name="plain_detector",
         description="RetinaNet's head on one map of the encoder, with the anchors of all scales.",
         skip_strategy="none: only the coarsest map",
-        excels_at="measuring the benefit of a pyramid",
+        excels_at="showing what a pyramid is good for",
         paper="Lin et al. 2016, https://arxiv.org/abs/1612.03144 (figure 1b)",
         encoder="resnet50",
         make=_plain,

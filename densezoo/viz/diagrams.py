@@ -36,10 +36,9 @@ def diagram(
 ) -> Figure:
     """Draws models side by side: their maps as boxes, with one row per scale, and the data flow as arrows.
 
-    Everything is derived from the models (`architecture`). A box's width represents its channels and its height its
-    resolution (both on a compressed scale). An arrow is a data dependency in the traced program. Parts of the same name
-    have the same colour, which the legend names. The class of an upsampler is below its part, that of a head at its
-    arrow.
+    Everything is read off the models (`architecture`): a box is as wide as it has channels and as high as it has pixels
+    (both less than proportional), and an arrow is a flow of data in the traced program. Parts of the same name have the
+    same colour, which the legend names. The class of an upsampler stands below its part, that of a head at its arrow.
 
     Args:
         models: one model, several, or a mapping from titles to models.
@@ -183,7 +182,7 @@ def _draw_link(axes: Any, read: Architecture, places: tuple[Place, ...], link: L
     colour = COLOURS.get(link.join if skip else _direction(read, link), INK)
     points, word = _route(read, places, link)
     _draw_arrow(axes, points, colour, 1.9 if skip else 1.3, DASHES.get(link.join, "-") if skip else "-")
-    # Where only branches of one part meet, the label is drawn once.
+    # Where nothing but branches of one part meet, it is said once.
     meets = end.x < start.x and link.join and not any(o.kind == "skip" and o.end == link.end for o in read.links)
     fits = abs(points[-1][0] - points[0][0]) > 0.1 + 0.07 * len(link.join)
     if word is not None and ((skip and fits) or (meets and link.end not in labelled)):
@@ -209,7 +208,7 @@ def _draw_arrow(axes: Any, points: list[tuple[float, float]], colour: str, width
     neck = (x - 0.06 * (x - before_x) / length, y - 0.06 * (y - before_y) / length)
     xs, ys = zip(*points[:-1], neck, strict=True)
     axes.plot(xs, ys, color=colour, linewidth=width, linestyle=dashes, solid_joinstyle="miter", zorder=2)
-    # The arrow head is drawn separately, because dashes would run through its outline too.
+    # The head by itself, because dashes would run through its outline too.
     head = FancyArrowPatch(neck, (x, y), arrowstyle="-|>,head_length=4.5,head_width=2.4", shrinkA=0, shrinkB=0)
     head.set(color=colour, linewidth=1, zorder=2)
     axes.add_patch(head)

@@ -52,10 +52,10 @@ class Layout:
     """The positions of a model's boxes.
 
     Attributes:
-        places: the boxes' rectangles, in the boxes' order.
-        columns: the name of each part and the x of its centre, from left to right.
-        left: the minimum x.
-        right: the maximum x.
+      places: of the boxes, in their order.
+      columns: the name of each part and the x of its middle, from left to right.
+      left: least x.
+      right: greatest x.
     """
 
     places: tuple[Place, ...]

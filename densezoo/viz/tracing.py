@@ -51,11 +51,11 @@ class Trace:
     """The result of tracing a model.
 
     Attributes:
-        maps: the maps in the order in which they are computed; the first is the image.
-        parts: paths of the modules whose inputs or outputs are containers of maps of several sizes (encoder, decoder, a
-          pyramid in it). `maps` contains the outputs of their children and those of their own outputs that are in
-          containers, and nothing from further inside.
-        upsamplers: paths and class names of the modules that are called like upsamplers (densezoo/blocks).
+        maps: in the order in which they are computed; the first is the image.
+        parts: paths of the modules that take or give containers of maps of several sizes (encoder, decoder, a pyramid
+          in it). `maps` has what their children give, and of their own results those in containers; nothing from
+          further inside.
+        upsamplers: paths and class names of the modules that are called as upsamplers are (densezoo/blocks).
     """
 
     maps: list[Map]
@@ -74,13 +74,13 @@ class Trace:
 
 
 def run_with_maps(model: nn.Module, variables: Any, images: jax.Array, visit: Callable[..., jax.Array]) -> Any:
-    """Runs `model.apply(variables, images)` and passes every map that a module returns through `visit`.
+    """`model.apply(variables, images)`, in which every map that a module gives goes through `visit`.
 
     Args:
         model: a Flax Linen module.
         variables: the model's variables.
         images: NHWC.
-        visit: called with (key, x, module, inside, arguments of the module); returns x.
+        visit: called with (key, x, module, inside, arguments of the module), gives x back.
     """
     calls = 0
 
@@ -149,7 +149,7 @@ Marks = dict[int, str]
 
 
 def _follow(program: Any, given: list[Marks], numbers: dict[str, int], maps: list[Map]) -> list[Marks]:
-    """Propagates the marks through a traced program, from arguments to results, and records each map's sources."""
+    """Carries the marks through a traced program, from arguments to results, and notes the sources of each map."""
     known: dict[Any, Marks] = dict(zip(program.invars, given, strict=True))
 
     def look_up(variable: Any) -> Marks:

@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 
 def train(directory, *, kill_after=None, resume=False):
-    """Six steps with dropout, statistics and an average; killed the given number of seconds after the first one."""
+    """Six steps with dropout, statistics and an average; killed that many seconds after the first one."""
 
     def batches(done):
         for step in range(done, STEPS + 1):
