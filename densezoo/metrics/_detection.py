@@ -132,12 +132,12 @@ def average_precision(
 
     Returns:
         `ap`, the mean over IoU thresholds of 0.5 to 0.95, `ap50`, `ap75`; `ap_small` (area below 32^2 pixels),
-        `ap_medium`, `ap_large` (from 96^2 pixels); `ar1`, `ar10`, `ar100`; `ap_<class>`. NaN if there are no objects.
-        At most 100 detections per picture are used.
+        `ap_medium`, `ap_large` (from 96^2 on); `ar1`, `ar10`, `ar100`; `ap_<class>`. NaN where there is nothing to
+        detect. At most 100 detections count in a picture.
 
     Raises:
-        ValueError: if results refer to pictures or categories that the dataset lacks, or have scores or boxes that are
-            not finite.
+        ValueError: results of pictures or categories that the dataset does not have, or with scores or boxes that are
+            no numbers.
         ModuleNotFoundError: if hotcoco is not installed.
 
     Example:
