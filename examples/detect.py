@@ -2,8 +2,8 @@
 
 Usage: python examples/detect.py --model out/run/model.safetensors --images PICTURE_OR_FOLDER... --out out/found
 
-For every picture, writes NAME.png with boxes, masks, classes and scores. detections.json contains all detections in
-COCO's result format; image_id is the picture's position in the list, starting at 1. With --data DIR, a folder with
+For every picture writes NAME.png with boxes, masks, classes and scores drawn. detections.json has all detections in
+COCO's result format, with the pictures' places in the list as image_id, from 1 on. With --data DIR, a folder with
 images/ and instances/ or annotations.json, the pictures are those of the folder, image_id is that of its annotations,
 and the detections are scored. The last line on standard output is a JSON object.
 """

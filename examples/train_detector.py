@@ -3,10 +3,10 @@
 Usage: python examples/train_detector.py --data DIR --model mask_rcnn --encoder resnet18 --num-classes 2 --out out/run
 
 DIR/train and DIR/val each have images/ and either instances/, maps with the number of the object at every pixel, or
-annotations.json in COCO's format. Without --data, the script trains on scenes of handwritten digits. It writes
-checkpoints, the log, the curves, pictures of detections and the best model, model.safetensors, to --out;
-`detect.py --model` reads this file. The last line on standard output is a JSON object with the average precision of the
-final state on whole validation pictures.
+annotations.json in COCO's format. Without --data it trains on scenes of handwritten digits. Checkpoints, the log, the
+curves, pictures of detections and model.safetensors, the best model, go to --out; `detect.py --model` takes that file.
+The last line on standard output is a JSON object with the average precision of the final state on whole validation
+pictures.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class Arguments(Recipe):
     encoder_weights: Path | None = None
     """File to load the encoder from: model.safetensors of a run, or a PyTorch checkpoint (.pth, .safetensors)."""
     freeze_encoder: bool = False
-    """Freeze the encoder's weights and batch statistics."""
+    """Leave the encoder's weights and batch statistics as they are."""
     bfloat16: bool = False
     """Compute in bfloat16 with float32 weights, for accelerators."""
     limit_val: int | None = None
@@ -74,7 +74,7 @@ def main(arguments: Arguments) -> None:
             f" {', '.join(names)}"
         )
     if names_of(val_source) != names[1:]:
-        raise ValueError(f"the classes of train, {names[1:]}, differ from those of val, {names_of(val_source)}")
+        raise ValueError(f"the classes of train, {names[1:]}, are not those of val, {names_of(val_source)}")
     model = dz.create_model(
         arguments.model,
         arguments.encoder,
@@ -148,7 +148,7 @@ def source_at(root: Path, masks: bool | None) -> Any:
             raise
     if not (root / "instances").is_dir():
         raise FileNotFoundError(
-            f"{root} has neither annotations.json, in COCO's format, nor instances/, maps of object numbers"
+            f"{root} has neither annotations.json, in COCO's format, nor instances/, maps of the objects' numbers"
         )
     return InstanceFolder(root)
 

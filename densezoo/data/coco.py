@@ -24,14 +24,14 @@ class CocoDetection:
     An item contains the following fields, where n is the maximum number of objects in a picture:
 
     - image: (height, width, channels) as in the file.
-    - boxes: (n, 4) float32, x0, y0, x1, y1 in pixels, clipped to the picture; zeros in rows without an object.
-    - labels: (n,) int32, indices of `class_names`; -1 in rows without an object.
+    - boxes: (n, 4) float32, x0, y0, x1, y1 in pixels, cut off at the border; zeros in rows without an object.
+    - labels: (n,) int32, places in `class_names`; -1 in rows without an object.
     - instances: (height, width) int32; k for the object in row k - 1, 0 for none. Where objects overlap, the smaller
-      one is on top. Only with `masks`.
-    - image_id: the picture's id in the file.
+      one has the pixel. Only with `masks`.
+    - image_id: of the file.
 
-    Crowds, which mark many objects at once, are not objects: training ignores them, and the scores do not count
-    detections inside them (see `dataset`).
+    Crowds, which stand for many objects at once, are not among the objects: they take no part in training, and the
+    scores leave out what is detected there (see `dataset`).
 
     Attributes:
         root: the folder.
@@ -194,7 +194,7 @@ class CocoDetection:
             raise ValueError("\n  ".join([f"{self.file}:", *_coco_file.listed(problems)]))
 
     def _by_image(self, sizes: dict[int, tuple[int, int]], problems: list[str]) -> dict[int, list[dict[str, Any]]]:
-        """The objects of each picture, without crowds and objects without area."""
+        """The objects of each picture, without crowds and without those that have no area."""
         objects: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
         empty, cut = [], []
         for annotation in self.dataset["annotations"]:
@@ -226,7 +226,7 @@ class CocoDetection:
                 if box[0] < -1 or box[1] < -1 or box[0] + box[2] > size[1] + 1 or box[1] + box[3] > size[0] + 1:
                     cut.append(number)
                 objects[annotation["image_id"]].append(annotation)
-        for numbers, what in ((empty, "without area were dropped"), (cut, "were clipped to the picture")):
+        for numbers, what in ((empty, "without area were left out"), (cut, "were cut off at the picture's border")):
             if numbers:
                 listed = shortened([str(number) for number in numbers], ", ", 10)
                 warnings.warn(f"{self.file}: {len(numbers)} boxes {what}: annotations {listed}", stacklevel=3)

@@ -12,11 +12,11 @@ the picture. The pipeline and the transforms use the kind and never the name:
 | `instances` | `InstanceMap` | (h, w); k is the instance in row k - 1 of boxes and labels, 0 is background |
 | `boxes` | `Boxes` | (n, 4), x0, y0, x1, y1 in pixels; zeros in rows without an instance |
 | `labels` | `Labels` | (n,), -1 in rows without an instance |
-| `size`, `image_id` and all others | `Kind` | any shape; never changed |
+| `size`, `image_id` and all others | `Kind` | anything; it does not change |
 
-A name may have a suffix that starts with an underscore or a number: `image_before`, `image_after` and `image2` are
-images, `mask_2` is a label map. The longest match in the table applies. Boxes, labels and instances with the same
-suffix belong together: `boxes_2`, `labels_2` and `instances_2`.
+A name may continue with an underscore or a number: `image_before`, `image_after` and `image2` are images, `mask_2` is a
+label map. The longest match in the table counts. Boxes, labels and instances belong together if their names end alike:
+`boxes_2`, `labels_2` and `instances_2`.
 
 To add a field, add an entry to the table before the first batch is made:
 

@@ -25,8 +25,8 @@ def coco_dataset(source: Any, class_names: Sequence[str] = ()) -> dict[str, Any]
         class_names: names of the classes; if empty, those of the source, or their numbers.
 
     Returns:
-        A dict with images, annotations and categories, as in COCO's files. Image ids are those of the source's
-        `dataset` if it has one, else index + 1; category ids likewise, else label + 1.
+        A dict with images, annotations and categories, as in COCO's files. Ids of images are those of the source's
+        `dataset`, else index + 1; ids of categories likewise, else label + 1.
 
     Raises:
         ModuleNotFoundError: if there are instances and hotcoco is not installed, which encodes their masks.
@@ -56,11 +56,11 @@ def coco_annotations(sample: Mapping[str, Any], image_id: int) -> list[dict[str,
     """Converts the objects of one picture to COCO's format.
 
     Args:
-        sample: boxes (n, 4), labels (n,) with -1 in rows without an object, and optionally `instances` (h, w).
-        image_id: id of the picture.
+        sample: boxes (n, 4), labels (n,) with -1 in rows without an object, and perhaps `instances` (h, w).
+        image_id: number of the picture.
 
     Returns:
-        A dict for each object. Its id is its position in the list, starting at 1, and its category id is label + 1.
+        A dict for each object; its id is the place in the list, from 1 on, and its category label + 1.
 
     Example:
         >>> import numpy as np
