@@ -2,9 +2,9 @@
 
 Usage: JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 python -m benchmarks.sharding [--models unet "unet, ResNeXt"] [--report]
 
-Each model is tiny, and is compiled for two devices that shard the batch and replicate all parameters: inference, and a
-train step. In training, only the gradients of the parameters and the sums of batch norms may be all-reduced. Each
-finished model is a line of --out and is not compiled again. `--report` writes the table of --docs from --out.
+Each model is tiny, and compiled for two devices that share the batch and have all parameters: inference, and a train
+step. In training, devices add up the gradients of the parameters and the sums of batch norms, and nothing else may
+move. Each finished model is a line of --out and not compiled again. `--report` writes the table of --docs from --out.
 """
 
 import dataclasses

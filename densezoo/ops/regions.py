@@ -287,7 +287,7 @@ def _add_by_box(table, corners, g):
         weighed = of(weights, step)[:, None] * of(g.reshape(boxes, bins, channels), step // len(corners))
         return table.at[of(indices, step)].add(weighed, mode="promise_in_bounds")
 
-    # The first iteration is separate, so that inside `jax.shard_map` the loop starts with a correctly varying carry.
+    # The first by itself, so that inside `jax.shard_map` the loop begins with what varies as its results do.
     return jax.lax.fori_loop(1, boxes * len(corners), add, add(0, table))
 
 

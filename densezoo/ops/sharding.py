@@ -41,12 +41,11 @@ def per_device(
     Without a mesh, or if other axes than the batch are sharded, `function` is called directly.
 
     Args:
-        function: maps the arrays to arrays with the batch as their first axis. Samples must be independent.
+        function: takes the arrays, and gives arrays with the batch as their first axis. No sample affects another.
         maps: arrays with the batch as their first axis.
-        weights: replicated arrays.
-        auto: do the same in a mesh with automatic axes, for operations that XLA would compute for the whole batch on
-            every device. The batch is assumed to be sharded over all of its devices, if it is divisible by their
-            number.
+        weights: arrays that every device has.
+        auto: the same in a mesh with automatic axes, for what XLA would compute for the whole batch on every device.
+            All of its devices are taken to share the batch, if they divide it.
     """
     specs = [jax.typeof(x).sharding.spec for x in maps]
     batch, mesh = next(
