@@ -90,7 +90,7 @@ class MaskReader:
         )
 
     def advise(self, strangers: Iterable[int]) -> str:
-        """Suggests what to do about values that are not classes."""
+        """Says what may be done about values that stand for no class."""
         values = set(strangers)
         if self._coloured:
             return (

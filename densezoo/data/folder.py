@@ -235,8 +235,8 @@ class ImageMaskFolder:
                     bar.advance(task)
         if self.num_classes and self.ignore_index in present and len(present) == 2:
             problems.append(
-                f"the masks contain only {min(present)} and {max(present)}, and {self.ignore_index} is ignore_index:"
-                " that leaves a single class. If it is a class, map it to its number, such as 1, by labels={0: 0,"
+                f"the masks hold {min(present)} and {max(present)} alone, and {self.ignore_index} is ignore_index: that"
+                " leaves nothing to tell apart. If it is a class, map it to its number, such as 1, by labels={0: 0,"
                 f" {self.ignore_index}: 1}}"
             )
         highest = max(largest.values(), default=0)

@@ -199,10 +199,10 @@ def overlay(
 
 
 def to_labels(mask: ArrayLike) -> Int[np.ndarray, "h w"]:
-    """Checks a mask and converts it to an integer array."""
+    """A mask as an integer array, checked."""
     labels = np.asarray(mask)
     if labels.ndim != 2 or 0 in labels.shape:
-        raise ValueError(f"expected one mask of shape (h, w), got {labels.shape}: for logits, use argmax(axis=-1)")
+        raise ValueError(f"expected one mask of shape (h, w), got shape {labels.shape}: of logits take argmax(axis=-1)")
     if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
         raise TypeError(
             f"a mask contains class indices, which are integers; got {labels.dtype}: for logits, use argmax(axis=-1)"

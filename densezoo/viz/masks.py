@@ -27,11 +27,11 @@ def predictions(
 
     Args:
         images: (n, h, w, c), or a list of images of any sizes; shown as by `to_rgb`.
-        masks: (n, h, w) class indices of the truth, or None.
+        masks: (n, h, w) class indices, the truth; None if there is none.
         predictions: (n, h, w) class indices.
-        class_names: names for the legend, in the order of the indices.
-        palette: a colour for each class, uint8 (classes, 3); by default `palette(classes)`.
-        ignore_index: label of ignored pixels in the truth; they count neither as right nor as wrong.
+        class_names: for the legend, in the order of the indices.
+        palette: a colour for each class, uint8 (classes, 3); None takes `palette(classes)`.
+        ignore_index: a label of the truth that is no class; those pixels are not counted as right or wrong.
 
     Returns:
         A matplotlib figure, for `viz.save`.
@@ -81,7 +81,7 @@ def _check(pictures: list[np.ndarray], truths: list[np.ndarray] | None, guesses:
             raise ValueError(f"there are {len(pictures)} images and {len(given)} {name}: pass one for each image")
         for index, (picture, mask) in enumerate(zip(pictures, given, strict=True)):
             if picture.shape[:2] != mask.shape:
-                raise ValueError(f"image {index} has {picture.shape[:2]} pixels, its entry in {name} has {mask.shape}")
+                raise ValueError(f"image {index} has {picture.shape[:2]} pixels and its entry in {name} {mask.shape}")
 
 
 def _errors(
