@@ -151,14 +151,14 @@ def test_a_wrong_segmentation_is_named(folder, dataset, segmentation, message):
 
 def test_boxes_without_area_are_named_and_left_out(folder, dataset):
     dataset["annotations"].append(annotation(3, box=(1, 1, 0, 4)))
-    with pytest.warns(UserWarning, match="1 boxes without area were dropped: annotations 3"):
+    with pytest.warns(UserWarning, match="1 boxes without area were left out: annotations 3"):
         source = CocoDetection(folder())
     assert (source[0]["labels"] >= 0).sum() == 2
 
 
 def test_boxes_over_the_border_are_named_and_cut(folder, dataset):
     dataset["annotations"] = [annotation(3, box=(8, 8, 7, 7))]
-    with pytest.warns(UserWarning, match="clipped to the picture: annotations 3"):
+    with pytest.warns(UserWarning, match="cut off at the picture's border: annotations 3"):
         source = CocoDetection(folder())
     np.testing.assert_array_equal(source[0]["boxes"], [[8, 8, 12, 10]])
 

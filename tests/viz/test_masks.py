@@ -79,7 +79,7 @@ def test_errors():
         viz.predictions([IMAGE], None, [GUESS] * 2)
     with pytest.raises(ValueError, match="at least one image"):
         viz.predictions([], None, [])
-    with pytest.raises(ValueError, match=r"image 0 has \(2, 2\) pixels, its entry in predictions has \(2, 1\)"):
+    with pytest.raises(ValueError, match=r"image 0 has \(2, 2\) pixels and its entry in predictions \(2, 1\)"):
         viz.predictions([IMAGE], None, [GUESS[:, :1]])
     with pytest.raises(ValueError, match="2 class_names, but a mask contains the label 2"):
         viz.predictions([IMAGE], None, [GUESS], class_names=["a", "b"])
