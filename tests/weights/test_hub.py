@@ -184,7 +184,7 @@ def test_what_cannot_be_had(tmp_path, monkeypatch):
     for wrong in ("resnet50", "a/b/c", tmp_path / "nothing"):
         with pytest.raises(FileNotFoundError, match=r"expected a repository as owner/name, or a folder that exists"):
             from_hub(wrong)
-    for config, match in (("{", "is not JSON"), ("[]", "holds a list")):
+    for config, match in (("{", "is not JSON"), ("[]", "contains a list")):
         (folder / "config.json").write_text(config)
         with pytest.raises(ValueError, match=match):
             from_hub(folder)
