@@ -165,7 +165,7 @@ def average_precision(
         if not math.isfinite(result["score"]) or not np.isfinite(result["bbox"]).all():
             raise ValueError(f"result {number} has the score {result['score']} and box {result['bbox']}")
         if masks and "segmentation" not in result:
-            raise ValueError(f"result {number} has no segmentation, but masks=True compares masks")
+            raise ValueError(f"result {number} has no segmentation, and masks=True compares masks")
     if not any(not annotation.get("iscrowd") for annotation in dataset["annotations"]):
         return dict.fromkeys((*_SCORES, *(f"ap_{name}" for name in categories.values())), math.nan)
     truth = hotcoco.COCO(dict(dataset))
