@@ -1,4 +1,4 @@
-"""What data parallelism makes devices send to each other: the collectives of every family, on two devices.
+"""Counts the collectives of every family under data parallelism on two devices.
 
 Usage: JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 python -m benchmarks.sharding [--models unet "unet, ResNeXt"] [--report]
 
@@ -31,7 +31,7 @@ from benchmarks.report import with_parts
 from densezoo.tasks import Detection, Segmentation
 
 IMAGES = (22, 64, 64, 3)
-"""11 for each device: what has a part for each image has a multiple of 11 numbers, and parameters here have not."""
+"""11 for each device: arrays with a batch axis have a multiple of 11 numbers, and parameters here do not."""
 KINDS = {"Auto": AxisType.Auto, "Explicit": AxisType.Explicit}
 
 COLLECTIVE = re.compile(
@@ -46,7 +46,7 @@ _vit = dz.ViT(embed_dim=16, depth=4, num_heads=2, grid=2)
 _resnet = dz.ResNet((1, 1), dz.BasicBlock, width=8, coarsest=8)
 _hrnet = dz.HRNet(width=4, layer1_size=1, layer1_features=8, depths=(1, 1), branch_size=1, incre=False)
 
-# What a family needs other than the plain encoder, and fewer channels where it has many.
+# What a family needs instead of the plain encoder, with fewer channels if it has many.
 _FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpt": (_vit, {"features": 8, "intermediate_features": (8, 8, 8, 8)}),
     "hrnet": (_hrnet, {}),
@@ -87,7 +87,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "unet, GroupNorm": partial(_unet, _plain, norm=partial(dz.GroupNorm, num_groups=2)),
     **{name: partial(_detector, name) for name in dz.list_models(task="detection")},
 }
-"""Makers of models by name: every family, every kind of encoder, every upsampler."""
+"""Functions that build the models, by name: every family, every kind of encoder, every upsampler."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,23 +97,23 @@ class Arguments:
     models: tuple[str, ...] = tuple(CASES)
     """Names of cases."""
     out: Path = Path("benchmarks/results/sharding.jsonl")
-    """Where the results go."""
+    """Output file for the results."""
     docs: Path = Path("docs/zoo.md")
-    """The document whose table is written."""
+    """The document that contains the table."""
     report: bool = False
-    """Compile nothing; write the document's table."""
+    """Only write the document's table, without compiling."""
 
 
 def main(arguments: Arguments) -> int:
-    """Counts, or reports; gives the exit code, 1 if anything moves."""
+    """Counts or reports; returns the exit code, 1 if image data is moved."""
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     if arguments.report:
         write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"sharding": table(rows)}))
         return 0
     if unknown := [name for name in arguments.models if name not in CASES]:
-        raise ValueError(f"unknown models {unknown}; they are {', '.join(CASES)}")
+        raise ValueError(f"unknown models {unknown}; expected some of {', '.join(CASES)}")
     if jax.device_count() < 2:
-        raise ValueError("two devices are needed: on a CPU, start with JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2")
+        raise ValueError("expected two devices: on a CPU, start with JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     done = {row["model"] for row in rows}
     for name in arguments.models:
@@ -132,9 +132,9 @@ def _columns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def count(model: Any, kinds: tuple[str, ...] = tuple(KINDS), *, train: bool = True) -> dict[str, Any]:
-    """For each job and kind of mesh the collectives: those that move what images have, and numbers that are added up.
+    """The collectives for each job and kind of mesh: those that move image data, and how many numbers are all-reduced.
 
-    Without `train`, inference alone.
+    Without `train`, only inference.
     """
     images = jax.ShapeDtypeStruct(IMAGES, jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -178,7 +178,7 @@ def _placed(sharding: NamedSharding, tree: Any) -> Any:
 
 
 def summed_up(program: str) -> dict[str, Any]:
-    """Of a compiled program: the collectives that move what images have, and how many numbers the others add up.
+    """Finds the collectives in a compiled program that move image data, and counts the numbers that others reduce.
 
     Example:
         >>> summed_up("%a = f32[3,4]{1,0} all-reduce(%b)")
@@ -200,7 +200,7 @@ def summed_up(program: str) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The document's table: how many collectives move what images have, and what is added up in a train step."""
+    """The document's table: collectives that move image data, and numbers that a train step reduces."""
     header = ["model", *(f"{job}, {kind}" for job in ("inference", "train step") for kind in KINDS)]
     lines = []
     for row in rows:

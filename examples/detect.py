@@ -37,22 +37,22 @@ class Arguments:
     images: list[Path] = dataclasses.field(default_factory=list)
     """Pictures of any size, or folders of them."""
     data: Path | None = None
-    """A folder with images/ and instances/ or annotations.json, in place of --images."""
+    """A folder with images/ and instances/ or annotations.json, instead of --images."""
     out: Path = Path("out/found")
-    """Where pictures and detections.json go."""
+    """Output folder for the pictures and detections.json."""
     score_threshold: float = 0.5
-    """Detections with a lower score are not drawn; detections.json has them."""
+    """Detections with a lower score are not drawn, but are in detections.json."""
     draw: int | None = None
-    """Draw so many pictures only; all if not given."""
+    """Draw at most this many pictures; all by default."""
 
 
 def main(arguments: Arguments) -> None:
     if bool(arguments.images) == (arguments.data is not None):
-        raise ValueError("give either --images or --data")
+        raise ValueError("pass either --images or --data")
     predict = dz.load_predictor(arguments.model)
     task = predict.task
     if not isinstance(task, dz.tasks.Detection):
-        raise ValueError(f"{arguments.model} is a model for {type(task).__name__}: predict.py takes it")
+        raise ValueError(f"{arguments.model} is a model for {type(task).__name__}: use predict.py")
     source = None
     if arguments.data is not None:
         source = source_at(arguments.data, masks=None if task.masks else False)
@@ -62,7 +62,7 @@ def main(arguments: Arguments) -> None:
         paths, names = list(pictures), list(pictures.values())
     known = getattr(source, "category_ids", None)
     if known is not None and len(known) + task.first_label != task.num_classes:
-        raise ValueError(f"the data have {len(known)} classes, and the model {task.num_classes - task.first_label}")
+        raise ValueError(f"the data have {len(known)} classes, but the model has {task.num_classes - task.first_label}")
 
     results: list[dict[str, Any]] = []
     for index, name in enumerate(progress(names, "Detecting")):
@@ -95,7 +95,7 @@ def main(arguments: Arguments) -> None:
 
 
 def in_coco_format(found: Any, number: int, size: tuple[int, int], task: Any, known: Any) -> list[dict[str, Any]]:
-    """The detections of a picture, with its masks."""
+    """Converts the detections of a picture, with their masks."""
     rows = np.flatnonzero(found.valid & (found.labels >= task.first_label))
     masks = None
     if found.masks is not None and task.masks:

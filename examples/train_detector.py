@@ -33,25 +33,25 @@ class Arguments(Recipe):
     """Options of the script; those of the recipe come first."""
 
     data: Path | None = None
-    """Folder with train and val; scenes of digits if not given."""
+    """Folder with train and val; by default scenes of digits."""
     num_classes: int | None = None
-    """Classes with the background, which is class 0; those of the data if not given."""
+    """Number of classes including the background, which is class 0; by default that of the data."""
     model: str = "mask_rcnn"
     """One of densezoo.list_models(task="detection")."""
     encoder: str | None = None
-    """One of densezoo.list_encoders(); the model's usual one if not given."""
+    """One of densezoo.list_encoders(); by default the model's own."""
     masks: bool | None = None
-    """Learn masks too; if not given, where the model and the data have them."""
+    """Also train masks; by default, if the model and the data have them."""
     shortest: int | None = None
-    """Resize pictures to this shortest side."""
+    """Resize the shortest side of pictures to this length."""
     longest: int | None = None
-    """Longest side that they may then have."""
+    """Upper limit for the longest side after resizing."""
     scale_jitter: tuple[float, float] | None = None
-    """Large-scale jitter: training pictures fit into the crop times a random factor of this range, such as 0.1 2.0."""
+    """Large-scale jitter: fit training pictures into the crop times a random factor of this range, such as 0.1 2.0."""
     weights: Path | None = None
-    """File of a trained detector to start from: model.safetensors of a run, or a PyTorch one."""
+    """Trained detector to start from: model.safetensors of a run, or a PyTorch checkpoint."""
     encoder_weights: Path | None = None
-    """File to take the encoder from: model.safetensors of a run, or a PyTorch checkpoint (.pth, .safetensors)."""
+    """File to load the encoder from: model.safetensors of a run, or a PyTorch checkpoint (.pth, .safetensors)."""
     freeze_encoder: bool = False
     """Leave the encoder's weights and batch statistics as they are."""
     trainable_layers: int | None = None
@@ -60,13 +60,13 @@ class Arguments(Recipe):
     stuff_area: int | None = None
     """For panoptic_fpn: leave out stuff with fewer pixels; 4096 if not given, and 200 for scenes of digits."""
     bfloat16: bool = False
-    """Compute in bfloat16, with float32 weights: for accelerators."""
+    """Compute in bfloat16 with float32 weights, for accelerators."""
     limit_val: int | None = None
-    """Validate on the first so many pictures only."""
+    """Only validate on this many pictures."""
     out: Path = Path("out/detection")
-    """Where checkpoints, log, model and pictures go."""
+    """Output folder for checkpoints, log, model and pictures."""
     resume: bool = False
-    """Continue the run in --out from its last checkpoint, exactly."""
+    """Continue the run in --out exactly, from its last checkpoint."""
 
 
 def main(arguments: Arguments) -> None:
@@ -150,7 +150,7 @@ RESULTS = (*(f"box_{name}" for name in CLASSLESS), "pq", "sq", "rq", "pq_things"
 
 
 def source_of(arguments: Arguments, part: str) -> Any:
-    """The pictures of a part of the data."""
+    """Reads train or val of the data."""
     if arguments.data is None:
         split: Any = part
         return DigitScenes(2000 if part == "train" else 100, size=(128, 128), scales=(1.5, 5.0), split=split)
@@ -181,7 +181,7 @@ def trainable_layers(arguments: Arguments) -> int | None:
 
 
 def source_at(root: Path, masks: bool | None) -> Any:
-    """The pictures of a folder; with masks None, masks where it has them."""
+    """The pictures of a folder. With masks=None, it includes masks if the folder has them."""
     if (root / "annotations.json").is_file():
         try:
             return CocoDetection(root, masks=masks is not False)
@@ -200,12 +200,12 @@ def source_at(root: Path, masks: bool | None) -> Any:
 
 
 def jitter_of(arguments: Arguments) -> ScaleJitter | None:
-    """The random sizes of training pictures, None if they have none."""
+    """The random sizes of training pictures, or None."""
     return None if arguments.scale_jitter is None else ScaleJitter(arguments.crop, arguments.scale_jitter)
 
 
 def names_of(source: Any) -> tuple[str, ...]:
-    """Names of the classes of a source's objects."""
+    """Class names of a source's objects."""
     return tuple("0123456789") if isinstance(source, DigitScenes) else source.class_names
 
 
@@ -215,15 +215,15 @@ def has_masks(model: Any) -> bool:
 
 
 def start(arguments: Arguments, model: Any) -> Any:
-    """The variables to start from, None for random ones."""
+    """The variables to start from, or None for random ones."""
     if arguments.weights and arguments.encoder_weights:
-        raise ValueError("--weights takes the encoder too: leave --encoder-weights out")
+        raise ValueError("--weights includes the encoder: omit --encoder-weights")
     if arguments.weights:
         return weights.start_from(model, arguments.weights)
     if arguments.encoder_weights:
         return weights.start_from(model, arguments.encoder_weights, part="encoder")
     if arguments.freeze_encoder and not arguments.resume:
-        raise ValueError("--freeze-encoder would keep a random encoder: give it --encoder-weights or --weights")
+        raise ValueError("--freeze-encoder would freeze a random encoder: also pass --encoder-weights or --weights")
     return None
 
 

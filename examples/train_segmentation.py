@@ -182,7 +182,7 @@ def draw_predictions(predict: dz.Predictor, source: Source, path: Path) -> None:
 
 
 def build(arguments: Arguments) -> dz.SegmentationModel:
-    """The model that the options name."""
+    """Creates the model that the options specify."""
     given = {name: getattr(arguments, name) for name in ("upsample", "skip", "norm", "act", "attention")}
     fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     frozen = ("encoder",) if arguments.freeze_encoder else ()
@@ -193,7 +193,7 @@ def build(arguments: Arguments) -> dz.SegmentationModel:
 
 
 def values_of(arguments: Arguments) -> tuple[float, float] | None:
-    """The values in the files that become 0 and 1."""
+    """The values in the files that are mapped to 0 and 1."""
     if arguments.bits is None:
         return arguments.value_range
     if arguments.value_range is not None:
@@ -204,7 +204,7 @@ def values_of(arguments: Arguments) -> tuple[float, float] | None:
 
 
 def start(arguments: Arguments, model: dz.SegmentationModel, channels: int) -> Any:
-    """The variables to start from, None for random ones."""
+    """The variables to start from, or None for random ones."""
     if arguments.weights and arguments.encoder_weights:
         raise ValueError("--weights includes the encoder: omit --encoder-weights")
     if arguments.weights:
@@ -216,7 +216,7 @@ def start(arguments: Arguments, model: dz.SegmentationModel, channels: int) -> A
     return None
 
 
-# Options that may change in a resumed run: the number of steps, to which the schedule adapts, and options that do not
+# Options that may change in a resumed run: the number of steps, which the schedule follows, and options that do not
 # affect the training.
 FREE = (
     "steps",
@@ -243,7 +243,7 @@ def write_options(path: Path, arguments: Any) -> None:
 def read_options(path: Path) -> dict[str, Any]:
     try:
         options = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # which JSON's and Unicode's errors are
+    except ValueError as error:  # JSON and Unicode errors are ValueErrors
         raise ValueError(f"{path} does not contain the options of a run, which --resume needs: {error}") from error
     if not isinstance(options, dict) or "steps" not in options:
         raise ValueError(f"{path} does not contain the options of a run, which --resume needs")

@@ -1,4 +1,4 @@
-"""The registry: names, arguments, and messages that help."""
+"""The registry: names, arguments and error messages."""
 
 from functools import partial
 
@@ -125,7 +125,7 @@ def test_numpys_whole_numbers_are_whole_numbers():
 
 
 class Halves(nn.Module):
-    """An encoder that is a plain module, with nothing but its pyramid."""
+    """An encoder that is a plain module and only returns a pyramid."""
 
     @nn.compact
     def __call__(self, images, *, train=False):

@@ -1,4 +1,4 @@
-"""Mask files to the numbers of classes."""
+"""Reads class numbers from mask files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Labels = Mapping[int, int] | Mapping[Colour, int]
 
 @dataclasses.dataclass(frozen=True)
 class MaskReader:
-    """Reads masks, and finds the values that are no classes.
+    """Reads masks, and finds values that are not classes.
 
     Attributes:
-        num_classes: masks may hold 0..num_classes-1; None for any number.
-        ignore_index: the value of pixels without a label, or None.
-        labels: from values or colours of the files to classes; None where the values are the classes.
+        num_classes: masks may contain 0..num_classes-1; None for any number.
+        ignore_index: the value of unlabelled pixels, or None.
+        labels: mapping from values or colours in the files to classes; None if the values are the classes.
         multilabel: whether masks have a channel of 0 and 1 for every class.
     """
 
@@ -55,8 +55,8 @@ class MaskReader:
             path: the file.
 
         Returns:
-            The classes (h, w), or (h, w, classes) of several labels a pixel, int32; and how many pixels hold each value
-            that stands for none.
+            The classes as int32, (h, w), or (h, w, classes) for several labels per pixel; and the number of pixels of
+            each value that is not a class.
 
         Raises:
             ValueError: if the file is damaged, or its channels do not fit.
@@ -86,7 +86,7 @@ class MaskReader:
         return classes, _counts(numbers[values[places] != numbers])
 
     def describe(self, strangers: Mapping[int, int]) -> str:
-        """Lists values that stand for no class, with their numbers of pixels."""
+        """Lists values that are not classes, with their numbers of pixels."""
         shown = [f"{self._shown(value)} ({count} pixels)" for value, count in sorted(strangers.items())]
         where = "outside the classes" if self.labels is None else f"not in {option('labels')}"
         what = f"{'colour' if self._coloured else 'mask value'}{'s' if len(shown) > 1 else ''}"
@@ -124,7 +124,7 @@ class MaskReader:
 
     @property
     def _count(self) -> int | None:
-        """How many numbers a mask may hold, from 0 on."""
+        """How many numbers a mask may contain, starting at 0."""
         return 2 if self.multilabel else self.num_classes
 
     @property
@@ -143,7 +143,7 @@ class MaskReader:
 def count_classes(
     num_classes: int | None, class_names: Sequence[str], labels: Labels | None, ignore_index: int | None
 ) -> int | None:
-    """Gives the number of classes, from their names or from the labels if it is not given."""
+    """Returns the number of classes, derived from their names or from the labels if it is not given."""
     if class_names:
         repeated = isinstance(class_names, str) or len({*class_names}) < len(class_names)
         if repeated or num_classes not in (None, len(class_names)):

@@ -20,10 +20,10 @@ _ByImage = dict[int, list[dict[str, Any]]]
 class CocoDetection:
     """Pictures, boxes and masks of an annotation file in COCO's format, as a random-access source.
 
-    `root/annotations.json` lists the pictures of `root/images`. Building the source reads the annotations and the
-    headers of the pictures, and reports every problem that shows there in one error; `check` decodes everything.
+    `root/annotations.json` lists the pictures of `root/images`. The constructor reads the annotations and the
+    headers of the pictures, and reports all problems in one error; `check` decodes everything.
 
-    An item holds, for the n objects of the picture that has most:
+    An item contains the following fields, where n is the maximum number of objects in a picture:
 
     - image: (height, width, channels) as in the file.
     - boxes: (n, 4) float32, x0, y0, x1, y1 in pixels, cut off at the border; zeros in rows without an object.
@@ -39,9 +39,9 @@ class CocoDetection:
 
     Attributes:
         root: the folder.
-        class_names: the names of the categories, by their numbers in the file.
-        num_classes: how many there are.
-        category_ids: the numbers of the categories in the file, in the order of `class_names`.
+        class_names: the names of the categories, ordered by their ids in the file.
+        num_classes: the number of classes.
+        category_ids: the ids of the categories in the file, in the order of `class_names`.
         dataset: the content of the file, for `metrics.average_precision`.
         names: file names of the pictures, in order.
         sizes: the (height, width) of the pictures, in order.
@@ -82,20 +82,21 @@ class CocoDetection:
 
         Args:
             root: the folder.
-            images: the folder of the pictures in it.
-            annotations: the annotation file in it.
-            masks: give `instances`; every annotation then needs a segmentation, and polygons the package hotcoco.
-            channels: what `read_image` converts to; None for the channels of the file.
-            max_objects: rows of boxes and labels; None for as many as the fullest picture needs.
+            images: the subfolder of the pictures.
+            annotations: the annotation file, relative to `root`.
+            masks: return `instances`. Every annotation then needs a segmentation, and polygons need the package
+                hotcoco.
+            channels: number of channels, as in `read_image`; None for the channels of the file.
+            max_objects: rows of boxes and labels; None for the maximum number of objects in a picture.
 
         Raises:
             FileNotFoundError: if a folder, the annotation file, or pictures are missing.
-            ValueError: if the file is no such JSON, if numbers repeat or point to nothing, if a box is no box or lies
-                outside its picture, if a picture has another size than the file says, or more objects than
-                `max_objects`. All problems are named at once, with their numbers.
+            ValueError: if the file is invalid, ids repeat or refer to nothing, a box is invalid or outside its picture,
+                a picture's size differs from the file, or a picture has more than `max_objects` objects. The message
+                lists all problems with their ids.
 
         Warns:
-            UserWarning: boxes without area were left out, or boxes were cut off at the border.
+            UserWarning: if boxes without area were dropped, or boxes were clipped to the picture.
         """
         self.root = pathlib.Path(root)
         self.file = self.root / annotations
@@ -140,21 +141,21 @@ class CocoDetection:
         )
 
     def __len__(self) -> int:
-        """Gives the number of pictures."""
+        """Returns the number of pictures."""
         return len(self._records)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         """Reads one picture and its objects.
 
         Args:
-            index: 0..len-1, or from the end if negative.
+            index: 0..len-1; negative indices count from the end.
 
         Returns:
-            The fields that the class describes.
+            The fields listed in the class's docstring.
 
         Raises:
             IndexError: if there is no such picture.
-            ValueError: if a file is damaged, or a segmentation cannot be drawn.
+            ValueError: if a file is damaged, or a segmentation is invalid.
         """
         path, record, size = self._paths[index], self._records[index], self.sizes[index]
         image = _decode.decode_image(path, self.channels)
@@ -179,10 +180,11 @@ class CocoDetection:
         return {f"boxes{group}": boxes, f"labels{group}": labels, **maps}
 
     def check(self) -> None:
-        """Decodes every picture and every segmentation, and compares the boxes with them.
+        """Decodes every picture and every segmentation, and compares boxes with masks.
 
         Raises:
-            ValueError: if any cannot be decoded, or a box is not that of its mask to within two pixels; all are named.
+            ValueError: if one cannot be decoded, or a box differs from its mask's by more than two pixels; all are
+                listed.
         """
         problems: list[str] = []
         for path, record, size in zip(self._paths, self._records, self.sizes, strict=True):
@@ -202,7 +204,7 @@ class CocoDetection:
                 box, extent = _coco_file.corners(annotation["bbox"], size), _instances.extent_of(mask)
                 if max(abs(side - other) for side, other in zip(box, extent, strict=True)) > 2:
                     problems.append(
-                        f"annotation {annotation['id']}: the box {list(box)} (x0, y0, x1, y1) is not that of its mask,"
+                        f"annotation {annotation['id']}: the box {list(box)} (x0, y0, x1, y1) differs from its mask's,"
                         f" {list(extent)}"
                     )
         if problems:
@@ -225,7 +227,7 @@ class CocoDetection:
                 problems.append(f"annotation {number}: iscrowd is {annotation['iscrowd']!r}; expected 0 or 1")
                 continue
             if self.masks and not annotation.get("segmentation"):
-                problems.append(f"annotation {number} has no segmentation: pass masks=False to read boxes alone")
+                problems.append(f"annotation {number} has no segmentation: pass masks=False to read only boxes")
                 continue
             box = annotation.get("bbox")
             if not _coco_file.is_box(box):
@@ -239,7 +241,7 @@ class CocoDetection:
                 empty.append(number)
             elif x1 <= x0 or y1 <= y0:
                 problems.append(
-                    f"annotation {number}: the box {box} (x, y, width, height) lies outside image"
+                    f"annotation {number}: the box {box} (x, y, width, height) is outside image"
                     f" {annotation['image_id']} of {size[0]}x{size[1]} (height x width)"
                 )
             else:

@@ -225,7 +225,7 @@ def _misfit(encoder: Encoder) -> str:
 register(
     Blueprint(
         name="dpt",
-        description="A plain transformer's maps, made a pyramid again and fused from coarse to fine.",
+        description="A pyramid built from a Vision Transformer's maps of one size, fused from coarse to fine.",
         skip_strategy="adds maps of evenly spaced blocks, each resized by learned convolutions",
         excels_at="depth and segmentation from large pretrained Vision Transformers",
         paper="Ranftl et al. 2021, https://arxiv.org/abs/2103.13413",

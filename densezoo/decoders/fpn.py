@@ -284,9 +284,9 @@ def _fields(encoder: Encoder) -> dict[str, Any]:
 register(
     Blueprint(
         name="fpn",
-        description="A light top-down pyramid with equal channels at every scale, summed up at 1/4 of the image.",
+        description="A light top-down pyramid with the same channels at every scale, added up at 1/4 of the image.",
         skip_strategy="adds 1x1 lateral convolutions of the encoder's maps",
-        excels_at="multi-scale objects, detection and panoptic segmentation on the same features",
+        excels_at="objects at many scales; detection and panoptic segmentation with shared features",
         paper="Lin et al. 2016, https://arxiv.org/abs/1612.03144; Kirillov et al. 2019, https://arxiv.org/abs/1901.02446",
         decoder=FPNDecoder,
         encoder="resnet34",

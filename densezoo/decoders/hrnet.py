@@ -81,8 +81,8 @@ class HRNetDecoder(nn.Module):
 register(
     Blueprint(
         name="hrnet",
-        description="All scales of an encoder that keeps them side by side, mixed by a 1x1 convolution.",
-        skip_strategy="concatenates all maps at the finest one's size; the scales have met within the encoder",
+        description="All maps of an encoder with parallel scales, mixed by a 1x1 convolution.",
+        skip_strategy="concatenates all maps at the finest one's size; the encoder has already mixed the scales",
         excels_at="fine detail and position: poses, faces, thin structures",
         paper="Wang et al. 2019, https://arxiv.org/abs/1908.07919",
         decoder=HRNetDecoder,

@@ -162,8 +162,8 @@ def _for_one_channel(norm: ModuleDef | None) -> ModuleDef | None:
 register(
     Blueprint(
         name="pan",
-        description="Attention over a pyramid of the coarsest map, then light steps up that the coarse map steers.",
-        skip_strategy="adds convolved maps of the encoder, their channels weighed by the coarser map",
+        description="Attention over a pyramid of the coarsest map, then light upsampling gated by the coarser map.",
+        skip_strategy="adds convolved maps of the encoder, whose channels are gated by the coarser map",
         excels_at="segmentation with context at little cost",
         paper="Li et al. 2018, https://arxiv.org/abs/1805.10180",
         decoder=PANDecoder,

@@ -120,9 +120,9 @@ class PSPNetDecoder(nn.Module):
 register(
     Blueprint(
         name="pspnet",
-        description="Means over grids of 1, 2, 3 and 6 bins beside the map of an encoder that stops at 1/8.",
-        skip_strategy="none: the coarsest map alone, which is still fine",
-        excels_at="scenes, where the whole image says what a part of it is",
+        description="Average pooling into grids of 1x1 to 6x6 bins, concatenated with the encoder's map at 1/8.",
+        skip_strategy="none: only the coarsest map, at 1/8 of the image",
+        excels_at="scenes in which the whole image helps to identify its parts",
         paper="Zhao et al. 2016, https://arxiv.org/abs/1612.01105",
         decoder=PSPNetDecoder,
         encoder="resnet34",

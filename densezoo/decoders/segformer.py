@@ -142,9 +142,9 @@ def _quarter(pyramid: Pyramid) -> Size:
 register(
     Blueprint(
         name="segformer",
-        description="Every scale through one linear layer, resized to 1/4 of the image and fused by one convolution.",
+        description="One linear layer per scale; all scales are resized to 1/4 and fused by one convolution.",
         skip_strategy="concatenates all of the encoder's maps at once, at 1/4 of the image",
-        excels_at="transformer encoders, which look everywhere by themselves: few parameters, fast",
+        excels_at="transformer encoders, which already provide global context: few parameters, fast",
         paper="Xie et al. 2021, https://arxiv.org/abs/2105.15203",
         decoder=SegFormerDecoder,
         encoder="mit_b0",

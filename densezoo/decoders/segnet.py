@@ -70,7 +70,7 @@ class SegNetDecoder(nn.Module):
             x = conv(poolings[0].shape[-1], name="top")(x, train=train)
         for stage, (indices, size) in enumerate(zip(poolings, self.depths, strict=True)):
             if stage + 1 < len(poolings):
-                # What was pooled here is what the next finer pooling gave.
+                # The input of this pooling is the output of the next finer one.
                 size_before, features = size_of(poolings[stage + 1]), poolings[stage + 1].shape[-1]
             else:
                 size_before, features = pyramid.image_size, self.features or indices.shape[-1]
@@ -101,9 +101,9 @@ def _misfit(encoder: Encoder) -> str:
 register(
     Blueprint(
         name="segnet",
-        description="A mirror image of a VGG that puts every value back to where its maximum was pooled from.",
+        description="A mirrored VGG that unpools each value to the position of its maximum.",
         skip_strategy="unpools with the saved max-pooling indices",
-        excels_at="segmentation when memory is limited: indices instead of maps are kept",
+        excels_at="segmentation with little memory: it stores indices instead of maps",
         paper="Badrinarayanan et al. 2015, https://arxiv.org/abs/1511.00561",
         decoder=SegNetDecoder,
         encoder="vgg16_bn",

@@ -103,9 +103,9 @@ class UPerNetDecoder(nn.Module):
 register(
     Blueprint(
         name="upernet",
-        description="PSPNet's pooling on the coarsest map, an FPN from there on, and all maps fused at 1/4.",
+        description="PSPNet's pooling on the coarsest map, followed by an FPN whose maps are fused at 1/4.",
         skip_strategy="adds 1x1 lateral convolutions of the encoder's maps, and concatenates the results of all scales",
-        excels_at="accuracy with any encoder, above all transformers and ConvNeXt",
+        excels_at="accuracy with any encoder, especially transformers and ConvNeXt",
         paper="Xiao et al. 2018, https://arxiv.org/abs/1807.10221",
         decoder=UPerNetDecoder,
         encoder="resnet34",

@@ -144,7 +144,7 @@ def register_encoders(encoders: Mapping[str, Callable[..., Encoder]]) -> None:
         encoders: maps names to `Encoder` classes or partials of them.
 
     Raises:
-        TypeError: an instance, or something else that cannot be called, in place of a class; nothing is added then.
+        TypeError: if a value is an instance or not callable. No name is registered then.
 
     Example:
         >>> from functools import partial

@@ -1,4 +1,4 @@
-"""Average precision as COCO defines it: the counting is hotcoco's, the conversion to and from it is here."""
+"""COCO's average precision. hotcoco computes it; this file converts between its formats and densezoo's."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _SCORES |= {"ar1": "AR1", "ar10": "AR10", "ar100": "AR100"}
 
 
 def coco_dataset(source: Any, class_names: Sequence[str] = ()) -> dict[str, Any]:
-    """The objects of a source as a COCO dataset, which `average_precision` takes.
+    """Converts the objects of a source to a COCO dataset for `average_precision`.
 
     Args:
-        source: samples with boxes (n, 4), labels (n,) with -1 in rows without an object, and perhaps `instances`; its
-            own `dataset` is taken if it has one, as that of `data.CocoDetection`.
-        class_names: names of the classes; those of the source, or their numbers, if empty.
+        source: samples with boxes (n, 4), labels (n,) with -1 in rows without an object, and optionally `instances`. If
+            it has its own `dataset`, as `data.CocoDetection` does, this is used.
+        class_names: names of the classes; if empty, those of the source, or their numbers.
 
     Returns:
         A dict with images, annotations and categories, as in COCO's files. Ids of images are those of the source's
         `dataset`, else the samples' `image_id`, else index + 1; ids of categories likewise, else label + 1.
 
     Raises:
-        ModuleNotFoundError: if there are instances and hotcoco, which encodes their masks, is not installed.
+        ModuleNotFoundError: if there are instances and hotcoco is not installed, which encodes their masks.
 
     Example:
         >>> import numpy as np
@@ -54,7 +54,7 @@ def coco_dataset(source: Any, class_names: Sequence[str] = ()) -> dict[str, Any]
 
 
 def coco_annotations(sample: Mapping[str, Any], image_id: int) -> list[dict[str, Any]]:
-    """The objects of one picture in COCO's format.
+    """Converts the objects of one picture to COCO's format.
 
     Args:
         sample: boxes (n, 4), labels (n,) with -1 in rows without an object, and perhaps `instances` (h, w) and `areas`
@@ -96,18 +96,18 @@ def coco_results(
     category_ids: Sequence[int] | None = None,
     masks: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """The detections of one picture in COCO's result format.
+    """Converts the detections of one picture to COCO's result format.
 
     Args:
-        image_id: number of the picture in the dataset.
+        image_id: id of the picture in the dataset.
         boxes: (n, 4), x0, y0, x1, y1 in pixels of the picture.
         scores: (n,).
-        labels: (n,), places in the list of classes; rows with a negative label are left out.
-        category_ids: the dataset's number of each class; None for label + 1.
+        labels: (n,), class indices; rows with a negative label are skipped.
+        category_ids: the dataset's id of each class; None for label + 1.
         masks: (n, height, width) bool, of the picture's size.
 
     Returns:
-        A dict for each detection, with plain numbers, which JSON takes.
+        A dict for each detection, with plain numbers that can be written as JSON.
 
     Example:
         >>> import numpy as np
@@ -130,11 +130,11 @@ def coco_results(
 def average_precision(
     dataset: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, masks: bool = False
 ) -> dict[str, float]:
-    """COCO's scores of detections.
+    """Computes COCO's scores of detections.
 
     Args:
-        dataset: images, annotations and categories, as `coco_dataset` gives them.
-        results: detections in COCO's result format, as `coco_results` gives them; in any order.
+        dataset: images, annotations and categories, as returned by `coco_dataset`.
+        results: detections in COCO's result format, as returned by `coco_results`, in any order.
         masks: compare masks instead of boxes.
 
     Returns:
@@ -167,7 +167,7 @@ def average_precision(
         if result["image_id"] not in images or result["category_id"] not in categories:
             raise ValueError(
                 f"result {number} is of image {result['image_id']}, category {result['category_id']}; the dataset has"
-                f" {len(images)} images and the categories {sorted(categories)}, and not these"
+                f" {len(images)} images and the categories {sorted(categories)}, but not these"
             )
         if not math.isfinite(result["score"]) or not np.isfinite(result["bbox"]).all():
             raise ValueError(f"result {number} has the score {result['score']} and box {result['bbox']}")
@@ -206,7 +206,7 @@ def _check_truth(annotations: Sequence[Mapping[str, Any]], images: Any, categori
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """A mask (h, w) as COCO's compressed run lengths, which JSON takes; needs hotcoco.
+    """Encodes a mask (h, w) as COCO's compressed run lengths for JSON; needs hotcoco.
 
     Example:
         >>> import numpy as np

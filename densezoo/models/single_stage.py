@@ -172,7 +172,7 @@ def _plain(
     param_dtype: Dtype = jnp.float32,
 ) -> SingleStage:
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-    # The sizes that RetinaNet has on all of its maps.
+    # The anchor sizes of all of RetinaNet's maps.
     every = sizes or tuple(int(2.0 ** (5 + step / 3)) for step in range(15))
     head = RetinaNetHead(num_classes, (tuple(every),), ratios, depth, head_norm, box_loss, **dtypes)
     return SingleStage(encoder, PlainNeck(features, level, norm, **dtypes), head, impl=impl)
@@ -184,7 +184,7 @@ def _neck(encoder: Any, features: int, upsample: Any, norm: Any, from_encoder: b
     return FPNNeck(features, levels, upsample, norm, extra, **dtypes)
 
 
-_SKIPS = "adds 1x1 lateral convolutions of the encoder's maps; a head reads every scale"
+_SKIPS = "adds 1x1 lateral convolutions of the encoder's maps; the head reads every scale"
 _RETINANET = "Lin et al. 2017, https://arxiv.org/abs/1708.02002"
 
 register_detector(

@@ -83,7 +83,7 @@ def two_stage(
 
 
 _V2 = {"norm": BatchNorm, "head_norm": BatchNorm, "rpn_depth": 2, "box_convs": 4, "hidden": (1024,)}
-_SKIPS = "adds 1x1 lateral convolutions of the encoder's maps; a box reads the scale of its size"
+_SKIPS = "adds 1x1 lateral convolutions of the encoder's maps; the size of a box selects its map"
 _BENCHMARK = "Li et al. 2021, https://arxiv.org/abs/2111.11429"
 
 
@@ -98,21 +98,21 @@ _FASTER, _MASK = (
 )
 _family(
     "faster_rcnn",
-    "A feature pyramid proposes boxes, and a head classifies and moves each.",
-    "boxes where they must be exact",
+    "A feature pyramid proposes boxes, and a head classifies and refines each.",
+    "accurate boxes",
     _FASTER,
 )
 _family(
     "faster_rcnn_v2",
     "Faster R-CNN with batch norms in neck and head, and a head of convolutions.",
-    "boxes where they must be exact and training is long",
+    "accurate boxes after long training",
     f"{_FASTER}; {_BENCHMARK}",
     **_V2,
 )
 _family(
     "faster_rcnn_mobilenet",
-    "Faster R-CNN over the two last maps of MobileNetV3, both at 1/32 of the image, with anchors of all sizes on each.",
-    "boxes where time is short",
+    "Faster R-CNN on the last two maps of MobileNetV3, both at 1/32 of the image, with anchors of all sizes on each.",
+    "fast detection",
     f"{_FASTER}; Howard et al. 2019, https://arxiv.org/abs/1905.02244",
     "mobilenet_v3_large",
     levels=2,
@@ -121,14 +121,14 @@ _family(
 _family(
     "mask_rcnn",
     "Faster R-CNN with a small mask for each box.",
-    "single objects with their outlines",
+    "individual objects with masks",
     _MASK,
     masks=True,
 )
 _family(
     "mask_rcnn_v2",
     "Mask R-CNN with batch norms in neck and heads, and a box head of convolutions.",
-    "single objects with their outlines, where training is long",
+    "individual objects with masks, after long training",
     f"{_MASK}; {_BENCHMARK}",
     masks=True,
     **_V2,
@@ -136,7 +136,7 @@ _family(
 _family(
     "panoptic_fpn",
     "Mask R-CNN with a semantic branch on the same pyramid: a segment for every pixel.",
-    "things and stuff at once",
+    "objects and background regions together",
     "Kirillov et al. 2019, https://arxiv.org/abs/1901.02446",
     masks=True,
     stuff_classes=53,

@@ -1,4 +1,4 @@
-"""RoIAlign: a small map of fixed size for each box, averaged from bilinear samples of a map or of a pyramid."""
+"""RoIAlign: a small fixed-size map for each box, averaged from bilinear samples of a map or of a pyramid."""
 
 import functools
 import math
@@ -27,21 +27,22 @@ def roi_align(
     sampling_ratio: int = 2,
     aligned: bool = False,
 ) -> Float[Array, "b n p q c"]:
-    """Divides each box into bins and takes the mean of samples in each, with the numbers of torchvision.
+    """Divides each box into bins and averages samples in each, with torchvision's results.
 
-    The maps get gradients, the boxes none. A sample more than a pixel beyond the map counts as 0; a box that is NaN
-    gives zeros. It is a custom VJP: forward-mode differentiation needs `ops.implementation("reference")`.
+    The maps get gradients, the boxes do not. A sample more than a pixel outside the map is 0; a NaN box gives zeros.
+    This is a custom VJP: forward-mode differentiation needs `ops.implementation("reference")`.
 
     Args:
         features: NHWC maps.
         boxes: for each map the same number of boxes, in pixels of the image.
-        output_size: bins down and across; one number for both.
-        spatial_scale: map pixels an image pixel, such as 1/16.
-        sampling_ratio: samples a bin along each axis. 0 takes one for each map pixel that a bin covers, rounded up, as
-          torchvision does for 0 and -1: exact for boxes up to the map's size; larger ones get as many as those.
-        aligned: whole positions are the centres of pixels, as everywhere else in densezoo. False, the first version's
-          convention, which torchvision's detectors have, reads half a pixel further down and right, and takes boxes
-          for at least one map pixel wide and high.
+        output_size: number of bins vertically and horizontally; one number for both.
+        spatial_scale: map pixels per image pixel, such as 1/16.
+        sampling_ratio: number of samples per bin along each axis. 0 takes one for each map pixel that a bin covers,
+          rounded up, as torchvision does for 0 and -1. This is exact for boxes up to the map's size; the number does
+          not grow beyond that.
+        aligned: integer positions are pixel centres, as everywhere else in densezoo. False is the convention of the
+          first version, which torchvision's detectors use: it reads half a pixel further down and right, and enlarges
+          boxes to at least one map pixel.
 
     Returns:
         (b, n, *output_size, c), in the maps' dtype.
@@ -83,7 +84,7 @@ def multiscale_roi_align(
     canonical_size: float | int = 224,
     canonical_level: int = 4,
 ) -> Float[Array, "b n p q c"]:
-    """`roi_align` in which the size of a box decides from which map of a pyramid it reads.
+    """`roi_align` from a pyramid: a box's size determines the map that it reads from.
 
     A box of `canonical_size` reads from the map of stride 2 ** `canonical_level`, one of twice the side from the next
     coarser map. All boxes are read in one pass.
@@ -91,12 +92,13 @@ def multiscale_roi_align(
     Args:
         maps: NHWC maps of the same channels, each half as large as the one before.
         boxes: for each image the same number of boxes, in pixels of the image.
-        image_size: (height, width) of the images; with the maps' sizes, rounded to a power of two, it gives the scales.
-        output_size: bins down and across; one number for both.
-        sampling_ratio: see `roi_align`, as for `aligned`, and for what it raises.
-        aligned: see `roi_align`.
-        canonical_size: pixels, the square root of a box's area.
-        canonical_level: the map that boxes of that size read from.
+        image_size: (height, width) of the images. Its ratio to the maps' sizes, rounded to a power of two, gives the
+            scales.
+        output_size: number of bins vertically and horizontally; one number for both.
+        sampling_ratio: as in `roi_align`; the errors are also the same.
+        aligned: as in `roi_align`.
+        canonical_size: the square root of a box's area, in pixels.
+        canonical_level: the level that boxes of that size read from.
 
     Example:
         >>> import jax.numpy as jnp
@@ -113,7 +115,7 @@ def multiscale_roi_align(
         check_maps(x)
     alike = {(x.shape[0], x.shape[3], x.dtype) for x in maps}
     if len(alike) != 1:
-        raise ValueError(f"maps have the same batch, channels and dtype, got {[(x.shape, x.dtype.name) for x in maps]}")
+        raise ValueError(f"maps need equal batch, channels and dtype, got {[(x.shape, x.dtype.name) for x in maps]}")
     output_size = _check(boxes, maps[0].shape[0], output_size, sampling_ratio)
     height, _ = check_size(image_size)
     scales = tuple(2.0 ** round(math.log2(x.shape[1] / height)) for x in maps)
@@ -128,31 +130,31 @@ def multiscale_roi_align(
 
 
 def _check(boxes, batch, output_size, sampling_ratio):
-    """The size of the output, or what is wrong."""
+    """Checks the arguments and returns the size of the output."""
     check_boxes(3, boxes=boxes)
     if boxes.shape[0] != batch:
-        raise ValueError(f"boxes are (batch, n, 4) for {batch} maps, got {boxes.shape}")
+        raise ValueError(f"boxes must be (batch, n, 4) for {batch} maps, got {boxes.shape}")
     check_whole(0, sampling_ratio=sampling_ratio)
     return check_size((output_size, output_size) if isinstance(output_size, int) else output_size)
 
 
 def _levels(boxes, finest, coarsest, canonical_size, canonical_level):
-    """The number of the map for each box."""
+    """The index of the map for each box."""
     area = box_area(boxes)
-    # An area of 0, or NaN, is for the finest map.
+    # Boxes with an area of 0 or NaN read from the finest map.
     size = jnp.sqrt(jnp.where(area > 0, area, 0))
     level = jnp.floor(canonical_level + jnp.log2(size / canonical_size) + 1e-6)
     return (jnp.clip(level, finest, coarsest) - finest).astype(jnp.int32)
 
 
 class _Axis(NamedTuple):
-    """Where the samples of all boxes lie along an axis; arrays are (boxes,).
+    """The positions of all boxes' samples along an axis; arrays are (boxes,).
 
     Attributes:
-        start: of the box, in map pixels.
-        step: a bin's length.
-        samples: a whole number, how many a bin has.
-        side: of the map.
+        start: start of the box, in map pixels.
+        step: length of a bin.
+        samples: number of samples in a bin, an integer.
+        side: side length of the map.
     """
 
     start: jax.Array
@@ -170,14 +172,14 @@ class _Axis(NamedTuple):
         position = jnp.clip(jnp.where(counts, position, 0), 0, side - 1)
         low = jnp.floor(position)
         weight = jnp.where(counts, 1 / samples, 0)
-        # A sample on the last pixel has weight 0 for the one after it, which there is not.
+        # A sample on the last pixel has weight 0 for the next one, which does not exist.
         high = jnp.minimum(low + 1, side - 1)
         pixels = (low.astype(jnp.int32), high.astype(jnp.int32))
         return tuple(zip(pixels, (weight * (1 - (position - low)), weight * (position - low)), strict=True))
 
 
 def _axis(low, high, bins, side, sampling_ratio, aligned):
-    """The samples of boxes that reach from `low` to `high` in map pixels."""
+    """The samples of boxes that extend from `low` to `high` in map pixels."""
     start, length = (low - 0.5, high - low) if aligned else (low, jnp.maximum(high - low, 1))
     step = length / bins
     if sampling_ratio:
@@ -189,7 +191,7 @@ def _axis(low, high, bins, side, sampling_ratio, aligned):
 
 
 class _Regions(NamedTuple):
-    """Where all boxes lie in a table of pixels: each one's first row of it, its map's width, and its samples."""
+    """The positions of all boxes in a table of pixels: each one's first row in it, its map's width, and its samples."""
 
     first: jax.Array
     width: jax.Array
@@ -204,12 +206,12 @@ class _Regions(NamedTuple):
                 yield index, vertical[:, :, None] * horizontal[:, None, :]
 
     def most_samples(self):
-        """How many samples down and across the box with the most has in a bin."""
+        """The maximum number of samples in a bin, vertically and horizontally."""
         return self.rows.samples.max().astype(jnp.int32), self.columns.samples.max().astype(jnp.int32)
 
 
 def _align(maps, boxes, levels, output_size, scales, sampling_ratio, aligned):
-    """Reads all maps as one table, a row a pixel, in which each box has a first row, a height and a width."""
+    """Reads all maps as one table with a row per pixel. Each box has a first row, a height and a width in it."""
     batch, channels = maps[0].shape[0], maps[0].shape[3]
     compute = accumulator_dtype(maps[0].dtype)
     sizes = np.array([size_of(x) for x in maps], np.int32)
@@ -232,7 +234,7 @@ def _align(maps, boxes, levels, output_size, scales, sampling_ratio, aligned):
 
 
 def _over_samples(regions, output_size, sampling_ratio, body, total):
-    """Applies `body` to the corners of all samples of a bin at once or, if the boxes choose how many, in a loop."""
+    """Applies `body` to the corners of all samples of a bin at once, or in a loop if the number depends on the box."""
     if sampling_ratio:
         samples = np.ndindex(sampling_ratio, sampling_ratio)
         return body([corner for sample in samples for corner in regions.corners(*sample, output_size)], total)
@@ -276,14 +278,14 @@ def _backward(output_size, sampling_ratio, pixels, regions, g):
 
 
 def _add(table, corners, g):
-    """Every pixel of `g`, weighed, to its corners' rows of the table."""
+    """Adds every pixel of `g`, weighted, to its corners' rows of the table."""
     for index, weight in corners:
         table = table.at[index].add(weight[..., None] * g, mode="promise_in_bounds")
     return table
 
 
 def _add_by_box(table, corners, g):
-    """The same in a loop over boxes and corners, a tenth of the time on CPU: what is added stays in the caches."""
+    """The same in a loop over boxes and corners, which takes a tenth of the time on CPU because it stays in cache."""
     boxes, bins, channels = g.shape[0], g.shape[1] * g.shape[2], g.shape[3]
     indices, weights = (jnp.stack(parts, 1).reshape(-1, bins) for parts in zip(*corners, strict=True))
     of = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)

@@ -1,6 +1,6 @@
 """Pictures: architectures, feature maps, predictions, training curves.
 
-Every function gives a matplotlib figure or an array; nothing is shown, and pyplot is not touched. `import densezoo`
+Every function returns a matplotlib figure or an array. It shows nothing and does not use pyplot. `import densezoo`
 does not import this package, nor matplotlib: write `from densezoo import viz`.
 """
 

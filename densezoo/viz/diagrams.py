@@ -1,4 +1,4 @@
-"""Diagrams of architectures side by side, drawn from the models themselves."""
+"""Side-by-side diagrams of architectures, generated from the models."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,11 +15,11 @@ from densezoo.viz.structure import Architecture, Link, architecture
 
 FAINT = "#8a8a8a"
 FILLS = ("#bcdcf2", "#fbdca4", "#b9e3d3", "#e5c6da", "#dcdcdc", "#f3b8a4")
-"""Of the parts by their names, in the order in which they first occur."""
+"""Colours of the parts, in order of first occurrence."""
 COLOURS = {"concat": "#c04a00", "add": "#00785a", "indices": "#8c3d77", "down": "#3d6f96", "up": "#a06c00"}
 MEANINGS = {"down": "down to a coarser map", "up": "up to a finer map", "forward": "same size"}
 DASHES = {"concat": "-", "add": (0, (5, 2)), "indices": (0, (1.2, 1.6))}
-"""Skips differ in more than their colour."""
+"""Dash patterns, so that skips differ in more than colour."""
 GAP = 0.6
 LEFT = 0.6
 TITLE = 0.78
@@ -34,7 +34,7 @@ def diagram(
     channels: int = 3,
     per_line: int | None = None,
 ) -> Figure:
-    """Draws models side by side: their maps as boxes, one row for each scale, and how they are computed as arrows.
+    """Draws models side by side: their maps as boxes, with one row per scale, and the data flow as arrows.
 
     Everything is read off the models (`architecture`): a box is as wide as it has channels and as high as it has pixels
     (both less than proportional), and an arrow is a flow of data in the traced program. Parts of the same name have the
@@ -42,16 +42,16 @@ def diagram(
     The heads of a detector are round boxes on the right, from top to bottom in the order in which they run.
 
     Args:
-        models: a model, several, or several by their titles.
-        image_size: (height, width) of the image that they are shown.
-        channels: of that image.
-        per_line: how many stand side by side before a new line begins; None means all.
+        models: one model, several, or a mapping from titles to models.
+        image_size: (height, width) of the input image.
+        channels: channels of the input image.
+        per_line: the number of models in a line; by default all.
 
     Returns:
         A matplotlib figure, for `viz.save`.
 
     Raises:
-        TypeError: if something is not a Flax Linen module.
+        TypeError: if an object is not a Flax Linen module.
         ValueError: if there is no model, `per_line` is not positive, or a model's parts do not fit together.
 
     Example:
@@ -61,7 +61,7 @@ def diagram(
         >>> figure = diagram(models)
     """
     if per_line is not None and per_line < 1:
-        raise ValueError(f"per_line is how many models stand side by side, at least 1; got {per_line}")
+        raise ValueError(f"per_line is the number of models in a line, at least 1; got {per_line}")
     reads = _read(models, image_size, channels)
     most = max(box.channels for _, read in reads for box in read.boxes)
     per_line = per_line or len(reads)
@@ -142,7 +142,7 @@ def _part(column: str) -> str:
 
 
 def _fills(reads: list[Architecture]) -> dict[str, str]:
-    """Colours of the parts by their names."""
+    """Colours of the parts by name."""
     boxes = [box for read in reads for i, box in enumerate(read.boxes) if i not in terminals(read)]
     parts = dict.fromkeys(_part(box.column) for box in boxes)
     return {part: FILLS[number % len(FILLS)] for number, part in enumerate(parts)}
@@ -199,18 +199,18 @@ def _draw_link(axes: Any, read: Architecture, places: tuple[Place, ...], link: L
 
 
 def _direction(read: Architecture, link: Link) -> str:
-    """Whether a link, that of the image or of a head too, goes down, up, or stays at one size."""
+    """Whether a link (also the image's or a head's) goes down, up, or stays at the same size."""
     before, after = read.boxes[link.start].size, read.boxes[link.end].size
     return "forward" if before == after else "down" if before[0] * before[1] > after[0] * after[1] else "up"
 
 
 def _route(read: Architecture, places: tuple[Place, ...], link: Link) -> tuple[list[Point], Point | None]:
-    """The corners of an arrow, and where a word on it may stand."""
+    """The corners of an arrow, and a position for its label."""
     start, end = places[link.start], places[link.end]
     upwards = end.y > start.y
     if start.y == end.y:
         between = [p for p in places if p.y == start.y and min(start.x, end.x) < p.x < max(start.x, end.x)]
-        if between:  # Over the heads of what stands between.
+        if between:  # Route the arrow above the arrow heads between its ends.
             above = start.top + 0.04 + 0.05 * len(between)
             xs = (start.right - 0.07, end.left + 0.07) if start.x < end.x else (start.left + 0.07, end.right - 0.07)
             return [(xs[0], start.top), (xs[0], above), (xs[1], above), (xs[1], end.top)], None
@@ -230,11 +230,11 @@ def _route(read: Architecture, places: tuple[Place, ...], link: Link) -> tuple[l
 
 
 Entry = tuple[str, str, float]
-"""Of the legend: the text; its arrow's kind, the colour of its box, or nothing; x."""
+"""Legend entry: text, arrow kind or box colour or nothing, x."""
 
 
 def _legend(reads: list[Architecture], fills: dict[str, str], width: float) -> list[list[Entry]]:
-    """Lines of entries."""
+    """The legend's entries, line by line."""
     found = {_direction(read, link) for read in reads for link in read.links if link.kind != "skip"}
     joins = dict.fromkeys(link.join for read in reads for link in read.links if link.kind == "skip")
     boxes = [*fills.items(), ("number and width: channels", ""), ("height: resolution", "")]

@@ -1,4 +1,4 @@
-"""Predicted masks beside images and truth."""
+"""Pictures of predicted masks beside images and truth."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from densezoo.viz import colors, legend, multilabel
 
 WIDTH = 2.2
-"""Inches of a picture."""
+"""Width of a picture in inches."""
 WRONG = (213, 0, 50)
 
 
@@ -23,7 +23,7 @@ def predictions(
     palette: ArrayLike | None = None,
     ignore_index: int | None = None,
 ) -> Figure:
-    """A row for each image: image, truth, prediction and errors; without truth, the prediction over the image.
+    """Draws image, truth, prediction and errors, one row per image; without truth, the prediction over the image.
 
     With several labels per pixel, a row has the image and a panel for each class, which shows its correct, missed and
     falsely predicted pixels.
@@ -42,8 +42,8 @@ def predictions(
         A matplotlib figure, for `viz.save`.
 
     Raises:
-        TypeError: if masks or predictions are floats, such as logits.
-        ValueError: if numbers or sizes of images, masks and predictions differ, or labels have no name or colour.
+        TypeError: if masks or predictions contain floats, such as logits.
+        ValueError: if the numbers or sizes of images, masks and predictions differ, or a label has no name or colour.
 
     Example:
         >>> image, truth = np.zeros((1, 8, 8, 3)), np.eye(8, dtype=int)[None]
@@ -86,7 +86,7 @@ def _check(pictures: list[np.ndarray], truths: list[np.ndarray] | None, guesses:
         if given is None:
             continue
         if len(given) != len(pictures):
-            raise ValueError(f"there are {len(pictures)} images and {len(given)} {name}: give one for each image")
+            raise ValueError(f"there are {len(pictures)} images and {len(given)} {name}: pass one for each image")
         for index, (picture, mask) in enumerate(zip(pictures, given, strict=True)):
             if picture.shape[:2] != mask.shape[:2]:
                 raise ValueError(f"image {index} has {picture.shape[:2]} pixels and its entry in {name} {mask.shape}")
@@ -95,7 +95,7 @@ def _check(pictures: list[np.ndarray], truths: list[np.ndarray] | None, guesses:
 def _errors(
     picture: np.ndarray, truth: np.ndarray, guess: np.ndarray, ignore_index: int | None
 ) -> tuple[str, np.ndarray]:
-    """The pixels that are wrong in red over the image in pale grey, and their share as a title."""
+    """A title with the share of wrong pixels, and a picture with these in red over the image in pale grey."""
     counted = np.ones(truth.shape, bool) if ignore_index is None else truth != ignore_index
     wrong = (truth != guess) & counted
     share = wrong.sum() / max(1, counted.sum())

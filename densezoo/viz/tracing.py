@@ -1,6 +1,6 @@
-"""The maps of a model and the data flow between them, found by tracing it: nothing here knows an architecture.
+"""Finds a model's maps and their data flow by tracing; nothing here depends on an architecture.
 
-Every map that a module gives is marked on its way (`checkpoint_name`), and the marks are found again in the traced
+Every map that a module returns is marked (`checkpoint_name`), and the marks are then located in the traced
 program.
 """
 
@@ -20,16 +20,16 @@ from densezoo.types import Size
 
 @dataclasses.dataclass
 class Map:
-    """A map that a module gave.
+    """A map that a module returns.
 
     Attributes:
-        key: the same in every run of a model on images of one shape.
-        path: of the module; empty for the image.
-        module: that gave it; None for the image.
-        inside: where the array is in what the module gives, such as `.maps[1]`; empty if it is all of it.
+        key: identifier, equal in every run of a model on images of one shape.
+        path: path of the module; empty for the image.
+        module: the module that returns the map; None for the image.
+        inside: position of the array in the module's output, such as `.maps[1]`; empty if it is the whole output.
         shape: NHWC.
-        integer: it holds whole numbers, such as pooling indices.
-        sources: the maps that it is computed from directly, each with the primitive in which it first met another one.
+        integer: whether it contains integers, such as pooling indices.
+        sources: the maps that it directly depends on, each with the primitive that first combined it with another.
     """
 
     key: str
@@ -67,7 +67,7 @@ class Output:
 
 @dataclasses.dataclass
 class Trace:
-    """What tracing a model finds.
+    """The result of tracing a model.
 
     Attributes:
         maps: in the order in which they are computed; the first is the image.
@@ -84,13 +84,13 @@ class Trace:
     upsamplers: dict[Path, str]
 
     def part(self, m: Map) -> Path:
-        """The part that a map belongs to; the image and a head are their own."""
+        """The part that a map belongs to; the image and each head are parts of their own."""
         if m.module is None:
             return ("image",)
         return m.path if m.path in self.parts or self.is_head(m) else m.path[:-1]
 
     def is_head(self, m: Map) -> bool:
-        """Whether a map comes from a child of the model that is not a part, beside parts."""
+        """Whether a map is the output of a child of the model that is not a part, in a model with parts."""
         return len(m.path) == 1 and m.path not in self.parts and len(self.parts) > 1
 
 
@@ -105,7 +105,7 @@ def run_with_maps(
 
     Args:
         model: a Flax Linen module.
-        variables: of the model.
+        variables: the model's variables.
         images: NHWC.
         visit: called with (key, x, module, inside, arguments of the module), gives x back.
         visit_output: called with (x, module, inside), gives x back: what the model's own parts give that is not a map,
@@ -127,7 +127,7 @@ def run_with_maps(
 
         return jax.tree_util.tree_map_with_path(visit_map, given)
 
-    # Written plainly, so that every map is there and every upsampler and skip is called.
+    # With the plain forms, every map exists and every upsampler and skip is called.
     with as_reference(model) as model, module_calls(note):
         return model.apply(variables, images, train=False, method=inference_method(model))
 
@@ -137,7 +137,7 @@ def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trac
 
     Args:
         model: a Flax Linen module.
-        variables: of the model; shapes are enough.
+        variables: the model's variables; shapes are enough.
         image: NHWC.
     """
     maps = [Map("", (), None, "", image.shape, False)]
@@ -150,7 +150,7 @@ def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trac
         maps.append(Map(key, module.path, module, inside, x.shape, not jnp.issubdtype(x.dtype, jnp.inexact)))
         given = containers.setdefault(key.removesuffix(inside), [])
         given.append(x)
-        # Single maps of several sizes do not count: a U-Net's block takes two.
+        # Separate maps of several sizes do not count: a U-Net's block has two inputs.
         if any(_several_sizes(value) for value in (*args, given)):
             parts.add(module.path)
         match args:
@@ -204,7 +204,7 @@ def _several_sizes(value: Any) -> bool:
 
 
 Marks = dict[int, str]
-"""The maps that an array is computed from, each with the primitive in which it met another one, empty before that."""
+"""The maps that an array is computed from, each with the primitive that combined it with another, or empty."""
 
 
 def _follow(

@@ -1,4 +1,4 @@
-"""Whether a model computes what a checkpoint's reference computes, where names and shapes are the same."""
+"""Detects checkpoints whose names and shapes fit but whose reference computes something else than the model."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -15,9 +15,9 @@ from densezoo.weights._parameters import Path, epsilon_of, namings_of
 
 
 def unseen(encoder: nn.Module, naming: Naming | None = None) -> dict[str, Any]:
-    """What changes an encoder's results and no array: its fields of that kind, and its norms' epsilon.
+    """The properties of an encoder that change its results but no array: such fields, and its norms' epsilon.
 
-    Not the epsilon where `naming` says the reference's, which is then allowed for.
+    The epsilon is omitted if `naming` contains the reference's, because loading then compensates for it.
     """
     fields = encoder.unseen if isinstance(encoder, Encoder) else ()
     values: dict[str, Any] = {}
@@ -30,13 +30,13 @@ def unseen(encoder: nn.Module, naming: Naming | None = None) -> dict[str, Any]:
 
 
 def difference(came: nn.Module, ours: nn.Module, naming: Naming | None = None) -> list[str]:
-    """What the two encoders compute in another way, such as "padding='SAME' where the model's encoder has None"."""
+    """The differences between two encoders' computations, such as "act=silu where the model's encoder has relu"."""
     theirs, mine = unseen(came, naming), unseen(ours, naming)
     return [f"{k}={v!r} where the model's encoder has {mine.get(k)!r}" for k, v in theirs.items() if mine.get(k) != v]
 
 
 def check_architecture(architecture: str, encoder: nn.Module, naming: Naming | None) -> None:
-    """Refuses an encoder that computes something else than the one of this name.
+    """Rejects an encoder that computes something else than the one of this name.
 
     Raises:
         ValueError: if there is no such encoder, or it differs.
@@ -50,18 +50,18 @@ def check_architecture(architecture: str, encoder: nn.Module, naming: Naming | N
         raise ValueError(f"{architecture} is a {type(there).__name__}, the model's encoder a {type(encoder).__name__}")
     if lines := difference(there, encoder, naming):
         raise ValueError(
-            f"{architecture} has {', and '.join(lines)}: with its weights the results would be other ones. Create the"
+            f"{architecture} has {', and '.join(lines)}: with its weights, the results would differ. Create the"
             f" encoder as {architecture!r}"
         )
 
 
 def doubt(encoder: nn.Module, naming: Naming, shapes: Mapping[Path, tuple[int, ...]], stem: Path | None) -> str:
-    """Other encoders of the zoo whose weights have these names and shapes and mean something else; empty for none.
+    """Other encoders of the zoo whose weights have the same names and shapes but another meaning.
 
     Args:
-        encoder: that takes the weights.
-        naming: by which their names are known.
-        shapes: of the encoder's arrays.
+        encoder: the encoder to load into.
+        naming: the naming of its weights.
+        shapes: shapes of the encoder's arrays.
         stem: path of its first kernel.
     """
     rivals = {}
@@ -106,12 +106,12 @@ def doubt_of_frozen_norms(encoder: nn.Module, naming: Naming, names: Iterable[st
 
 
 def contradictions(namings: Mapping[str, Naming | None], names: Mapping[str, Any]) -> list[str]:
-    """What the references of these names compute in another way than the model's parts."""
+    """The differences between the computations of these references and those of the model's parts."""
     return [
         naming.differs
         for naming in namings.values()
         if naming is not None
         and naming.differs
-        # `backbone.` alone may be anyone's.
+        # `backbone.` alone is ambiguous.
         and (naming.source != TORCHVISION or any(name.startswith("classifier.") for name in names))
     ]

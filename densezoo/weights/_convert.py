@@ -235,7 +235,7 @@ def _ignored(parts: Mapping[str, nn.Module], namings: Mapping[str, Naming | None
 
 
 def _spread(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """An OIHW kernel for another number of input channels: summed up for one, else repeated and scaled by the ratio."""
+    """Adapts an OIHW kernel to another number of input channels: summed for one, else repeated and scaled."""
     if channels == 1:
         return kernel.sum(1, keepdims=True, dtype=np.float32)
     repeated = kernel[:, np.arange(channels) % kernel.shape[1]]

@@ -68,7 +68,7 @@ def start_from(
         return _from_pytorch(model, path, part, in_channels, key)
     tree: dict[Path, Any] = {tuple(name.split("/")): value for name, value in arrays.items()}
     if part is not None and not any(len(name) > 1 and name[1] == part for name in tree):
-        tree = {(collection, part, *rest): value for (collection, *rest), value in tree.items()}  # the part alone
+        tree = {(collection, part, *rest): value for (collection, *rest), value in tree.items()}  # only this part
     channels = in_channels or metadata.get("preprocessing", {}).get("channels", 3)
     expected = shapes_of(model, channels)
     taken, lines = {}, []

@@ -1,4 +1,4 @@
-"""Pictures with objects, from annotation files and from maps of instances."""
+"""Pictures with objects, from annotation files and from instance maps."""
 
 import copy
 import json
@@ -58,7 +58,7 @@ def test_items(folder):
     assert first["image"].shape == (HEIGHT, WIDTH, 3) and first["image_id"] == 1
     np.testing.assert_array_equal(first["boxes"], [[2, 3, 6, 8], [3, 4, 5, 6]])
     np.testing.assert_array_equal(first["labels"], [0, 1])
-    # The smaller object lies on the larger one.
+    # The smaller object is on top of the larger one.
     expected = np.zeros((HEIGHT, WIDTH), np.int32)
     expected[3:8, 2:6] = 1
     expected[4:6, 3:5] = 2
@@ -156,7 +156,7 @@ def test_a_wrong_file_is_named_with_the_id(folder, dataset, change, message):
         ({"size": [HEIGHT, WIDTH], "counts": [5, 2]}, "add up to 7 pixels; expected 10 x 12"),
         ({"size": [WIDTH, HEIGHT], "counts": [120]}, r"expected \[10, 12\]"),
         ({"size": [HEIGHT, WIDTH], "counts": [-5, 125]}, "at least 0"),
-        ({"size": [HEIGHT, WIDTH], "counts": "\x05"}, "cannot have"),
+        ({"size": [HEIGHT, WIDTH], "counts": "\x05"}, "is invalid in run lengths"),
         ({"size": [HEIGHT, WIDTH], "counts": "P"}, "middle of a number"),
         ("circle", "expected polygons"),
     ],
@@ -185,7 +185,7 @@ def test_boxes_over_the_border_are_named_and_cut(folder, dataset):
 
 def test_check_compares_boxes_and_masks(folder, dataset):
     dataset["annotations"][0]["bbox"] = [0, 0, 12, 10]
-    with pytest.raises(ValueError, match=r"annotation 1: the box .* is not that of its mask, \[2, 3, 6, 8\]"):
+    with pytest.raises(ValueError, match=r"annotation 1: the box .* differs from its mask's, \[2, 3, 6, 8\]"):
         CocoDetection(folder()).check()
 
 
@@ -198,7 +198,7 @@ def test_more_objects_than_rows(folder, tmp_path, kind):
             root / "instances" / f"{name}.png"
         )
     make = CocoDetection if kind == "coco" else InstanceFolder
-    with pytest.raises(ValueError, match="has 2 objects, and max_objects is 1"):
+    with pytest.raises(ValueError, match="has 2 objects, but max_objects is 1"):
         make(root, max_objects=1)
     assert make(root, max_objects=5)[0]["boxes"].shape == (5, 4)
 

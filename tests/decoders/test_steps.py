@@ -1,4 +1,4 @@
-"""The steps up that decoders share."""
+"""The upsampling steps that decoders share."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ DECODERS = {
 
 
 def upsamplers(decoder, reductions, size=(32, 24)):
-    """The weights of upsamplers, and the map that comes out."""
+    """The weights of upsamplers, and the resulting map."""
     features = tuple(jnp.zeros((1, -(-size[0] // r), -(-size[1] // r), 8)) for r in reductions)
     pyramid = dz.Pyramid(features, reductions=reductions, image_size=size)
     y, variables = jax.eval_shape(decoder.init_with_output, KEY, pyramid)

@@ -1,4 +1,4 @@
-"""`predict.py` on folders, and `evaluate.py`, with the file of an untrained model."""
+"""`predict.py` on folders, and `evaluate.py`, with an untrained model."""
 
 import csv
 import dataclasses
@@ -34,7 +34,7 @@ def untrained():
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, untrained):
-    """Three classes with names; the masks are as random as the weights."""
+    """Three named classes; the masks are as random as the weights."""
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     task = Segmentation(3, class_names=("sky", "road", "car"))
     dz.save(path, *untrained, task=task, preprocessing=dz.Preprocessing(channels=1))
@@ -48,7 +48,7 @@ def predictor(model):
 
 @pytest.fixture
 def same_predictor(predictor, monkeypatch):
-    """Lets all tests share what is compiled."""
+    """Lets all tests share compiled programs."""
     monkeypatch.setattr(dz, "load_predictor", lambda path, pad_to=None: predictor)
 
 
@@ -99,10 +99,10 @@ def test_folders_that_cannot_be_predicted_say_why(tmp_path, model, same_predicto
 
     folder = tmp_path / "in"
     folder.mkdir()
-    with pytest.raises(ValueError, match=r"in holds no pictures \(\.png .*It is empty\. --recursive also reads"):
+    with pytest.raises(ValueError, match=r"in contains no pictures \(\.png .*It is empty\. --recursive also reads"):
         run(folder)
     picture(folder / "sub" / "a.png")
-    with pytest.raises(ValueError, match=r"in holds no pictures .*It holds sub/\. --recursive"):
+    with pytest.raises(ValueError, match=r"in contains no pictures .*It contains sub/\. --recursive"):
         run(folder)
     with pytest.raises(FileNotFoundError, match=r"no such picture file or folder: .*none"):
         run(tmp_path / "none")
@@ -118,7 +118,7 @@ def test_folders_that_cannot_be_predicted_say_why(tmp_path, model, same_predicto
 
 @pytest.fixture
 def data(tmp_path):
-    """Three pictures whose masks hold 7, 11, 26 and 0 for sky, road, car and nothing."""
+    """Three pictures with the mask values 7, 11, 26 and 0 for sky, road, car and unlabelled pixels."""
     masks = []
     for index in range(3):
         picture(tmp_path / "data" / "images" / f"{index}.png", index)

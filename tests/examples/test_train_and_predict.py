@@ -1,4 +1,4 @@
-"""The two scripts on small folders: they work, they resume, and they name what is wrong before any training."""
+"""Training and prediction on small folders: they work, they resume, and they report errors before training."""
 
 import dataclasses
 import functools

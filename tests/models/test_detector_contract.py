@@ -1,4 +1,4 @@
-"""What every detector promises, whatever its encoder, neck and heads."""
+"""The contract of every detector, for any encoder, neck and heads."""
 
 import functools
 

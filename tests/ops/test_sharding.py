@@ -1,4 +1,4 @@
-"""Two devices that share the batch: the operations' gradients, and that no map moves from one device to the other."""
+"""Two devices that share the batch: the operations' gradients, and that no maps are moved between the devices."""
 
 import json
 import os
@@ -71,7 +71,7 @@ OPERATIONS = {
 def check_traffic(name, program):
     for results, kind in re.findall(r"= (.+?) (all-\\w+|collective-\\w+|reduce-scatter)(?:-start)?\\(", program):
         assert kind == "all-reduce", (name, results, kind)
-        # A device's part of the maps has 288 numbers or more, the weights and what is made of them at most 256.
+        # A device's part of the maps has at least 288 numbers; weights and derived arrays have at most 256.
         for shape in re.findall(r"\\[([\\d,]*)\\]", results):
             assert np.prod([int(side) for side in shape.split(",") if side]) <= 256, (name, results)
 

@@ -1,4 +1,4 @@
-"""Non-maximum suppression against the greedy loop, and torchvision's numbers."""
+"""Non-maximum suppression, compared with the greedy loop and torchvision's numbers."""
 
 import functools
 import inspect
@@ -15,7 +15,7 @@ GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "detection_ops.npz")
 
 
 def greedy(boxes, scores, labels, threshold, valid):
-    """The loop as one writes it down, in float32."""
+    """The greedy loop in float32."""
     alive = valid & ~np.isnan(scores) & ~np.isnan(boxes).any(1)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept = []
@@ -32,7 +32,7 @@ def greedy(boxes, scores, labels, threshold, valid):
 
 
 def candidates(count, seed=0, kind="floats"):
-    """Boxes in clusters; with whole coordinates and few scores, there are ties everywhere."""
+    """Boxes in clusters; integer coordinates and few scores give many ties."""
     rng = np.random.default_rng(seed)
     centres = rng.uniform(0, 200, (max(count // 8, 1), 2))[rng.integers(0, max(count // 8, 1), count)]
     centres, sides = centres + rng.normal(0, 4, (count, 2)), rng.uniform(10, 40, (count, 2))
@@ -107,7 +107,7 @@ def test_odd_boxes_spoil_no_others():
     )
     scores = np.array([0.5, 0.9, 0.8, 0.8, 0.7, nan, -inf], np.float32)
     assert taken(plain(boxes, scores, np.ones(7, bool), 0.5, 7)) == [2, 3, 4, 0]
-    # A score of minus infinity is still a score; what is not valid is none.
+    # A score of minus infinity is still a score; invalid rows have no score.
     assert taken(plain(boxes, scores, np.arange(7) > 4, 0.5, 7)) == [6]
     assert taken(plain(boxes, scores, np.zeros(7, bool), 0.5, 7)) == []
     assert taken(ops.nms(jnp.zeros((0, 4)), jnp.zeros(0), 0.5, 3)) == []
@@ -144,7 +144,7 @@ def test_no_gradient_flows():
 
 def test_bad_arguments_are_refused():
     boxes, scores = jnp.zeros((3, 4)), jnp.zeros(3)
-    with pytest.raises(ValueError, match="scores are one for each of the 3 boxes"):
+    with pytest.raises(ValueError, match="scores needs an entry for each of the 3 boxes"):
         inspect.unwrap(ops.nms)(boxes, scores[:2], 0.5, 3)
     with pytest.raises(ValueError, match="threshold must be from 0 to 1, got 50"):
         ops.nms(boxes, scores, 50.0, 3)

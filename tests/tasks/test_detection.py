@@ -1,4 +1,4 @@
-"""The detection task: its options, training by its loss, and what it measures and predicts."""
+"""The detection task: its options, training with its loss, measurements and predictions."""
 
 import functools
 import operator
@@ -115,7 +115,7 @@ def test_scores_are_those_of_the_whole_set_whatever_the_batches():
     perfect = task.scores(exact)
     assert perfect["box_ap"] == pytest.approx(1) and "box_ap_background" not in perfect
     assert perfect["mask_ap_cat"] == pytest.approx(1) and perfect["mask_ap_dog"] < 1  # cat hides a part of it
-    # One of the two dogs has an IoU of 0.78 alone: 6 of 10 thresholds are met by both, the others by the better one.
+    # One of the two dogs only has an IoU of 0.78: both meet 6 of 10 thresholds, the better one meets the others.
     shifted = task.scores(task.measure(oracle(5), batch))
     assert shifted["box_ap_dog"] == pytest.approx((6 + 4 * 51 / 101) / 10, abs=1e-3)
     # Rows that only fill a batch up do not count.

@@ -1,4 +1,4 @@
-"""Segmentation and its recipe: it learns, scores whole images of any size, and predicts as it evaluates."""
+"""The segmentation task and its recipe: it learns, scores whole images of any size, and predicts as it evaluates."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ GREY = dz.Preprocessing(channels=1)
 
 
 class Squares:
-    """Bright squares on a dark, noisy ground, in images of several sizes."""
+    """Bright squares on a dark, noisy background, in images of several sizes."""
 
     sizes = tuple((24 + 8 * (index % 3), 40) for index in range(12))
 
@@ -35,7 +35,7 @@ class Squares:
 
 
 class Threshold(nn.Module):
-    """Says class 1 where the normalised image is above a parameter."""
+    """Predicts class 1 where the normalised image is above a parameter."""
 
     @nn.compact
     def __call__(self, images, *, train=False):
@@ -96,7 +96,7 @@ def test_evaluator_counts_each_pixel_of_each_image_once(ignore_index):
         total += counted.sum()
     evaluate = evaluator(Segmentation(2, ignore_index=ignore_index), source, batch_size=5)
     scores = evaluate(threshold_state())
-    assert fp + fn > 0  # else the comparison would say little
+    assert fp + fn > 0  # otherwise the comparison would be meaningless
     np.testing.assert_allclose(scores["iou_1"], tp / (tp + fp + fn), rtol=1e-6)
     np.testing.assert_allclose(scores["pixel_accuracy"], correct / total, rtol=1e-6)
 
@@ -130,7 +130,7 @@ def test_a_source_is_converted_after_the_crop_unless_its_range_is_given():
 
 
 class Both(nn.Module):
-    """Logits of two classes from a parameter each."""
+    """Logits of two classes, with a parameter for each."""
 
     @nn.compact
     def __call__(self, images, *, train=False):
@@ -152,7 +152,7 @@ def test_several_labels_a_pixel(tmp_path):
     _, history = train(task, Both(), Source(), Source(), recipe, directory=directory, progress=False)
     scores = history[-1]["scores"]
     assert scores["iou_square"] > 0.7 and scores["iou_bright"] > 0.9
-    # Written out: intersections over unions of what is above 0.
+    # Computed by hand: intersections over unions of the logits above 0.
     intersections, unions = np.zeros(2), np.zeros(2)
     predict = dz.load_predictor(directory, model=Both())
     _, saved = dz.load(directory / "model.safetensors", model=Both())

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed ends with the same bits as one that never stopped."""
+"""A killed and resumed run ends with the same bits as an uninterrupted one."""
 
 import functools
 import os

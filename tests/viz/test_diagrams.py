@@ -106,7 +106,7 @@ def test_rows_and_sizes_of_boxes():
             assert place.y == middles[box.stride]
             assert (place.width, place.height) == (box_width(box.channels, 64), box_height(box.stride))
     assert [name for name, _ in layout.columns] == ["encoder", "decoder"]
-    # The image stands above the encoder, the logits above the decoder.
+    # The image is above the encoder, the logits above the decoder.
     places = dict(zip((box.name for box in read.boxes), layout.places, strict=True))
     assert places["image"].x == places["encoder.maps[0]"].x
     assert places["head"].x == places["decoder.block2"].x

@@ -62,13 +62,13 @@ def test_more_classes_than_colours(tmp_path):
     assert len(entries) == 42 and entries[-3:] == ["class 299", "and 260 more", "wrong class"]
     assert viz.save(figure, tmp_path / "a.png", dpi=40).is_file()
     assert viz.overlay(image, mask, palette=viz.palette(300)).shape == image.shape
-    # Every mask of one palette has 16 bits, also one with small labels alone.
+    # Every mask of one palette has 16 bits, even one with only small labels.
     for labels in (mask, mask % 7):
         written = Image.open(viz.save_mask(labels, tmp_path / "mask.png", palette=viz.palette(300)))
         assert written.mode.startswith("I;16")
         np.testing.assert_array_equal(np.asarray(written), labels)
     np.testing.assert_array_equal(viz.colorize(mask), viz.colorize(mask, viz.palette(300)))
-    with pytest.raises(ValueError, match=r"the label 1000000, and the palette has colours for 0\.\.65535"):
+    with pytest.raises(ValueError, match=r"the label 1000000, but the palette has colours for 0\.\.65535"):
         viz.colorize(np.array([[10**6]]))
 
 
@@ -81,7 +81,7 @@ def test_errors():
         viz.predictions([], None, [])
     with pytest.raises(ValueError, match=r"image 0 has \(2, 2\) pixels and its entry in predictions \(2, 1\)"):
         viz.predictions([IMAGE], None, [GUESS[:, :1]])
-    with pytest.raises(ValueError, match="2 class_names, and a mask has the label 2"):
+    with pytest.raises(ValueError, match="2 class_names, but a mask contains the label 2"):
         viz.predictions([IMAGE], None, [GUESS], class_names=["a", "b"])
     with pytest.raises(ValueError, match="argmax"):
         viz.predictions([IMAGE], None, np.zeros((1, 2, 2, 3)))

@@ -35,7 +35,7 @@ def test_unet():
     assert [box.size for box in read.boxes if box.column == "encoder"] == [(64, 32), (32, 16), (16, 8), (8, 4)]
     assert skips(read) == [(f"encoder.maps[{2 - i}]", f"decoder.block{i}", "concat") for i in range(3)]
     assert {box.upsample for box in read.boxes if box.column == "decoder"} == {"Nearest"}
-    # Nothing else than the skips, the way down, the way up, and the ends.
+    # Only the skips, the encoder's path, the decoder's path, and the ends.
     assert [link.kind for link in read.links] == ["forward", *["down"] * 3, *["up", "skip"] * 3, "head"]
 
 
@@ -131,7 +131,7 @@ def test_the_heads_of_a_detector():
 
 
 class FusedBlock(nn.Module):
-    """Computes what a concatenation and a convolution give, without the concatenation."""
+    """Computes a concatenation followed by a convolution without building the concatenation."""
 
     skip: type = dz.ConcatSkip
 
@@ -169,7 +169,7 @@ class Join(nn.Module):
 
 
 class Grid(nn.Module):
-    """A U-Net++: at each scale, maps that join all those before them at this scale."""
+    """A U-Net++: at each scale, maps that join all previous maps of this scale."""
 
     @nn.compact
     def __call__(self, pyramid, *, train=False):
@@ -191,7 +191,7 @@ def test_dense_skips():
 
 
 class Single(nn.Module):
-    """A network in one piece, under rematerialisation, without encoder and decoder."""
+    """A network in one module, with rematerialisation, without encoder and decoder."""
 
     @nn.compact
     def __call__(self, images, *, train=False):
@@ -214,9 +214,9 @@ class Nothing(nn.Module):
 
 
 def test_errors():
-    with pytest.raises(TypeError, match="expected a Flax Linen module such as create_model gives, got str"):
+    with pytest.raises(TypeError, match="expected a Flax Linen module, for example from create_model; got str"):
         viz.architecture("unet")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="found no map"):
+    with pytest.raises(ValueError, match="returns a map"):
         viz.architecture(Nothing())
     with pytest.raises(ValueError, match="segnet does not work with this encoder"):
         viz.architecture(dz.create_model("segnet", "resnet18"))

@@ -14,7 +14,7 @@ IMAGES = jnp.zeros((1, 16, 16, 3))
 
 @pytest.fixture
 def trained():
-    """A model, and variables unlike those that any `init` gives."""
+    """A model, and variables that differ from those of any `init`."""
     model = dz.create_model("unet", ENCODER, num_classes=2)
     variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
     return model, jax.tree.map(lambda x: x + 3, variables)
