@@ -17,6 +17,9 @@ from densezoo.models.padding import each_alone, with_edges
 from densezoo.models.segmentation import computed_by
 from densezoo.types import Detections, Pyramid
 
+_MASKS_AT_ONCE = 25
+"""Detections of each image that the mask head takes at a time."""
+
 
 @struct.dataclass
 class RegionOutputs:
@@ -166,17 +169,51 @@ class RCNN(nn.Module):
         )
         if self.mask_head is None:
             return found
-        logits = self.mask_logits(outputs.pyramid, found.boxes)
-        chosen = jnp.maximum(found.labels, 0)[:, :, None, None, None]
-        masks = jax.nn.sigmoid(jnp.take_along_axis(logits, chosen, axis=-1)[..., 0])
-        return dataclasses.replace(found, masks=jnp.where(found.valid[:, :, None, None], masks, 0))
+        return dataclasses.replace(found, masks=self._masks_of(found, outputs.pyramid))
+
+    def _masks_of(self, found: Detections, pyramid: Pyramid) -> Float[Array, "b n _ _"]:
+        """The masks of the detections, 0 for the other rows.
+
+        The detections are in the first rows. The mask head takes most of the time, so it stops after the last one.
+        """
+        rows = found.boxes.shape[1]
+        step = min(_MASKS_AT_ONCE, rows)
+
+        def padded(x: jax.Array) -> jax.Array:
+            return jnp.pad(x, ((0, 0), (0, -rows % step), *((0, 0),) * (x.ndim - 2)))
+
+        regions = padded(self._regions("mask_head", pyramid, found.boxes))
+        labels = padded(jnp.maximum(found.labels, 0))
+        last = found.valid.sum(1).max(initial=0)
+
+        def add(model: "RCNN", state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            start, masks = state
+            x, label = (jax.lax.dynamic_slice_in_dim(x, start, step, 1) for x in (regions, labels))
+            logits = model._head("mask_head", x)
+            mine = jnp.take_along_axis(logits, label.reshape(-1, 1, 1, 1), axis=-1)[..., 0]
+            mine = jax.nn.sigmoid(mine).reshape(*label.shape, *mine.shape[1:])
+            return start + step, jax.lax.dynamic_update_slice_in_dim(masks, mine, start, 1)
+
+        side = 2 * regions.shape[2]
+        # Made from scores, so that inside `jax.shard_map` it varies as the masks do.
+        nothing = jnp.broadcast_to(0 * padded(found.scores)[:, :, None, None], (*labels.shape, side, side))
+        state = (jnp.zeros((), jnp.int32), nothing)
+        _, masks = nn.while_loop(lambda _, state: state[0] < last, add, self, state)
+        return jnp.where(found.valid[:, :, None, None], masks[:, :rows], 0)
 
     def _of_regions(self, part: str, pyramid: Pyramid, boxes: jax.Array, *, train: bool) -> Any:
-        head: Any = getattr(self, part)
+        return self._head(part, self._regions(part, pyramid, boxes), train=train)
+
+    def _regions(self, part: str, pyramid: Pyramid, boxes: jax.Array) -> jax.Array:
+        """The maps of boxes in the size that a head reads."""
         assert pyramid.image_size is not None
         with computed_by(self.impl):
-            x = ops.multiscale_roi_align(pyramid.maps[: self.region_maps], boxes, pyramid.image_size, head.size)
-            return head(x.reshape(-1, *x.shape[2:]), train=train and part not in self.frozen)
+            size = getattr(self, part).size
+            return ops.multiscale_roi_align(pyramid.maps[: self.region_maps], boxes, pyramid.image_size, size)
+
+    def _head(self, part: str, x: jax.Array, *, train: bool = False) -> Any:
+        with computed_by(self.impl):
+            return getattr(self, part)(x.reshape(-1, *x.shape[2:]), train=train and part not in self.frozen)
 
 
 def proposals_of(
