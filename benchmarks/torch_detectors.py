@@ -43,8 +43,9 @@ def make_model(name: str, classes: int, seed: int, images: np.ndarray) -> Any:
         ValueError: no bias gives that number of objects.
     """
     torch.manual_seed(seed)
-    options = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "_skip_resize": True}
+    options = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     model = getattr(detection, NAMES[name])(weights=None, weights_backbone=None, num_classes=classes, **options)
+    model.transform.resize = lambda image, target: (image, target)
     model.transform.postprocess = lambda results, *_: results
     x = tensors_of(images)
     with torch.inference_mode():
