@@ -38,6 +38,9 @@ def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None, met
     function is compiled on the first call with each shape, with `compiler_options()` and, if available, with oneDNN.
     Inside another `jit`, it becomes part of the outer program and uses the options of the outer `jit`.
 
+    With oneDNN, 3x3 convolutions with at least 128 channels of large maps use Winograd's algorithm, which takes about
+    half the time. Their outputs differ by about 1e-5 of the largest, and their kernels need four times the memory.
+
     Args:
         model: any model that is called with images, including your own modules.
         variables: the model's variables.
