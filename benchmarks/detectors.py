@@ -22,7 +22,7 @@ import numpy as np
 import densezoo as dz
 from benchmarks.machine import console
 from benchmarks.models import run, timed_rows
-from benchmarks.networks import NetworkOptions, Shape, make_model
+from benchmarks.networks import NetworkOptions, Shape
 from benchmarks.options import Mismatch, PeerForm, run_command
 from benchmarks.protocol import PeerError, Worker
 from benchmarks.record import OWN, shape_text
@@ -64,7 +64,7 @@ def compare_detections(
     say(f"{label}: weights")
     variables, missing = variables_of(worker, pair, images, arguments)
     say(f"{label}: {OWN}")
-    infer = dz.compile(make_model(pair, arguments, shape, "auto", arguments.dtype), variables, method="detect")
+    infer = dz.compile(make_model(pair, arguments), variables, method="detect")
     x = jax.device_put(images)
     compiled = compile_apart(infer, x)
     calls: dict[str, Any] = {OWN: functools.partial(compiled.call, x)}
@@ -107,7 +107,7 @@ def compare_steps(
     boxes, labels = objects(shape, arguments)
     # The labels of a batch start at 0, and class 0 of the model is the background.
     batch = {"image": jnp.asarray(images), "boxes": jnp.asarray(boxes), "labels": jnp.asarray(labels) - 1}
-    model = make_model(pair, arguments, shape, "auto", arguments.dtype)
+    model = make_model(pair, arguments)
     task = dz.tasks.Detection(arguments.num_classes, first_label=1)
     say(f"{label}: {OWN}")
     optimizer = dz.train.make_optimizer(PEAK, STEPS, weight_decay=WEIGHT_DECAY)
@@ -138,12 +138,16 @@ def compare_steps(
     return timed_rows(head, calls, facts, arguments) + left_out
 
 
+def make_model(pair: tuple[str, str], arguments: Arguments) -> Any:
+    """A detector of the zoo."""
+    return dz.create_model(*pair, arguments.num_classes)
+
+
 def variables_of(
     worker: Worker | None, pair: tuple[str, str], images: np.ndarray, arguments: Arguments
 ) -> tuple[Any, str]:
     """The model's variables, of torchvision's if there is a worker that can make it, and why it cannot."""
-    shape: Any = images.shape[:3]
-    model = make_model(pair, arguments, shape, "auto", "float32")
+    model = make_model(pair, arguments)
     missing = "" if pair[1] == "resnet50" else f"its encoder is not {pair[1]}"
     if worker is not None and not missing:
         asked = {"model": pair[0], "classes": arguments.num_classes, "seed": arguments.seed}

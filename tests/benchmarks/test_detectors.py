@@ -9,7 +9,7 @@ from benchmarks import detectors, machine, models, options
 
 @pytest.mark.parametrize("mode", ["inference", pytest.param("training", marks=pytest.mark.parity)])
 def test_detectors_end_to_end(mode, tmp_path, capsys, monkeypatch):
-    def tiny(pair, arguments, shape, impl, dtype):
+    def tiny(pair, arguments):
         return dz.create_model(pair[0], dz.PlainEncoder((4, 4, 4)), arguments.num_classes, features=4, depth=1)
 
     monkeypatch.setattr(machine, "busy_cores", lambda: 0.0)
