@@ -14,9 +14,6 @@ from densezoo.types import accumulator_dtype
 _BLOCK = 256
 """Candidates that are compared with one another, and kept boxes with which they are compared, at a time."""
 
-_LANES = 32
-"""A block is a multiple of this, so that XLA:CPU vectorises its comparisons."""
-
 
 def nms(
     boxes: Float[Array, "n 4"],
@@ -96,7 +93,7 @@ def _suppress(boxes, scores, labels, threshold, max_outputs, valid):
     alive = ~(jnp.isnan(scores) | jnp.isnan(boxes).any(-1))
     alive = alive if valid is None else alive & valid
     order = jnp.argsort(jnp.where(alive, -scores, jnp.inf)).astype(jnp.int32)
-    block = min(_BLOCK, -(-candidates // _LANES) * _LANES)
+    block = min(_BLOCK, candidates)
     order = jnp.pad(order, (0, -candidates % block))
     alive = alive[order] & (jnp.arange(order.shape[0]) < candidates)
     table = jnp.concatenate([boxes.T, box_area(boxes)[None]])[:, order]
