@@ -3,8 +3,10 @@
 Usage: JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 python -m benchmarks.sharding [--models unet "unet, ResNeXt"] [--report]
 
 Each model is tiny, and compiled for two devices that share the batch and have all parameters: inference, and a train
-step. In training, devices add up the gradients of the parameters and the sums of batch norms, and nothing else may
-move. Each finished model is a line of --out and not compiled again. `--report` writes the table of --docs from --out.
+step. In training, devices add up the gradients of the parameters, the sums of batch norms, the loss and the numbers of
+objects that it is divided by, and nothing else may move. Inference of a detector is `dz.detect`, and of a panoptic
+model its `panoptic`, with pictures of different sizes. Each finished model is a line of --out and not compiled again.
+`--report` writes the table of --docs from --out.
 """
 
 import dataclasses
@@ -26,7 +28,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import densezoo as dz
 from benchmarks.record import markdown_table, write_text
 from benchmarks.report import with_parts
-from densezoo.tasks import Segmentation
+from densezoo.tasks import Detection, Segmentation
 
 IMAGES = (22, 64, 64, 3)
 """11 for each device: what has a part for each image has a multiple of 11 numbers, and parameters here have not."""
@@ -41,6 +43,7 @@ _plain = dz.PlainEncoder((4, 8, 8))
 _unet = partial(dz.create_model, "unet")
 _mit = dz.MixTransformer((1, 1, 1, 1), (8, 8, 16, 16), (1, 2, 2, 2), (2, 2, 1, 1))
 _vit = dz.ViT(embed_dim=16, depth=4, num_heads=2, grid=2)
+_resnet = dz.ResNet((1, 1), dz.BasicBlock, width=8, coarsest=8)
 _hrnet = dz.HRNet(width=4, layer1_size=1, layer1_features=8, depths=(1, 1), branch_size=1, incre=False)
 
 # What a family needs other than the plain encoder, and fewer channels where it has many.
@@ -66,6 +69,12 @@ _ENCODERS: dict[str, Any] = {
 _UPSAMPLERS = (dz.Bilinear, dz.Bicubic, dz.TransposedConv, dz.ResizeConv, dz.PixelShuffle, dz.CARAFE, dz.DySample)
 
 
+def _detector(name: str) -> Any:
+    two_stages: dict[str, Any] = {"hidden": (16,)} if "rcnn" in name or "panoptic" in name else {}
+    two_stages |= {"semantic_features": 8} if "panoptic" in name else {}
+    return dz.create_model(name, _resnet, 3, features=8, **two_stages)
+
+
 def _family(name: str) -> Any:
     encoder, fields = _FAMILIES.get(name, (_plain, {}))
     return dz.create_model(name, encoder, **fields)
@@ -76,6 +85,7 @@ CASES: dict[str, Callable[[], Any]] = {
     **{f"unet, {name}": partial(_unet, encoder) for name, encoder in _ENCODERS.items()},
     **{f"unet, {upsample.__name__}": partial(_unet, _plain, upsample=upsample) for upsample in _UPSAMPLERS},
     "unet, GroupNorm": partial(_unet, _plain, norm=partial(dz.GroupNorm, num_groups=2)),
+    **{name: partial(_detector, name) for name in dz.list_models(task="detection")},
 }
 """Makers of models by name: every family, every kind of encoder, every upsampler."""
 
@@ -134,18 +144,33 @@ def count(model: Any, kinds: tuple[str, ...] = tuple(KINDS), *, train: bool = Tr
         mesh = jax.make_mesh((2,), ("data",), axis_types=(KINDS[kind],), devices=jax.devices()[:2])
         shared = partial(_placed, NamedSharding(mesh, PartitionSpec("data")))
         everywhere = partial(_placed, NamedSharding(mesh, PartitionSpec()))
-        program = jax.jit(model.apply).lower(everywhere(variables), shared(images)).compile().as_text()
+        batch, task, infer = _job(model, images)
+        program = jax.jit(infer).lower(everywhere(variables), shared(batch)).compile().as_text()
         result["inference"][kind] = summed_up(program or "")
         if not train:
             continue
         state = jax.eval_shape(
             lambda key: dz.train.create_state(model, optax.sgd(0.1), key, jnp.zeros(IMAGES)), jax.random.key(0)
         )
-        batch = {"image": images, "mask": jax.ShapeDtypeStruct(IMAGES[:3], jnp.int32)}
-        step = dz.train.make_train_step(Segmentation(1, ignore_index=None).loss)
+        step = dz.train.make_train_step(task.loss)
         program = step.lower(everywhere(state), shared(batch)).compile().as_text()  # pyright: ignore
         result["train_step"][kind] = summed_up(program or "")
     return result
+
+
+def _job(model: Any, images: jax.ShapeDtypeStruct) -> tuple[dict[str, Any], Any, Callable[..., Any]]:
+    """A batch for the model, its task, and its inference: `infer(variables, batch)`."""
+    count, *size, _ = images.shape
+    if not hasattr(model, "detect"):
+        batch = {"image": images, "mask": jax.ShapeDtypeStruct((count, *size), jnp.int32)}
+        infer = lambda variables, batch: model.apply(variables, batch["image"])  # noqa: E731
+        return batch, Segmentation(1, ignore_index=None), infer
+    shapes = {"labels": (count, 3), "size": (count, 2), "instances": (count, *size)}
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in shapes.items()}
+    batch |= {"image": images, "boxes": jax.ShapeDtypeStruct((count, 3, 4), jnp.float32)}
+    method = "panoptic" if hasattr(model, "panoptic") else "detect"
+    infer = lambda variables, batch: model.apply(variables, batch["image"], batch["size"], method=method)  # noqa: E731
+    return batch, Detection(3, masks=getattr(model, "mask_head", None) is not None), infer
 
 
 def _placed(sharding: NamedSharding, tree: Any) -> Any:

@@ -2,7 +2,8 @@
 
 Usage: python examples/detect.py --model out/run/model.safetensors --images PICTURE_OR_FOLDER... --out out/found
 
-For every picture writes NAME.png with boxes, masks, classes and scores drawn. detections.json has all detections in
+For every picture writes NAME.png with boxes, masks, classes and scores drawn, and for a panoptic model
+NAME_panoptic.png with the segments of things and stuff. detections.json has all detections in
 COCO's result format, with the pictures' places in the list as image_id, from 1 on. With --data DIR, a folder with
 images/ and instances/ or annotations.json, the pictures are those of the folder, image_id is that of its annotations,
 and the detections are scored. The last line on standard output is a JSON object.
@@ -24,6 +25,7 @@ import densezoo as dz
 from densezoo import metrics, ops, viz
 from densezoo.data import read_image
 from densezoo.files import replace
+from densezoo.tasks import PanopticSegmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,8 @@ def main(arguments: Arguments) -> None:
     for index, name in enumerate(progress(names, "Detecting")):
         sample = None if source is None else source[index]
         image = read_image(paths[index], predict.preprocessing.channels) if sample is None else sample["image"]
-        found = predict(image)
+        merged = predict(image)
+        found = merged.detections if isinstance(task, PanopticSegmentation) else merged
         number = index + 1 if sample is None else int(sample.get("image_id", index + 1))
         results += in_coco_format(found, number, image.shape[:2], task, known)
         if arguments.draw is None or index < arguments.draw:
@@ -76,6 +79,9 @@ def main(arguments: Arguments) -> None:
                 truth = [(sample["boxes"], np.where(labels < 0, -1, labels + task.first_label))]
             options = {"class_names": task.names, "score_threshold": arguments.score_threshold, "truths": truth}
             viz.save(viz.detections([image], [found], **options), arguments.out / f"{name}.png")
+            if isinstance(task, PanopticSegmentation):
+                figure = viz.panoptic([image], [merged], class_names=task.segment_names)
+                viz.save(figure, arguments.out / f"{name}_panoptic.png")
     path = arguments.out / "detections.json"
     replace(path, lambda temporary: temporary.write_text(json.dumps(results), encoding="utf-8"))
 

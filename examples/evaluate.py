@@ -38,8 +38,7 @@ class Arguments:
     out: Path = Path("out/evaluation")
     """Folder for the confusion matrix and the scores."""
     labels: tuple[str, ...] | None = None
-    """Map mask numbers or colours to classes: 7:0 11:1 0:255, or 0,0,0:0 128,64,128:1. By default, the numbers are the
-    classes."""
+    """Map mask numbers or colours to classes: 7:0 11:1 0:255, or 0,0,0:0 128,64,128:1; by default as in training."""
     ignore_index: int | None = None
     """Mask value of unlabelled pixels; by default the one used in training."""
     limit: int | None = None
@@ -54,12 +53,13 @@ def main(arguments: Arguments) -> None:
     if not isinstance(task, dz.tasks.Segmentation):
         raise ValueError(f"{arguments.model} is for {type(task).__name__}; this script scores segmentation")
     ignore_index = task.ignore_index if arguments.ignore_index is None else arguments.ignore_index
+    labels: Any = parse_labels(arguments.labels) or dict(task.labels) or None
     source = ImageMaskFolder(
         arguments.data,
         num_classes=task.classes,
         ignore_index=ignore_index,
         channels=predict.preprocessing.channels,
-        labels=parse_labels(arguments.labels),
+        labels=labels,
         multilabel=task.multilabel,
     )
     source.check()  # names masks that would count for nothing

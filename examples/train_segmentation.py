@@ -19,7 +19,7 @@ from common import command_line, parse_labels, spread
 
 import densezoo as dz
 from densezoo import viz, weights
-from densezoo.data import ImageMaskFolder, Subset
+from densezoo.data import ImageMaskFolder, Source, Subset
 from densezoo.files import replace
 from densezoo.tasks import Segmentation
 from densezoo.train import Recipe, to_tensorboard, train
@@ -93,6 +93,7 @@ class Arguments(Recipe):
 def main(arguments: Arguments) -> None:
     started = time.perf_counter()
     # Find all errors before spending time on training.
+    labels = parse_labels(arguments.labels)
     task = Segmentation(
         num_classes=arguments.num_classes,
         criterion=arguments.loss,
@@ -101,8 +102,8 @@ def main(arguments: Arguments) -> None:
         multilabel=arguments.multilabel,
         ignore_index=arguments.ignore_index,
         class_names=arguments.class_names,
+        labels=labels or (),
     )
-    labels = parse_labels(arguments.labels)
     train_source, val_source = (
         ImageMaskFolder(
             arguments.data / part,
@@ -145,17 +146,8 @@ def main(arguments: Arguments) -> None:
     )
 
     viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png")
-    if not task.multilabel:
-        predict = dz.Predictor(task, model, state.ema_variables, preprocessing)
-        samples = spread(val_source, 4)
-        figure = viz.predictions(
-            [sample["image"] for sample in samples],
-            [sample["mask"] for sample in samples],
-            [predict(sample["image"]) for sample in samples],
-            class_names=task.class_names or None,
-            ignore_index=arguments.ignore_index,
-        )
-        viz.save(figure, arguments.out / "predictions.png")
+    predict = dz.Predictor(task, model, state.ema_variables, preprocessing)
+    draw_predictions(predict, val_source, arguments.out / "predictions.png")
 
     scores = next(record["scores"] for record in reversed(history) if "scores" in record)
     last = next((record for record in reversed(history) if "input_wait" in record), {})
@@ -174,6 +166,19 @@ def main(arguments: Arguments) -> None:
         "out": str(arguments.out),
     }
     print(json.dumps(result))
+
+
+def draw_predictions(predict: dz.Predictor, source: Source, path: Path) -> None:
+    """Draws samples that are spread evenly over the set, with several labels per pixel as a panel for each class."""
+    samples = spread(source, 4)
+    figure = viz.predictions(
+        [sample["image"] for sample in samples],
+        [sample["mask"] for sample in samples],
+        [predict(sample["image"]) for sample in samples],
+        class_names=predict.task.class_names or None,
+        ignore_index=predict.task.ignore_index,
+    )
+    viz.save(figure, path)
 
 
 def build(arguments: Arguments) -> dz.SegmentationModel:

@@ -160,7 +160,7 @@ class ResizeConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ c"]:
         resize = build(self.resize, name="resize")
-        resized = defer(resize, x, size) or resize(x, size)
+        resized = defer(resize, x, size) or upsampled(resize, x, size)
         return Conv(
             x.shape[-1],
             self.kernel_size,

@@ -42,6 +42,15 @@ def unique(rows: list[dict[str, Any]], what: str, problems: list[str]) -> dict[i
     return found
 
 
+def same(records: list[dict[str, Any]], field: str, what: str, problems: list[str]) -> None:
+    """Reports records that share a file or a name."""
+    ids: dict[str, list[int]] = {}
+    for record in records:
+        if field in record:
+            ids.setdefault(str(record[field]), []).append(record["id"])
+    problems += [f"the {what} {given} have the same {field}, {value!r}" for value, given in ids.items() if given[1:]]
+
+
 def picture(folder: pathlib.Path, record: dict[str, Any], problems: list[str]) -> pathlib.Path:
     name = record.get("file_name")
     path = folder / name if isinstance(name, str) and name else folder
@@ -73,6 +82,11 @@ def is_box(box: Any) -> bool:
     if not isinstance(box, list) or len(box) != 4:
         return False
     return all(isinstance(side, int | float) and math.isfinite(side) for side in box)
+
+
+def is_area(area: Any) -> bool:
+    """Whether it is an area, or missing."""
+    return area is None or (isinstance(area, int | float) and math.isfinite(area) and area >= 0)
 
 
 def corners(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -15,6 +15,7 @@ from PIL import Image, ImageFile
 
 from densezoo.data import _tiff
 from densezoo.data._pixels import ORIENTATION, Unsupported, check_size, orient, seen_size, widen
+from densezoo.messages import option
 
 # Given to every Image.open: Pillow goes by content and not by suffix, and EPS in disguise would start Ghostscript.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
@@ -185,10 +186,11 @@ def decode_mask(path: pathlib.Path, *, several: bool = False) -> np.ndarray:
     elif not several and array.ndim == 3 and array.shape[-1] == 1:
         array = array[:, :, 0]
     if array.ndim != 2 + several:
+        colours = option("labels", "{(red, green, blue): class}", typed="RED,GREEN,BLUE:CLASS ...")
         raise ValueError(
             f"{path}: a mask of {array.shape[-1]} channels; expected one channel of class numbers (grey or palette). "
-            "If its colours stand for classes, pass labels={(red, green, blue): class}; if each channel is a label of "
-            "its own, pass multilabel=True."
+            f"If its colours stand for classes, pass {colours}; if each channel is a label of its own, pass "
+            f"{option('multilabel', True)}."
         )
     with np.errstate(invalid="ignore"):  # what does not fit is an error below
         numbers = array.astype(np.int32)
@@ -243,7 +245,7 @@ def convert_channels(image: np.ndarray, channels: int | None, path: pathlib.Path
         return (np.rint(luminance) if image.dtype.kind in "iu" else luminance).astype(image.dtype)
     raise ValueError(
         f"{path}: {present} channels cannot become {channels}; the conversions are grey to 3, colour to 1, "
-        f"and alpha dropped. Pass channels={present} or None, or convert the file."
+        f"and alpha dropped. Pass {option('channels', present)} or None, or convert the file."
     )
 
 
@@ -264,9 +266,9 @@ def scale_bits(image: np.ndarray, bits: int | None, path: pathlib.Path) -> np.nd
     if bits is None:
         return image
     if image.dtype.kind != "u" or bits > 8 * image.dtype.itemsize:
-        raise ValueError(f"{path}: bits={bits} does not fit pixels of type {image.dtype}.")
+        raise ValueError(f"{path}: {option('bits', bits)} does not fit pixels of type {image.dtype}.")
     if image.max() >= 2**bits:
-        raise ValueError(f"{path}: the largest pixel is {image.max()}, which needs more than bits={bits}.")
+        raise ValueError(f"{path}: the largest pixel is {image.max()}, which needs more than {option('bits', bits)}.")
     return widen(image, bits)
 
 
@@ -290,6 +292,6 @@ def describe_range(largest: Mapping[np.dtype, int]) -> str | None:
             return (
                 f"the largest pixel of the {dtype} images is {value}, which fits {bits} bits. to_float divides by "
                 f"{np.iinfo(dtype).max}, so they come out as 0 to {value / np.iinfo(dtype).max:.2g}. If white is "
-                f"{2**bits - 1}, pass bits={bits}."
+                f"{2**bits - 1}, pass {option('bits', bits)}."
             )
     return None

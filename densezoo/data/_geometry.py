@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from densezoo.data import _instances
-from densezoo.data.fields import KINDS, SIZE, Boxes, Image, Kind, Map, group_of, kind_of
+from densezoo.data.fields import KINDS, SIZE, Image, Kind, Map, group_of, kind_of
 
 Batch = Mapping[str, Array]
 
@@ -110,7 +110,7 @@ def move_instances(
         moved = {}
         for name, array in after.items():
             kind = kind_of(name)
-            moved[name] = kind.move(array, zoom, shift) if isinstance(kind, Boxes) else array
+            moved[name] = array if isinstance(kind, Map) else kind.move(array, zoom, shift)
         return _instances.settle(before, moved, height, width, caller)
 
     first, second = ({name: batch[name] for name in names} for batch in (before, after))

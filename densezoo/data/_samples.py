@@ -9,7 +9,7 @@ import numpy as np
 
 from densezoo.data import _instances
 from densezoo.data._geometry import check_unknown
-from densezoo.data.fields import SIZE, Boxes, Image, Map, kind_of
+from densezoo.data.fields import SIZE, Image, Map, kind_of
 from densezoo.data.resizing import ResizeTo, target_size
 
 Sample = dict[str, np.ndarray]
@@ -95,11 +95,7 @@ def resize(
     result = {}
     for name in item:
         kind, array = kind_of(name), convert(name, item[name])
-        if isinstance(kind, Map):
-            array = kind.resize(array, size)
-        elif isinstance(kind, Boxes):
-            array = kind.move(array, zoom, shift)
-        result[name] = array
+        result[name] = kind.resize(array, size) if isinstance(kind, Map) else kind.move(array, zoom, shift)
     return result, size
 
 
@@ -134,10 +130,8 @@ def window(
         kind = kind_of(name)
         if isinstance(kind, Map):
             result[name] = pad(name, np.asarray(item[name])[cut], margins, ignore_index, mode)
-        elif isinstance(kind, Boxes):
-            result[name] = kind.move(convert(name, item[name]), zoom, shift)
         else:
-            result[name] = convert(name, item[name])
+            result[name] = kind.move(convert(name, item[name]), zoom, shift)
     return _instances.settle(item, result, *window, "train_batches")
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from densezoo.data import _coco_file, _decode, _instances, _segments
 from densezoo.messages import shortened
 
+_ByImage = dict[int, list[dict[str, Any]]]
+
 
 class CocoDetection:
     """Pictures, boxes and masks of an annotation file in COCO's format, as a random-access source.
@@ -26,12 +28,14 @@ class CocoDetection:
     - image: (height, width, channels) as in the file.
     - boxes: (n, 4) float32, x0, y0, x1, y1 in pixels, cut off at the border; zeros in rows without an object.
     - labels: (n,) int32, places in `class_names`; -1 in rows without an object.
+    - areas: (n,) float32, as annotated; NaN where the file has none.
     - instances: (height, width) int32; k for the object in row k - 1, 0 for none. Where objects overlap, the smaller
       one has the pixel. Only with `masks`.
     - image_id: of the file.
+    - boxes_crowd, labels_crowd and instances_crowd: the same for crowds, if the file has any.
 
     Crowds, which stand for many objects at once, are not among the objects: they take no part in training, and the
-    scores leave out what is detected there (see `dataset`).
+    scores leave out what is detected there.
 
     Attributes:
         root: the folder.
@@ -114,16 +118,19 @@ class CocoDetection:
         self.sizes = tuple(
             _coco_file.size_of(path, record, problems) for path, record in zip(self._paths, self._records, strict=True)
         )
+        _coco_file.same(self._records, "file_name", "images", problems)
+        _coco_file.same(list(categories.values()), "name", "categories", problems)
         if not self._records:
             problems.append("the file lists no images")
         if not self.category_ids:
             problems.append("the file lists no categories")
         sizes = dict(zip(sorted(records), self.sizes, strict=True))
-        self._objects = self._by_image(sizes, problems)
+        self._objects, self._crowds = self._by_image(sizes, problems)
         if problems:
             raise ValueError("\n  ".join([f"{self.file}:", *_coco_file.listed(problems)]))
         counts = {number: len(self._objects[number]) for number in sorted(records)}
         self._rows = _instances.rows_for(counts, f"{self.file}: image ", max_objects)
+        self._crowd_rows = max(map(len, self._crowds.values()), default=0)
 
     def __repr__(self) -> str:
         """Returns a name that is stable between runs, for Grain checkpoints."""
@@ -151,15 +158,25 @@ class CocoDetection:
         """
         path, record, size = self._paths[index], self._records[index], self.sizes[index]
         image = _decode.decode_image(path, self.channels)
-        objects = self._objects[record["id"]]
-        boxes, labels = np.zeros((self._rows, 4), np.float32), np.full(self._rows, -1, np.int32)
+        objects = self._objects.get(record["id"], [])
+        item = {"image": image, "image_id": np.int32(record["id"]), **self._rows_of(objects, self._rows, size, "")}
+        item["areas"] = np.zeros(self._rows, np.float32)
         for row, annotation in enumerate(objects):
+            item["areas"][row] = np.nan if annotation.get("area") is None else annotation["area"]
+        if self._crowd_rows:
+            item |= self._rows_of(self._crowds.get(record["id"], []), self._crowd_rows, size, "_crowd")
+        return item
+
+    def _rows_of(
+        self, annotations: list[dict[str, Any]], rows: int, size: tuple[int, int], group: str
+    ) -> dict[str, np.ndarray]:
+        """Boxes, labels and the map of some annotations of a picture."""
+        boxes, labels = np.zeros((rows, 4), np.float32), np.full(rows, -1, np.int32)
+        for row, annotation in enumerate(annotations):
             boxes[row] = _coco_file.corners(annotation["bbox"], size)
             labels[row] = self.category_ids.index(annotation["category_id"])
-        item = {"image": image, "boxes": boxes, "labels": labels, "image_id": np.int32(record["id"])}
-        if self.masks:
-            item["instances"] = self._draw(objects, size)
-        return item
+        maps = {f"instances{group}": self._draw(annotations, size)} if self.masks else {}
+        return {f"boxes{group}": boxes, f"labels{group}": labels, **maps}
 
     def check(self) -> None:
         """Decodes every picture and every segmentation, and compares the boxes with them.
@@ -173,7 +190,7 @@ class CocoDetection:
                 _decode.decode_image(path, self.channels)
             except (ValueError, OSError) as error:
                 problems.append(str(error))
-            for annotation in self._objects[record["id"]] if self.masks else ():
+            for annotation in self._objects.get(record["id"], ()) if self.masks else ():
                 try:
                     mask = self._mask(annotation, size)
                 except ValueError as error:
@@ -191,19 +208,21 @@ class CocoDetection:
         if problems:
             raise ValueError("\n  ".join([f"{self.file}:", *_coco_file.listed(problems)]))
 
-    def _by_image(self, sizes: dict[int, tuple[int, int]], problems: list[str]) -> dict[int, list[dict[str, Any]]]:
-        """The objects of each picture, without crowds and without those that have no area."""
-        objects: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
+    def _by_image(self, sizes: dict[int, tuple[int, int]], problems: list[str]) -> tuple[_ByImage, _ByImage]:
+        """The objects and the crowds of each picture, without those that have no area."""
+        objects, crowds = collections.defaultdict(list), collections.defaultdict(list)
         empty, cut = [], []
         for annotation in self.dataset["annotations"]:
-            number, size = annotation.get("id"), sizes.get(annotation.get("image_id"))
-            if size is None:
-                problems.append(f"annotation {number}: there is no image {annotation.get('image_id')}")
+            number, image = annotation.get("id"), annotation.get("image_id")
+            if not isinstance(image, int) or image not in sizes:
+                problems.append(f"annotation {number}: there is no image {image!r}")
                 continue
+            size = sizes[image]
             if annotation.get("category_id") not in self.category_ids:
                 problems.append(f"annotation {number}: there is no category {annotation.get('category_id')}")
                 continue
-            if annotation.get("iscrowd"):
+            if annotation.get("iscrowd") not in (None, 0, 1):
+                problems.append(f"annotation {number}: iscrowd is {annotation['iscrowd']!r}; expected 0 or 1")
                 continue
             if self.masks and not annotation.get("segmentation"):
                 problems.append(f"annotation {number} has no segmentation: pass masks=False to read boxes alone")
@@ -211,6 +230,9 @@ class CocoDetection:
             box = annotation.get("bbox")
             if not _coco_file.is_box(box):
                 problems.append(f"annotation {number}: the box {box}; expected x, y, width, height, finite numbers")
+                continue
+            if not _coco_file.is_area(annotation.get("area")):
+                problems.append(f"annotation {number}: the area {annotation['area']!r}; expected 0 or more")
                 continue
             x0, y0, x1, y1 = _coco_file.corners(box, size)
             if box[2] <= 0 or box[3] <= 0:
@@ -223,12 +245,12 @@ class CocoDetection:
             else:
                 if box[0] < -1 or box[1] < -1 or box[0] + box[2] > size[1] + 1 or box[1] + box[3] > size[0] + 1:
                     cut.append(number)
-                objects[annotation["image_id"]].append(annotation)
+                (crowds if annotation.get("iscrowd") else objects)[annotation["image_id"]].append(annotation)
         for numbers, what in ((empty, "without area were left out"), (cut, "were cut off at the picture's border")):
             if numbers:
                 listed = shortened([str(number) for number in numbers], ", ", 10)
                 warnings.warn(f"{self.file}: {len(numbers)} boxes {what}: annotations {listed}", stacklevel=3)
-        return objects
+        return objects, crowds
 
     def _draw(self, objects: Sequence[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
         masks = [self._mask(annotation, size) for annotation in objects]

@@ -12,11 +12,13 @@ there is no picture. The pipeline and the transforms ask the kind and never look
 | `instances` | `InstanceMap` | (h, w); k is the instance in row k - 1 of boxes and labels, 0 is none |
 | `boxes` | `Boxes` | (n, 4), x0, y0, x1, y1 in pixels; zeros in rows without an instance |
 | `labels` | `Labels` | (n,), -1 in rows without an instance |
+| `areas` | `Areas` | (n,), pixels of each instance as annotated, also of hidden parts; NaN if unknown |
 | `size`, `image_id` and all others | `Kind` | anything; it does not change |
 
 A name may continue with an underscore or a number: `image_before`, `image_after` and `image2` are images, `mask_2` is a
 label map. The longest match in the table counts. Boxes, labels and instances belong together if their names end alike:
-`boxes_2`, `labels_2` and `instances_2`.
+`boxes_2`, `labels_2` and `instances_2`. `boxes_crowd`, `labels_crowd` and `instances_crowd` are COCO's crowds, which
+`densezoo.metrics` leaves out of the scores.
 
 To add a field, add an entry to the table before the first batch is made:
 
@@ -80,6 +82,10 @@ class Kind:
 
     def transpose(self, array: Any) -> Any:
         """Exchanges rows and columns of the picture."""
+        return array
+
+    def move(self, array: Any, zoom: Any, shift: Any) -> Any:
+        """Follows the picture where each point (y, x) moves to zoom * (y, x) + shift; both are (2,). Not for maps."""
         return array
 
 
@@ -253,9 +259,19 @@ class Boxes(Rows):
         return array[..., np.array([1, 0, 3, 2])]
 
     def move(self, array: Any, zoom: Any, shift: Any) -> Any:
-        """Moves each point (y, x) to zoom * (y, x) + shift; both are (2,)."""
         order = np.array([1, 0, 1, 0])
         return array * zoom[order][None] + shift[order][None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Areas(Rows):
+    """The area of each whole instance in pixels, (n,), which grows with the picture; NaN where it is unknown."""
+
+    def convert(self, name: str, array: np.ndarray) -> np.ndarray:
+        return array.astype(np.float32, copy=False)
+
+    def move(self, array: Any, zoom: Any, shift: Any) -> Any:
+        return array * (zoom[0] * zoom[1])
 
 
 KINDS: dict[str, Kind] = {
@@ -267,6 +283,7 @@ KINDS: dict[str, Kind] = {
     "instances": InstanceMap(),
     "boxes": Boxes(),
     "labels": Labels(),
+    "areas": Areas(),
     "size": Kind(),
     "image_id": Kind(),
 }

@@ -14,7 +14,7 @@ import numpy as np
 
 from densezoo.data import _decode, _masks, _pairing
 from densezoo.extras import require
-from densezoo.messages import shortened
+from densezoo.messages import option, shortened
 
 
 def read_image(path: str | os.PathLike[str], channels: int | None = None, *, bits: int | None = None) -> np.ndarray:
@@ -140,8 +140,8 @@ class ImageMaskFolder:
         values = 2 if multilabel else num_classes or 0
         if labels is None and ignore_index is not None and 0 <= ignore_index < values:
             raise ValueError(
-                f"ignore_index={ignore_index} is one of the classes 0..{values - 1}: pass None if every class"
-                " counts, or a number that is not a class."
+                f"{option('ignore_index', ignore_index)} is one of the classes 0..{values - 1}: pass None if every"
+                " class counts, or a number that is not a class."
             )
         self.num_classes = _masks.count_classes(num_classes, class_names, None if multilabel else labels, ignore_index)
         self.class_names = tuple(class_names)
@@ -234,9 +234,9 @@ class ImageMaskFolder:
                     bar.advance(task)
         if self.num_classes and self.ignore_index in present and len(present) == 2:
             problems.append(
-                f"the masks hold {min(present)} and {max(present)} alone, and {self.ignore_index} is ignore_index: that"
-                " leaves nothing to tell apart. If it is a class, map it to its number, such as 1, by labels={0: 0,"
-                f" {self.ignore_index}: 1}}"
+                f"the masks hold {min(present)} and {max(present)} alone, and {self.ignore_index} is"
+                f" {option('ignore_index')}: that leaves nothing to tell apart. If it is a class, map it to its number,"
+                f" such as 1, by {option('labels', {0: 0, self.ignore_index: 1})}"
             )
         highest = max(largest.values(), default=0)
         if value_range is not None and highest > value_range[1]:
@@ -256,7 +256,8 @@ class ImageMaskFolder:
             lines.append("images differ in their number of channels:")
             for channels, paths in sorted(by_channels.items()):
                 lines.append(f"    {channels}: {shortened([path.name for path in paths], ', ', 10)}")
-            lines.append("Pass channels= to convert them (3 repeats grey; alpha is dropped), or convert the files.")
+            given = option("channels", "", typed="N")
+            lines.append(f"Pass {given} to convert them (3 repeats grey; alpha is dropped), or convert the files.")
         raise ValueError("\n  ".join(lines))
 
     def _check(
@@ -288,4 +289,4 @@ class ImageMaskFolder:
 
 def _check_positive(name: str, value: int | None) -> None:
     if value is not None and value < 1:
-        raise ValueError(f"{name}={value}; expected 1 or more, or None.")
+        raise ValueError(f"{option(name, value)}; expected 1 or more, or None.")

@@ -11,6 +11,7 @@ import numpy as np
 from densezoo.data import _samples, resizing
 from densezoo.data._reading import Batch, Source, local_size, read, read_options
 from densezoo.data.fields import SIZE
+from densezoo.messages import option
 
 
 def train_batches(
@@ -69,7 +70,7 @@ def train_batches(
     """
     local = local_size(batch_size, shard)
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed}; expected 0 to 2**32 - 1.")
+        raise ValueError(f"{option('seed', seed)}; expected 0 to 2**32 - 1.")
     options = read_options(num_threads, prefetch)
     resizing.check(resize)
     window = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size

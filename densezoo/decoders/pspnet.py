@@ -11,7 +11,7 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from densezoo import ops
-from densezoo.blocks import BatchNorm, Bicubic, Bilinear, ConvNormAct, Nearest, SpatialDropout, build
+from densezoo.blocks import BatchNorm, Bicubic, Bilinear, ConvNormAct, Nearest, SpatialDropout, build, upsampled
 from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.steps import one_scale
 from densezoo.heads import SegmentationHead
@@ -57,7 +57,7 @@ def _resized(upsampler: Any, x: jax.Array, size: Size) -> jax.Array:
     if isinstance(upsampler, (Nearest, Bilinear, Bicubic)):
         return upsampler(x, size)
     enlarged = (max(size[0], x.shape[1]), max(size[1], x.shape[2]))
-    x = upsampler(x, enlarged)
+    x = upsampled(upsampler, x, enlarged)
     return x if enlarged == size else ops.resize_bilinear(x, size)
 
 

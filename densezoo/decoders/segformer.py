@@ -9,7 +9,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo import ops
-from densezoo.blocks import BatchNorm, Bicubic, Bilinear, Nearest, SpatialDropout, build, he_uniform, norm_act
+from densezoo.blocks import (
+    BatchNorm,
+    Bicubic,
+    Bilinear,
+    Nearest,
+    SpatialDropout,
+    build,
+    he_uniform,
+    norm_act,
+    upsampled,
+)
 from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.steps import one_scale
 from densezoo.heads import SegmentationHead
@@ -116,7 +126,7 @@ def _is_finer(x: jax.Array, size: Size) -> bool:
 
 def _resize(x: jax.Array, size: Size, upsampler: Callable[[jax.Array, Size], jax.Array] | None) -> jax.Array:
     if upsampler is not None:
-        return upsampler(x, size)
+        return upsampled(upsampler, x, size)
     return x if size_of(x) == size else ops.resize_bilinear(x, size)
 
 

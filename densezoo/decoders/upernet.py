@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, LayerNorm, SpatialDropout, build
+from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, LayerNorm, SpatialDropout, build, upsampled
 from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.pspnet import PyramidPooling
 from densezoo.decoders.steps import from_a_quarter, from_reduction, one_scale
@@ -69,7 +69,7 @@ class UPerNetDecoder(nn.Module):
             # A dilated encoder has several maps of one size.
             if reductions[start] == reductions[index]:
                 return x
-            return build(self.upsample, name=name, **dtypes)(x, size_of(features[index]))
+            return upsampled(build(self.upsample, name=name, **dtypes), x, size_of(features[index]))
 
         pooling = PyramidPooling(self.features, self.pool_sizes, True, self.upsample, name="pooling", **fields)
         pooled = promote_dtype(x, *pooling(x, train=train), dtype=self.dtype)

@@ -26,7 +26,7 @@ def coco_dataset(source: Any, class_names: Sequence[str] = ()) -> dict[str, Any]
 
     Returns:
         A dict with images, annotations and categories, as in COCO's files. Ids of images are those of the source's
-        `dataset`, else index + 1; ids of categories likewise, else label + 1.
+        `dataset`, else the samples' `image_id`, else index + 1; ids of categories likewise, else label + 1.
 
     Raises:
         ModuleNotFoundError: if there are instances and hotcoco, which encodes their masks, is not installed.
@@ -43,8 +43,9 @@ def coco_dataset(source: Any, class_names: Sequence[str] = ()) -> dict[str, Any]
     for index in range(len(source)):
         sample = source[index]
         height, width = sample["image"].shape[:2]
-        images.append({"id": index + 1, "height": height, "width": width, "file_name": str(sample.get("name", index))})
-        for annotation in coco_annotations(sample, index + 1):
+        number = int(sample.get("image_id", index + 1))
+        images.append({"id": number, "height": height, "width": width, "file_name": str(sample.get("name", index))})
+        for annotation in coco_annotations(sample, number):
             found.add(annotation["category_id"] - 1)
             annotations.append(annotation | {"id": len(annotations) + 1})
     names = tuple(class_names or getattr(source, "class_names", ())) or tuple(map(str, range(max(found) + 1)))
@@ -56,11 +57,13 @@ def coco_annotations(sample: Mapping[str, Any], image_id: int) -> list[dict[str,
     """The objects of one picture in COCO's format.
 
     Args:
-        sample: boxes (n, 4), labels (n,) with -1 in rows without an object, and perhaps `instances` (h, w).
+        sample: boxes (n, 4), labels (n,) with -1 in rows without an object, and perhaps `instances` (h, w) and `areas`
+            (n,), of which NaN means the area of the mask or box; `boxes_crowd`, `labels_crowd` and perhaps
+            `instances_crowd` of crowds.
         image_id: number of the picture.
 
     Returns:
-        A dict for each object; its id is the place in the list, from 1 on, and its category label + 1.
+        A dict for each object and crowd; its id is the place in the list, from 1 on, and its category label + 1.
 
     Example:
         >>> import numpy as np
@@ -69,14 +72,18 @@ def coco_annotations(sample: Mapping[str, Any], image_id: int) -> list[dict[str,
         [(1, 5, 16.0)]
     """
     annotations = []
-    for row in np.flatnonzero(np.asarray(sample["labels"]) >= 0).tolist():
-        box = _xywh(sample["boxes"][row])
-        annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(sample["labels"][row]) + 1}
-        annotation |= {"bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-        if "instances" in sample:
-            mask = np.asarray(sample["instances"]) == row + 1
-            annotation |= {"segmentation": encode_mask(mask), "area": int(mask.sum())}
-        annotations.append(annotation)
+    for crowd, group in enumerate(("", "_crowd")):
+        labels = np.asarray(sample.get(f"labels{group}", ()))
+        for row in np.flatnonzero(labels >= 0).tolist():
+            box = _xywh(sample[f"boxes{group}"][row])
+            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(labels[row]) + 1}
+            annotation |= {"bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
+            if f"instances{group}" in sample:
+                mask = np.asarray(sample[f"instances{group}"]) == row + 1
+                annotation |= {"segmentation": encode_mask(mask), "area": int(mask.sum())}
+            if not crowd and "areas" in sample and np.isfinite(sample["areas"][row]):
+                annotation["area"] = float(sample["areas"][row])
+            annotations.append(annotation)
     return annotations
 
 
@@ -136,8 +143,8 @@ def average_precision(
         detect. At most 100 detections count in a picture.
 
     Raises:
-        ValueError: results of pictures or categories that the dataset does not have, or with scores or boxes that are
-            no numbers.
+        ValueError: results or annotations of pictures or categories that the dataset does not have, or with scores or
+            boxes that are no numbers, or annotations with the same id.
         ModuleNotFoundError: if hotcoco is not installed.
 
     Example:
@@ -166,6 +173,7 @@ def average_precision(
             raise ValueError(f"result {number} has the score {result['score']} and box {result['bbox']}")
         if masks and "segmentation" not in result:
             raise ValueError(f"result {number} has no segmentation, and masks=True compares masks")
+    _check_truth(dataset["annotations"], images, categories)
     if not any(not annotation.get("iscrowd") for annotation in dataset["annotations"]):
         return dict.fromkeys((*_SCORES, *(f"ap_{name}" for name in categories.values())), math.nan)
     truth = hotcoco.COCO(dict(dataset))
@@ -178,6 +186,23 @@ def average_precision(
     scores = {name: found.get(theirs, -1.0) for name, theirs in _SCORES.items()}
     scores |= {f"ap_{name}": found.get(f"AP/{name}", -1.0) for name in categories.values()}
     return {name: math.nan if value < 0 else float(value) for name, value in scores.items()}
+
+
+def _check_truth(annotations: Sequence[Mapping[str, Any]], images: Any, categories: Any) -> None:
+    """Raises a ValueError for annotations that would silently count as something else."""
+    seen: set[Any] = set()
+    for number, annotation in enumerate(annotations):
+        name, image, category = (annotation.get(field) for field in ("id", "image_id", "category_id"))
+        if image not in images or category not in categories:
+            raise ValueError(
+                f"annotation {number}, with the id {name}, is of image {image}, category {category}; the dataset has"
+                f" {len(images)} images and the categories {sorted(categories)}, and not these"
+            )
+        if not np.isfinite(annotation["bbox"]).all():
+            raise ValueError(f"annotation {number}, with the id {name}, has the box {annotation['bbox']}")
+        if name in seen:
+            raise ValueError(f"annotation {number} has the id {name} of an earlier one: give each its own")
+        seen.add(name)
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:

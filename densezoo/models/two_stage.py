@@ -7,12 +7,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from densezoo.blocks import BatchNorm, GroupNorm
-from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.fpn import NEAREST, FPNNeck, PooledLevel
-from densezoo.decoders.steps import one_scale
 from densezoo.heads.dense import RPNHead
 from densezoo.heads.region import BoxHead, MaskHead
 from densezoo.heads.semantic import SemanticHead
+from densezoo.models.detection import register_detector
 from densezoo.models.panoptic import PanopticFPN
 from densezoo.models.rcnn import RCNN
 from densezoo.types import Dtype, ModuleDef
@@ -34,6 +33,7 @@ def two_stage(
     sizes: Sequence[Sequence[float]] | None = None,
     ratios: Sequence[float] = (0.5, 1.0, 2.0),
     stuff_classes: int | None = None,
+    stuff_area: int = 4096,
     semantic_features: int = 128,
     semantic_norm: ModuleDef | None = GroupNorm,
     impl: str = "auto",
@@ -57,6 +57,7 @@ def two_stage(
         sizes: sides of the anchors in pixels, a tuple for each map.
         ratios: heights over widths of the anchors.
         stuff_classes: number of stuff classes of an additional semantic branch; None for no branch.
+        stuff_area: default of `dz.panoptic`, for a model with this branch.
         semantic_features: channels of the semantic branch.
         semantic_norm: factory of the normalisation in the semantic branch.
         impl: see `SegmentationModel`.
@@ -78,7 +79,7 @@ def two_stage(
     if stuff_classes is None:
         return RCNN(**parts, impl=impl)
     semantic = SemanticHead(1 + stuff_classes, semantic_features, levels, norm=semantic_norm, **dtypes)
-    return PanopticFPN(**parts, semantic_head=semantic, impl=impl)
+    return PanopticFPN(**parts, semantic_head=semantic, stuff_area=stuff_area, impl=impl)
 
 
 _V2 = {"norm": BatchNorm, "head_norm": BatchNorm, "rpn_depth": 2, "box_convs": 4, "hidden": (1024,)}
@@ -87,20 +88,8 @@ _BENCHMARK = "Li et al. 2021, https://arxiv.org/abs/2111.11429"
 
 
 def _family(name: str, description: str, excels_at: str, paper: str, encoder: str = "resnet50", **fields: Any) -> None:
-    register(
-        Blueprint(
-            name=name,
-            description=description,
-            skip_strategy=_SKIPS,
-            excels_at=excels_at,
-            paper=paper,
-            encoder=encoder,
-            make=partial(two_stage, **fields),
-            misfit=one_scale,
-            task="detection",
-            num_classes=91,
-        )
-    )
+    make = partial(two_stage, **fields)
+    register_detector(name, make, description, _SKIPS, excels_at, paper, encoder=encoder)
 
 
 _FASTER, _MASK = (

@@ -64,4 +64,4 @@ def _samples(low: jax.Array, high: jax.Array, bins: int, side: int) -> Float[Arr
         taps = jnp.maximum(1 - jnp.abs(jnp.clip(position, 0, side - 1)[:, None] - pixels), 0)
         return total + jnp.where(counts[:, None], taps / count, 0)
 
-    return jax.lax.fori_loop(0, -(-side // bins), add, jnp.zeros((bins, side), jnp.float32))
+    return jax.lax.fori_loop(0, -(-side // bins), add, jnp.zeros_like(starts, shape=(bins, side)))

@@ -14,6 +14,7 @@ from densezoo.ops import reference
 from densezoo.ops.boxes import box_area
 from densezoo.ops.checks import check_boxes, check_maps, check_size, check_whole
 from densezoo.ops.implementation import chosen
+from densezoo.ops.sharding import per_device
 from densezoo.types import Size, accumulator_dtype, size_of
 
 
@@ -60,11 +61,15 @@ def roi_align(
     """
     check_maps(features)
     output_size = _check(boxes, features.shape[0], output_size, sampling_ratio)
-    boxes = jax.lax.stop_gradient(boxes)
-    if chosen() == "reference":
-        return reference.roi_align(features, boxes, output_size, spatial_scale, sampling_ratio, aligned)
-    levels = jnp.zeros(boxes.shape[:2], jnp.int32)
-    return _align((features,), boxes, levels, output_size, (spatial_scale,), sampling_ratio, aligned)
+
+    def read(features, boxes):
+        if chosen() == "reference":
+            return reference.roi_align(features, boxes, output_size, spatial_scale, sampling_ratio, aligned)
+        levels = jnp.zeros(boxes.shape[:2], jnp.int32)
+        return _align((features,), boxes, levels, output_size, (spatial_scale,), sampling_ratio, aligned)
+
+    # XLA would gather the maps of the batch for a table that has all of them.
+    return per_device(read, features, jax.lax.stop_gradient(boxes), auto=True)
 
 
 def multiscale_roi_align(
@@ -112,12 +117,14 @@ def multiscale_roi_align(
     output_size = _check(boxes, maps[0].shape[0], output_size, sampling_ratio)
     height, _ = check_size(image_size)
     scales = tuple(2.0 ** round(math.log2(x.shape[1] / height)) for x in maps)
-    boxes = jax.lax.stop_gradient(boxes)
     finest, coarsest = (int(-math.log2(scale)) for scale in (scales[0], scales[-1]))
-    levels = _levels(boxes, finest, coarsest, canonical_size, canonical_level)
-    if chosen() == "reference":
-        return reference.multiscale_roi_align(maps, boxes, levels, output_size, scales, sampling_ratio, aligned)
-    return _align(tuple(maps), boxes, levels, output_size, scales, sampling_ratio, aligned)
+
+    def read(maps, boxes):
+        levels = _levels(boxes, finest, coarsest, canonical_size, canonical_level)
+        form = reference.multiscale_roi_align if chosen() == "reference" else _align
+        return form(maps, boxes, levels, output_size, scales, sampling_ratio, aligned)
+
+    return per_device(read, tuple(maps), jax.lax.stop_gradient(boxes), auto=True)
 
 
 def _check(boxes, batch, output_size, sampling_ratio):
@@ -248,7 +255,7 @@ def _read(table, regions, output_size, sampling_ratio, _):
             total = total + weight[..., None] * table.at[index].get(mode="promise_in_bounds").astype(compute)
         return total
 
-    total = jnp.zeros((regions.first.shape[0], *output_size, table.shape[1]), compute)
+    total = jnp.zeros_like(table, compute, (regions.first.shape[0], *output_size, table.shape[1]))
     return _over_samples(regions, output_size, sampling_ratio, add, total).astype(table.dtype)
 
 
@@ -257,7 +264,7 @@ def _forward(table, regions, *options):
 
 
 def _backward(output_size, sampling_ratio, pixels, regions, g):
-    total = jnp.zeros((pixels, g.shape[-1]), accumulator_dtype(g.dtype))
+    total = jnp.zeros_like(g, accumulator_dtype(g.dtype), (pixels, g.shape[-1]))
     if not g.size:
         return total.astype(g.dtype), None
     wide = g.astype(total.dtype)
@@ -285,8 +292,7 @@ def _add_by_box(table, corners, g):
         weighed = of(weights, step)[:, None] * of(g.reshape(boxes, bins, channels), step // len(corners))
         return table.at[of(indices, step)].add(weighed, mode="promise_in_bounds")
 
-    # The first by itself, so that inside `jax.shard_map` the loop begins with what varies as its results do.
-    return jax.lax.fori_loop(1, boxes * len(corners), add, add(0, table))
+    return jax.lax.fori_loop(0, boxes * len(corners), add, table)
 
 
 _read.defvjp(_forward, _backward)

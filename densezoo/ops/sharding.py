@@ -32,9 +32,7 @@ def in_auto_mesh(x: jax.Array) -> bool:
     return mesh.size > 1 and AxisType.Auto in mesh.axis_types
 
 
-def per_device(
-    function: Callable[..., Any], *maps: jax.Array, weights: Sequence[jax.Array] = (), auto: bool = False
-) -> Any:
+def per_device(function: Callable[..., Any], *maps: Any, weights: Sequence[Any] = (), auto: bool = False) -> Any:
     """Computes `function(*maps, *weights)` on each device for its own part of the batch.
 
     In a mesh with explicit axes, JAX requires the result's sharding for most reshapes and gathers; this avoids it.
@@ -42,35 +40,41 @@ def per_device(
 
     Args:
         function: takes the arrays, and gives arrays with the batch as their first axis. No sample affects another.
-        maps: arrays with the batch as their first axis.
-        weights: arrays that every device has.
+        maps: arrays with the batch as their first axis, or pytrees of them.
+        weights: arrays that every device has, or Python numbers, which `function` gets as such.
         auto: the same in a mesh with automatic axes, for what XLA would compute for the whole batch on every device.
             All of its devices are taken to share the batch, if they divide it.
     """
-    specs = [jax.typeof(x).sharding.spec for x in maps]
+    leaves, arrays = jax.tree.leaves(maps), [x for x in weights if isinstance(x, jax.Array)]
+    shardings = [jax.typeof(x).sharding for x in leaves]
     batch, mesh = next(
-        ((spec[0], jax.typeof(x).sharding.mesh) for x, spec in zip(maps, specs, strict=True) if spec[0] is not None),
-        (None, jax.typeof(maps[0]).sharding.mesh),
+        ((sharding.spec[0], sharding.mesh) for sharding in shardings if sharding.spec[0] is not None),
+        (None, shardings[0].mesh),
     )
     if batch is not None:
-        if explicitly_sharded(*weights) or any(part is not None for spec in specs for part in spec[1:]):
+        if explicitly_sharded(*arrays) or any(part is not None for s in shardings for part in s.spec[1:]):
             return function(*maps, *weights)
-        maps = tuple(
-            x if spec[0] == batch else jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(batch)))
-            for x, spec in zip(maps, specs, strict=True)
+        shared = NamedSharding(mesh, PartitionSpec(batch))
+        maps = jax.tree.map(
+            lambda x: x if jax.typeof(x).sharding.spec[0] == batch else jax.sharding.reshard(x, shared), maps
         )
         kind = AxisType.Explicit
-    elif auto and set(mesh.axis_types) == {AxisType.Auto} and _divides(mesh.size, maps[0].shape[0]):
+    elif auto and set(mesh.axis_types) == {AxisType.Auto} and _divides(mesh.size, leaves[0].shape[0]):
         batch, kind = mesh.axis_names, AxisType.Auto
     else:
         return function(*maps, *weights)
+
+    def with_numbers(maps: Any, arrays: Any) -> Any:
+        given = iter(arrays)
+        return function(*maps, *(next(given) if isinstance(x, jax.Array) else x for x in weights))
+
     return jax.shard_map(
-        function,
+        with_numbers,
         mesh=mesh,
-        in_specs=(PartitionSpec(batch),) * len(maps) + (PartitionSpec(),) * len(weights),
+        in_specs=(PartitionSpec(batch), PartitionSpec()),
         out_specs=PartitionSpec(batch),
         axis_names={name for name, its in zip(mesh.axis_names, mesh.axis_types, strict=True) if its == kind},
-    )(*maps, *weights)
+    )(maps, arrays)
 
 
 def reshape(x: jax.Array, *shape: Any) -> jax.Array:

@@ -150,7 +150,7 @@ def _taken(order, table, labels, alive, limit, most, block):
             return hits + much @ (first + jnp.arange(_BLOCK) < count).astype(much.dtype)
 
         chunks = (count + _BLOCK - 1) // _BLOCK
-        hits = jax.lax.fori_loop(0, chunks, compare, jnp.zeros(block, table.dtype))
+        hits = jax.lax.fori_loop(0, chunks, compare, jnp.zeros_like(table, shape=block))
         left = part(alive, start, block) & (hits == 0)
         much = _overlapping(these, these, labels_of_these, labels_of_these, limit) * earlier
         keep = _settle(left, much)
@@ -161,9 +161,11 @@ def _taken(order, table, labels, alive, limit, most, block):
             labels_taken = labels_taken.at[place].set(labels_of_these, mode="drop")
         return start + block, indices, taken, labels_taken, count + keep.sum(dtype=jnp.int32)
 
-    start = count = jnp.zeros((), jnp.int32)
-    taken, labels_taken = jnp.zeros((5, room), table.dtype), None if labels is None else jnp.zeros(room, labels.dtype)
-    state = (start, jnp.zeros(room, jnp.int32), taken, labels_taken, count)
+    # As zeros of what is read, they vary among devices like it inside `jax.shard_map`, which loops there require.
+    start = count = jnp.zeros_like(table, jnp.int32, ())
+    taken = jnp.zeros_like(table, shape=(5, room))
+    labels_taken = None if labels is None else jnp.zeros_like(table, labels.dtype, room)
+    state = (start, jnp.zeros_like(table, jnp.int32, room), taken, labels_taken, count)
     if table.shape[1] == block:
         state = take_block(state)  # where the compiler leaves out what is for later blocks
     else:

@@ -198,11 +198,14 @@ def overlay(
     return (below + weight[..., None] * (above.astype(np.float64) - below)).round().astype(np.uint8)
 
 
-def to_labels(mask: ArrayLike) -> Int[np.ndarray, "h w"]:
-    """A mask as an integer array, checked."""
+def to_labels(mask: ArrayLike, *, several: bool = False) -> Int[np.ndarray, "h w *classes"]:
+    """A mask as an integer array, checked: (h, w), or with `several` labels per pixel (h, w, classes)."""
     labels = np.asarray(mask)
-    if labels.ndim != 2 or 0 in labels.shape:
-        raise ValueError(f"expected one mask of shape (h, w), got shape {labels.shape}: of logits take argmax(axis=-1)")
+    if labels.ndim != 2 + several or 0 in labels.shape:
+        shape = "(h, w, classes), as the predictions have" if several else "(h, w)"
+        raise ValueError(
+            f"expected one mask of shape {shape}, got shape {labels.shape}: of logits take argmax(axis=-1)"
+        )
     if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
         raise TypeError(
             f"a mask holds class indices, whole numbers; got {labels.dtype}: of logits take argmax(axis=-1)"

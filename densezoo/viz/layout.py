@@ -7,7 +7,7 @@ stand side by side in lanes. The image and the logits stand in a row of their ow
 import dataclasses
 import math
 
-from densezoo.viz.structure import Architecture
+from densezoo.viz.structure import Architecture, Head
 
 TERMINAL_HEIGHT = 0.28
 ROW_GAP = 0.3
@@ -15,6 +15,9 @@ LANE_GAP = 0.18
 COLUMN_GAP = 0.4
 SKIP_GAP = 0.8  # Room for the word on the arrow.
 CHARACTER = 0.085
+HEAD_LINE = 0.19
+HEAD_GAP = 0.34
+BUS_GAP = 0.2  # Between the lines down which the maps of a pyramid reach the heads.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +59,14 @@ class Layout:
       columns: the name of each part and the x of its middle, from left to right.
       left: least x.
       right: greatest x.
+      heads: of the heads and the detections, one below the other.
     """
 
     places: tuple[Place, ...]
     columns: tuple[tuple[str, float], ...]
     left: float
     right: float
+    heads: tuple[Place, ...] = ()
 
 
 def box_height(stride: int) -> float:
@@ -117,12 +122,37 @@ def arrange(read: Architecture, middles: dict[int, float], most: int) -> Layout:
         middle = max(places[below].x, right + width / 2 + 0.1) if i else places[below].x
         places[i] = Place(middle, 0.0, width, TERMINAL_HEIGHT)
         right = places[i].right
+    heads = _stacked(read, max(place.right for place in places.values()))
     return Layout(
         places=tuple(places[i] for i in range(len(read.boxes))),
         columns=tuple(columns),
         left=min(place.left for place in places.values()),
-        right=max(place.right for place in places.values()),
+        right=max(place.right for place in (*places.values(), *heads)),
+        heads=heads,
     )
+
+
+def _stacked(read: Architecture, right: float) -> tuple[Place, ...]:
+    """The heads, one below the other, to the right of all maps and of the lines that the maps reach them by."""
+    left = right + BUS_GAP * (1 + len(buses(read)))
+    widths = [max(map(len, head_lines(head))) * CHARACTER * 0.85 + 0.2 for head in read.heads]
+    y, places = TERMINAL_HEIGHT / 2, []
+    for head in read.heads:
+        height = HEAD_LINE * len(head_lines(head)) + 0.12
+        places.append(Place(left + max(widths) / 2, y - height / 2, max(widths), height))
+        y -= height + HEAD_GAP
+    return tuple(places)
+
+
+def buses(read: Architecture) -> list[tuple[int, ...]]:
+    """The different sets of maps that heads read."""
+    return list(dict.fromkeys(head.maps for head in read.heads if head.maps))
+
+
+def head_lines(head: Head) -> list[str]:
+    """What stands in the box of a head: its name, and its outputs with their shapes."""
+    outputs = [f"{name} {' x '.join(map(str, shape))}".strip() for name, shape in head.outputs]
+    return [head.name or head.kind.lower(), *outputs]
 
 
 def terminal_text(read: Architecture, i: int) -> str:

@@ -58,6 +58,25 @@ class Link:
 
 
 @dataclasses.dataclass(frozen=True)
+class Head:
+    """A head of a detector that predicts for anchors or regions, or the detections at the end.
+
+    Attributes:
+        name: such as `box_head`; empty for the detections.
+        kind: its class.
+        outputs: name and shape, without the batch, of each array that it gives; names may be empty.
+        maps: indices of the boxes that it reads.
+        heads: indices of the heads that come directly before it.
+    """
+
+    name: str
+    kind: str
+    outputs: tuple[tuple[str, tuple[int, ...]], ...]
+    maps: tuple[int, ...]
+    heads: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Architecture:
     """A model's boxes and links.
 
@@ -66,12 +85,14 @@ class Architecture:
         boxes: the maps, about in the order in which they are computed; the first one is the image.
         links: what goes into what.
         parameters: how many numbers the model has in its collection `params`.
+        heads: of a detector, in the order in which they run; the detections are the last.
     """
 
     title: str
     boxes: tuple[Box, ...]
     links: tuple[Link, ...]
     parameters: int
+    heads: tuple[Head, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -122,7 +143,37 @@ def architecture(model: nn.Module, *, image_size: Size = (256, 256), channels: i
         boxes=tuple(_box(found, group, image_size) for group in groups),
         links=_links(found, groups),
         parameters=sum(x.size for x in jax.tree.leaves(variables.get("params", {}))),
+        heads=_heads(found, groups),
     )
+
+
+def _heads(found: Trace, groups: list[list[int]]) -> tuple[Head, ...]:
+    box_of = {i: box for box, group in enumerate(groups) for i in group}
+    paths = list(dict.fromkeys(output.path for output in found.outputs))
+    head_of = {len(found.maps) + i: paths.index(output.path) for i, output in enumerate(found.outputs)}
+    heads, before = [], []
+    for number, path in enumerate(paths):
+        outputs = [output for output in found.outputs if output.path == path and output.sources]
+        sources = {source for output in outputs for source in output.sources}
+        earlier = {head_of[source] for source in sources if source in head_of} - {number}
+        # Those before the ones that come directly before it are left out.
+        direct = earlier - {further for head in earlier for further in before[head]}
+        before.append(earlier | {further for head in earlier for further in before[head]})
+        heads.append(
+            Head(
+                ".".join(path),
+                next(output.kind for output in found.outputs if output.path == path),
+                tuple((output.inside.rsplit(".")[-1].split("[")[0], _of_one_image(output.shape)) for output in outputs),
+                tuple(sorted({box_of[source] for source in sources if source in box_of})),
+                tuple(sorted(direct)),
+            )
+        )
+    return tuple(heads)
+
+
+def _of_one_image(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the batch. Heads of regions have those of all images as their batch."""
+    return shape[1:] if shape[0] == 1 else shape
 
 
 def _group(found: Trace) -> list[list[int]]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 
-from densezoo.inspect.walk import Path, as_reference, called_program, module_calls
+from densezoo.inspect.walk import Path, as_reference, called_program, inference_method, module_calls
 from densezoo.types import Size
 
 
@@ -47,11 +47,31 @@ class Map:
 
 
 @dataclasses.dataclass
+class Output:
+    """An array that a head of a detector gives, or the detections at the end.
+
+    Attributes:
+        path: of the head; empty for the detections.
+        kind: class of the head, or of the detections.
+        inside: where the array is in what the head gives, such as `.logits`.
+        shape: with the batch, or the regions of all images, first.
+        sources: as those of a map; numbers from the number of maps on are outputs.
+    """
+
+    path: Path
+    kind: str
+    inside: str
+    shape: tuple[int, ...]
+    sources: dict[int, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
 class Trace:
     """What tracing a model finds.
 
     Attributes:
         maps: in the order in which they are computed; the first is the image.
+        outputs: of the heads that predict for anchors or regions, and of the whole detector.
         parts: paths of the modules that take or give containers of maps of several sizes (encoder, decoder, a pyramid
           in it). `maps` has what their children give, and of their own results those in containers; nothing from
           further inside.
@@ -59,6 +79,7 @@ class Trace:
     """
 
     maps: list[Map]
+    outputs: list[Output]
     parts: set[Path]
     upsamplers: dict[Path, str]
 
@@ -73,14 +94,22 @@ class Trace:
         return len(m.path) == 1 and m.path not in self.parts and len(self.parts) > 1
 
 
-def run_with_maps(model: nn.Module, variables: Any, images: jax.Array, visit: Callable[..., jax.Array]) -> Any:
-    """`model.apply(variables, images)`, in which every map that a module gives goes through `visit`.
+def run_with_maps(
+    model: nn.Module,
+    variables: Any,
+    images: jax.Array,
+    visit: Callable[..., jax.Array],
+    visit_output: Callable[..., jax.Array] | None = None,
+) -> Any:
+    """A model's predictions for images, in which every map that a module gives goes through `visit`.
 
     Args:
         model: a Flax Linen module.
         variables: of the model.
         images: NHWC.
         visit: called with (key, x, module, inside, arguments of the module), gives x back.
+        visit_output: called with (x, module, inside), gives x back: what the model's own parts give that is not a map,
+            such as logits for each region.
     """
     calls = 0
 
@@ -90,16 +119,17 @@ def run_with_maps(model: nn.Module, variables: Any, images: jax.Array, visit: Ca
         number, calls = calls, calls + 1
 
         def visit_map(path, x):
-            if getattr(x, "ndim", 0) != 4:
-                return x
             inside = jax.tree_util.keystr(path)
+            if getattr(x, "ndim", 0) != 4 or x.shape[0] != images.shape[0]:
+                own = visit_output is not None and len(module.path) == 1 and isinstance(x, jax.Array)
+                return visit_output(x, module, inside) if own else x
             return visit(f"{number}{inside}", x, module, inside, (*args, *kwargs.values()))
 
         return jax.tree_util.tree_map_with_path(visit_map, given)
 
     # Written plainly, so that every map is there and every upsampler and skip is called.
     with as_reference(model) as model, module_calls(note):
-        return model.apply(variables, images, train=False)
+        return model.apply(variables, images, train=False, method=inference_method(model))
 
 
 def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trace:
@@ -111,6 +141,7 @@ def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trac
         image: NHWC.
     """
     maps = [Map("", (), None, "", image.shape, False)]
+    outputs: list[Output] = []
     containers: dict[str, list[jax.Array]] = {}
     parts: set[Path] = {()}
     upsamplers: dict[Path, str] = {}
@@ -127,7 +158,14 @@ def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trac
                 upsamplers[module.path] = type(module).__name__
         return checkpoint_name(x, str(len(maps) - 1))
 
-    program = jax.make_jaxpr(lambda v, x: run_with_maps(model, v, checkpoint_name(x, "0"), visit))(variables, image)
+    def visit_output(x, module, inside):
+        outputs.append(Output(module.path, type(module).__name__, inside, x.shape))
+        return checkpoint_name(x, f"output {len(outputs) - 1}")
+
+    def run(variables, image):
+        return run_with_maps(model, variables, checkpoint_name(image, "0"), visit, visit_output)
+
+    program, result = jax.make_jaxpr(run, return_shape=True)(variables, image)
     parts = {path for path in parts if all(path[:depth] in parts for depth in range(len(path)))}
 
     def is_shown(m: Map) -> bool:
@@ -135,8 +173,29 @@ def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trac
 
     kept = [i for i, m in enumerate(maps) if i == 0 or is_shown(m)]
     maps = [maps[i] for i in kept]
-    _follow(program.jaxpr, [{} for _ in program.jaxpr.invars], {str(i): new for new, i in enumerate(kept)}, maps)
-    return Trace(maps, parts, upsamplers)
+    numbers = {str(i): new for new, i in enumerate(kept)}
+    of_heads = [i for i, output in enumerate(outputs) if output.path not in parts]  # a part may give tokens
+    outputs = [outputs[i] for i in of_heads]
+    numbers |= {f"output {i}": len(maps) + new for new, i in enumerate(of_heads)}
+    same: dict[int, int] = {}
+    ends = _follow(program.jaxpr, [{} for _ in program.jaxpr.invars], numbers, [*maps, *outputs], same)
+    if outputs:
+        kind = "output" if hasattr(result, "shape") else type(result).__name__
+        for (path, leaf), marks in zip(jax.tree_util.tree_leaves_with_path(result), ends, strict=True):
+            outputs.append(Output((), kind, jax.tree_util.keystr(path), leaf.shape, marks))
+    return _without(same, Trace(maps, outputs, parts, upsamplers))
+
+
+def _without(same: dict[int, int], found: Trace) -> Trace:
+    """Leaves out maps that a part only hands on from another part."""
+    maps = found.maps
+    same = {i: j for i, j in same.items() if i < len(maps) and found.part(maps[i]) != found.part(maps[j])}
+    new: dict[int, int] = {}
+    for i in range(len(maps) + len(found.outputs)):
+        new[i] = new[same[i]] if i in same else len(set(new.values()))
+    for node in (*maps, *found.outputs):
+        node.sources = {new[i]: join for i, join in node.sources.items()}
+    return dataclasses.replace(found, maps=[m for i, m in enumerate(maps) if i not in same])
 
 
 def _several_sizes(value: Any) -> bool:
@@ -148,9 +207,15 @@ Marks = dict[int, str]
 """The maps that an array is computed from, each with the primitive in which it met another one, empty before that."""
 
 
-def _follow(program: Any, given: list[Marks], numbers: dict[str, int], maps: list[Map]) -> list[Marks]:
-    """Carries the marks through a traced program, from arguments to results, and notes the sources of each map."""
+def _follow(
+    program: Any, given: list[Marks], numbers: dict[str, int], nodes: list[Any], same: dict[int, int]
+) -> list[Marks]:
+    """Carries the marks through a traced program, from arguments to results.
+
+    Notes the sources of each map and output, and which of them are `same` as one before.
+    """
     known: dict[Any, Marks] = dict(zip(program.invars, given, strict=True))
+    marked: dict[Any, int] = {}
 
     def look_up(variable: Any) -> Marks:
         return {} if isinstance(variable, Literal) else known.get(variable, {})
@@ -160,10 +225,13 @@ def _follow(program: Any, given: list[Marks], numbers: dict[str, int], maps: lis
         number = numbers.get(equation.params["name"]) if equation.primitive.name == "name" else None
         inner = called_program(equation)
         if number is not None:
-            maps[number].sources = inputs[0]
+            nodes[number].sources = inputs[0]
             outputs = [{number: ""}]
-        elif inner is not None:
-            outputs = _follow(inner, inputs, numbers, maps)
+            if equation.invars[0] in marked:
+                same[number] = marked[equation.invars[0]]
+            marked[equation.outvars[0]] = number
+        elif inner is not None and equation.primitive.name not in ("while", "scan"):
+            outputs = _follow(inner, inputs, numbers, nodes, same)
         else:
             outputs = [_meet(equation.primitive.name, inputs)] * len(equation.outvars)
         known.update(zip(equation.outvars, outputs, strict=True))

@@ -1,14 +1,15 @@
 """Whether a model computes what a checkpoint's reference computes, where names and shapes are the same."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 
+from densezoo.blocks import FrozenBatchNorm
 from densezoo.encoders import ENCODERS, Encoder
 from densezoo.messages import shortened
-from densezoo.naming import TORCHVISION, Naming
+from densezoo.naming import DETECTORS, TORCHVISION, Naming
 from densezoo.weights._fingerprints import names_of
 from densezoo.weights._parameters import Path, epsilon_of, namings_of
 
@@ -79,6 +80,28 @@ def doubt(encoder: nn.Module, naming: Naming, shapes: Mapping[Path, tuple[int, .
         f"Names and shapes are also those of {shortened(list(rivals), ', ')}, which has"
         f" {', and '.join(rivals[name])}. If the weights are of {name}, create the encoder as {name!r}; if they are of"
         f" the model's encoder, say so: {confirm}"
+    )
+
+
+def doubt_of_frozen_norms(encoder: nn.Module, naming: Naming, names: Iterable[str]) -> str:
+    """A warning if a detector's frozen norms, whose epsilon no array shows, become ordinary ones; empty otherwise.
+
+    torchvision sets the epsilon of `FrozenBatchNorm2d` to 0 when it loads its published weights of the first versions
+    of RetinaNet, Faster and Mask R-CNN over a ResNet.
+    """
+    norm, epsilon = getattr(encoder, "norm", None), epsilon_of(encoder)
+    if naming.source != DETECTORS or naming.epsilon is not None or norm is None or not epsilon:
+        return ""
+    body = [name for name in names if name.startswith(naming.prefix)]
+    ends = {name.rpartition(".")[2] for name in body}
+    fcos = any("bbox_ctrness" in name for name in names)
+    if isinstance(norm(), FrozenBatchNorm) or "running_var" not in ends or "num_batches_tracked" in ends or fcos:
+        return ""
+    return (
+        "the backbone's batch norms were frozen, for they have no num_batches_tracked. torchvision's published weights"
+        f" of its first versions (COCO_V1) are for an epsilon of 0, and the model's encoder has {epsilon}: for these,"
+        " create it with norm=partial(dz.FrozenBatchNorm, epsilon=0.0); for weights that you trained, with"
+        " norm=dz.FrozenBatchNorm"
     )
 
 

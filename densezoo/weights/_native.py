@@ -105,9 +105,10 @@ def load(
     Args:
         path: path of the file.
         model: a model to use instead of the one that the file describes.
-        strict: whether all variables must match. If False, a head with another number of classes is initialised, as in
-            `dz.weights.start_from`, which also takes a random key.
-        part: the part of `model` to load, such as "encoder"; the others are initialised.
+        strict: whether all variables must match. False initialises what of the heads does not match. The variables are
+            then `dz.weights.start_from(model, path)`, which has more options.
+        part: the part of `model` to load, such as "encoder"; the others are initialised. The variables are
+            `dz.weights.start_from(model, path, part=part)`.
 
     Returns:
         The model and its variables.
@@ -147,7 +148,7 @@ def load_with_metadata(
             raise _not_buildable(path, error) from error
     else:
         lines = differences(model, tree)
-        hint = ". For other classes: dz.load(path, model=model, strict=False)"
+        hint = ". For other classes or another decoder: variables = dz.weights.start_from(model, path)"
     if lines:
         raise ValueError(f"the variables in {path} are not those of the model: {shortened(lines)}{hint}")
     return model, unflatten_dict(tree), metadata

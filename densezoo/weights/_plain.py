@@ -15,7 +15,8 @@ from densezoo.heads import SegmentationHead
 from densezoo.models import SegmentationModel
 from densezoo.naming import PLAIN, Named, Naming
 from densezoo.types import ModuleDef
-from densezoo.weights._convert import from_torch, read_names
+from densezoo.weights._convert import from_torch
+from densezoo.weights._names import read_names
 from densezoo.weights._prefix import prefix_of
 
 _BILINEAR = partial(Bilinear, align_corners=True)  # as most of these have it

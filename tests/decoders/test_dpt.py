@@ -81,7 +81,7 @@ def test_what_the_readouts_read(readout):
     ("fields", "message"),
     [
         ({"readout": "mean"}, "got 'mean'"),
-        ({"intermediate_features": (4, 4)}, r"4 maps; got \(4, 4\)"),
+        ({"intermediate_features": (4, 4)}, r"needs 2 .* for intermediate_features=\(4, 4\), .* gives 4"),
     ],
 )
 def test_impossible_fields_are_named(fields, message):

@@ -30,8 +30,21 @@ NONE = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0)}
 roi_align = sys.modules["torchvision.ops.roi_align"]  # the module, which its function hides
 
 # Where there are few boxes, torchvision moves those of each class apart in place of comparing the classes. That rounds
-# the corners, and boxes without area of all classes count as one.
+# the corners.
 box_ops._batched_nms_coordinate_trick = box_ops._batched_nms_vanilla
+
+
+def nms(boxes, scores, threshold):
+    """As torchvision's compiled operation: the overlap of two boxes without area, 0 / 0, suppresses neither."""
+    order, kept = scores.argsort(descending=True, stable=True), []
+    while len(order):
+        best, order = order[0], order[1:]
+        kept.append(best)
+        order = order[~(box_ops.box_iou(boxes[best][None], boxes[order])[0] > threshold)]
+    return torch.stack(kept) if kept else torch.zeros(0, dtype=torch.int64)
+
+
+box_ops.nms = nms
 
 
 def interpolate(features, image, y, x, ymask, xmask, plain=roi_align._bilinear_interpolate):

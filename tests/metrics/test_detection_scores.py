@@ -101,6 +101,22 @@ def test_wrong_results_are_named(change, message):
         metrics.average_precision(dataset, [results[0] | change])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 99}, "annotation 0, with the id 1, is of image 99"),
+        ({"category_id": 0}, "category 0; the dataset has"),
+        ({"bbox": [0.0, math.nan, 1.0, 1.0]}, r"annotation 0, with the id 1, has the box \[0.0, nan"),
+        ({"id": 2}, "annotation 1 has the id 2 of an earlier one"),
+    ],
+)
+def test_wrong_annotations_are_named(change, message):
+    dataset, results = random_case(0)
+    dataset["annotations"][0] |= change
+    with pytest.raises(ValueError, match=message):
+        metrics.average_precision(dataset, results)
+
+
 def test_a_source_without_a_file_scores_its_own_objects_with_one():
     from densezoo.data import DigitScenes
 

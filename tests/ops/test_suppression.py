@@ -40,6 +40,9 @@ def candidates(count, seed=0, kind="floats"):
     scores = rng.uniform(0, 1, count).astype(np.float32)
     if kind == "ties":
         boxes, scores = np.round(boxes / 4) * 4, np.round(scores * 8) / 8
+    if kind == "empty":  # points, lines and copies of them, as boxes beyond the picture end up at its border
+        boxes[::2, 2], boxes[::3, 3] = boxes[::2, 0], boxes[::3, 1]
+        boxes[count // 2 :] = boxes[: count - count // 2]
     return boxes, scores, rng.integers(0, 3, count).astype(np.int32)
 
 
@@ -59,7 +62,7 @@ def plain(boxes, scores, valid, threshold, most):
     return ops.nms(boxes, scores, threshold, most, valid)
 
 
-@pytest.mark.parametrize("kind", ["floats", "ties"])
+@pytest.mark.parametrize("kind", ["floats", "ties", "empty"])
 @pytest.mark.parametrize(("count", "most"), [(1, 3), (60, 60), (900, 700), (900, 20)])
 def test_the_greedy_loop(count, most, kind):
     for seed in range(3):
@@ -67,6 +70,9 @@ def test_the_greedy_loop(count, most, kind):
         valid = np.random.default_rng(seed).random(count) < 0.9
         expected = greedy(boxes, scores, labels, 0.5, valid)[:most]
         assert taken(batched(boxes, scores, labels, valid, 0.5, most)) == expected
+        if kind == "empty" and count == most:  # all that have no area are there, copies too
+            empty = (boxes[:, 2] == boxes[:, 0]) | (boxes[:, 3] == boxes[:, 1])
+            assert set(np.flatnonzero(valid & empty)) <= set(expected)
         expected = greedy(boxes, scores, 0 * labels, 0.5, valid)[:most]
         assert taken(plain(boxes, scores, valid, 0.5, most)) == expected
 

@@ -175,6 +175,8 @@ def test_several_labels_a_pixel(tmp_path):
         ({"class_weights": (1.0,)}, "class_weights needs 3 entries"),
         ({"class_names": ("a", "b", "b")}, "duplicates"),
         ({"num_classes": 0}, "at least 1"),
+        ({"labels": {"road": 1}}, "labels must map numbers or colours"),
+        ({"labels": (7, 11)}, "labels must map numbers or colours"),
         ({"num_classes": 300}, "ignore_index=255 is one of the mask values 0 to 299.*ignore_index=None"),
         ({"num_classes": 1, "ignore_index": 1}, "ignore_index=1 is one of the mask values 0 to 1"),
         ({"multilabel": True, "ignore_index": 0}, "ignore_index=0 is one of the mask values 0 to 1"),
@@ -236,6 +238,10 @@ def test_a_task_survives_json():
 
     task = Segmentation(3, class_weights=(1.0, 2.0, 3.0), class_names=("a", "b", "c"), criterion="dice")
     assert from_description(json.loads(json.dumps(describe(task)))) == task
+    for labels in ({7: 0, 11: 1, 0: 255}, {(0, 0, 0): 0, (128, 64, 128): 1}):
+        task = Segmentation(2, labels=labels)
+        again = from_description(json.loads(json.dumps(describe(task))))
+        assert again == task and hash(again) == hash(task) and dict(again.labels) == labels
     with pytest.raises(ValueError, match="unknown task 'poses'"):
         from_description({"name": "poses"})
     with pytest.raises(ValueError, match=r"no options \['depth'\]"):

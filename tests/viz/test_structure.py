@@ -106,6 +106,30 @@ def test_neck_without_a_head():
     assert not any(link.kind == "head" for link in read.links)
 
 
+def test_the_heads_of_a_detector():
+    encoder = dz.ResNet((1, 1, 1, 1), dz.BasicBlock, width=8)
+    model = dz.create_model("mask_rcnn", encoder, 3, features=8, hidden=(16,)).clone(proposals=(50, 50))
+    read = viz.architecture(model)
+    rpn, box, mask, detections = read.heads
+    assert [(head.name, head.kind) for head in (rpn, box, mask)] == [
+        ("rpn", "RPNHead"),
+        ("box_head", "BoxHead"),
+        ("mask_head", "MaskHead"),
+    ]
+    # Proposals come from all maps, regions from those of the encoder's scales.
+    assert sorted(read.boxes[i].stride for i in rpn.maps) == [4, 8, 16, 32, 64]
+    assert sorted(read.boxes[i].stride for i in box.maps) == sorted(read.boxes[i].stride for i in mask.maps)
+    assert sorted(read.boxes[i].stride for i in box.maps) == [4, 8, 16, 32] and detections.maps == ()
+    # Each reads what the one before it found.
+    assert [head.heads for head in read.heads] == [(), (0,), (1,), (2,)]
+    anchors = 3 * (64**2 + 32**2 + 16**2 + 8**2 + 4**2)
+    assert rpn.outputs == (("logits", (anchors, 1)), ("deltas", (anchors, 4)))
+    assert box.outputs == (("", (50, 3)), ("", (50, 3, 4))) and mask.outputs == (("", (100, 28, 28, 3)),)
+    assert detections.outputs[0] == ("boxes", (100, 4)) and detections.outputs[-1] == ("masks", (100, 28, 28))
+    # Maps that the neck only hands on are not drawn twice.
+    assert len({(box.column, box.stride) for box in read.boxes}) == len(read.boxes)
+
+
 class FusedBlock(nn.Module):
     """Computes what a concatenation and a convolution give, without the concatenation."""
 

@@ -134,3 +134,23 @@ def test_torchvisions_deeplab_is_another_model_than_segmentation_models_pytorchs
         from_torch(dz.create_encoder("resnet50"), arrays)
     # Others too call an encoder `backbone`.
     assert not said(dz.create_encoder("resnet50"), {n: a for n, a in arrays.items() if "classifier" not in n})
+
+
+def test_frozen_norms_of_detectors_whose_epsilon_is_unknown():
+    def detector(name, norm=dz.BatchNorm):
+        encoder = dz.ResNet((1, 1, 1, 1), dz.BasicBlock, norm=norm)
+        return dz.create_model(name, encoder, 4, features=32)
+
+    def frozen(case):  # as FrozenBatchNorm2d writes them
+        return {name: array for name, array in weights(case).items() if "num_batches_tracked" not in name}
+
+    for name in ("retinanet", "mask_rcnn"):
+        message = said(detector(name), frozen(f"detector_{name}"))
+        assert "epsilon of 0, and the model's encoder has 1e-05" in message
+        assert "norm=partial(dz.FrozenBatchNorm, epsilon=0.0)" in message
+    retinanet = frozen("detector_retinanet")
+    assert "epsilon of 0" in said(detector("retinanet"), retinanet, part="encoder")
+    for norm in (dz.FrozenBatchNorm, partial(dz.FrozenBatchNorm, epsilon=0.0)):
+        assert not said(detector("retinanet", norm), retinanet)
+    assert not said(detector("retinanet"), weights("detector_retinanet"))  # with counters: ordinary norms
+    assert not said(detector("fcos"), frozen("detector_fcos"))  # whose published weights have 1e-5
