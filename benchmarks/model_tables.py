@@ -78,6 +78,23 @@ def compile_table(result: Mapping[str, Any]) -> str:
     return markdown_table(head, lines)
 
 
+def detectors_table(result: Mapping[str, Any]) -> str:
+    """Times of detectors; an asterisk marks the comparisons that were `disturbed`."""
+    lines = []
+    for mode in ("inference", "training"):
+        rows = [row for row in result["rows"] if row["mode"] == mode]
+        for (model, shape), members in comparisons({"rows": rows}).items():
+            own = next((row for row in members if row["form"] == OWN), {})
+            mark = r" \*" if disturbed(members) else ""
+            times = [_fastest(members, form) for form in (OWN, "torch", COMPILED[0])]
+            seconds = own["trace_seconds"] + own["compile_seconds"] if own else None
+            ratio = _number(ratio_to(own, "torch", *COMPILED), ".2f")
+            cells = (*(_number(time, ".4g") for time in times), ratio, _number(seconds, ".1f"))
+            lines.append((model + mark, mode, shape, str(own.get("detections", "-")), *cells))
+    head = ("model", "mode", "images", "detections", f"{OWN}, ms", "torchvision, ms", "with torch.compile, ms")
+    return markdown_table((*head, f"{OWN} / the faster", "tracing and compiling, s"), lines)
+
+
 def disturbed(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether other programs ran during a comparison, or its times vary as if they had.
 

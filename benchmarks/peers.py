@@ -137,11 +137,40 @@ class Peers:
         """Prepares an operation of torchvision's detectors; returns torchvision's version."""
         module: Any = importlib.import_module("benchmarks.torch_detection")
         device = importlib.import_module("benchmarks.torch_kernels").to_device(platform)
-        arrays = [np.load(path) for path in inputs]
+        found, arrays = self._torchvision(), [np.load(path) for path in inputs]
         options = {"backward": backward, "image_size": image_size, "threshold": threshold}
         self._calls[form] = module.make_call(kernel, arrays, device, **options)
         self._arrays[form] = lambda result: (module.arrays_of(kernel, result), [])
-        return {"torchvision": importlib.metadata.version("torchvision")}
+        return found
+
+    def detector(self, model: str, classes: int, seed: int, images: str) -> dict[str, Any]:
+        """Makes a detector that finds a usual number of objects in the images, and writes its weights to a file."""
+        module: Any = importlib.import_module("benchmarks.torch_detectors")
+        self._torchvision()
+        self.clear()
+        self._model = module.make_model(model, classes, seed, np.load(images))
+        path = self._folder / "weights.npz"
+        np.savez(path, **{name: x.numpy() for name, x in self._model.state_dict().items()})
+        return {"weights": str(path)}
+
+    def detect(self, form: str, images: str) -> dict[str, Any]:
+        """Makes the detector ready in a form, with the first call; the seconds of that, and torchvision's version."""
+        module: Any = importlib.import_module("benchmarks.torch_detectors")
+        start = time.perf_counter()
+        self._calls[form] = module.make_call(form, self._model, np.load(images))
+        self._arrays[form] = lambda result: (module.arrays_of(result), [])
+        return {"seconds": time.perf_counter() - start} | self._torchvision()
+
+    def detector_losses(self, images: str, boxes: str, labels: str) -> dict[str, Any]:
+        """The sum of the detector's losses in training mode, with every anchor and proposal in them."""
+        module: Any = importlib.import_module("benchmarks.torch_detectors")
+        return {"losses": module.losses_of(self._model, *(np.load(path) for path in (images, boxes, labels)))}
+
+    def detector_step(self, form: str, images: str, boxes: str, labels: str) -> dict[str, Any]:
+        """Makes the detector's train step ready; torchvision's version."""
+        module: Any = importlib.import_module("benchmarks.torch_detectors")
+        self._calls[form] = module.make_step(self._model, *(np.load(path) for path in (images, boxes, labels)))
+        return self._torchvision()
 
     def output(self, form: str) -> dict[str, Any]:
         """Calls a form and writes its result: a model's map, or a kernel's outputs and gradients."""
@@ -190,6 +219,12 @@ class Peers:
         torch._dynamo.reset()
         gc.collect()
         return {}
+
+    def _torchvision(self) -> dict[str, Any]:
+        """The version of torchvision, and whether its operators are compiled; if they are, they are used."""
+        module: Any = importlib.import_module("benchmarks.torch_detection")
+        operators = module.use_compiled_operators()
+        return {"torchvision": importlib.metadata.version("torchvision"), "operators": operators}
 
     def _run(self, call: Callable[[], Any]) -> Any:
         result = call()

@@ -16,7 +16,15 @@ from typing import Any
 import tyro
 
 from benchmarks import gpu
-from benchmarks.model_tables import comparisons, compile_table, disturbed, memory_table, ratios_table
+from benchmarks.detection import table as operations_table
+from benchmarks.model_tables import (
+    comparisons,
+    compile_table,
+    detectors_table,
+    disturbed,
+    memory_table,
+    ratios_table,
+)
 from benchmarks.plots import roofline_figure, title_of
 from benchmarks.record import KERNEL_BASELINES, file_stem, markdown_table, read, shape_text, write_text
 from benchmarks.targets import goals_table, missed_table
@@ -69,6 +77,12 @@ def training_part(results: Results) -> str:
     return _each(results, "training", ratios_table, "training")
 
 
+def detectors_part(results: Results) -> str:
+    """A table for each file of detectors and of their operations."""
+    operations = _each(results, "detection", lambda result: operations_table(result["rows"]), "operations")
+    return _each(results, "detectors", detectors_table, "detectors") + "\n\n" + operations
+
+
 def memory_part(results: Results) -> str:
     """A table for each file of peak memory."""
     return _each(results, "memory", memory_table, "memory")
@@ -106,7 +120,7 @@ def machines_part(results: Results) -> str:
 
 
 def _marked(result: Mapping[str, Any]) -> str:
-    if result["mode"] not in ("models", "training"):
+    if result["mode"] not in ("models", "training", "detectors"):
         return "-"
     groups = comparisons(result).values()
     return f"{sum(map(disturbed, groups))} of {len(groups)}"
@@ -119,6 +133,7 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "kernels": kernels_part,
     "models": models_part,
     "training": training_part,
+    "detectors": detectors_part,
     "memory": memory_part,
     "compile": compile_part,
     "machines": machines_part,

@@ -38,6 +38,8 @@ _TOPICS = {
     "training": "Speed of train steps",
     "memory": "Peak memory",
     "upsampling": "Single kernels",
+    "detectors": "Detectors",
+    "detection": "Detectors",
 }
 
 
@@ -193,6 +195,48 @@ TARGETS = (
             1.0,
         )
         for kernel in KERNELS
+    ),
+    Target(
+        "detectors, image to detections, over the better of torchvision eager and compiled",
+        "detectors",
+        {"form": OWN, "mode": "inference"},
+        over(*TORCH),
+        0.8,
+    ),
+    Target(
+        "train step of Faster R-CNN over torchvision eager",
+        "detectors",
+        {"form": OWN, "mode": "training"},
+        over("torch"),
+        0.9,
+    ),
+    *(
+        Target(
+            f"compiling {what}",
+            "detectors",
+            {"form": OWN, "mode": mode},
+            total("trace_seconds", "compile_seconds"),
+            limit,
+            kind="seconds",
+        )
+        for what, mode, limit in (
+            ("the inference of a detector", "inference", 6.0),
+            ("the train step of Faster R-CNN", "training", 20.0),
+        )
+    ),
+    Target(
+        "non-maximum suppression of 100, 1,000 and 10,000 boxes over torchvision",
+        "detection",
+        {"kernel": "nms", "form": "auto"},
+        over("torch"),
+        1.5,
+    ),
+    Target(
+        "RoIAlign of 512 boxes, 7x7, forward and backward, over torchvision",
+        "detection",
+        {"kernel": "multiscale_roi_align", "mode": "forward+backward", "form": "auto"},
+        over("torch"),
+        1.0,
     ),
     Target(
         "kernels bound by bandwidth, forward alone and with backward: share of the copy bandwidth",

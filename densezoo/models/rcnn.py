@@ -16,8 +16,11 @@ from densezoo.heads.region import BOX_WEIGHTS
 from densezoo.models.detection import kept, large_enough, pyramid_of
 from densezoo.models.padding import each_alone, with_edges
 from densezoo.models.segmentation import computed_by
-from densezoo.ops.sharding import per_device, reshape
+from densezoo.ops.sharding import explicitly_sharded, in_auto_mesh, per_device, reshape
 from densezoo.types import Detections, Pyramid
+
+_MASKS_AT_ONCE = 25
+"""Detections of each image that the mask head takes at a time."""
 
 
 @struct.dataclass
@@ -169,20 +172,62 @@ class RCNN(nn.Module):
         if self.mask_head is None:
             return found
 
-        def masks_of(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
-            chosen = jnp.maximum(labels, 0)[:, :, None, None, None]
-            masks = jax.nn.sigmoid(jnp.take_along_axis(logits, chosen, axis=-1)[..., 0])
-            return jnp.where(valid[:, :, None, None], masks, 0)
+        if in_auto_mesh(found.boxes) or explicitly_sharded(found.boxes):
+            logits = self.mask_logits(outputs.pyramid, found.boxes)
+            masks = per_device(_chosen_masks, logits, found.labels, found.valid, auto=True)
+        else:
+            masks = self._masks_by_parts(outputs.pyramid, found)
+        return dataclasses.replace(found, masks=masks)
 
-        logits = self.mask_logits(outputs.pyramid, found.boxes)
-        return dataclasses.replace(found, masks=per_device(masks_of, logits, found.labels, found.valid, auto=True))
+    def _masks_by_parts(self, pyramid: Pyramid, found: Detections) -> Float[Array, "b n _ _"]:
+        """The masks of the detections, which are in the first rows, and 0 for the other rows.
+
+        The mask head takes most of the time, so it stops after the last detection of the batch.
+        """
+        rows = found.boxes.shape[1]
+        step = min(_MASKS_AT_ONCE, rows)
+
+        def padded(x: jax.Array) -> jax.Array:
+            return jnp.pad(x, ((0, 0), (0, -rows % step), *((0, 0),) * (x.ndim - 2)))
+
+        regions = padded(self._regions("mask_head", pyramid, found.boxes))
+        labels, valid = padded(found.labels), padded(found.valid)
+        last = found.valid.sum(1).max(initial=0)
+
+        def add(model: "RCNN", state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            start, masks = state
+            x, label, real = (jax.lax.dynamic_slice_in_dim(x, start, step, 1) for x in (regions, labels, valid))
+            logits = model._head("mask_head", x)
+            mine = _chosen_masks(logits.reshape(*label.shape, *logits.shape[1:]), label, real)
+            return start + step, jax.lax.dynamic_update_slice_in_dim(masks, mine, start, 1)
+
+        side = 2 * regions.shape[2]
+        # Made from scores, so that inside `jax.shard_map` it varies as the masks do.
+        nothing = jnp.broadcast_to(0 * padded(found.scores)[:, :, None, None], (*labels.shape, side, side))
+        state = (jnp.zeros((), jnp.int32), nothing)
+        _, masks = nn.while_loop(lambda _, state: state[0] < last, add, self, state)
+        return masks[:, :rows]
 
     def _of_regions(self, part: str, pyramid: Pyramid, boxes: jax.Array, *, train: bool) -> Any:
-        head: Any = getattr(self, part)
+        return self._head(part, self._regions(part, pyramid, boxes), train=train)
+
+    def _regions(self, part: str, pyramid: Pyramid, boxes: jax.Array) -> jax.Array:
+        """The maps of boxes in the size that a head reads."""
         assert pyramid.image_size is not None
         with computed_by(self):
-            x = ops.multiscale_roi_align(pyramid.maps[: self.region_maps], boxes, pyramid.image_size, head.size)
-            return head(reshape(x, -1, *x.shape[2:]), train=train and part not in self.frozen)
+            size = getattr(self, part).size
+            return ops.multiscale_roi_align(pyramid.maps[: self.region_maps], boxes, pyramid.image_size, size)
+
+    def _head(self, part: str, x: jax.Array, *, train: bool = False) -> Any:
+        with computed_by(self):
+            return getattr(self, part)(reshape(x, -1, *x.shape[2:]), train=train and part not in self.frozen)
+
+
+def _chosen_masks(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
+    """The probabilities of each box's class, 0 for a box that is not real."""
+    chosen = jnp.maximum(labels, 0)[:, :, None, None, None]
+    masks = jax.nn.sigmoid(jnp.take_along_axis(logits, chosen, axis=-1)[..., 0])
+    return jnp.where(valid[:, :, None, None], masks, 0)
 
 
 def proposals_of(

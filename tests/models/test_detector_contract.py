@@ -280,3 +280,23 @@ def test_masks_of_instances_are_cropped_as_roi_align_crops_them():
     masks = (instances[None] == numbers[:, None, None]).astype(jnp.float32)[..., None]
     expected = dz.ops.roi_align(masks, jnp.asarray(boxes)[:, None], 28, sampling_ratio=0)[:, 0, :, :, 0]
     np.testing.assert_allclose(dz.ops.crop_instances(instances, numbers, jnp.asarray(boxes), 28), expected, atol=1e-5)
+
+
+def test_masks_of_many_detections_are_those_of_their_boxes():
+    model = small("mask_rcnn")
+    images = jax.random.normal(KEY, (2, 64, 64, 3))
+
+    @jax.jit
+    def run(images):
+        variables = model.init(KEY, images)
+        outputs = model.apply(variables, images)
+        options = {"score_threshold": 0.0, "max_detections": 60}  # more than the mask head takes at a time
+        found = model.apply(variables, outputs, method="detections_of", **options)
+        logits = model.apply(variables, outputs.pyramid, found.boxes, method="mask_logits")
+        chosen = jnp.maximum(found.labels, 0)[:, :, None, None, None]
+        return found, jax.nn.sigmoid(jnp.take_along_axis(logits, chosen, -1)[..., 0])
+
+    found, expected = run(images)
+    valid = np.asarray(found.valid)
+    assert valid.sum(1).min() > 30
+    np.testing.assert_allclose(np.asarray(found.masks)[valid], np.asarray(expected)[valid], atol=1e-5)
