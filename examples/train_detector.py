@@ -4,8 +4,9 @@ Usage: python examples/train_detector.py --data DIR --model mask_rcnn --encoder 
 
 DIR/train and DIR/val each have images/ and either instances/, maps with the number of the object at every pixel, or
 annotations.json in COCO's format; for --model panoptic_fpn, panoptic/ and panoptic.json in COCO's panoptic format.
-Without --data it trains on scenes of handwritten digits. Checkpoints, the log, the
-curves, pictures of detections and model.safetensors, the best model, go to --out; `detect.py --model` takes that file.
+Without --data, the script trains on scenes of handwritten digits. It writes
+checkpoints, the log, the curves, pictures of detections and the best model, model.safetensors, to --out;
+`detect.py --model` reads it.
 The last line on standard output is a JSON object with the average precision of the final state on whole validation
 pictures.
 """
@@ -53,7 +54,7 @@ class Arguments(Recipe):
     encoder_weights: Path | None = None
     """File to load the encoder from: model.safetensors of a run, or a PyTorch checkpoint (.pth, .safetensors)."""
     freeze_encoder: bool = False
-    """Leave the encoder's weights and batch statistics as they are."""
+    """Freeze the encoder's weights and batch statistics."""
     trainable_layers: int | None = None
     """Train only the last so many stages of the encoder; a ResNet has 5, with the stem. If not given, 3 with
     --encoder-weights or --weights, as in torchvision, and otherwise all."""

@@ -93,7 +93,7 @@ class MaskReader:
         return f"{what} {shortened(shown, ', ', 10)} {where}"
 
     def advise(self, strangers: Iterable[int]) -> str:
-        """Says what may be done about values that stand for no class."""
+        """Suggests what to do about values that are not classes."""
         values, labels, ignored = set(strangers), option("labels"), option("ignore_index")
         if self._coloured:
             return (

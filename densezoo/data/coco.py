@@ -26,12 +26,12 @@ class CocoDetection:
     An item contains the following fields, where n is the maximum number of objects in a picture:
 
     - image: (height, width, channels) as in the file.
-    - boxes: (n, 4) float32, x0, y0, x1, y1 in pixels, cut off at the border; zeros in rows without an object.
-    - labels: (n,) int32, places in `class_names`; -1 in rows without an object.
+    - boxes: (n, 4) float32, x0, y0, x1, y1 in pixels, clipped to the picture; zeros in rows without an object.
+    - labels: (n,) int32, indices of `class_names`; -1 in rows without an object.
     - areas: (n,) float32, as annotated; NaN where the file has none.
     - instances: (height, width) int32; k for the object in row k - 1, 0 for none. Where objects overlap, the smaller
-      one has the pixel. Only with `masks`.
-    - image_id: of the file.
+      one is on top. Only with `masks`.
+    - image_id: the picture's id in the file.
     - boxes_crowd, labels_crowd and instances_crowd: the same for crowds, if the file has any.
 
     Crowds, which stand for many objects at once, are not among the objects: they take no part in training, and the

@@ -13,12 +13,12 @@ the picture. The pipeline and the transforms use the kind and never the name:
 | `boxes` | `Boxes` | (n, 4), x0, y0, x1, y1 in pixels; zeros in rows without an instance |
 | `labels` | `Labels` | (n,), -1 in rows without an instance |
 | `areas` | `Areas` | (n,), pixels of each instance as annotated, also of hidden parts; NaN if unknown |
-| `size`, `image_id` and all others | `Kind` | anything; it does not change |
+| `size`, `image_id` and all others | `Kind` | any shape; never changed |
 
-A name may continue with an underscore or a number: `image_before`, `image_after` and `image2` are images, `mask_2` is a
-label map. The longest match in the table counts. Boxes, labels and instances belong together if their names end alike:
-`boxes_2`, `labels_2` and `instances_2`. `boxes_crowd`, `labels_crowd` and `instances_crowd` are COCO's crowds, which
-`densezoo.metrics` leaves out of the scores.
+A name may have a suffix that starts with an underscore or a number: `image_before`, `image_after` and `image2` are
+images, `mask_2` is a label map. The longest match in the table applies. Boxes, labels and instances with the same
+suffix belong together: `boxes_2`, `labels_2` and `instances_2`. `boxes_crowd`, `labels_crowd` and `instances_crowd` are
+COCO's crowds, which `densezoo.metrics` excludes from the scores.
 
 To add a field, add an entry to the table before the first batch is made:
 

@@ -57,10 +57,10 @@ def coco_annotations(sample: Mapping[str, Any], image_id: int) -> list[dict[str,
     """Converts the objects of one picture to COCO's format.
 
     Args:
-        sample: boxes (n, 4), labels (n,) with -1 in rows without an object, and perhaps `instances` (h, w) and `areas`
-            (n,), of which NaN means the area of the mask or box; `boxes_crowd`, `labels_crowd` and perhaps
+        sample: boxes (n, 4), labels (n,) with -1 in rows without an object, and optionally `instances` (h, w),
+            `areas` (n,) with NaN for the area of the mask or box, and `boxes_crowd`, `labels_crowd` and
             `instances_crowd` of crowds.
-        image_id: number of the picture.
+        image_id: id of the picture.
 
     Returns:
         A dict for each object and crowd; its id is the place in the list, from 1 on, and its category label + 1.
@@ -139,8 +139,8 @@ def average_precision(
 
     Returns:
         `ap`, the mean over IoU thresholds of 0.5 to 0.95, `ap50`, `ap75`; `ap_small` (area below 32^2 pixels),
-        `ap_medium`, `ap_large` (from 96^2 on); `ar1`, `ar10`, `ar100`; `ap_<class>`. NaN where there is nothing to
-        detect. At most 100 detections count in a picture.
+        `ap_medium`, `ap_large` (from 96^2 on); `ar1`, `ar10`, `ar100`; `ap_<class>`. NaN without
+        objects. At most 100 detections per picture are used.
 
     Raises:
         ValueError: results or annotations of pictures or categories that the dataset does not have, or with scores or

@@ -190,7 +190,7 @@ _RETINANET = "Lin et al. 2017, https://arxiv.org/abs/1708.02002"
 register_detector(
     "retinanet",
     _retinanet,
-    "A feature pyramid whose every pixel predicts classes and boxes for nine anchors.",
+    "A feature pyramid that predicts classes and boxes for nine anchors at every pixel.",
     _SKIPS,
     "boxes of objects of any size, in one stage",
     _RETINANET,
@@ -198,17 +198,17 @@ register_detector(
 register_detector(
     "retinanet_v2",
     partial(_retinanet, head_norm=GroupNorm, from_encoder=True, box_loss="giou"),
-    "RetinaNet with group norms in its head, P6 from the encoder, and boxes learned by their overlap.",
+    "RetinaNet with group norms in its head, P6 from the encoder, and a GIoU loss for the boxes.",
     _SKIPS,
-    "boxes, more exactly than the first version at the same cost",
+    "more accurate boxes than the first version, at the same cost",
     f"{_RETINANET}; Zhang et al. 2019, https://arxiv.org/abs/1912.02424",
 )
 register_detector(
     "fcos",
     _fcos,
-    "A feature pyramid whose every pixel predicts classes and the distances to its box's sides.",
+    "A feature pyramid that predicts classes and the distances to the box's sides at every pixel.",
     _SKIPS,
-    "boxes without anchors to choose",
+    "boxes without anchors to tune",
     "Tian et al. 2020, https://arxiv.org/abs/2006.09214",
 )
 register_detector(
@@ -216,7 +216,7 @@ register_detector(
     _plain,
     "RetinaNet's head on one map of the encoder, with the anchors of all scales.",
     "none: only the coarsest map",
-    "showing what a pyramid is good for",
+    "measuring the benefit of a pyramid",
     "Lin et al. 2016, https://arxiv.org/abs/1612.03144 (figure 1b)",
     misfit=lambda encoder: "",
 )

@@ -39,11 +39,11 @@ def per_device(function: Callable[..., Any], *maps: Any, weights: Sequence[Any] 
     Without a mesh, or if other axes than the batch are sharded, `function` is called directly.
 
     Args:
-        function: takes the arrays, and gives arrays with the batch as their first axis. No sample affects another.
+        function: maps the arrays to arrays with the batch as their first axis. Samples must be independent.
         maps: arrays with the batch as their first axis, or pytrees of them.
         weights: arrays that every device has, or Python numbers, which `function` gets as such.
-        auto: the same in a mesh with automatic axes, for what XLA would compute for the whole batch on every device.
-            All of its devices are taken to share the batch, if they divide it.
+        auto: do the same in a mesh with automatic axes, for operations that XLA would compute for the whole batch on
+            every device. The batch is assumed to be sharded over all of its devices, if they divide it.
     """
     leaves, arrays = jax.tree.leaves(maps), [x for x in weights if isinstance(x, jax.Array)]
     shardings = [jax.typeof(x).sharding for x in leaves]

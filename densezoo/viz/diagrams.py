@@ -36,10 +36,10 @@ def diagram(
 ) -> Figure:
     """Draws models side by side: their maps as boxes, with one row per scale, and the data flow as arrows.
 
-    Everything is read off the models (`architecture`): a box is as wide as it has channels and as high as it has pixels
-    (both less than proportional), and an arrow is a flow of data in the traced program. Parts of the same name have the
-    same colour, which the legend names. The class of an upsampler stands below its part, that of a head at its arrow.
-    The heads of a detector are round boxes on the right, from top to bottom in the order in which they run.
+    Everything is derived from the models (`architecture`). A box's width represents its channels and its height its
+    resolution (both on a compressed scale). An arrow is a data dependency in the traced program. Parts of the same name
+    have the same colour, which the legend names. The class of an upsampler is below its part, that of a head at its
+    arrow. The heads of a detector are round boxes on the right, from top to bottom in the order in which they run.
 
     Args:
         models: one model, several, or a mapping from titles to models.
@@ -184,7 +184,7 @@ def _draw_link(axes: Any, read: Architecture, places: tuple[Place, ...], link: L
     colour = COLOURS.get(link.join if skip else _direction(read, link), INK)
     points, word = _route(read, places, link)
     draw_arrow(axes, points, colour, 1.9 if skip else 1.3, DASHES.get(link.join, "-") if skip else "-")
-    # Where nothing but branches of one part meet, it is said once.
+    # Where only branches of one part meet, the label is drawn once.
     meets = end.x < start.x and link.join and not any(o.kind == "skip" and o.end == link.end for o in read.links)
     fits = abs(points[-1][0] - points[0][0]) > 0.1 + 0.07 * len(link.join)
     if word is not None and ((skip and fits) or (meets and link.end not in labelled)):

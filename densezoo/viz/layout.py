@@ -55,11 +55,11 @@ class Layout:
     """The positions of a model's boxes.
 
     Attributes:
-      places: of the boxes, in their order.
-      columns: the name of each part and the x of its middle, from left to right.
-      left: least x.
-      right: greatest x.
-      heads: of the heads and the detections, one below the other.
+      places: the boxes' rectangles, in the boxes' order.
+      columns: the name of each part and the x of its centre, from left to right.
+      left: the minimum x.
+      right: the maximum x.
+      heads: the rectangles of the heads and the detections, from top to bottom.
     """
 
     places: tuple[Place, ...]

@@ -30,13 +30,13 @@ def predictions(
 
     Args:
         images: (n, h, w, c), or a list of images of any sizes; shown as by `to_rgb`.
-        masks: (n, h, w) class indices, the truth; None if there is none. With several labels per pixel, (n, h, w,
+        masks: (n, h, w) class indices of the truth, or None. With several labels per pixel, (n, h, w,
             classes) of 0 and 1.
         predictions: (n, h, w) class indices, or (n, h, w, classes) of 0 and 1.
-        class_names: for the legend, in the order of the indices.
-        palette: a colour for each class, uint8 (classes, 3); None takes `palette(classes)`. Not used with several
+        class_names: names for the legend, in the order of the indices.
+        palette: a colour for each class, uint8 (classes, 3); by default `palette(classes)`. Not used with several
             labels per pixel.
-        ignore_index: a label of the truth that is no class; those pixels are not counted as right or wrong.
+        ignore_index: label of ignored pixels in the truth; they count neither as right nor as wrong.
 
     Returns:
         A matplotlib figure, for `viz.save`.

@@ -81,11 +81,11 @@ class Architecture:
     """A model's boxes and links.
 
     Attributes:
-        title: classes of the model's parts.
-        boxes: the maps, about in the order in which they are computed; the first one is the image.
-        links: what goes into what.
-        parameters: how many numbers the model has in its collection `params`.
-        heads: of a detector, in the order in which they run; the detections are the last.
+        title: class names of the model's parts.
+        boxes: the maps, roughly in the order in which they are computed; the first one is the image.
+        links: the dependencies between the boxes.
+        parameters: number of values in the collection `params`.
+        heads: a detector's heads, in the order in which they run; the detections are the last.
     """
 
     title: str

@@ -70,12 +70,12 @@ class Trace:
     """The result of tracing a model.
 
     Attributes:
-        maps: in the order in which they are computed; the first is the image.
-        outputs: of the heads that predict for anchors or regions, and of the whole detector.
-        parts: paths of the modules that take or give containers of maps of several sizes (encoder, decoder, a pyramid
-          in it). `maps` has what their children give, and of their own results those in containers; nothing from
-          further inside.
-        upsamplers: paths and class names of the modules that are called as upsamplers are (densezoo/blocks).
+        maps: the maps in the order in which they are computed; the first is the image.
+        outputs: the outputs of the heads that predict for anchors or regions, and of the whole detector.
+        parts: paths of the modules whose inputs or outputs are containers of maps of several sizes (encoder, decoder, a
+          pyramid in it). `maps` contains the outputs of their children and those of their own outputs that are in
+          containers, and nothing from further inside.
+        upsamplers: paths and class names of the modules that are called like upsamplers (densezoo/blocks).
     """
 
     maps: list[Map]
@@ -101,15 +101,15 @@ def run_with_maps(
     visit: Callable[..., jax.Array],
     visit_output: Callable[..., jax.Array] | None = None,
 ) -> Any:
-    """A model's predictions for images, in which every map that a module gives goes through `visit`.
+    """Runs a model on images and passes every map that a module returns through `visit`.
 
     Args:
         model: a Flax Linen module.
         variables: the model's variables.
         images: NHWC.
-        visit: called with (key, x, module, inside, arguments of the module), gives x back.
-        visit_output: called with (x, module, inside), gives x back: what the model's own parts give that is not a map,
-            such as logits for each region.
+        visit: called with (key, x, module, inside, arguments of the module); returns x.
+        visit_output: called with (x, module, inside) for outputs of the model's own parts that are not maps, such as
+            logits for each region; returns x.
     """
     calls = 0
 
@@ -210,9 +210,9 @@ Marks = dict[int, str]
 def _follow(
     program: Any, given: list[Marks], numbers: dict[str, int], nodes: list[Any], same: dict[int, int]
 ) -> list[Marks]:
-    """Carries the marks through a traced program, from arguments to results.
+    """Propagates the marks through a traced program, from arguments to results.
 
-    Notes the sources of each map and output, and which of them are `same` as one before.
+    Records the sources of each map and output, and which of them are the `same` as an earlier one.
     """
     known: dict[Any, Marks] = dict(zip(program.invars, given, strict=True))
     marked: dict[Any, int] = {}
