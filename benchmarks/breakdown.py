@@ -2,10 +2,10 @@
 
 Usage: python -m benchmarks.breakdown --model unet:efficientnet-b0 --shape 4x256x256 --top 15
 
-The program is that of `dz.compile`; a detector's returns detections. An untrained detector finds no object, so its masks
-take no time. The first table has a row per kind of operation of the compiled program (a oneDNN convolution, a fused
-loop, a padding). The second one lists the slowest single operations with their layers. The times are XLA's own, averaged
-over passes. If operations run concurrently, their sum exceeds the time of a pass.
+The program is that of `dz.compile`; a detector's returns detections. An untrained detector finds no object, so its
+masks take no time. The first table has a row per kind of operation of the compiled program (a oneDNN convolution, a
+fused loop, a padding). The second one lists the slowest single operations with their layers. The times are XLA's own,
+averaged over passes. If operations run concurrently, their sum exceeds the time of a pass.
 """
 
 import collections
