@@ -181,7 +181,7 @@ def show(console: Console, summary: dict[str, dict[str, tuple[float, float]]], a
 
 def draw(runs: dict[str, list[Finished]], arguments: Arguments) -> Figure:
     """Path length and relative gradient by layer, at the start and the end, and mean IoU by step."""
-    steps, colours = moments(arguments.steps), dict(zip(("concat", "add", "none"), ("C0", "C1", "C2"), strict=True))
+    steps, colours = moments(arguments.steps), {"concat": "C0", "add": "C1", "none": "C2"}
     figure = Figure(figsize=(13, 8), layout="constrained")
     panels = figure.subplots(2, 3)
     for name, results in runs.items():

@@ -86,6 +86,7 @@ def main(arguments: Arguments) -> None:
     stuff, stuff_names = stuff_of(train_source) if panoptic else ((), ())
     if panoptic and stuff_of(val_source) != (stuff, stuff_names):
         raise ValueError(f"the stuff classes of train, {stuff_names}, are not those of val")
+    options: dict[str, Any] = {"stuff_classes": len(stuff), "stuff_area": stuff_area(arguments)} if panoptic else {}
     model = dz.create_model(
         arguments.model,
         arguments.encoder,
@@ -93,8 +94,9 @@ def main(arguments: Arguments) -> None:
         frozen=("encoder",) if arguments.freeze_encoder else (),
         trainable_layers=trainable_layers(arguments),
         dtype=jnp.bfloat16 if arguments.bfloat16 else None,
-        **({"stuff_classes": len(stuff), "stuff_area": stuff_area(arguments)} if panoptic else {}),
+        **options,
     )
+    task: Detection | PanopticSegmentation
     if panoptic:
         task = PanopticSegmentation(len(names), class_names=names, stuff=stuff, stuff_names=stuff_names)
     else:
@@ -128,7 +130,7 @@ def main(arguments: Arguments) -> None:
     samples = spread(val_source, 4)
     images = [sample["image"] for sample in samples]
     found = [predict(image) for image in images]
-    if panoptic:
+    if isinstance(task, PanopticSegmentation):
         viz.save(viz.panoptic(images, found, class_names=task.segment_names), arguments.out / "panoptic.png")
         found = [each.detections for each in found]
     figure = viz.detections(

@@ -127,9 +127,8 @@ def receptive_fields(
     rows, columns = (_spans(program, axis, shape[axis]) for axis in (0, 1))
     layers = []
     for name in rows:
-        (output, *vertical), (_, *horizontal) = rows[name], columns[name]
-        whole = vertical[1] and horizontal[1]
-        layers.append(ReceptiveField(names[name], output, vertical[0], horizontal[0], whole))
+        (output, vertical, all_rows), (_, horizontal, all_columns) = rows[name], columns[name]
+        layers.append(ReceptiveField(names[name], output, vertical, horizontal, all_rows and all_columns))
     return ReceptiveFields(tuple(layers), (1, *shape))
 
 

@@ -145,7 +145,7 @@ def _outputs(result: Any) -> Any:
     """What a module computes from its input: the maps of a pyramid, a detector's predictions without its anchors."""
     if isinstance(result, Pyramid):
         return result.maps
-    return result.replace(grid=None) if isinstance(result, (AnchorOutputs, PointOutputs)) else result
+    return dataclasses.replace(result, grid=None) if isinstance(result, (AnchorOutputs, PointOutputs)) else result
 
 
 def _ordered(paths: Iterator[Path]) -> list[Path]:

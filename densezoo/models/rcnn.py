@@ -205,7 +205,11 @@ class RCNN(nn.Module):
         # Made from scores, so that inside `jax.shard_map` it varies as the masks do.
         nothing = jnp.broadcast_to(0 * padded(found.scores)[:, :, None, None], (*labels.shape, side, side))
         state = (jnp.zeros((), jnp.int32), nothing)
-        _, masks = nn.while_loop(lambda _, state: state[0] < last, add, self, state)
+
+        def rows_are_left(model: "RCNN", state: tuple[jax.Array, jax.Array]) -> Any:
+            return state[0] < last
+
+        _, masks = nn.while_loop(rows_are_left, add, self, state)
         return masks[:, :rows]
 
     def _of_regions(self, part: str, pyramid: Pyramid, boxes: jax.Array, *, train: bool) -> Any:

@@ -121,8 +121,9 @@ def run_with_maps(
         def visit_map(path, x):
             inside = jax.tree_util.keystr(path)
             if getattr(x, "ndim", 0) != 4 or x.shape[0] != images.shape[0]:
-                own = visit_output is not None and len(module.path) == 1 and isinstance(x, jax.Array)
-                return visit_output(x, module, inside) if own else x
+                if visit_output is None or len(module.path) != 1 or not isinstance(x, jax.Array):
+                    return x
+                return visit_output(x, module, inside)
             return visit(f"{number}{inside}", x, module, inside, (*args, *kwargs.values()))
 
         return jax.tree_util.tree_map_with_path(visit_map, given)
