@@ -120,7 +120,7 @@ def make_step(model: Any, images: np.ndarray, boxes: np.ndarray, labels: np.ndar
 
     def call() -> Any:
         optimizer.zero_grad(set_to_none=True)
-        loss = sum(placed(x, targets).values())
+        loss: Any = sum(placed(x, targets).values())
         loss.backward()
         optimizer.step()
         schedule.step()

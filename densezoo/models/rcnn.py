@@ -205,7 +205,8 @@ class RCNN(nn.Module):
         # Made from scores, so that inside `jax.shard_map` it varies as the masks do.
         nothing = jnp.broadcast_to(0 * padded(found.scores)[:, :, None, None], (*labels.shape, side, side))
         state = (jnp.zeros((), jnp.int32), nothing)
-        _, masks = nn.while_loop(lambda _, state: state[0] < last, add, self, state)
+        unfinished: Any = lambda _, state: state[0] < last  # noqa: E731
+        _, masks = nn.while_loop(unfinished, add, self, state)
         return masks[:, :rows]
 
     def _of_regions(self, part: str, pyramid: Pyramid, boxes: jax.Array, *, train: bool) -> Any:
