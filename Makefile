@@ -6,12 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PRINT_VERSION := -c 'import platform; print(platform.python_version())'
 VERSION := $(shell $(PYTHON) $(PRINT_VERSION))
-# Named after the version, because the environment of another Python does not do.
+# The name contains the version, because an environment only works with its own Python version.
 STAMP := $(VENV)/.installed-$(VERSION)
 DOCS_STAMP := $(VENV)/.installed-docs-$(VERSION)
 
-# The tests that depend most on the versions of JAX and of what is built on it: what is traced, compiled and written.
-# Of the language, pyright checks that Python 3.11 has it.
+# The tests that depend most on the versions of JAX and related packages. pyright checks that the language features
+# exist in Python 3.11.
 QUICK := tests/ops tests/train tests/inspect tests/weights/test_native.py \
 	$(addprefix tests/data/test_,pipeline.py transforms.py) $(addprefix tests/viz/test_,structure.py tracing.py) \
 	$(addprefix tests/test_,blocks.py compiling.py extras.py import.py inference.py nnx.py)
@@ -21,7 +21,7 @@ QUICK := tests/ops tests/train tests/inspect tests/weights/test_native.py \
 $(STAMP): pyproject.toml
 	@$(PYTHON) --version
 	@if [ -e $(VENV) ] && [ "$$($(BIN)/python $(PRINT_VERSION))" != "$(VERSION)" ]; then \
-		echo "$(VENV) is not of Python $(VERSION): it is made again"; rm -rf $(VENV); \
+		echo "$(VENV) was made by another Python than $(VERSION): recreating it"; rm -rf $(VENV); \
 	fi
 	@if command -v uv >/dev/null 2>&1; then \
 		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && uv pip install --quiet --python $(BIN)/python -e '.[test]'; \
@@ -37,7 +37,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
 
-# The oldest Python, with the newest jax that it can have.
+# The oldest supported Python, with the newest jax that supports it.
 test-oldest:
 	@python=$$(.ci/find-python 3.11) || { echo "make test-oldest needs Python 3.11" >&2; exit 1; }; \
 	$(MAKE) test-quick PYTHON=$$python VENV=.venv311

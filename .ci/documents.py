@@ -2,9 +2,11 @@
 
 Of a table after the line `<!-- run the last column -->`, the code in the last column is run too, row by row. `make
 test` is left out, because it has been run before; so are `py` blocks, which need a reader's own files or a network.
-Everything runs in the project's root, with .venv's programs.
+Everything runs in the project's root, with .venv's programs. The first document runs alone, since others may use what
+it makes; the rest run two at a time, because compiling, which takes most of the time, uses one core.
 """
 
+import concurrent.futures
 import json
 import os
 import re
@@ -20,24 +22,46 @@ BLOCK = re.compile(
 
 
 def main(paths: list[str]) -> None:
+    first, *rest = paths
+    document(first)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        runs = {path: pool.submit(alone, path) for path in rest}
+        for result in runs.values():
+            print(result.result().stdout, end="", flush=True)
+        failed = [path for path, result in runs.items() if result.result().returncode]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def alone(path: str) -> subprocess.CompletedProcess[str]:
+    """Runs a document in a process of its own, and returns what it printed."""
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.run([sys.executable, __file__, path], stdin=subprocess.DEVNULL, **output)
+
+
+def document(path: str) -> None:
+    """Runs the blocks of a document.
+
+    Raises:
+        subprocess.CalledProcessError: A command or a block failed.
+    """
     environment = os.environ | {"PATH": f"{os.path.abspath('.venv/bin')}:{os.environ['PATH']}"}
-    for path in paths:
-        with open(path) as file:
-            text = file.read()
-        python = Python(environment)  # later blocks of a document build on earlier ones
-        for language, block, table in BLOCK.findall(text):
-            block = last_column(table) if table else textwrap.dedent(block)
-            if language != "sh":
-                print(f"{path}: {block.strip()}", flush=True)
-                started = time.perf_counter()
-                python.run(block)
-                print(f"  {time.perf_counter() - started:.0f} s", flush=True)
-                continue
-            for line in block.replace("\\\n", " ").splitlines():
-                command = line.split("  #")[0].strip()
-                if command and not command.startswith(SKIPPED):
-                    run(["bash", "-euc", command], path, command, environment)
-        python.end()
+    with open(path) as file:
+        text = file.read()
+    python = Python(environment)  # later blocks of a document build on earlier ones
+    for language, block, table in BLOCK.findall(text):
+        block = last_column(table) if table else textwrap.dedent(block)
+        if language != "sh":
+            print(f"{path}: {block.strip()}", flush=True)
+            started = time.perf_counter()
+            python.run(block)
+            print(f"  {time.perf_counter() - started:.0f} s", flush=True)
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            command = line.split("  #")[0].strip()
+            if command and not command.startswith(SKIPPED):
+                run(["bash", "-euc", command], path, command, environment)
+    python.end()
 
 
 def last_column(table: str) -> str:

@@ -23,6 +23,8 @@ QUICK = {
     "evaluate.py": ["--model {out}/run/model.safetensors --data {out}/scenes/val --out {out}/evaluation"],
     "skip_addition.py": ["--quick --out {out}/skips"],
     "upsampling_artifacts.py": ["--quick --out {out}/artifacts"],
+    "gradient_flow.py": ["--quick --out {out}/flow"],
+    "receptive_field.py": ["--quick --out {out}/fields"],
     "blueprints.py": ["--quick --out {out}/quick", "--out {out}/blueprints"],
     "train_detector.py": [
         "--model retinanet --encoder resnet18 --crop-size 64 --batch-size 2 --steps 1 --limit-val 2"

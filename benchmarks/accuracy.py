@@ -1,11 +1,11 @@
-"""Trains the same models with the same recipe here and in segmentation_models_pytorch, and compares the scores.
+"""Trains the same models with the same recipe in densezoo and segmentation_models_pytorch, and compares the scores.
 
 Usage: python -m benchmarks.accuracy --data DIR --num-classes 2 --rotate --seeds 0 1 2 --out results.jsonl
 
-Both sides read the same crops in the same order and are scored on the same whole images; the framework, the model's
-code, the random initial weights and the draws of the augmentation differ. Needs torch and
-segmentation-models-pytorch, unless `--frameworks densezoo`. Each finished run is a line of --out, and a run that is
-there already is not repeated.
+Both sides read the same crops in the same order and are scored on the same whole images. They differ in the framework,
+the model's code, the random initial weights and the random numbers of the augmentation. Needs torch and
+segmentation-models-pytorch, unless `--frameworks densezoo`. Each finished run is a line of --out; finished runs are not
+repeated.
 """
 
 import dataclasses
@@ -31,24 +31,24 @@ from densezoo.zoo import MODELS
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(Recipe):
-    """Options of the benchmark; those of the recipe come first, of which `seed` is replaced by `seeds`."""
+    """Options of the benchmark; those of the recipe come first. `seeds` replaces `seed`."""
 
     data: Path = tyro.MISSING
     """Folder with train and val, each with images and masks."""
     num_classes: int = tyro.MISSING
-    """Classes in the masks."""
+    """Number of classes in the masks."""
     ignore_index: int | None = 255
-    """Mask value of pixels without a label, None if there are none."""
+    """Mask value of unlabelled pixels, None if there are none."""
     models: tuple[str, ...] = ("unet:resnet34", "fpn:resnet18", "segnet:vgg11_bn")
-    """model:encoder, which segmentation_models_pytorch trains too if it has them."""
+    """model:encoder. segmentation_models_pytorch also trains those that it has."""
     frameworks: tuple[str, ...] = ("densezoo", "smp")
     """densezoo, smp."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """A run for each."""
+    """Seeds, one run for each."""
     limit_val: int | None = None
-    """Validate on the first so many images only."""
+    """Only validate on this many images."""
     out: Path = Path("out/accuracy.jsonl")
-    """Where the results go."""
+    """Output file for the results."""
 
 
 def main(arguments: Arguments) -> None:
@@ -104,7 +104,7 @@ def train_smp(task: Segmentation, name: str, encoder: str, train_source, val, re
     import torch  # pyright: ignore[reportMissingImports]
 
     if recipe.clip_norm is not None or recipe.accumulate != 1 or recipe.ema_decay is not None:
-        raise ValueError("the torch side has no clip_norm, accumulate and ema_decay: leave them out")
+        raise ValueError("torch does not support clip_norm, accumulate and ema_decay here: omit them")
     torch.manual_seed(recipe.seed)
     model = make(name, encoder or MODELS[name].encoder, task.num_classes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -149,7 +149,7 @@ def train_smp(task: Segmentation, name: str, encoder: str, train_source, val, re
 
 
 def print_table(results: list[dict]) -> None:
-    """Mean and standard deviation over the seeds, a row for each data set, model and framework."""
+    """Mean and standard deviation over the seeds, with a row for each data set, model and framework."""
     groups: dict[tuple, list[float]] = {}
     for result in results:
         key = (result["data"], result["model"], result["framework"])

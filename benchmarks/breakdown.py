@@ -1,10 +1,11 @@
-"""Shows where the time of a model's inference goes, operation by operation: why a model is slow.
+"""Profiles a model's inference, operation by operation.
 
 Usage: python -m benchmarks.breakdown --model unet:efficientnet-b0 --shape 4x256x256 --top 15
 
-The program is what `dz.compile` makes. A row is a kind of operation of the compiled program (a convolution of oneDNN, a
-loop that XLA fused, a padding), then the slowest single operations follow with the layer that they come from. The times
-are XLA's own, one pass on average; where operations run side by side, they add up to more than the pass takes.
+The program is that of `dz.compile`; a detector's returns detections. An untrained detector finds no object, so its
+masks take no time. The first table has a row per kind of operation of the compiled program (a oneDNN convolution, a
+fused loop, a padding). The second one lists the slowest single operations with their layers. The times are XLA's own,
+averaged over passes. If operations run concurrently, their sum exceeds the time of a pass.
 """
 
 import collections
@@ -37,13 +38,13 @@ class Arguments:
     dtype: str = "float32"
     """float32 or bfloat16."""
     impl: str = "auto"
-    """auto or reference."""
+    """Implementation: auto or reference."""
     num_classes: int = 2
     """Channels of the logits."""
     passes: int = 5
-    """How many passes the times are the mean of."""
+    """Number of passes to average."""
     top: int = 10
-    """How many single operations are listed."""
+    """Number of single operations to list."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Operation:
 
 
 def operations_of(text: str) -> dict[str, Operation]:
-    """The instructions of a program as XLA prints it, by name.
+    """Parses the instructions of a program in XLA's text format, by name.
 
     Example:
         >>> operations_of('  %add.1 = f32[2]{0} add(%a, %b), metadata={op_name="jit(f)/head/add"}')
@@ -78,7 +79,7 @@ def operations_of(text: str) -> dict[str, Operation]:
 
 
 def milliseconds_of(call: Any, names: set[str], passes: int) -> dict[str, float]:
-    """The time of each instruction in a pass, from XLA's trace."""
+    """The time per pass of each instruction, from XLA's trace."""
     jax.block_until_ready(call())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -87,14 +88,14 @@ def milliseconds_of(call: Any, names: set[str], passes: int) -> dict[str, float]
         (path,) = Path(folder).rglob("*.xplane.pb")
         trace = jax.profiler.ProfileData.from_file(str(path))
     times: dict[str, float] = collections.defaultdict(float)
-    # A GPU's kernels have a plane of their own; the host's then says only when they were launched.
+    # A GPU's kernels have their own plane; the host's plane then only has launch times.
     planes = list(trace.planes)
     gpus = [plane for plane in planes if plane.name.startswith("/device:GPU")]
     for plane in gpus or planes:
         for line in plane.lines:
             for event in line.events:
                 name = event.name.split("__onednn")[0]
-                if gpus and name not in names:  # a kernel's own name, and the instruction's beside it
+                if gpus and name not in names:  # a kernel's name beside that of its instruction
                     name = dict(event.stats).get("hlo_op", name)
                 if name in names:
                     times[name] += event.duration_ns / 1e6 / passes
@@ -102,7 +103,7 @@ def milliseconds_of(call: Any, names: set[str], passes: int) -> dict[str, float]
 
 
 def table(operations: dict[str, Operation], times: dict[str, float], top: int) -> str:
-    """The times by kind, and the slowest operations."""
+    """Formats the times by kind, and the slowest operations."""
     kinds: dict[str, list[float]] = collections.defaultdict(list)
     for name, time_ in times.items():
         kinds[operations[name].kind].append(time_)
@@ -118,9 +119,9 @@ def table(operations: dict[str, Operation], times: dict[str, float], top: int) -
 
 
 def main(arguments: Arguments) -> None:
-    """Compiles, runs and prints."""
+    """Compiles, runs and prints the profile."""
     name, _, encoder = arguments.model.partition(":")
-    from benchmarks.options import parse_shape  # needs tyro, which the profile of a GPU session does without
+    from benchmarks.options import parse_shape  # needs tyro, which the profile of a GPU session does not have
 
     shape: Any = parse_shape(arguments.shape, "BxHxW")
     try:
@@ -129,7 +130,8 @@ def main(arguments: Arguments) -> None:
     except (TypeError, ValueError) as error:
         raise Refused(str(error)) from error
     images = jnp.asarray(np.random.default_rng(0).standard_normal((*shape, 3), np.float32))
-    infer = dz.compile(model, jitted_once(model.init)(jax.random.key(0), images[:1]), dtype=dtype)
+    variables = jitted_once(model.init)(jax.random.key(0), images[:1])
+    infer = dz.compile(model, variables, dtype=dtype, method="detect" if hasattr(model, "detect") else None)
     program = infer.lower(images).compile()
     seconds = []
     for _ in range(arguments.passes + 1):

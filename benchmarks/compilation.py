@@ -1,10 +1,10 @@
-"""How long a user waits before a model's first answer and first train step: tracing and compiling, for the whole zoo.
+"""Times the first inference and the first train step of the whole zoo: tracing and compiling.
 
 Usage: python -m benchmarks.compilation [--models unet fpn] [--remat] [--report]
 
-Each model has its usual encoder and images of 2x256x256. The memory is what XLA reserves for the train step besides its
-arguments; `--remat` is for its last column. Each finished model is a line of --out and not measured again. `--report`
-writes the table of --docs from --out alone.
+Each model has its default encoder and images of 2x256x256. The memory is what XLA reserves for the train step in
+addition to its arguments; `--remat` fills its last column. Each finished model is a line of --out and is not measured
+again. `--report` writes the table of --docs from --out without measuring.
 """
 
 import dataclasses
@@ -41,23 +41,23 @@ class Arguments:
     remat: bool = False
     """Measure the models with `remat=True`."""
     out: Path = Path("benchmarks/results/compilation.jsonl")
-    """Where the results go."""
+    """Output file for the results."""
     docs: Path = Path("docs/zoo.md")
-    """The document whose table is written."""
+    """The document that contains the table."""
     report: bool = False
-    """Measure nothing; write the document's table."""
+    """Only write the document's table, without measuring."""
 
 
 def main(arguments: Arguments) -> int:
-    """Measures, or reports; gives the exit code."""
+    """Measures or reports; returns the exit code."""
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     if arguments.report:
         write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"compilation": table(rows)}))
         return 0
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    choose_platform(None)  # that there is; and no compilation cache, whose reading would be timed
+    choose_platform(None)  # checks the platform and disables the compilation cache, whose reads would be timed
     pairs = [text.partition(":")[::2] for text in arguments.models]
-    for name, encoder in pairs:  # before the first of them takes its time
+    for name, encoder in pairs:  # checks all of them before the first one takes its time
         look_up(name, MODELS, "model")
         if encoder:
             look_up(encoder, ENCODERS, "encoder")
@@ -69,7 +69,7 @@ def main(arguments: Arguments) -> int:
         kept = {key: machine[key] for key in ("device_kind", "cores", "versions")}
         try:
             facts = measure(name, encoder, arguments.remat)
-        except ValueError as error:  # SegNet, say, has nothing that remat reaches
+        except ValueError as error:  # for example, SegNet has nothing that remat affects
             print(f"{name}, {encoder}: {error}", flush=True)
             continue
         rows.append({"model": name, "encoder": encoder, "remat": arguments.remat} | facts | {"machine": kept})
@@ -80,7 +80,7 @@ def main(arguments: Arguments) -> int:
 
 
 def measure(name: str, encoder: str, remat: bool) -> dict[str, Any]:
-    """Seconds, and bytes of the train step."""
+    """Times in seconds, and the train step's memory in bytes."""
     model = dz.create_model(name, encoder, CLASSES, remat=remat)
     images = jax.ShapeDtypeStruct(IMAGES, jnp.float32)
     started = time.perf_counter()

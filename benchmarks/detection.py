@@ -2,9 +2,9 @@
 
 Usage: python -m benchmarks.detection [--quick] [--against torch] [--peer-python PYTHON] [--platform gpu]
 
-What is kept, and the values and gradients, are compared with torchvision's before anything is timed. All forms of a
-case run in turn, in another order each round, torch's in a process of their own. torchvision's compiled operators are
-the peer; where they do not load, `--peer-setup` names a module that provides them, and the results name it.
+Before timing, the selected boxes, values and gradients are compared with torchvision's. All forms of a case are timed
+in turn, in a different order each round; torch runs in a separate process. The peer is torchvision with its compiled
+operators. If they cannot be loaded, `--peer-setup` names a module that provides them, and the results record it.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ THRESHOLD = 0.5
 
 
 def candidates(count: int, seed: int) -> list[np.ndarray]:
-    """Boxes around one object for every twenty of them, and scores."""
+    """Boxes, twenty around each object, and scores."""
     rng = np.random.default_rng(seed)
     objects = rng.random((max(count // 20, 1), 2)) * IMAGE[::-1]
     centres = objects[rng.integers(0, len(objects), count)] + rng.normal(0, 6, (count, 2))
@@ -51,7 +51,7 @@ def candidates(count: int, seed: int) -> list[np.ndarray]:
 
 
 def regions(count: int, bins: int, channels: int, seed: int) -> list[np.ndarray]:
-    """A pyramid of strides 4 to 32 of one image, boxes of all sizes in it, and the gradient of their maps."""
+    """A pyramid of strides 4 to 32 of one image, boxes of all sizes, and the cotangent of the result."""
     rng = np.random.default_rng(seed)
     sizes = [tuple(-(-side // stride) for side in IMAGE) for stride in (4, 8, 16, 32)]
     maps = [rng.standard_normal((1, *size, channels), np.float32) for size in sizes]
@@ -62,12 +62,12 @@ def regions(count: int, bins: int, channels: int, seed: int) -> list[np.ndarray]
 
 
 def suppress(boxes: jax.Array, scores: jax.Array) -> list[jax.Array]:
-    """All indices that are kept, and which are real."""
+    """The indices of all kept boxes, and which are real."""
     return list(ops.nms(boxes, scores, THRESHOLD, boxes.shape[0]))
 
 
 def align(*arrays: jax.Array, backward: bool) -> list[jax.Array]:
-    """A map for each box and, with `backward`, the gradients of the pyramid."""
+    """A map for each box; with `backward`, also the gradients of the pyramid."""
     *maps, boxes, cotangent = arrays
     read = functools.partial(ops.multiscale_roi_align, boxes=boxes, image_size=IMAGE, output_size=cotangent.shape[2])
     if not backward:
@@ -81,11 +81,11 @@ class Case:
     """An operation on inputs of one size.
 
     Attributes:
-        kernel: its name.
+        kernel: the operation's name.
         mode: "forward" or "forward+backward".
-        shape: candidates; or boxes, bins, bins, channels.
-        function: from the inputs to a list of arrays.
-        inputs: from a seed.
+        shape: number of candidates; or boxes, bins, bins, channels.
+        function: maps the inputs to a list of arrays.
+        inputs: creates the inputs from a seed.
     """
 
     kernel: str
@@ -96,7 +96,7 @@ class Case:
 
 
 def cases(*, quick: bool) -> list[Case]:
-    """What is measured."""
+    """All cases to measure."""
     counts, boxes = ((100, 1_000), 64) if quick else ((100, 1_000, 10_000), 512)
     suppressions = [Case("nms", "forward", (n,), suppress, functools.partial(candidates, n)) for n in counts]
     inputs = functools.partial(regions, boxes, 7, 256)
@@ -108,17 +108,17 @@ def cases(*, quick: bool) -> list[Case]:
 
 
 def check(case: Case, result: Sequence[np.ndarray], truth: Sequence[np.ndarray], platform: str) -> dict[str, Any]:
-    """What is noted of two results that agree.
+    """Compares two results and returns details for the row.
 
     Raises:
-        Mismatch: they do not.
+        Mismatch: if they differ.
     """
     label = f"{case.kernel} ({shape_text(case.shape)}, {case.mode})"
     if case.kernel == "nms":
         indices, real = result
         kept = indices[real]
         if not np.array_equal(kept, truth[0]):
-            raise Mismatch(f"{label}: {len(kept)} boxes are kept, {len(truth[0])} by torchvision, or others: not timed")
+            raise Mismatch(f"{label}: keeps {len(kept)} boxes, torchvision {len(truth[0])}, or others: not timed")
         return {"kept": len(kept)}
     errors = [relative_error(value, true) for value, true in zip(result, truth, strict=True)]
     if not max(errors) <= 10 * tolerance("float32", platform, gradient=True):
@@ -127,7 +127,7 @@ def check(case: Case, result: Sequence[np.ndarray], truth: Sequence[np.ndarray],
 
 
 def compare(case: Case, arguments: Options, platform: str, worker: Worker | None) -> list[dict[str, Any]]:
-    """Checks all forms of a case, then times them; a row for each."""
+    """Checks all forms of a case, then times them; returns a row for each."""
     arrays = case.inputs(arguments.seed)
     inputs = [jnp.asarray(x) for x in arrays]
     compiled = compile_apart(Jitted(case.function), *inputs)
@@ -143,7 +143,7 @@ def compare(case: Case, arguments: Options, platform: str, worker: Worker | None
             operators = worker.ask("detection", form="torch", image_size=IMAGE, threshold=THRESHOLD, **asked)
             truth = [np.load(path) for path in worker.ask("output", form="torch")["outputs"]]
         except PeerError as error:
-            console.print(f"{case.kernel}: torch is left out: {error}")
+            console.print(f"{case.kernel}: torch is skipped: {error}")
             facts["torch"] = {"left_out": str(error)[:200]}
         else:
             facts["auto"] |= check(case, [np.asarray(x) for x in calls["auto"]()], truth, platform)
@@ -158,7 +158,7 @@ def compare(case: Case, arguments: Options, platform: str, worker: Worker | None
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table, a line for each case."""
+    """Formats the rows as a Markdown table with a line for each case."""
     groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for row in rows:
         if "milliseconds" in row:
@@ -172,7 +172,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Options, platform: str) -> int:
-    """Runs the benchmark, writes its files and prints its table; gives the exit code."""
+    """Runs the benchmark, writes its files and prints its table; returns the exit code."""
     plan, forms, failed = cases(quick=arguments.quick), ["auto", *arguments.forms(("torch",))], False
     with peers(arguments, platform) as (worker, peer_facts), progress_bar() as progress:
         task = progress.add_task("", total=len(plan))
@@ -190,7 +190,7 @@ def main(arguments: Options, platform: str) -> int:
                     failed = True
             progress.advance(task)
     print(table(results.rows))
-    console.print(f"written: {results.path} and .csv beside it")
+    console.print(f"wrote {results.path}, and a .csv file beside it")
     return int(failed)
 
 

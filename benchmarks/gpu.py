@@ -1,14 +1,14 @@
-"""One session on a GPU: what it can do, densezoo's kernels, convolutions, a whole U-Net, and torch beside it.
+"""A benchmark session on a GPU: the machine's limits, densezoo's kernels, convolutions, a whole U-Net, and torch.
 
-Usage: benchmarks/gpu_session.sh [FOLDER], which runs every part of this in a process of its own, with its own cap.
+Usage: benchmarks/gpu_session.sh [FOLDER], which runs every part in its own process with its own time limit.
        python -m benchmarks.gpu --part kernels --out out/gpu
        python -m benchmarks.gpu --table --out out/gpu
 
-A part writes FOLDER/PART.json again after each row, so that one that is stopped leaves what it has measured. What
-fails is written into the same file, and the part goes on with what comes next. `--table` makes Markdown of the files.
+A part rewrites FOLDER/PART.json after each row, so an interrupted part keeps its measurements. Failures are recorded in
+the same file, and the part continues. `--table` converts the files to Markdown.
 
-The kernels are compared in densezoo's two forms, "auto" and "reference": there is no Pallas kernel for NVIDIA's GPUs.
-Needed beside densezoo and its core packages: torch and segmentation_models_pytorch for the two parts of torch.
+The kernels are compared in densezoo's two forms, "auto" and "reference"; there is no Pallas kernel for NVIDIA GPUs. In
+addition to densezoo and its core packages, the two parts of torch need torch and segmentation_models_pytorch.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from benchmarks.timing import measure
 
 
 class Report:
-    """The file of one part, written whole after every change.
+    """The file of one part, rewritten after every change.
 
     Args:
-        part: its name.
-        folder: of the files.
-        quick: tiny shapes and few rounds, to rehearse.
+        part: the part's name.
+        folder: folder of the files.
+        quick: tiny shapes and few rounds, to test the session.
     """
 
     def __init__(self, part: str, folder: Path, quick: bool):
@@ -55,27 +55,27 @@ class Report:
         self.write()
 
     def note(self, line: str) -> None:
-        """Adds a line about what was left out or went wrong."""
+        """Adds a note about something that was skipped or failed."""
         self.content["notes"].append(line)
         print(f"  {line}", flush=True)
         self.write()
 
     def attempt(self, label: str, function: Callable[[], Any]) -> Any:
-        """What a function gives; None where it fails, and a note says how."""
+        """Returns the function's result, or None with a note if it fails."""
         try:
             return function()
-        except Exception as error:  # whatever a compiler or a driver raises, the rest is still worth measuring
-            self.failed |= not isinstance(error, ImportError)  # a package that is not there is no fault of a rehearsal
+        except Exception as error:  # whatever a compiler or a driver raises, the remaining parts are worth measuring
+            self.failed |= not isinstance(error, ImportError)  # a missing package does not fail a test run
             message = (str(error).strip().splitlines() or [""])[0]
             self.note(f"{label}: {type(error).__name__}: {message}"[:400])
             return None
 
     def compare(self, head: Mapping[str, Any], forms: Mapping[str, Callable[[], tuple[Any, dict[str, Any]]]]) -> None:
-        """Makes each form's call and times it beside the first one's, a row for each as soon as it is measured.
+        """Compiles each form and times it in turn with the first one; adds a row as soon as it is measured.
 
         Args:
-            head: fields that the rows share.
-            forms: functions that compile a form and give its call and further fields of its row, by their names.
+            head: fields that all rows share.
+            forms: by name, functions that compile a form and return its call and additional fields of its row.
         """
         base: dict[str, Any] = {}
         for form, make in forms.items():
@@ -92,8 +92,8 @@ class Report:
             self.attempt(label, run)
 
     def times(self) -> dict[str, Any]:
-        """How long to measure; a GPU's queue stays filled, and each sample waits once."""
-        wait = not (gpu_torch.has_cuda() or jax.default_backend() == "gpu")  # torch first: jax would start
+        """Measurement options; a GPU's queue stays filled, and each sample waits once."""
+        wait = not (gpu_torch.has_cuda() or jax.default_backend() == "gpu")  # torch first, because the check starts jax
         if self.quick:
             return {"rounds": 2, "min_seconds": 1e-4, "max_seconds": 0.5, "wait_each_call": wait}
         return {"rounds": 20, "min_seconds": 0.02, "max_seconds": 4.0, "wait_each_call": wait}
@@ -108,7 +108,7 @@ PARTS: dict[str, Callable[[Report], None]] = {
     "torch-training": gpu_torch.training,
     "torch-inference": gpu_torch.inference,
 }
-"""The parts by their names, in the order in which the session runs them."""
+"""The parts by name, in the order in which the session runs them."""
 
 
 def _brief(row: Mapping[str, Any]) -> str:
@@ -120,13 +120,13 @@ _NAMES = ("what", "kernel", "convolution", "model", "dtype", "mode")
 
 
 def table(folder: Path) -> str:
-    """The files of a session as Markdown: a line for each row, and the notes of each part.
+    """Formats the files of a session as Markdown: a line for each row, and the notes of each part.
 
     Args:
-        folder: with the parts' files; parts that are not there are left out.
+        folder: folder with the parts' files; missing parts are skipped.
 
     Returns:
-        A table for each part; a part that was stopped before its end is marked.
+        A table for each part. Interrupted parts are marked.
     """
     found = _parts(folder)
     peaks = _peaks(found)
@@ -145,7 +145,7 @@ def table(folder: Path) -> str:
             shape = shape_text(row["shape"]) if "shape" in row else "-"
             lines.append([name, shape, row["form"], *("-" if x != x else f"{x:.3g}" for x in numbers)])
         stopped = "" if content["status"] == "done" else ", stopped before its end"
-        quick = ", a rehearsal with tiny shapes" if content["quick"] else ""
+        quick = ", a test run with tiny shapes" if content["quick"] else ""
         head = ("what", "shape", "form", "ms", "/ first form", "TB/s", "TFLOP/s", "share of the limit", "images/s")
         text = [
             f"### {part} ({content['seconds']:.0f} s{stopped}{quick})",
@@ -157,10 +157,10 @@ def table(folder: Path) -> str:
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
-    """A session in bfloat16 in the form of the other result files, for the goals; nothing of a rehearsal.
+    """Converts a bfloat16 session to the format of the other result files, for the goals; test runs are skipped.
 
-    densezoo and torch run one after the other in processes of their own, so a ratio is that of two medians. Where
-    either has several forms, the fastest counts; eager and compiled torch are compared with separately.
+    densezoo and torch run one after the other in separate processes, so a ratio is that of two medians. If a side has
+    several forms, the fastest counts. Ratios to eager and compiled torch are separate.
     """
     found = {part: content for part, content in _parts(folder).items() if not content["quick"]}
     converted: dict[str, list[dict[str, Any]]] = {}
@@ -184,14 +184,14 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _side(form: str) -> str:
-    """Whose form it is: densezoo's, torch's eager or torch's compiled one."""
+    """The group of a form: densezoo, eager torch or compiled torch."""
     if form.startswith("torch compiled"):
         return COMPILED[0]
     return "torch" if form.startswith("torch") else OWN
 
 
 def _machines(contents: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line for each machine and set of versions that the parts name."""
+    """A line for each machine and set of versions in the parts."""
     lines = []
     for machine in (content.get("machine", {}) for content in contents):
         device = machine.get("device", machine.get("device_kind"))
@@ -202,12 +202,12 @@ def _machines(contents: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _parts(folder: Path) -> dict[str, dict[str, Any]]:
-    """The files of a session by their parts."""
+    """The files of a session by part."""
     return {part: read(folder / f"{part}.json") for part in PARTS if (folder / f"{part}.json").is_file()}
 
 
 def _peaks(found: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], float]:
-    """Terabytes and teraflops a second of the machine at its fastest, by (copy or matmul, dtype)."""
+    """The machine's maximum terabytes and teraflops per second, by (copy or matmul, dtype)."""
     rows = found["limits"]["rows"] if "limits" in found else []
     return {
         (row["what"], row["dtype"]): row.get("bytes", row.get("flops")) / row["milliseconds"]["min"] / 1e9
@@ -216,22 +216,22 @@ def _peaks(found: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], floa
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one part, or prints the table; gives the exit code: 1 only where something failed in a rehearsal."""
-    parser = argparse.ArgumentParser(description="One part of a session on a GPU, or the table of its files.")
+    """Runs one part, or prints the table. The exit code is 1 only if something failed in a test run."""
+    parser = argparse.ArgumentParser(description="Runs one part of a GPU session, or prints the table of its files.")
     parser.add_argument("--part", choices=PARTS, help="the part to run")
     parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="folder of the files")
-    parser.add_argument("--quick", action="store_true", help="rehearse with tiny shapes, on a CPU too")
+    parser.add_argument("--quick", action="store_true", help="test run with tiny shapes, also on CPU")
     parser.add_argument("--table", action="store_true", help="print the table of the folder's files")
     arguments = parser.parse_args(argv)
     if arguments.table == bool(arguments.part):
-        parser.error("give either --part or --table")
+        parser.error("pass either --part or --table")
     if arguments.table:
         print(table(arguments.out))
         return 0
     report = Report(arguments.part, arguments.out, arguments.quick)
     is_torch = arguments.part.startswith("torch")
     if not is_torch and jax.default_backend() != "gpu" and not arguments.quick:
-        report.note(f"left out: this part needs a GPU, and jax sees only {jax.default_backend()}")
+        report.note(f"skipped: this part needs a GPU, but jax only sees {jax.default_backend()}")
     else:
         report.attempt(arguments.part, lambda: PARTS[arguments.part](report))
     report.content["status"] = "done"

@@ -1,6 +1,6 @@
 """The parts of the GPU session in jax: the machine's limits, kernels, convolutions, and a U-Net.
 
-A part only writes to the report that it is given; `benchmarks.gpu` runs them.
+A part only writes to the report that it receives; `benchmarks.gpu` runs them.
 """
 
 import functools
@@ -32,14 +32,14 @@ CONVOLUTIONS = (
 
 
 def limits(report: Any) -> None:
-    """Bandwidth of a copy, and the peak of a matrix product of random values: zeros would draw less power."""
+    """Bandwidth of a copy, and the peak of a matrix product of random values (zeros would need less power)."""
     report.content["machine"] = describe()
     side, mib = (256, 1) if report.quick else (8192, 2048)
     for dtype in ("bfloat16", "float32"):
 
         def copy(dtype: str = dtype) -> tuple[Any, dict[str, Any]]:
             x = _random(dtype, (mib * 2**20 // jnp.dtype(dtype).itemsize,))
-            # A factor that the compiler does not take out; it is read and written, both counted.
+            # The compiler does not remove this factor. Both the read and the write are counted.
             call = compile_apart(lambda x: x * jnp.asarray(1.0078125, x.dtype), x).call
             return functools.partial(call, x), {"bytes": 2 * x.nbytes}
 
@@ -50,7 +50,7 @@ def limits(report: Any) -> None:
 
         report.compare({"what": "copy", "dtype": dtype}, {"jax": copy})
         report.compare({"what": "matmul", "dtype": dtype}, {"jax": product})
-    # Without this, products of float32 are computed in TF32.
+    # By default, float32 products are computed in TF32.
     report.compare(
         {"what": "matmul, precision highest", "dtype": "float32"},
         {"jax": functools.partial(product, precision="highest")},
@@ -58,7 +58,7 @@ def limits(report: Any) -> None:
 
 
 def kernels(report: Any) -> None:
-    """Forward, and forward and backward, of the kernels whose time is the memory's."""
+    """Forward, and forward and backward, of the kernels that are bound by memory bandwidth."""
     shape = (2, 16, 16, 8) if report.quick else (16, 256, 256, 64)
     for name in KERNEL_NAMES[:: 2 if report.quick else 1]:
         for dtype in ("bfloat16", "float32"):
@@ -71,7 +71,7 @@ def kernels(report: Any) -> None:
 
 
 def _kernel_call(name: str, inputs: Any, mode: str, truth: list[Any], form: str) -> tuple[Any, dict[str, Any]]:
-    """A kernel's call; the first one's results are kept in `truth`, and the later ones are compared with them."""
+    """Calls a kernel; `truth` stores the first form's results, and later ones are compared with them."""
     kernel, backward = KERNELS[name], mode != "forward"
 
     def outputs_of(floats: Sequence[Any], others: Sequence[Any]) -> Any:
@@ -154,7 +154,7 @@ def inference(report: Any) -> None:
 
 
 def training(report: Any) -> None:
-    """A train step of the U-Net: parameters in float32, computed in bfloat16; cross-entropy and AdamW."""
+    """A train step of the U-Net: float32 parameters, bfloat16 computation, cross-entropy and AdamW."""
     images = _images(report.quick)
     batch = {"image": images, "mask": jnp.asarray(masks(images.shape[:3]))}
     variables = _unet(report.quick).init(jax.random.key(0), images[:1, :64, :64])
@@ -182,19 +182,19 @@ def training(report: Any) -> None:
         facts = {key: compiled.costs()[key] for key in ("temp_bytes", "peak_bytes")}
         return call, {"compile_seconds": compiled.compile_seconds, "loss": float(call()["loss"])} | facts
 
-    # A step takes most of a minute to compile on a GPU, so what matters most comes first.
+    # Compiling a step takes up to a minute on a GPU, so the most important form is first.
     head = {"model": "unet", "mode": "training", "shape": list(images.shape)}
     report.compare(head, {impl: functools.partial(make, impl) for impl in ("auto", "reference")})
     report.attempt("profile", lambda: _profile(report, lambda: make("auto", _seen())[0], last))
 
 
 def _seen() -> dict[str, str]:
-    """Options for a profile: kernels in CUDA graphs would not be seen by name."""
+    """Options for a profile: kernels in CUDA graphs would have no names."""
     return {"xla_gpu_enable_command_buffer": ""} if jax.default_backend() == "gpu" else {}
 
 
 def _profile(report: Any, make: Any, last: dict[str, Any]) -> None:
-    """Where the time of a compiled program goes, by operation, as Markdown in the part's file."""
+    """Profiles a compiled program by operation, as Markdown in the part's file."""
     call = make()
     operations = breakdown.operations_of(last["program"].call.as_text())
     times = breakdown.milliseconds_of(call, set(operations), 2 if report.quick else 10)
@@ -212,14 +212,14 @@ def _images(quick: bool) -> jax.Array:
 
 
 def _random(dtype: Any, shape: Sequence[int], seed: int = 0) -> jax.Array:
-    """Normal values, made on the device."""
+    """Normally distributed values, generated on the device."""
     return jax.jit(lambda key: jax.random.normal(key, tuple(shape), dtype))(jax.random.key(seed))
 
 
 def _perturbed(variables: Any) -> Any:
-    """With statistics away from 0 and 1, so that a norm that is left out shows."""
+    """Variables with statistics different from 0 and 1, so that a missing norm is detected."""
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(variables["batch_stats"]))))
-    # Means of both signs: with positive ones alone, ReLUs would leave nothing but zeros of a deep network.
+    # Means of both signs: with only positive ones, ReLUs would make a deep network's outputs zero.
     stats = jax.tree.map(
         lambda x: x + jax.random.uniform(next(keys), x.shape, minval=-0.5, maxval=0.5), variables["batch_stats"]
     )

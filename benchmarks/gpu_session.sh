@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Measures everything on a GPU in one go, of at most SECONDS_IN_ALL seconds: benchmarks/gpu_session.sh [--quick] [FOLDER]
-# Each part is a process with its own cap and writes FOLDER/PART.json as it goes; the last one has all the time that is
-# left. FOLDER is $OUT or out/gpu by default. --quick rehearses with tiny shapes, on a CPU too. PARTS="kernels:60
-# limits:30" runs some parts alone, with caps of one's own.
+# Measures everything on a GPU in one session of at most SECONDS_IN_ALL seconds: benchmarks/gpu_session.sh [--quick] [FOLDER]
+# Each part is a process with a time limit that writes FOLDER/PART.json continuously; the last one gets all remaining
+# time. FOLDER is $OUT or out/gpu by default. --quick is a test run with tiny shapes, also on CPU. PARTS="kernels:60
+# limits:30" runs only some parts, with the given time limits.
 #
-# benchmarks/gpu_session.sh --carry DIR downloads, where there is a registry, what a machine without one may lack:
-# WHEELS=DIR benchmarks/gpu_session.sh then installs there what cannot be imported. DIR is .wheels by default.
+# benchmarks/gpu_session.sh --carry DIR downloads wheels for a machine without access to a package registry. There,
+# WHEELS=DIR benchmarks/gpu_session.sh installs the packages that cannot be imported. DIR is .wheels by default.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 wheels=${WHEELS:-.wheels}
-# Package=module. Wheels are for Python 3.12; what these packages need comes with the machine's own jax and torch.
+# Package=module. Wheels are for Python 3.12; their dependencies come with the machine's own jax and torch.
 carried="grain=grain array-record=array_record portpicker=portpicker segmentation-models-pytorch=segmentation_models_pytorch"
 
 if [ "${1:-}" = --carry ]; then
@@ -29,10 +29,10 @@ out=${1:-${OUT:-out/gpu}}
 all=${SECONDS_IN_ALL:-570}
 status=""
 mkdir -p "$out"
-# The parts then share what XLA finds by trying convolutions out, so compilation takes less time than alone.
+# The parts then share XLA's autotuning results for convolutions, so compilation is faster.
 [ -n "$quick" ] || export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(mktemp -d)}"
 
-# What is missing goes into a folder of its own, not into the machine's Python.
+# Missing packages are installed into a separate folder, not into the machine's Python.
 if [ -d "$wheels" ]; then
     site=$(mktemp -d)
     for pair in $carried; do
@@ -47,15 +47,15 @@ for entry in ${PARTS:-limits:40 inference:100 training:90 torch-training:100 ker
     left=$((all - SECONDS - 10))
     cap=$((left < ${entry#*:} ? left : ${entry#*:}))
     if [ "$cap" -lt 5 ]; then
-        echo "$part: left out, there is no time left"
+        echo "$part: skipped, no time is left"
         continue
     fi
     echo "$part, at most $cap s"
-    # timeout stops the whole group of processes, such as torch's compiling ones; the file keeps what was measured.
+    # timeout stops the whole process group, including torch's compile workers; the file keeps the finished measurements.
     timeout -k 5 "$cap" "$python" -m benchmarks.gpu --part "$part" --out "$out" $quick 2>>"$out/session.log" ||
         { echo "$part: ended with exit code $?, see $out/session.log"; status=$quick; }
 done
 "$python" -m benchmarks.gpu --table --out "$out" || status=table
 echo "$SECONDS s in all"
-# Only a rehearsal must be without faults: a session gives what it could measure.
+# Only a test run must succeed completely: a session returns what it could measure.
 [ -z "$status" ]

@@ -1,6 +1,6 @@
 """The parts of the GPU session in torch: the U-Net of segmentation_models_pytorch in channels_last and bfloat16.
 
-A part only writes to the report that it is given; `benchmarks.gpu` runs them.
+A part only writes to the report that it receives; `benchmarks.gpu` runs them.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from benchmarks.timing import wait_for
 
 CLASSES = 8
 PEAK = 1e-3
-STEPS = 1_000_000  # of the learning rate's cycle: in all samples it stays near its start
+STEPS = 1_000_000  # length of the learning rate's cycle: all samples stay near its start
 
 
 def shape_of(quick: bool) -> tuple[int, int, int]:
@@ -29,13 +29,13 @@ def masks(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def has_cuda() -> bool:
-    """Whether torch was imported and sees a GPU."""
+    """Whether torch is installed and sees a GPU."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.cuda.is_available()
 
 
 def inference(report: Any) -> None:
-    """Eager, compiled with max-autotune, and that with the weights as constants, which folds the batch norms."""
+    """Eager, compiled with max-autotune, and also with constant weights, which folds the batch norms."""
     torch, device = _start(report)
     if device is None:
         return
@@ -46,9 +46,9 @@ def inference(report: Any) -> None:
     def make(mode: str | None, frozen: bool = False) -> tuple[Any, dict[str, Any]]:
         function = model if mode is None else torch.compile(model, mode=mode, dynamic=False)
         config: Any = importlib.import_module("torch._inductor.config")
-        # cuDNN's convolutions alone: trying Triton's beside them takes minutes, and they won in 3 of 4 layers.
+        # Only cuDNN's convolutions: trying Triton's too takes minutes, and cuDNN won in 3 of 4 layers.
         options = {"freezing": frozen, "max_autotune_conv_backends": "ATEN"}
-        # no_grad, not inference_mode: freezing needs it.
+        # no_grad instead of inference_mode, because freezing needs it.
         with torch.no_grad(), config.patch(options):
             found, seconds = _timed(lambda: function(images).clone())
         truth.append(found)
@@ -103,15 +103,15 @@ def training(report: Any) -> None:
 
 
 def _start(report: Any) -> tuple[Any, str | None]:
-    """Torch and the name of its device, None, with a note, where the part cannot run."""
-    torch: Any = report.attempt("torch is left out", lambda: importlib.import_module("torch"))
+    """Returns torch and its device's name, or None with a note if the part cannot run."""
+    torch: Any = report.attempt("torch is skipped", lambda: importlib.import_module("torch"))
     if torch is None:
         return None, None
     if not (torch.cuda.is_available() or report.quick):
-        report.note("torch is left out: this part needs a GPU, and torch sees none")
+        report.note("torch is skipped: this part needs a GPU, but torch sees none")
         return torch, None
     package = "segmentation_models_pytorch"
-    if report.attempt("torch is left out", lambda: importlib.import_module(package)) is None:
+    if report.attempt("torch is skipped", lambda: importlib.import_module(package)) is None:
         return torch, None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     report.content["machine"] = {"torch": torch.__version__, "device": device}

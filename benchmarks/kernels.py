@@ -1,4 +1,4 @@
-"""The kernels that are compared: densezoo's function, stock JAX's way to the same numbers, and the least work."""
+"""The compared kernels: densezoo's function, the stock JAX equivalent, and the minimum work."""
 
 import dataclasses
 import math
@@ -25,14 +25,14 @@ class Kernel:
     """A kernel of the benchmark.
 
     Attributes:
-        op: densezoo's function; traced under `ops.implementation("reference")` it is the plain form.
-        inputs: makes the inputs for a shape: NumPy arrays, float32 ones to be cast and differentiated; float64 ones
-            stay float32 in every dtype (positions, which bfloat16 is too coarse for).
-        flops: of the forward and of the backward pass, the least that we know a way to do.
-        stock: what a user of JAX and Flax alone would call, None if they have no such function.
-        pallas: the kernel for TPUs; its last argument chooses interpret mode.
-        stock_differs: where stock's numbers are meant to be others, why; it is then timed and not checked.
-        rereads: bytes that the backward pass needs besides the cotangent: a function of input and output bytes.
+        op: densezoo's function. Traced under `ops.implementation("reference")`, it is the plain form.
+        inputs: creates NumPy inputs for a shape. float32 inputs are cast and differentiated; float64 inputs
+                are float32 in every dtype (positions, for which bfloat16 is too coarse).
+        flops: minimum known FLOPs of the forward and of the backward pass.
+        stock: the call with only JAX and Flax; None if they have no such function.
+        pallas: the kernel for TPUs; its last argument selects interpret mode.
+        stock_differs: the reason, if stock's values differ by definition; it is then timed without a check.
+        rereads: bytes that the backward pass reads besides the cotangent: a function of input and output bytes.
     """
 
     op: Callable[..., Any]
@@ -45,7 +45,7 @@ class Kernel:
 
 
 def make_inputs(name: str, shape: Shape, dtype: str, seed: int) -> tuple[jax.Array, ...]:
-    """The inputs of a kernel, the same for every form."""
+    """The inputs of a kernel, equal for every form."""
     generator = np.random.default_rng([seed, zlib.crc32(name.encode()), *shape])
 
     def place(x: np.ndarray) -> jax.Array:
@@ -57,12 +57,12 @@ def make_inputs(name: str, shape: Shape, dtype: str, seed: int) -> tuple[jax.Arr
 
 
 def is_float(x: Any) -> bool:
-    """Whether something takes part in differentiation."""
+    """Whether an input is differentiated."""
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def least_bytes(kernel: Kernel, inputs: Sequence[Any], outputs: Sequence[Any], *, backward: bool) -> int:
-    """Bytes that must move: inputs and outputs once; backward, the cotangent, what is read again, and the gradients."""
+    """Minimum bytes to move: inputs and outputs once; backward, the cotangent, repeated reads, and the gradients."""
     forward = sum(map(_bytes, inputs)) + sum(map(_bytes, outputs))
     if not backward:
         return forward
@@ -83,7 +83,7 @@ def _maps(generator, shape):
 
 
 def _with_kernel(size, out, channels=1.0, skip=0.0):
-    """Maps, perhaps a skip of twice their size, and a kernel; out, channels and skip are shares of the channels."""
+    """Maps, optionally a skip of twice their size, and a kernel; out, channels and skip are shares of the channels."""
 
     def make(generator, shape):
         batch, height, width, c = shape
@@ -104,7 +104,7 @@ def _depthwise_inputs(size, generator, shape):
 
 
 def _norm_inputs(generator, shape):
-    # With a bias so large that the ReLU lets everything through: at its bend, rounding would decide on a gradient.
+    # The bias is so large that the ReLU passes everything: at its kink, rounding would change the gradient.
     scale = generator.uniform(0.5, 1.5, shape[3]).astype(np.float32)
     return generator.standard_normal(shape, np.float32), scale, np.full(shape[3], 12, np.float32)
 
@@ -120,9 +120,9 @@ def _carafe_inputs(generator, shape):
 
 
 def _sample_inputs(generator, shape):
-    """Positions as DySample makes them, within a quarter pixel of the regular ones: never on a pixel, where they turn.
+    """Positions like DySample's, within a quarter pixel of the regular grid, so never exactly on a pixel.
 
-    There the gradient jumps, and rounding would decide which side a form takes.
+    There the gradient is discontinuous, and rounding would determine a form's side.
     """
     batch, height, width, _ = shape
     grid = np.stack(np.meshgrid(np.arange(2 * height), np.arange(2 * width), indexing="ij"), -1)
@@ -132,7 +132,7 @@ def _sample_inputs(generator, shape):
 
 
 def _separable_flops(taps, size):
-    """A multiplication and an addition for every tap, along the rows, then along the columns; the adjoint likewise."""
+    """A multiplication and an addition per tap, along the rows, then along the columns; likewise for the adjoint."""
 
     def flops(shape):
         b, h, w, c = shape
@@ -145,7 +145,7 @@ def _separable_flops(taps, size):
 
 
 def _products(forward):
-    """FLOPs of matrix products: the backward pass has two for each."""
+    """FLOPs of matrix products; the backward pass has two for each."""
     return lambda shape: (2.0 * forward(*shape), 4.0 * forward(*shape))
 
 
@@ -230,7 +230,7 @@ KERNELS: dict[str, Kernel] = {
         inputs=_maps,
         flops=lambda shape: (8 / 4 * math.prod(shape), math.prod(shape) / 4),
         stock=lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))),  # pyright: ignore[reportArgumentType]
-        # Where each maximum stood, a byte, written and read.
+        # One byte per maximum for its position, written and read.
         rereads=lambda inputs, outputs: 2 * math.prod(outputs[0].shape),
     ),
     "max_unpool": Kernel(
@@ -297,4 +297,4 @@ KERNELS: dict[str, Kernel] = {
         rereads=_reads_inputs,
     ),
 }
-"""The kernels by their names."""
+"""The kernels by name."""

@@ -1,4 +1,4 @@
-"""The machine that a benchmark ran on: what it is, and what it can do at most."""
+"""Describes the machine of a benchmark and measures its limits."""
 
 import functools
 import importlib.metadata
@@ -21,23 +21,23 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 MIB = 2**20
 
 console = Console(stderr=True, soft_wrap=True)
-"""For what is said while a benchmark runs; its result goes to stdout."""
+"""For messages while a benchmark runs; its result goes to stdout."""
 
 
 class Refused(Exception):
-    """Options that cannot be followed; the message says why. Command lines end with exit code 2."""
+    """Invalid options; the message gives the reason. Command lines exit with code 2."""
 
 
 def choose_platform(name: str | None, *, beside_others: bool = False) -> str:
-    """Makes jax compute on cpu, gpu or tpu; None leaves the choice to jax. Gives the platform's name.
+    """Makes jax use cpu, gpu or tpu; None leaves the choice to jax. Returns the platform's name.
 
     Raises:
-        Refused: jax does not see such a device.
+        Refused: if jax sees no such device.
     """
     if beside_others:
-        # Or jax takes three quarters of a GPU's memory for itself when it starts.
+        # Otherwise jax reserves three quarters of a GPU's memory when it starts.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    # A cache would hide what compiling takes.
+    # A cache would hide the compile time.
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         if name == "cpu" and jax.config.read("jax_platforms") != "cpu":
@@ -51,13 +51,13 @@ def choose_platform(name: str | None, *, beside_others: bool = False) -> str:
 
 
 def reexec_with_hugetlb(malloc: str) -> None:
-    """Starts this program again, once, with a malloc that asks for huge pages; nothing where that means nothing.
+    """Restarts this program once with a malloc that requests huge pages, where this is supported.
 
     glibc reads the setting when a process starts. Without it, large buffers that are freed and allocated again cost a
     page fault for every 4 KiB, in jax and in torch.
 
     Args:
-        malloc: "hugetlb", or "default" to leave it as it is.
+        malloc: "hugetlb", or "default" to keep the default.
     """
     linux = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
     tunables = os.environ.get("GLIBC_TUNABLES", "")
@@ -97,7 +97,7 @@ def describe() -> dict[str, Any]:
 
 
 def busy_cores(seconds: float = 0.5) -> float | None:
-    """How many cores others keep busy while this process sleeps; None where the system does not say."""
+    """How many cores other processes use while this one sleeps; None if the system does not report it."""
     try:
         before = _ticks()
         time.sleep(seconds)
@@ -105,21 +105,21 @@ def busy_cores(seconds: float = 0.5) -> float | None:
     except OSError:
         return None
     passed = [b - a for a, b in zip(before, after, strict=True)]
-    idle = sum(passed[3:5])  # idle, and waiting for input or output
+    idle = sum(passed[3:5])  # idle, and waiting for I/O
     return round((1 - idle / max(1, sum(passed))) * (os.cpu_count() or 1), 2)
 
 
 def measure_limits(*, quick: bool = False) -> dict[str, Any]:
-    """What the machine can do at most, measured: bytes a second of a copy, floating-point operations a second.
+    """Measures the machine's limits: bytes per second of a copy, floating-point operations per second.
 
-    The copy reads a float32 array and writes it scaled, both counted. It is done into new memory and in place, and the
-    better of the two counts: the former also pays for the memory's allocation. Small arrays are measured too, since
-    caches hold them; the limit is the largest array's. The matrix product is of random numbers, compiled with
-    densezoo's options and without, and in bfloat16 too where the hardware has it. A limit is what cannot be exceeded,
-    so the fastest sample counts, not the median.
+    The copy reads a float32 array and writes it scaled; both are counted. It is measured with new memory and in place,
+    and the better result counts, because the former includes the allocation. Small arrays that fit into caches are
+    measured too; the limit is the largest array's. The matrix product has random inputs, and is compiled with
+    densezoo's options and without, also in bfloat16 if the hardware supports it. A limit cannot be exceeded, so the
+    fastest sample counts instead of the median.
 
     Returns:
-        copy_bandwidth, copy_bandwidth_by_mib, and matmul_peak by dtype; bytes and FLOPs a second.
+        copy_bandwidth, copy_bandwidth_by_mib, and matmul_peak by dtype; bytes and FLOPs per second.
     """
     accelerator = jax.default_backend() != "cpu"
     times = {"rounds": 5 if quick else 15, "min_seconds": 0.01 if quick else 0.05}
@@ -135,12 +135,12 @@ def measure_limits(*, quick: bool = False) -> dict[str, Any]:
 
 
 def peak_flops(limits: dict[str, Any], dtype: str) -> float:
-    """The matrix product's peak for a dtype, or float32's where that has none of its own (bfloat16 on CPU)."""
+    """The peak of the matrix product for a dtype, or float32's if it has none of its own (bfloat16 on CPU)."""
     return limits["matmul_peak"].get(dtype, limits["matmul_peak"]["float32"])
 
 
 def roofline_share(limits: dict[str, Any], dtype: str, bytes_moved: float, flops: float, seconds: float) -> float:
-    """The least time that bytes and FLOPs take at the machine's limits, over the time taken.
+    """The minimum time for the bytes and FLOPs at the machine's limits, divided by the measured time.
 
     Example:
         >>> limits = {"copy_bandwidth": 100.0, "matmul_peak": {"float32": 1000.0}}
@@ -151,7 +151,7 @@ def roofline_share(limits: dict[str, Any], dtype: str, bytes_moved: float, flops
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself (AVX512-BF16 or AMX); elsewhere it is emulated."""
+    """Whether the processor supports bfloat16 products (AVX512-BF16 or AMX); otherwise they are emulated."""
     try:
         flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     except (OSError, StopIteration):
@@ -160,17 +160,17 @@ def has_bfloat16() -> bool:
 
 
 def memory_stats() -> dict[str, int]:
-    """The device's own account of its memory; empty on CPU. Its peak is that of the whole process so far."""
+    """The device's memory statistics; empty on CPU. The peak covers the whole process so far."""
     return jax.local_devices()[0].memory_stats() or {}
 
 
 def compiler_options() -> dict[str, Any]:
-    """Options of the compiler that densezoo recommends for this platform."""
+    """The compiler options that densezoo recommends for this platform."""
     return dz.compiler_options()
 
 
 def _bandwidth(mib: int, times: dict[str, Any]) -> float:
-    # A factor that the compiler does not take out and that leaves the values, over many calls, where they were.
+    # The compiler does not remove this factor, and over many calls the values barely change.
     scale = lambda x: x * jnp.float32(1 + 2**-23)  # noqa: E731
     x = jnp.ones(mib * MIB // 4, jnp.float32)
     copy = compile_apart(scale, x).call

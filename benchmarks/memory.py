@@ -2,10 +2,10 @@
 
 Usage: python -m benchmarks.memory --against all --peer-python /path/of/a/python/with/torch
 
-The process imports its libraries; its resident memory then counts as 0. It builds the model, compiles it and calls
-it; the peak until then is `build_bytes`. Then it gives free memory back to the system, lets the peak start again and
-makes three more calls; the peak of these is `peak_bytes`: weights, the program, the batch and what a call needs. All
-sides are measured so, by Linux's VmHWM and VmRSS. What a compiler holds in processes of its own is not counted.
+The resident memory after importing the libraries is the baseline. The process builds the model, compiles it and calls
+it; the peak until then is `build_bytes`. Then it returns free memory to the system, resets the peak and makes three
+more calls; their peak is `peak_bytes`: weights, the program, the batch and temporary memory. All sides are measured in
+this way, by Linux's VmHWM and VmRSS. Memory of a compiler's separate processes is not counted.
 """
 
 import dataclasses
@@ -34,16 +34,16 @@ MODES = {"inference": (models.MODELS, PEERS), "training": (training.MODELS, trai
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(NetworkOptions):
-    """Options of the benchmark of memory."""
+    """Options of the memory benchmark."""
 
     models: tuple[str, ...] = models.MODELS
-    """model:encoder of the zoo; those of benchmarks.training are trained too."""
+    """model:encoder of the zoo. Those of benchmarks.training are also trained."""
     modes: tuple[str, ...] = tuple(MODES)
     """inference, training."""
 
 
 class Own:
-    """The commands of a process that measures densezoo: those of benchmarks.peers that it needs."""
+    """Commands of a process that measures densezoo: the needed subset of those of benchmarks.peers."""
 
     def __init__(self, folder: Path):
         self._call: Any = None
@@ -52,7 +52,7 @@ class Own:
         wait_for(jnp.zeros(1) + 1)  # starts the backend
 
     def model(self, model: str, encoder: str, classes: int, image_size: list[int], seed: int) -> dict[str, Any]:
-        """Notes which model."""
+        """Stores the model's name."""
         height, width = image_size
         self._model = ((model, encoder), NetworkOptions(num_classes=classes, seed=seed), (1, height, width))
         return {}
@@ -84,13 +84,13 @@ class Own:
         return self.sample(form, 1)
 
     def sample(self, form: str, calls: int) -> dict[str, Any]:
-        """One call more than asked for, as the peers do."""
+        """One more call than requested, as in the peers."""
         for _ in range(calls + 1):
             wait_for(self._call())
         return {}
 
     def forget_peak(self, baseline: bool = False) -> dict[str, Any]:
-        """Lets the peak of the resident memory start again; with `baseline`, what is resident now counts as 0."""
+        """Resets the peak of the resident memory; with `baseline`, the current resident memory counts as 0."""
         now = forget_peak()
         self._baseline = now if baseline else self._baseline
         return {"bytes": now}
@@ -101,13 +101,13 @@ class Own:
 
     @staticmethod
     def _variables(model: Any, images: jax.Array) -> Any:
-        """Variables whose values do not matter, made without a program of their own."""
+        """Variables with arbitrary values, created without compiling a program."""
         shapes = jax.eval_shape(model.init, jax.random.key(0), images)
         return jax.tree.map(lambda x: jnp.asarray(np.full(x.shape, 0.01, x.dtype)), shapes)
 
 
 def measure(worker: Worker, mode: str, form: str, pair: tuple[str, str], shape: Shape, arguments: Arguments) -> Any:
-    """The bytes of one form, in a worker that has done nothing else."""
+    """The bytes of one form, in a fresh worker."""
     worker.ask("prepare", form=form)
     worker.ask("forget_peak", baseline=True)
     asked = {"model": pair[0], "encoder": pair[1], "classes": arguments.num_classes}
@@ -126,7 +126,7 @@ def measure(worker: Worker, mode: str, form: str, pair: tuple[str, str], shape: 
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
+    """Formats the rows as a Markdown table."""
     lines = [
         (
             *(row["model"], shape_text(row["shape"]), row["mode"], row["form"]),
@@ -138,11 +138,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: Arguments, platform: str) -> int:
-    """Runs the benchmark; gives the exit code."""
+    """Runs the benchmark; returns the exit code."""
     if platform != "cpu":
-        raise Refused("resident memory says nothing about an accelerator: use --platform cpu")
+        raise Refused("resident memory does not measure an accelerator: use --platform cpu")
     if wrong := set(arguments.modes) - set(MODES):
-        raise Refused(f"--modes: there are {' '.join(MODES)}, not {' '.join(wrong)}")
+        raise Refused(f"--modes: expected some of {' '.join(MODES)}, got {' '.join(wrong)}")
     with peers(arguments, platform) as (_, facts):
         machine = machine_of(platform, facts)
     head = {"mode": "memory" + "-quick" * arguments.quick, "dtype": arguments.dtype, "machine": machine}
@@ -167,12 +167,12 @@ def main(arguments: Arguments, platform: str) -> int:
                     try:
                         row |= measure(worker, mode, form, pair, shape, arguments)
                     except PeerError as error:
-                        console.print(f"{name} {shape_text(shape)} {mode}: {form} is left out: {error}")
+                        console.print(f"{name} {shape_text(shape)} {mode}: {form} is skipped: {error}")
                         row["left_out"] = str(error)[:200]
                 rows.append(row)
             results.put(rows)
     print(table(results.rows))
-    console.print(f"written: {results.path} and .csv beside it")
+    console.print(f"wrote {results.path}, and a .csv file beside it")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Tables of whole models: times and ratios, peak memory, and what compiling takes."""
+"""Tables of whole models: times and ratios, peak memory, and compile times."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,11 +7,11 @@ from benchmarks.record import COMPILED, DEPLOYED, OWN, markdown_table, ratio_to,
 from benchmarks.timing import geometric_mean
 
 DISTURBED = 0.3
-"""A comparison is marked above so many cores busy with others, or quartiles so far apart, of the median."""
+"""Limits for marking a comparison: cores that other processes used, and the quartiles' distance over the median."""
 
 
 def ratios_table(result: Mapping[str, Any]) -> str:
-    """Times of all forms, a line for each model and shape; an asterisk marks those that were `disturbed`."""
+    """Times of all forms, with a line for each model and shape; an asterisk marks those that were `disturbed`."""
     groups = comparisons(result)
     forms = [OWN, f"{OWN}, float32", "torch", "torch.compile", "onnxruntime", "openvino", "auto", "reference"]
     times = {key: {form: _fastest(rows, form) for form in forms} for key, rows in groups.items()}
@@ -78,8 +78,25 @@ def compile_table(result: Mapping[str, Any]) -> str:
     return markdown_table(head, lines)
 
 
+def detectors_table(result: Mapping[str, Any]) -> str:
+    """Times of detectors; an asterisk marks the comparisons that were `disturbed`."""
+    lines = []
+    for mode in ("inference", "training"):
+        rows = [row for row in result["rows"] if row["mode"] == mode]
+        for (model, shape), members in comparisons({"rows": rows}).items():
+            own = next((row for row in members if row["form"] == OWN), {})
+            mark = r" \*" if disturbed(members) else ""
+            times = [_fastest(members, form) for form in (OWN, "torch", COMPILED[0])]
+            seconds = own["trace_seconds"] + own["compile_seconds"] if own else None
+            ratio = _number(ratio_to(own, "torch", *COMPILED), ".2f")
+            cells = (*(_number(time, ".4g") for time in times), ratio, _number(seconds, ".1f"))
+            lines.append((model + mark, mode, shape, str(own.get("detections", "-")), *cells))
+    head = ("model", "mode", "images", "detections", f"{OWN}, ms", "torchvision, ms", "with torch.compile, ms")
+    return markdown_table((*head, f"{OWN} / the faster", "tracing and compiling, s"), lines)
+
+
 def disturbed(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether other programs ran beside the forms of a comparison, or their times vary as if some had.
+    """Whether other programs ran during a comparison, or its times vary as if they had.
 
     Example:
         >>> times = {"median": 10.0, "q1": 9.5, "q3": 10.5}

@@ -1,10 +1,10 @@
-"""Times inference of whole models beside torch, torch.compile, onnxruntime and OpenVINO.
+"""Times inference of whole models in densezoo, torch, torch.compile, onnxruntime and OpenVINO.
 
 Usage: python -m benchmarks.models --against all --peer-python /path/of/a/python/with/torch
 
 "densezoo" is `dz.compile`; `--impl auto reference` adds plain `jax.jit`. All have the same weights, and their outputs
-are compared before anything is timed. The others run in a second process, in turn with this one. Each model is in the
-result files of --out as soon as it is measured; a Markdown table goes to stdout, and `benchmarks.report` makes
+are compared before timing. The other libraries run in a second process, in turn with this one. Each model is written to
+the result files of --out as soon as it is measured; a Markdown table goes to stdout, and `benchmarks.report` writes
 documents.
 """
 
@@ -49,12 +49,12 @@ MODELS = (
 )
 SHAPES = ("4x256x256", "1x512x512")
 FLOAT32 = f"{OWN}, float32"
-"""Our float32 beside a comparison in bfloat16."""
+"""densezoo's float32 form in a comparison in bfloat16."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(NetworkOptions):
-    """Options of the benchmark of inference."""
+    """Options of the inference benchmark."""
 
     models: tuple[str, ...] = MODELS
     """model:encoder of the zoo."""
@@ -66,21 +66,21 @@ def forms_of(arguments: NetworkOptions) -> list[str]:
 
 
 def check(label: str, output: Any, truth: np.ndarray, dtype: str, platform: str) -> float:
-    """The error of an output against the plain form in float32, in the Euclidean norm.
+    """The error of an output relative to the plain form in float32, in the Euclidean norm.
 
-    Not the largest difference: where two values in a pooling's window are equal up to rounding, unpooling may put the
-    greater one a pixel aside.
+    The maximum difference is unsuitable: if two values in a pooling window are equal up to rounding, unpooling may put
+    the maximum at another pixel.
 
     Raises:
-        Mismatch: it is too large.
+        Mismatch: if it is too large.
     """
     limit = 1e-1 if dtype == "bfloat16" or platform == "tpu" else 2e-2 if platform == "gpu" else 1e-3
     output = np.asarray(output, np.float32)
     error = float(np.linalg.norm(output - truth) / np.linalg.norm(truth)) if output.shape == truth.shape else np.inf
     if not error <= limit:
         raise Mismatch(
-            f"{label}: the output differs from the reference by {error:.2g} of its norm, and {limit:.0e}"
-            " is allowed: nothing is timed"
+            f"{label}: the output differs from the reference by {error:.2g} of its norm, but only {limit:.0e}"
+            " is allowed: not timed"
         )
     return error
 
@@ -93,7 +93,7 @@ def compare(
     worker: Worker | None,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Checks, then times all forms of a model; a row for each, also for those that are left out, with the reason."""
+    """Checks, then times all forms of a model. Returns a row for each; those of skipped forms give the reason."""
     dtype, label = arguments.dtype, f"{':'.join(pair)} {shape_text(shape)}"
     head = {"model": ":".join(pair), "mode": "inference", "shape": list(shape), "dtype": dtype}
     say(f"{label}: weights")
@@ -120,7 +120,7 @@ def compare(
             answer = worker.ask("infer", form=form, images=sent, dtype=dtype, platform=platform)
             output = np.load(worker.ask("output", form=form)["outputs"][0])
         except PeerError as error:
-            console.print(f"{label}: {form} is left out: {error}")
+            console.print(f"{label}: {form} is skipped: {error}")
             left_out.append(head | {"form": form, "left_out": str(error)[:200]})
             continue
         facts[form] = {"compile_seconds": answer["seconds"] if form != "torch" else None}
@@ -134,7 +134,7 @@ def compare(
 def variables_of(
     worker: Worker | None, pair: tuple[str, str], arguments: NetworkOptions, shape: Shape
 ) -> tuple[dict[str, Any], str]:
-    """The model's variables in float32, of the worker's model if it has one, and why it has none."""
+    """The float32 variables of the model, from the worker's model if it has one, else with the reason why not."""
     missing = ""
     if worker is not None:
         try:
@@ -153,7 +153,7 @@ def own_call(
     arguments: NetworkOptions,
     shape: Shape,
 ) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """A call of one of densezoo's forms, and what compiling it tells."""
+    """The call of one of densezoo's forms, and its compile statistics."""
     if form.startswith(OWN):
         infer, x = (
             compile_model(make_model(pair, arguments, shape, "auto", "float32"), exact, dtype),
@@ -172,7 +172,7 @@ def own_call(
 def timed_rows(
     head: dict[str, Any], calls: dict[str, Any], facts: dict[str, dict[str, Any]], arguments: NetworkOptions
 ) -> list[dict[str, Any]]:
-    """Times the calls in turn; a row for each, with its ratios to all others."""
+    """Times the calls in turn. Returns a row for each, with its ratios to all others."""
     when = {"measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "busy_cores": busy_cores()}
     timings = measure(calls, **arguments.times())
     rows = []
@@ -192,7 +192,7 @@ def run(
     row_mode: str,
     forms: list[str],
 ) -> int:
-    """Runs a comparison for every model and shape, writes each at once and prints the table; gives the exit code."""
+    """Runs a comparison for each model and shape, writes each at once and prints the table; returns the exit code."""
     failed = False
     with peers(arguments, platform) as (_, peer_facts):
         machine = machine_of(platform, peer_facts)
@@ -212,7 +212,7 @@ def run(
         results = open_results(arguments, head)
         for pair, shape in plan:
             if arguments.again or not results.has((":".join(pair), row_mode, shape), forms):
-                # A fresh worker each, with nothing that earlier models left behind.
+                # A fresh worker for each, without leftovers of earlier models.
                 with peers(arguments, platform) as (worker, _):
                     try:
                         results.put(compare_one(pair, shape, arguments, platform, worker, say))
@@ -225,7 +225,7 @@ def run(
     rows = [row for row in results.rows if (row["model"], tuple(row["shape"])) in asked]
     if rows:
         print(forms_table(rows))
-        console.print(f"written: {results.path} and .csv beside it")
+        console.print(f"wrote {results.path}, and a .csv file beside it")
     return int(failed)
 
 

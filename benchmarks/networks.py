@@ -1,4 +1,4 @@
-"""Whole models of the zoo, and their weights from the same models of a peer."""
+"""Whole models of the zoo, with the weights of a peer's models."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ class NetworkOptions(Options):
     shapes: tuple[str, ...] = ()
     """BxHxW of the images."""
     impl: tuple[str, ...] = ()
-    """Implementations to time besides, through jax.jit as they are: auto, reference."""
+    """Implementations to time additionally through plain jax.jit: auto, reference."""
     num_classes: int = 2
     """Channels of the logits."""
 
@@ -48,7 +48,7 @@ class NetworkOptions(Options):
         return pairs
 
     def shapes_of(self, pair: tuple[str, str], defaults: Sequence[str]) -> list[Shape]:
-        """The images' shapes for a model: the defaults, at multiples of 224 instead of 256 where its name says 224."""
+        """The image shapes for a model: the defaults, or multiples of 224 instead of 256 if its name contains 224."""
         if self.shapes:
             return [parse_shape(text, "BxHxW") for text in self.shapes]  # pyright: ignore[reportReturnType]
         shapes = [parse_shape(text, "BxHxW") for text in (("1x128x128",) if self.quick else defaults)]
@@ -58,9 +58,9 @@ class NetworkOptions(Options):
 
 
 def make_model(pair: tuple[str, str], options: NetworkOptions, shape: Shape, impl: str, dtype: str) -> Any:
-    """A model of the zoo that computes in a dtype.
+    """Creates a model of the zoo that computes in a dtype.
 
-    Without dropout and stochastic depth, whose random numbers no two forms share.
+    It has no dropout and stochastic depth, because forms cannot share random numbers.
     """
     name, encoder = pair
     model = dz.create_model(
@@ -70,18 +70,18 @@ def make_model(pair: tuple[str, str], options: NetworkOptions, shape: Shape, imp
         if getattr(getattr(model, part), field, 0.0):
             model = model.clone(**{part: getattr(model, part).clone(**{field: 0.0})})
     if isinstance(model.encoder, dz.Swin):
-        # As timm's model that is built for images of this size, whose tables have their shapes from it.
+        # Like timm's model for images of this size, which determines the shapes of its tables.
         model = model.clone(encoder=model.encoder.clone(image_size=shape[1:]))
     return model
 
 
 def compile_model(model: Any, variables: Any, dtype: str) -> Callable[[Any], Any]:
-    """Images -> logits: what `dz.compile` makes of a model and its float32 variables."""
+    """Images -> logits: `dz.compile` of a model and its float32 variables."""
     return dz.compile(model, variables, dtype=jnp.bfloat16 if dtype == "bfloat16" else None)
 
 
 def random_variables(pair: tuple[str, str], options: NetworkOptions, shape: Shape) -> dict[str, Any]:
-    """Float32 variables for where there is no peer to take them from, with statistics as after some training."""
+    """Float32 variables without a peer, with statistics as after some training."""
     model = make_model(pair, options, shape, "reference", "float32")
     init = jitted_once(model.init)
     variables: Mapping[Any, Any] = flatten_dict(init(jax.random.key(options.seed), jnp.zeros((1, *shape[1:], 3))))
@@ -95,10 +95,10 @@ def random_variables(pair: tuple[str, str], options: NetworkOptions, shape: Shap
 
 
 def peer_variables(worker: Worker, pair: tuple[str, str], options: NetworkOptions, shape: Shape) -> dict[str, Any]:
-    """Makes the worker build the same model; the variables of densezoo's with its weights.
+    """Makes the worker build the same model; returns densezoo's variables with the worker's weights.
 
     Raises:
-        PeerError: the worker cannot make it.
+        PeerError: if the worker cannot build it.
     """
     name, encoder = pair
     asked = {"model": name, "encoder": encoder, "classes": options.num_classes}
@@ -108,7 +108,7 @@ def peer_variables(worker: Worker, pair: tuple[str, str], options: NetworkOption
     model = make_model(pair, options, shape, "reference", "float32")
     if name != "segnet":
         return dz.weights.from_torch(model, arrays)
-    # No reference for its decoder is in common use: the worker's is named as ours is.
+    # No reference for its decoder is in common use: the worker's uses the names of densezoo's.
     encoder_arrays = {key: x for key, x in arrays.items() if key.startswith("encoder.")}
     variables: dict[Any, Any] = flatten_dict(dz.weights.from_torch(model, encoder_arrays, part="encoder"))
     for (collection, part, *names), x in list(variables.items()):
@@ -129,7 +129,7 @@ def _segnet_array(part: str, names: Sequence[str], arrays: Mapping[str, np.ndarr
 
 
 def cast_params(variables: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """Parameters in a dtype, statistics as they are: what one serves a model in bfloat16 with."""
+    """Casts parameters to a dtype and keeps the statistics, as when serving a model in bfloat16."""
     if dtype == "float32":
         return variables
     return variables | {"params": jax.tree.map(lambda x: x.astype(dtype), variables["params"])}

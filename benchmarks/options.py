@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines share."""
+"""Command-line options that the benchmarks share."""
 
 import contextlib
 import dataclasses
@@ -17,11 +17,11 @@ from benchmarks.machine import Refused, choose_platform, console, describe, reex
 from benchmarks.protocol import PeerError, Worker
 from benchmarks.record import ResultFile
 
-PAUSE = 0.1  # seconds; onnxruntime's threads spin for up to 50 ms after their work, torch's for 10
+PAUSE = 0.1  # seconds; after their work, onnxruntime's threads spin for up to 50 ms and torch's for 10
 
 
 class Mismatch(Exception):
-    """Two implementations do not agree, so there is nothing to time; the message says which and by how much."""
+    """Two implementations disagree, so timing them is pointless; the message says which and by how much."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,38 +29,38 @@ class Options:
     """Options of every benchmark."""
 
     platform: Literal["cpu", "gpu", "tpu"] | None = None
-    """Where to run; the default is jax's own choice."""
+    """Where to run; by default jax's choice."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of maps and weights. CPUs without AVX512-BF16 or AMX emulate bfloat16."""
+    """Dtype of maps and weights. CPUs without AVX512-BF16 or AMX emulate bfloat16."""
     quick: bool = False
-    """Few rounds and one small shape, for a look."""
+    """Few rounds and one small shape, for a quick look."""
     against: tuple[Literal["torch", "torch.compile", "onnxruntime", "openvino", "all"], ...] = ()
-    """Time these too, in another process, in turn."""
+    """Also time these, in turn, in another process."""
     peer_python: str = sys.executable
-    """The interpreter that has them."""
+    """The Python interpreter that has them installed."""
     peer_setup: str | None = None
-    """A module that it imports first."""
+    """A module that this interpreter imports first."""
     out: Path = Path("out/benchmarks")
-    """Folder of the results. What a file there already has is not measured again."""
+    """Folder of the results. Comparisons that a file there already contains are not measured again."""
     again: bool = False
-    """Measure that again too."""
+    """Also measure those again."""
     malloc: Literal["hugetlb", "default"] = "hugetlb"
-    """On Linux CPUs: start again with glibc's huge pages for large arrays, or leave malloc as it is."""
+    """On Linux CPUs: restart with glibc's huge pages for large arrays, or keep malloc's default."""
     rounds: int | None = None
-    """Samples of each candidate; 30, with --quick 7."""
+    """Samples of each candidate; 30 by default, 7 with --quick."""
     max_seconds: float = 60.0
-    """Longest time for the samples of one comparison; fewer rounds are done where they would take longer."""
+    """Time limit in seconds for the samples of one comparison; slow comparisons have fewer rounds."""
     seed: int = 0
-    """Of the data and of the order in each round."""
+    """Seed of the data and of the order in each round."""
 
     def check(self) -> str:
-        """Refuses what cannot be followed, chooses the platform and gives its name."""
+        """Rejects invalid options, chooses the platform and returns its name."""
         if self.rounds is not None and self.rounds < 1:
-            raise Refused(f"--rounds is at least 1, got {self.rounds}")
+            raise Refused(f"--rounds must be at least 1, got {self.rounds}")
         if self.max_seconds <= 0:
-            raise Refused("--max-seconds is a positive number")
+            raise Refused("--max-seconds must be positive")
         if self.out.exists() and not self.out.is_dir():
-            raise Refused(f"--out {self.out} is a file: name a folder")
+            raise Refused(f"--out {self.out} is a file; expected a folder")
         return choose_platform(self.platform, beside_others=bool(self.against))
 
     def times(self) -> dict[str, Any]:
@@ -72,33 +72,33 @@ class Options:
         return {"rounds": rounds, "min_seconds": seconds, "max_seconds": limit, "pause": pause, "seed": self.seed}
 
     def forms(self, possible: Sequence[str]) -> list[str]:
-        """Those forms of peers that are asked for; torch.compile stands for all its forms."""
+        """The requested forms of peers; torch.compile stands for all its forms."""
         return [form for form in possible if {form.split(",")[0], "all"} & set(self.against)]
 
 
 class PeerForm:
-    """A form in the worker, to be timed in turn with those of this process."""
+    """A form in the worker, timed in turn with those of this process."""
 
     def __init__(self, worker: Worker, form: str):
         self._worker, self._form = worker, form
 
     def sample(self, calls: int) -> float:
-        """Seconds a call."""
+        """Seconds per call."""
         return self._worker.ask("sample", form=self._form, calls=calls)["seconds"]
 
 
 @contextlib.contextmanager
 def peers(arguments: Options, platform: str) -> Iterator[tuple[Worker | None, dict[str, Any]]]:
-    """The worker of the other libraries and its description, or None and nothing if none is asked for.
+    """The worker of the other libraries and its description; None and an empty one if none is requested.
 
     Raises:
-        Refused: it does not start, or its torch cannot compute on the platform.
+        Refused: if it does not start, or its torch cannot compute on the platform.
     """
     if not arguments.against:
         yield None, {}
         return
     if platform == "tpu":
-        raise Refused("--against: there is no torch for TPUs here; leave it out")
+        raise Refused("--against: torch is not supported on TPUs here; omit it")
     try:
         worker = Worker([arguments.peer_python, "-m", "benchmarks.peers"], arguments.peer_setup)
     except OSError as error:
@@ -109,15 +109,15 @@ def peers(arguments: Options, platform: str) -> Iterator[tuple[Worker | None, di
         except PeerError as error:
             raise Refused(f"--against: {arguments.peer_python} cannot run it ({error}); see --peer-python") from error
         if platform == "gpu" and not facts["cuda"]:
-            raise Refused("--against: that torch sees no GPU, and jax computes on one; use --platform cpu")
+            raise Refused("--against: this torch sees no GPU, but jax uses one; pass --platform cpu")
         yield worker, facts
 
 
 def parse_shape(text: str, names: str) -> tuple[int, ...]:
-    """The sizes of a shape such as 4x64x64x64.
+    """Parses a shape such as 4x64x64x64.
 
     Raises:
-        Refused: it is none, or has another number of sizes than `names` such as BxHxWxC.
+        Refused: if it is invalid, or the number of sizes differs from `names`, such as BxHxWxC.
 
     Example:
         >>> parse_shape("4x256x256", "BxHxW")
@@ -131,7 +131,7 @@ def parse_shape(text: str, names: str) -> tuple[int, ...]:
 
 
 def relative_error(value: Any, truth: Any) -> float:
-    """The largest difference, over the largest magnitude of the truth; infinite for other shapes or stray NaNs."""
+    """The maximum difference over the maximum magnitude of the truth; infinite for different shapes or NaNs."""
     value, truth = np.asarray(value, np.float32), np.asarray(truth, np.float32)
     if value.shape != truth.shape:
         return float("inf")
@@ -142,7 +142,7 @@ def relative_error(value: Any, truth: Any) -> float:
 
 
 def tolerance(dtype: str, platform: str, *, gradient: bool = False) -> float:
-    """How large a relative error may be: float32 products are rounded to TF32 on GPUs, to bfloat16 on TPUs."""
+    """The allowed relative error: float32 products are rounded to TF32 on GPUs, to bfloat16 on TPUs."""
     if dtype == "bfloat16" or platform == "tpu":
         return 3e-2
     if platform == "gpu":
@@ -151,29 +151,29 @@ def tolerance(dtype: str, platform: str, *, gradient: bool = False) -> float:
 
 
 def progress_bar() -> Progress:
-    """A bar on stderr that says what is being measured."""
+    """A progress bar on stderr that says what is being measured."""
     columns = (SpinnerColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     return Progress(*columns, console=console, transient=True)
 
 
 def machine_of(platform: str, peer_facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of the machine; a word on stderr if others compute on it too."""
+    """Describes the machine; warns on stderr if other processes use it too."""
     machine = describe() | {"jax_backend": platform, "matmul_precision": _matmul_precision()}
     if peer_facts:
         machine |= {"peers": dict(peer_facts), "versions": machine["versions"] | peer_facts["versions"]}
     if (busy := machine["busy_cores"] or 0) > 0.3:
         console.print(
-            f"other programs keep {busy:.1f} of {machine['cores']} cores busy: times will be too long;"
-            " repeat this on an idle machine before you believe it"
+            f"other programs use {busy:.1f} of {machine['cores']} cores: times will be too long;"
+            " repeat this on an idle machine for reliable results"
         )
     return machine
 
 
 def open_results(arguments: Options, head: Mapping[str, Any]) -> ResultFile:
-    """The file in --out that a run adds its rows to; `head` is all but these.
+    """The result file in --out to which a run adds its rows; `head` has all other fields.
 
     Raises:
-        Refused: there is a file of this name that is no result.
+        Refused: if a file of this name is not a result.
     """
     try:
         return ResultFile(arguments.out, head)
@@ -182,12 +182,12 @@ def open_results(arguments: Options, head: Mapping[str, Any]) -> ResultFile:
 
 
 def run_command(main: Callable[[Any, str], int], arguments: type[Options], argv: Sequence[str] | None = None) -> int:
-    """Parses a command line and runs a benchmark; gives the exit code. Mistakes are one line on stderr.
+    """Parses a command line and runs a benchmark; returns the exit code. Errors are one line on stderr.
 
     Args:
-        main: takes the options and the platform's name.
-        arguments: the options' class.
-        argv: None for this program's own, which may start it again with another malloc.
+        main: called with the options and the platform's name.
+        arguments: class of the options.
+        argv: arguments; None for this program's own, which may then restart with another malloc.
     """
     chosen = tyro.cli(arguments, args=argv)
     try:

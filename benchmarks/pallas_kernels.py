@@ -1,12 +1,12 @@
-"""Pallas kernels for TPUs (Mosaic), each in one pass over the maps: bilinear x2 and its adjoint, max-unpooling and its.
+"""Pallas kernels for TPUs (Mosaic), each with one pass over the maps: bilinear x2, max-unpooling, and their adjoints.
 
-State of checking: in interpret mode on a CPU they agree with plain JAX in values and gradients, and `jax.export` lowers
-them for TPU. They have not been run or timed on one, and whether they are faster than XLA is not known. So no model
-uses them; `benchmarks.upsampling --platform tpu` times them as a form of its own, which is to decide.
+In interpret mode on a CPU, they agree with plain JAX in values and gradients, and `jax.export` lowers them for TPU.
+They have not been run or timed on a TPU, so it is unknown whether they are faster than XLA, and no model uses them.
+`benchmarks.upsampling --platform tpu` times them as a separate form.
 
-The channels lie along 128 lanes, so that maps of few channels fill them poorly, and XLA copies arrays into the layout
+The channels are laid out along 128 lanes, so maps with few channels waste lanes, and XLA copies arrays into the layout
 that the kernels read. XLA cannot split a kernel over several devices: call it inside `jax.shard_map(...,
-check_vma=False)`, one device's share of the batch at a time.
+check_vma=False)`, with one device's share of the batch.
 """
 
 import functools
@@ -19,9 +19,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int8
 
-# Bytes that one program's blocks and intermediate values may take: TPUs let a kernel have 16 MiB by default.
+# Bytes for one program's blocks and intermediate values: by default, TPUs allow 16 MiB per kernel.
 VMEM = 10 * 2**20
-# Rows of a map beyond which a program would not gain: haloes are a small part of what it reads.
+# More rows of a map per program would not help: haloes are already a small part of the reads.
 MAX_ROWS = 64
 
 
@@ -33,14 +33,14 @@ def bilinear_x2(x: Float[Array, "b h w c"], interpret: bool = False) -> Float[Ar
 
     Args:
         x: NHWC maps, float32 or bfloat16.
-        interpret: runs the kernel as plain operations, on any platform and slowly, to check it.
+        interpret: runs the kernel as plain operations, on any platform and slowly, for tests.
     """
     batch, height, width, channels = x.shape
     grid, rows, depth = _blocks(x.shape)
 
     def kernel(x_ref, above_ref, below_ref, y_ref):
         x, above, below = (ref[0].astype(jnp.float32) for ref in (x_ref, above_ref, below_ref))
-        # The last block may reach past the map: the map's last row is its own successor, wherever it stands.
+        # The last block may extend past the map: the map's last row is its own successor, wherever it is.
         row = pl.program_id(1) * rows + jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
         following = jnp.where(row == height - 1, x, _after(x, below, 0))
         for phase, lines in enumerate(_even_odd(x, _before(x, above, 0), following)):
@@ -67,7 +67,7 @@ def bilinear_x2_adjoint(g: Float[Array, "b h2 w2 c"], interpret: bool = False) -
     """The adjoint of `bilinear_x2`.
 
     Along each axis, with `e[i] = g[2i]` and `o[i] = g[2i+1]`, it is `0.75 (e[i] + o[i]) + 0.25 (o[i-1] + e[i+1])`. At
-    the edges `e[0]` stands for `o[-1]`, and `o[n-1]` for `e[n]`.
+    the edges, `e[0]` replaces `o[-1]`, and `o[n-1]` replaces `e[n]`.
     """
     batch, height, width, channels = g.shape
     height, width = height // 2, width // 2
@@ -110,12 +110,12 @@ bilinear_x2.defvjp(
 def max_unpool_x2(
     x: Float[Array, "b h w c"], indices: Int8[Array, "b h w c"], interpret: bool = False
 ) -> Float[Array, "b h2 w2 c"]:
-    """Puts every value back to where its maximum stood in a 2x2 window, zeros elsewhere.
+    """Puts every value at the position of its maximum in a 2x2 window, zeros elsewhere.
 
     Args:
         x: NHWC maps, float32 or bfloat16.
         indices: positions 0..3 in the window, row by row; another index drops its value.
-        interpret: as for `bilinear_x2`.
+        interpret: as in `bilinear_x2`.
     """
     batch, height, width, channels = x.shape
     grid, rows, depth = _blocks(x.shape)
@@ -136,7 +136,7 @@ def max_unpool_x2(
 def max_unpool_x2_adjoint(
     g: Float[Array, "b h2 w2 c"], indices: Int8[Array, "b h w c"], interpret: bool = False
 ) -> Float[Array, "b h w c"]:
-    """The adjoint of `max_unpool_x2`: from every 2x2 window the value at its index, 0 for an index outside of it."""
+    """The adjoint of `max_unpool_x2`: the value at each window's index, 0 for an index outside the window."""
     batch, height, width, channels = indices.shape
     grid, rows, depth = _blocks(indices.shape)
 
@@ -155,7 +155,7 @@ def max_unpool_x2_adjoint(
     return _call(kernel, grid, [large, small], small, out, interpret)(pairs, indices)
 
 
-# Indices are whole numbers: their cotangent is None.
+# Indices are integers: their cotangent is None.
 max_unpool_x2.defvjp(
     lambda x, indices, interpret: (max_unpool_x2(x, indices, interpret), indices),
     lambda interpret, indices, g: (max_unpool_x2_adjoint(g, indices, interpret), None),
@@ -181,22 +181,22 @@ def _blocks(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], int, int]:
     """Grid, rows and channels of a program, from the shape of the smaller map."""
     batch, height, width, channels = shape
     depth = 128 if channels % 128 == 0 else channels
-    # A row of the smaller map in tiles of 16 x 128 float32; then it, an index or a halo, and the four times larger map,
-    # all buffered twice, and intermediate values.
+    # A row of the smaller map in tiles of 16 x 128 float32; then this row, an index or a halo, and the map of four
+    # times the size, all double-buffered, and intermediate values.
     row = pl.cdiv(width, 16) * 16 * pl.cdiv(depth, 128) * 128 * 4
     rows = max(1, min(height, MAX_ROWS, VMEM // (20 * row)))
     return (batch, pl.cdiv(height, rows), channels // depth), rows, depth
 
 
 def _unpooling_blocks(rows: int, width: int, depth: int) -> tuple[Any, Any]:
-    """Blocks of the smaller map, and of the larger one seen as (b, h, 2, 2w, c)."""
+    """Blocks of the smaller map, and of the larger one, viewed as (b, h, 2, 2w, c)."""
     return (
         pl.BlockSpec((1, rows, width, depth), lambda b, i, c: (b, i, 0, c)),
         pl.BlockSpec((1, rows, 2, 2 * width, depth), lambda b, i, c: (b, i, 0, 0, c)),
     )
 
 
-# The lerps and their adjoint along one axis, from the pixels and their neighbours.
+# The interpolations and their adjoint along one axis, from the pixels and their neighbours.
 def _even_odd(x, previous, following):
     return 0.25 * previous + 0.75 * x, 0.75 * x + 0.25 * following
 
@@ -206,13 +206,13 @@ def _merge(even, odd, odd_before, even_after):
 
 
 def _before(x: jax.Array, first: jax.Array, axis: int) -> jax.Array:
-    """The neighbours at index - 1 along `axis`; `first` stands before the first."""
+    """The neighbours at index - 1 along `axis`; `first` precedes the first."""
     size = x.shape[axis]
-    # Mosaic has no empty slices.
+    # Mosaic does not support empty slices.
     return first if size == 1 else jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis)
 
 
 def _after(x: jax.Array, last: jax.Array, axis: int) -> jax.Array:
-    """The neighbours at index + 1 along `axis`; `last` stands after the last."""
+    """The neighbours at index + 1 along `axis`; `last` follows the last."""
     size = x.shape[axis]
     return last if size == 1 else jnp.concatenate([jax.lax.slice_in_dim(x, 1, size, axis=axis), last], axis)

@@ -1,11 +1,11 @@
-"""Compares the outputs of every decoder over encoders of every family with segmentation_models_pytorch's.
+"""Compares the outputs of all decoders and encoder families with segmentation_models_pytorch's.
 
 Usage: python -m benchmarks.parity [--models unet fpn] [--encoders resnet18 mit_b0] [--report]
 
-Each pair gets torch's random weights, random norms, biases and statistics, and a random image; the error is the
-largest difference of the logits over their largest magnitude, in float32. Needs torch, timm and
-segmentation-models-pytorch, but for `--report`. Each finished pair is a line of --out, and one that is there already is
-not repeated. `--report` writes the tables of --docs from --out alone.
+Each pair gets torch's random weights, random norms, biases and statistics, and a random image. The error is the maximum
+difference of the logits over their maximum magnitude, in float32. Needs torch, timm and segmentation-models-pytorch,
+except for `--report`. Each finished pair is a line of --out and is not repeated. `--report` writes the tables of --docs
+from --out without measuring.
 """
 
 import dataclasses
@@ -46,10 +46,10 @@ ENCODERS = (
     "hrnet_w18",
     "vit_small_patch16_224",
 )
-"""One or more of each family."""
+"""One or more encoders of each family."""
 
 SIZES = {"pan": (128, 160)}  # its reference pools the coarsest map three times
-"""Of images; 64x96 for the other models."""
+"""Image sizes; 64x96 for the other models."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +61,20 @@ class Arguments:
     encoders: tuple[str, ...] = ENCODERS
     """Names of encoders."""
     out: Path = Path("benchmarks/results/parity.jsonl")
-    """Where the results go."""
+    """Output file for the results."""
     docs: Path = Path("docs/zoo.md")
-    """The document whose tables are written."""
+    """The document that contains the tables."""
     report: bool = False
-    """Measure nothing; write the document's tables."""
+    """Only write the document's tables, without measuring."""
 
 
 def main(arguments: Arguments) -> int:
-    """Measures, or reports; gives the exit code, 1 if an error is over 1e-4."""
+    """Measures or reports; returns the exit code, 1 if an error exceeds 1e-4."""
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     if not arguments.report:
         chosen: Any = ((arguments.models, MODELS, "model"), (arguments.encoders, ALL_ENCODERS, "encoder"))
         for names, table, kind in chosen:
-            for name in names:  # before the first of them takes its time
+            for name in names:  # checks all of them before the first one takes its time
                 look_up(name, table, kind)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         done = {(row["model"], row["encoder"]) for row in rows}
@@ -90,11 +90,11 @@ def main(arguments: Arguments) -> int:
                 print(json.dumps(row), flush=True)
     else:
         write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), tables(rows)))
-    return int(not all(row.get("error", 0) <= 1e-4 for row in rows))  # an error that is no number fails too
+    return int(not all(row.get("error", 0) <= 1e-4 for row in rows))  # a NaN error also fails
 
 
 def compare(model: str, encoder: str, size: tuple[int, int]) -> dict[str, Any]:
-    """Parameters and error of a pair, or why there is none, here or there."""
+    """Parameters and error of a pair, or the reason why densezoo or the reference lacks it."""
     import torch  # pyright: ignore[reportMissingImports]
 
     try:
@@ -102,7 +102,7 @@ def compare(model: str, encoder: str, size: tuple[int, int]) -> dict[str, Any]:
     except ValueError as error:
         return {"refused": str(error)}
     if isinstance(ours.encoder, dz.Swin):
-        # As timm's model that is built for images of this size, whose tables have their shapes from it.
+        # Like timm's model for images of this size, which determines the shapes of its tables.
         ours = ours.clone(encoder=ours.encoder.clone(image_size=size))
     torch.manual_seed(0)
     try:
@@ -111,8 +111,8 @@ def compare(model: str, encoder: str, size: tuple[int, int]) -> dict[str, Any]:
         return {"no_reference": str(error)}
     generator = np.random.default_rng(0)
     with torch.no_grad():
-        # Away from 0 and 1, so that one in the wrong place shows: norms, statistics, biases, and the scales of residual
-        # branches, of which some start at 0 and would hide what stands in the branch.
+        # Values other than 0 and 1, so that a misplaced one is detected: norms, statistics, biases, and the scales of
+        # residual branches, some of which start at 0 and would hide their branch.
         for name, array in [*reference.named_buffers(), *reference.named_parameters()]:
             if array.ndim > 0 and array.numel() == max(array.shape) and array.is_floating_point():
                 low, high = (-0.2, 0.2) if name.endswith(("bias", "running_mean")) else (0.7, 1.3)
@@ -124,7 +124,7 @@ def compare(model: str, encoder: str, size: tuple[int, int]) -> dict[str, Any]:
     except RuntimeError as error:
         return {"no_reference": f"it cannot take an image of this size: {error}"}
     variables = dz.weights.from_torch(ours, reference.state_dict())
-    # Each runs once, so it is not worth the compiler's optimisation.
+    # Each runs once, so compiler optimisation is not worth its time.
     apply = jax.jit(ours.apply, compiler_options={"xla_backend_optimization_level": 0})
     logits = np.asarray(apply(variables, jnp.asarray(image)))
     error = float(np.abs(logits - wanted).max() / np.abs(wanted).max())
@@ -133,7 +133,7 @@ def compare(model: str, encoder: str, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """The document's parts: errors and parameters, a row for each encoder and a column for each decoder."""
+    """The document's parts: errors and parameters, with a row for each encoder and a column for each decoder."""
     models = [model for model in SMP_MODELS if any(row["model"] == model for row in rows)]
     encoders = list(dict.fromkeys(row["encoder"] for row in rows))
     found = {(row["model"], row["encoder"]): row for row in rows}
@@ -154,7 +154,8 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
     worst = "Not measured yet."
     if measured:
         worst = (
-            f"{len(measured)} pairs, the largest error {max(measured):.1e}; {count[0]} refused, {count[1]} not there."
+            f"{len(measured)} pairs, largest error {max(measured):.1e};"
+            f" {count[0]} rejected, {count[1]} without a reference."
         )
     return {"errors": f"{worst}\n\n{table('error')}", "parameters": table("parameters")}
 

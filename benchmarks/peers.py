@@ -1,7 +1,7 @@
-"""A worker program that runs models and kernels in torch, onnxruntime and OpenVINO; it needs no jax.
+"""A worker program that runs models and kernels in torch, onnxruntime and OpenVINO; it does not need jax.
 
-The benchmarks start it as `PYTHON -m benchmarks.peers FOLDER [MODULE]`, with the interpreter of `--peer-python`, and
-talk to it as benchmarks/protocol.py says. MODULE (`--peer-setup`) is imported first.
+The benchmarks start it as `PYTHON -m benchmarks.peers FOLDER [MODULE]`, with the interpreter of `--peer-python`. For
+the protocol, see benchmarks/protocol.py. MODULE (`--peer-setup`) is imported first.
 """
 
 import gc
@@ -25,7 +25,7 @@ class Peers:
     """The worker's commands: its public methods.
 
     Args:
-        folder: where arrays are exchanged.
+        folder: folder for exchanged arrays.
     """
 
     def __init__(self, folder: Path):
@@ -36,11 +36,11 @@ class Peers:
         self._baseline = 0
 
     def commands(self) -> dict[str, Callable[..., Any]]:
-        """The commands by their names."""
+        """The commands by name."""
         return {name: getattr(self, name) for name in dir(type(self)) if name[0] != "_" and name != "commands"}
 
     def describe(self) -> dict[str, Any]:
-        """Python, the libraries' versions, and torch's threads."""
+        """Versions of Python and the libraries, and torch's number of threads."""
         versions = {}
         for package in PACKAGES:
             try:
@@ -52,7 +52,7 @@ class Peers:
         return facts | {"cuda": torch.cuda.is_available()}
 
     def prepare(self, form: str) -> dict[str, Any]:
-        """Imports what a form needs, so that a model's memory can be counted without it."""
+        """Imports the dependencies of a form, so that a model's memory excludes them."""
         importlib.import_module("benchmarks.torch_models")
         importlib.import_module("benchmarks.runtimes")
         torch: Any = importlib.import_module("torch")
@@ -62,10 +62,10 @@ class Peers:
         return {}
 
     def model(self, model: str, encoder: str, classes: int, image_size: list[int], seed: int) -> dict[str, Any]:
-        """Makes a model with seeded weights and writes these to a file."""
+        """Creates a model with seeded weights and writes these to a file."""
         torch_models: Any = importlib.import_module("benchmarks.torch_models")
         self.clear()
-        for file in self._folder.glob("*.onnx"):  # of another model
+        for file in self._folder.glob("*.onnx"):  # from another model
             file.unlink()
         height, width = image_size
         self._model = torch_models.make_model(model, encoder, classes, (height, width), seed)
@@ -74,7 +74,7 @@ class Peers:
         return {"weights": str(path)}
 
     def infer(self, form: str, images: str, dtype: str, platform: str) -> dict[str, Any]:
-        """Makes the model ready in a form, with the first call; the seconds of that."""
+        """Prepares a form of the model, including the first call; returns its seconds."""
         runtimes: Any = importlib.import_module("benchmarks.runtimes")
         device = importlib.import_module("benchmarks.torch_kernels").to_device(platform)
         x = np.load(images)
@@ -85,7 +85,7 @@ class Peers:
         return {"seconds": time.perf_counter() - start}
 
     def train(self, form: str, images: str, masks: str, dtype: str, platform: str) -> dict[str, Any]:
-        """Makes the model's train step ready in a form and does two steps: their losses and the gradient's norm."""
+        """Prepares a form of the model's train step and runs two steps; returns the losses and the gradient's norm."""
         torch: Any = importlib.import_module("torch")
         runtimes: Any = importlib.import_module("benchmarks.runtimes")
         torch_models: Any = importlib.import_module("benchmarks.torch_models")
@@ -113,7 +113,7 @@ class Peers:
         backward: bool,
         platform: str,
     ) -> dict[str, Any]:
-        """Makes a kernel ready: arrays are (path, dtype)."""
+        """Prepares a kernel; arrays are (path, dtype)."""
         kernels: Any = importlib.import_module("benchmarks.torch_kernels")
         device = kernels.to_device(platform)
         arrays = [(np.load(path), dtype) for path, dtype in (*inputs, cotangent)]
@@ -134,17 +134,46 @@ class Peers:
         image_size: list[int],
         threshold: float,
     ) -> dict[str, Any]:
-        """Makes an operation of torchvision's detectors ready; torchvision's version."""
+        """Prepares an operation of torchvision's detectors; returns torchvision's version."""
         module: Any = importlib.import_module("benchmarks.torch_detection")
         device = importlib.import_module("benchmarks.torch_kernels").to_device(platform)
-        arrays = [np.load(path) for path in inputs]
+        found, arrays = self._torchvision(), [np.load(path) for path in inputs]
         options = {"backward": backward, "image_size": image_size, "threshold": threshold}
         self._calls[form] = module.make_call(kernel, arrays, device, **options)
         self._arrays[form] = lambda result: (module.arrays_of(kernel, result), [])
-        return {"torchvision": importlib.metadata.version("torchvision")}
+        return found
+
+    def detector(self, model: str, classes: int, seed: int, images: str) -> dict[str, Any]:
+        """Makes a detector that finds a usual number of objects in the images, and writes its weights to a file."""
+        module: Any = importlib.import_module("benchmarks.torch_detectors")
+        self._torchvision()
+        self.clear()
+        self._model = module.make_model(model, classes, seed, np.load(images))
+        path = self._folder / "weights.npz"
+        np.savez(path, **{name: x.numpy() for name, x in self._model.state_dict().items()})
+        return {"weights": str(path)}
+
+    def detect(self, form: str, images: str) -> dict[str, Any]:
+        """Makes the detector ready in a form, with the first call; the seconds of that, and torchvision's version."""
+        module: Any = importlib.import_module("benchmarks.torch_detectors")
+        start = time.perf_counter()
+        self._calls[form] = module.make_call(form, self._model, np.load(images))
+        self._arrays[form] = lambda result: (module.arrays_of(result), [])
+        return {"seconds": time.perf_counter() - start} | self._torchvision()
+
+    def detector_losses(self, images: str, boxes: str, labels: str) -> dict[str, Any]:
+        """The sum of the detector's losses in training mode, with every anchor and proposal in them."""
+        module: Any = importlib.import_module("benchmarks.torch_detectors")
+        return {"losses": module.losses_of(self._model, *(np.load(path) for path in (images, boxes, labels)))}
+
+    def detector_step(self, form: str, images: str, boxes: str, labels: str) -> dict[str, Any]:
+        """Makes the detector's train step ready; torchvision's version."""
+        module: Any = importlib.import_module("benchmarks.torch_detectors")
+        self._calls[form] = module.make_step(self._model, *(np.load(path) for path in (images, boxes, labels)))
+        return self._torchvision()
 
     def output(self, form: str) -> dict[str, Any]:
-        """Calls a form and writes what it gives: a model's map, or a kernel's outputs and gradients."""
+        """Calls a form and writes its result: a model's map, or a kernel's outputs and gradients."""
         arrays = self._arrays[form](self._run(self._calls[form]))
         parts = ([arrays], []) if isinstance(arrays, np.ndarray) else arrays
         paths: list[list[str]] = []
@@ -156,7 +185,7 @@ class Peers:
         return {"outputs": paths[0], "gradients": paths[1]}
 
     def sample(self, form: str, calls: int) -> dict[str, Any]:
-        """Seconds a call, after one that is not counted: it fills the caches and wakes the threads."""
+        """Seconds per call, after an uncounted call that fills the caches and wakes the threads."""
         call = self._calls[form]
         gc.disable()
         self._run(call)
@@ -169,11 +198,11 @@ class Peers:
         return {"seconds": seconds}
 
     def used(self) -> dict[str, Any]:
-        """Seconds that this process has computed so far, all threads together."""
+        """CPU seconds of this process so far, over all threads."""
         return {"seconds": time.process_time()}
 
     def forget_peak(self, baseline: bool = False) -> dict[str, Any]:
-        """Lets the peak of the resident memory start again; with `baseline`, what is resident now counts as 0."""
+        """Resets the peak of the resident memory; with `baseline`, the current resident memory counts as 0."""
         now = resident.forget_peak()
         self._baseline = now if baseline else self._baseline
         return {"bytes": now}
@@ -183,13 +212,19 @@ class Peers:
         return {"bytes": resident.resident_bytes("VmHWM") - self._baseline}
 
     def clear(self) -> dict[str, Any]:
-        """Drops all forms, and what torch.compile has made: after some shapes it would compile no further ones."""
+        """Drops all forms and torch.compile's caches, because torch.compile stops compiling after several shapes."""
         self._calls.clear()
         self._arrays.clear()
         torch: Any = importlib.import_module("torch")
         torch._dynamo.reset()
         gc.collect()
         return {}
+
+    def _torchvision(self) -> dict[str, Any]:
+        """The version of torchvision, and whether its operators are compiled; if they are, they are used."""
+        module: Any = importlib.import_module("benchmarks.torch_detection")
+        operators = module.use_compiled_operators()
+        return {"torchvision": importlib.metadata.version("torchvision"), "operators": operators}
 
     def _run(self, call: Callable[[], Any]) -> Any:
         result = call()

@@ -1,4 +1,4 @@
-"""The picture of results: the roofline."""
+"""The roofline plot."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +13,14 @@ MODE_MARKERS = {"forward": "o", "forward+backward": "s", "inference": "o", "trai
 
 
 def colours(count: int) -> list[Any]:
-    """Colours of lines on white."""
+    """Colours of lines that are visible on white."""
     size = max(8, count + 2)
     order = [5, 6, 3, 7, 1, 2, *range(8, size)]
     return [tuple(colour / 255) for colour in palette(size)[order]][:count]
 
 
 def roofline_figure(result: Mapping[str, Any]) -> Figure | None:
-    """Each kernel's share of the roofline, and the roofline itself with the kernels that compute; None without rows."""
+    """Each kernel's share of the roofline, and the roofline with the computing kernels; None without rows."""
     rows = [row for row in result["rows"] if row.get("form") == "auto" and "roofline_share" in row]
     if not rows:
         return None
@@ -52,7 +52,7 @@ def roofline_figure(result: Mapping[str, Any]) -> Figure | None:
     roof.text(intensity[-1], 1.1 * peak, f"{peak:.0f} GFLOP/s", fontsize=8, ha="right")
     roof.set_xscale("log")
     roof.set_yscale("log")
-    roof.set_xlabel("FLOPs a byte")
+    roof.set_xlabel("FLOPs per byte")
     roof.set_ylabel("GFLOP/s")
     roof.grid(alpha=0.25)
     for axes in (shares, roof):
@@ -67,7 +67,7 @@ def roofline_figure(result: Mapping[str, Any]) -> Figure | None:
 
 
 def title_of(result: Mapping[str, Any]) -> str:
-    """What ran where."""
+    """Describes the benchmark and the machine."""
     machine = result["machine"]
     cores = f", {machine['cores']} cores" if machine["platform"] == "cpu" else ""
     return f"{result['mode']}: {machine['device_kind']}{cores}, {result['dtype']}, jax {machine['versions']['jax']}"

@@ -1,7 +1,7 @@
-"""How the benchmarks talk to a process of another interpreter: a JSON object a line each way, arrays in files.
+"""The protocol with a process of another interpreter: one JSON object per line in each direction, arrays in files.
 
 {"do": "sample", "form": "torch", "calls": 3} is answered by {"ok": {"seconds": 0.12}} or {"error": "why not"}.
-Neither jax nor densezoo is imported here, so that an interpreter without them can serve.
+This file imports neither jax nor densezoo, so that an interpreter without them can use it.
 """
 
 import contextlib
@@ -21,31 +21,31 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class PeerError(Exception):
-    """A worker could not do what it was asked to; the message is one line that says why."""
+    """A worker failed; the message is one line with the reason."""
 
 
 def serve(commands: Mapping[str, Callable[..., Any]], requests: Iterable[str], answers: IO[str]) -> None:
     """Answers requests until there are no more.
 
     Args:
-        commands: by name; they take the request's other fields and return what JSON can hold.
+        commands: by name, functions that take the request's other fields and return JSON values.
         requests: lines.
-        answers: where the answers go.
+        answers: file for the answers.
     """
     for line in requests:
         request = json.loads(line)
         try:
             answer = {"ok": commands[request.pop("do")](**request)}
-        except Exception as error:  # whatever the libraries raise: the other side decides what it means
+        except Exception as error:  # whatever the libraries raise: the other side decides how to handle it
             answer = {"error": first_line(error)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
 def serve_process(make: Callable[[Path], Mapping[str, Callable[..., Any]]], argv: Sequence[str]) -> None:
-    """Runs a worker program: `argv` is the folder for arrays and, perhaps, a module to import first.
+    """Runs a worker program. `argv` is the folder for arrays and, optionally, a module to import first.
 
-    What libraries print goes to stderr, since stdout belongs to the protocol.
+    Output of libraries goes to stderr, because the protocol uses stdout.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -56,17 +56,17 @@ def serve_process(make: Callable[[Path], Mapping[str, Callable[..., Any]]], argv
 
 
 class Worker:
-    """A process that serves; `with` ends it.
+    """A worker process; `with` ends it.
 
     Args:
         command: the program; the folder for arrays is appended to it, then `setup`.
         setup: a module that the worker imports before anything else.
 
     Raises:
-        OSError: there is no such program.
+        OSError: if there is no such program.
 
     Attributes:
-        folder: for arrays, deleted with the worker.
+        folder: folder for arrays, deleted with the worker.
     """
 
     def __init__(self, command: Sequence[str], setup: str | None = None):
@@ -81,7 +81,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._log,
                 text=True,
-                # Not the working directory, where another package of the same name may be.
+                # Not the working directory, which may contain another package of the same name.
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"},
             )
         except OSError:
@@ -90,10 +90,10 @@ class Worker:
             raise
 
     def ask(self, do: str, **fields: Any) -> Any:
-        """The answer to a request.
+        """Sends a request and returns the answer.
 
         Raises:
-            PeerError: the worker gave an error, or has ended.
+            PeerError: if the worker returns an error, or has ended.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
@@ -113,7 +113,7 @@ class Worker:
         return answer["ok"]
 
     def send(self, name: str, array: Any) -> str:
-        """Writes an array where the worker can read it; gives the file's path."""
+        """Writes an array to a file for the worker; returns its path."""
         path = self.folder / f"{name}.npy"
         np.save(path, np.asarray(array))
         return str(path)
@@ -140,6 +140,6 @@ class Worker:
 
 
 def first_line(error: BaseException) -> str:
-    """An exception in one line: its kind, and the first line of what it says."""
+    """An exception in one line: its class, and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

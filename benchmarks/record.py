@@ -1,4 +1,4 @@
-"""Results as files: JSON with everything, CSV with the rows, both whole or not at all."""
+"""Result files: JSON with everything, CSV with the rows, both written atomically."""
 
 import csv
 import io
@@ -14,9 +14,9 @@ from densezoo.files import replace
 
 SCHEMA = 2
 OWN = "densezoo"
-"""The form that a user gets: `dz.compile` of a model, the step of `dz.train`."""
+"""The form for users: `dz.compile` of a model, the step of `dz.train`."""
 COMPILED = ("torch.compile", "torch.compile, frozen")
-"""Both count as torch.compile; the second takes the weights for constants, which folds batch norms."""
+"""Both count as torch.compile; the second treats the weights as constants, which folds batch norms."""
 DEPLOYED = (*COMPILED, "onnxruntime", "openvino")
 PEERS = ("torch", *DEPLOYED)
 
@@ -25,7 +25,7 @@ KERNEL_BASELINES = ("reference", "jax", "pallas", "torch", "torch.compile")
 
 
 def file_stem(mode: str, dtype: str, machine: Mapping[str, Any]) -> str:
-    """The name of a result's files: mode, device, dtype, versions, and the malloc where it is not the usual one.
+    """The name of a result's files: mode, device, dtype, versions, and the malloc unless it is the default.
 
     Example:
         >>> machine = {"platform": "cpu", "device_kind": "Some(R) CPU", "cores": 2, "malloc": "default"}
@@ -43,7 +43,7 @@ def file_stem(mode: str, dtype: str, machine: Mapping[str, Any]) -> str:
 
 
 def timing_fields(timings: Mapping[str, Timing], name: str, baselines: Sequence[str]) -> dict[str, Any]:
-    """What a row says about one candidate's time: milliseconds, and ratios to those baselines that were measured."""
+    """The fields of a row about a candidate's time: milliseconds, and ratios to the measured baselines."""
     timing = timings[name]
     others = [other for other in baselines if other in timings and other != name]
     return {
@@ -52,7 +52,7 @@ def timing_fields(timings: Mapping[str, Timing], name: str, baselines: Sequence[
         "calls": timing.calls,
         "ratios": {
             other: _rounded(timing.ratio_to(timings[other]))
-            # What no neighbour disturbed: it tells a slow candidate from a crowded machine.
+            # The minimum is least affected by other programs, so it distinguishes a slow candidate from a busy machine.
             | {"of_minima": _digits(timing.seconds.minimum / timings[other].seconds.minimum)}
             for other in others
         },
@@ -61,27 +61,27 @@ def timing_fields(timings: Mapping[str, Timing], name: str, baselines: Sequence[
 
 
 Comparison = tuple[str, str, tuple[int, ...]]
-"""Model or kernel, mode, shape: its forms were measured in turn and belong together."""
+"""Model or kernel, mode, shape: their forms were measured in turn and belong together."""
 
 
 def comparison_of(row: Mapping[str, Any]) -> Comparison:
-    """What a row belongs to."""
+    """The comparison that a row belongs to."""
     return row.get("kernel") or row["model"], row["mode"], tuple(row["shape"])
 
 
 class ResultFile:
-    """A result as a file that grows: each comparison is written as soon as it is there, and replaces its older self.
+    """A growing result file: each comparison is written when it is finished, and replaces its older version.
 
     Args:
-        folder: of the files.
-        head: all that a result has but its rows.
+        folder: folder of the files.
+        head: all fields of a result except the rows.
 
     Raises:
-        ValueError: there is a file of this name that is no result.
+        ValueError: if a file of this name is not a result.
 
     Attributes:
-        path: of the JSON file; the rows are beside it as CSV.
-        rows: those of earlier runs too.
+        path: path of the JSON file; the rows are beside it as CSV.
+        rows: all rows, including those of earlier runs.
     """
 
     def __init__(self, folder: Path, head: Mapping[str, Any]):
@@ -90,51 +90,51 @@ class ResultFile:
         self.rows: list[dict[str, Any]] = read(self.path)["rows"] if self.path.exists() else []
 
     def has(self, comparison: Comparison, forms: Iterable[str]) -> bool:
-        """Whether a comparison of at least these forms is there, measured or left out for a reason."""
+        """Whether a comparison of at least these forms exists, measured or skipped for a reason."""
         return set(forms) <= {row["form"] for row in self.rows if comparison_of(row) == comparison}
 
     def put(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Adds the rows of some comparisons in the place of those that were there, and writes the files."""
+        """Adds the rows of comparisons, replacing older ones, and writes the files."""
         new = {comparison_of(row) for row in rows}
         self.rows = [row for row in self.rows if comparison_of(row) not in new] + list(rows)
         write(self.path, {**self._head, "rows": self.rows})
 
 
 def write(path: Path, result: Mapping[str, Any]) -> Path:
-    """Writes a result as JSON and its rows as CSV beside it; gives the JSON file's path."""
+    """Writes a result as JSON and its rows as CSV beside it; returns the JSON file's path."""
     result = {"schema": SCHEMA, **result}
     rows = result["rows"]
     head = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1, allow_nan=False)
     lines = ",\n".join("  " + json.dumps(row, allow_nan=False) for row in rows)
     text = head.removesuffix("\n}") + ',\n "rows": [\n' + lines + "\n ]\n}\n"
-    json.loads(text)  # it was put together by hand
+    json.loads(text)  # checks the manually composed text
     write_text(path.with_suffix(".csv"), to_csv(rows))
     return write_text(path, text)
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes a file, whole or not at all."""
+    """Writes a file atomically."""
     return replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A result file.
+    """Reads a result file.
 
     Raises:
-        ValueError: it is no result file, or of another schema.
+        ValueError: if it is not a result file, or has another schema.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         schema = result["schema"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no result of these benchmarks: {error!r}") from error
+        raise ValueError(f"{path} is not a result of these benchmarks: {error!r}") from error
     if schema != SCHEMA:
-        raise ValueError(f"{path} has schema {schema}, and this reads {SCHEMA}: run the benchmark again")
+        raise ValueError(f"{path} has schema {schema}, but this version reads {SCHEMA}: run the benchmark again")
     return result
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV, nested fields with dots in their names (milliseconds.median), the samples left out."""
+    """Rows as CSV, with dots in the names of nested fields (milliseconds.median), without the samples."""
     flat = [_flatten({key: value for key, value in row.items() if not key.startswith("samples_")}) for row in rows]
     columns = list(dict.fromkeys(column for row in flat for column in row))
     text = io.StringIO()
@@ -152,7 +152,7 @@ def ratio_text(ratio: Mapping[str, float] | None) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown.
+    """Formats a Markdown table.
 
     Example:
         >>> print(markdown_table(("a", "b"), [("1", "2")]))
@@ -175,7 +175,7 @@ def ratio_to(row: Mapping[str, Any], *forms: str) -> float | None:
 
 
 def forms_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of whole models as a Markdown table: a line for each form."""
+    """Formats the rows of whole models as a Markdown table with a line for each form."""
     lines = []
     for row in rows:
         head = (row["model"], shape_text(row["shape"]), row["form"])

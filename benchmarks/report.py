@@ -1,8 +1,8 @@
-"""Rebuilds the generated parts of docs/benchmarks.md, and its pictures, from the result files alone.
+"""Rebuilds the generated parts of docs/benchmarks.md, and its pictures, from the result files.
 
 Usage: python -m benchmarks.report [--results benchmarks/results] [--docs docs] [--check]
 
-The parts stand between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; what is outside them stays.
+The parts are between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; text outside them is unchanged.
 """
 
 import dataclasses
@@ -16,7 +16,15 @@ from typing import Any
 import tyro
 
 from benchmarks import gpu
-from benchmarks.model_tables import comparisons, compile_table, disturbed, memory_table, ratios_table
+from benchmarks.detection import table as operations_table
+from benchmarks.model_tables import (
+    comparisons,
+    compile_table,
+    detectors_table,
+    disturbed,
+    memory_table,
+    ratios_table,
+)
 from benchmarks.plots import roofline_figure, title_of
 from benchmarks.record import KERNEL_BASELINES, file_stem, markdown_table, read, shape_text, write_text
 from benchmarks.targets import goals_table, missed_table
@@ -24,26 +32,26 @@ from benchmarks.timing import geometric_mean
 from densezoo.viz.figures import save
 
 Results = Mapping[str, Mapping[str, Any]]
-"""Result files by their names."""
+"""Result files by name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Rebuilds the tables and pictures of the benchmarks' document."""
+    """Rebuilds the tables and pictures of the benchmarks page."""
 
     results: Path = Path("benchmarks/results")
     """Folder of the result files."""
     docs: Path = Path("docs")
     """Folder with benchmarks.md and images."""
     check: bool = False
-    """Write nothing; exit with 1 if the tables are not those of the files."""
+    """Write nothing; exit with 1 if the tables do not match the files."""
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
-    """The results of a folder by their files' names, in the order of these; that of benchmarks.compilation too.
+    """The results of a folder, sorted by file name, including those of benchmarks.compilation.
 
     Raises:
-        ValueError: a .json file there is no result.
+        ValueError: if a .json file there is not a result.
     """
     results = {path.name: read(path) for path in sorted(folder.glob("*.json"))}
     path = folder / "compilation.jsonl"
@@ -55,12 +63,12 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def kernels_part(results: Results) -> str:
-    """A table for each file of upsampling kernels: geometric means over the shapes, with the least and the largest."""
+    """A table for each file of upsampling kernels: geometric means over the shapes, with the minimum and maximum."""
     return _each(results, "upsampling", _kernel_table, "the kernels")
 
 
 def models_part(results: Results) -> str:
-    """A table for each file of inference: all forms of all models, a line for each model and shape."""
+    """A table for each file of inference: all forms of all models, with a line for each model and shape."""
     return _each(results, "models", ratios_table, "inference")
 
 
@@ -69,22 +77,28 @@ def training_part(results: Results) -> str:
     return _each(results, "training", ratios_table, "training")
 
 
+def detectors_part(results: Results) -> str:
+    """A table for each file of detectors and of their operations."""
+    operations = _each(results, "detection", lambda result: operations_table(result["rows"]), "operations")
+    return _each(results, "detectors", detectors_table, "detectors") + "\n\n" + operations
+
+
 def memory_part(results: Results) -> str:
     """A table for each file of peak memory."""
     return _each(results, "memory", memory_table, "memory")
 
 
 def compile_part(results: Results) -> str:
-    """What compiling a train step takes, ours without and with the cache, and torch.compile's."""
+    """Compile times of a train step: densezoo's without and with the cache, and torch.compile's."""
     return _each(results, "training", compile_table, "compilation")
 
 
 def machines_part(results: Results) -> str:
-    """Where each file comes from, what the machine could do in that run, and how busy others kept it."""
+    """The source of each file, the machine's limits in that run, and how busy other programs kept it."""
     lines = []
     for name, result in results.items():
         machine, limits = result["machine"], result.get("limits") or {}
-        if "busy_cores" not in machine:  # compile times, whose table names machines row by row
+        if "busy_cores" not in machine:  # compile times, whose table lists the machine of each row
             continue
         versions = ", ".join(f"{key} {value}" for key, value in machine["versions"].items() if value)
         peaks = ", ".join(f"{value / 1e9:.0f} ({dtype})" for dtype, value in limits.get("matmul_peak", {}).items())
@@ -106,7 +120,7 @@ def machines_part(results: Results) -> str:
 
 
 def _marked(result: Mapping[str, Any]) -> str:
-    if result["mode"] not in ("models", "training"):
+    if result["mode"] not in ("models", "training", "detectors"):
         return "-"
     groups = comparisons(result).values()
     return f"{sum(map(disturbed, groups))} of {len(groups)}"
@@ -119,6 +133,7 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "kernels": kernels_part,
     "models": models_part,
     "training": training_part,
+    "detectors": detectors_part,
     "memory": memory_part,
     "compile": compile_part,
     "machines": machines_part,
@@ -134,10 +149,10 @@ def gpu_part(folder: Path) -> str:
 
 
 def with_parts(text: str, parts: Mapping[str, str]) -> str:
-    r"""A Markdown text with each part between its markers, whatever stands there.
+    r"""Inserts each part between its markers in a Markdown text. Replaces previous parts.
 
     Raises:
-        ValueError: a marker is not there, there twice, or in the wrong order.
+        ValueError: if a marker is missing, repeated, or in the wrong order.
 
     Example:
         >>> with_parts("a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb\n", {"x": "new"}).splitlines()

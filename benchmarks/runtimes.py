@@ -1,4 +1,4 @@
-"""What runs a torch model: torch itself, torch.compile, onnxruntime, OpenVINO. Needs torch, and no jax."""
+"""Runtimes for a torch model: torch itself, torch.compile, onnxruntime, OpenVINO. Needs torch, not jax."""
 
 import contextlib
 import copy
@@ -16,37 +16,37 @@ import torch  # pyright: ignore[reportMissingImports]
 from benchmarks.torch_kernels import to_array, to_tensor
 
 Form = tuple[Callable[[], Any], Callable[[Any], np.ndarray]]
-"""A call, and what makes a float32 NHWC array of its result."""
+"""A call, and a function that converts its result to a float32 NHWC array."""
 
 
 def make_form(form: str, model: Any, images: np.ndarray, dtype: str, device: Any, folder: Path) -> Form:
-    """A model as one of the forms for one batch of images; compiled forms may compile on the first call.
+    """Prepares a model in one of the forms for one batch of images; compiled forms may compile on the first call.
 
     Args:
         form: "torch", "torch.compile", "torch.compile, frozen", "onnxruntime" or "openvino".
-        model: float32, in evaluation mode; it stays as it is.
+        model: float32, in evaluation mode; it is not modified.
         images: NHWC, float32.
-        dtype: "float32", or "bfloat16" where the runtime has it.
-        device: torch's.
-        folder: for the model's ONNX file, which the runtimes share.
+        dtype: "float32", or "bfloat16" if the runtime supports it.
+        device: torch's device.
+        folder: folder for the model's ONNX file, which the runtimes share.
 
     Raises:
-        ValueError: the runtime has no such dtype or device.
+        ValueError: if the runtime does not support the dtype or device.
     """
     if form.startswith("torch"):
         return _torch(form, model, images, dtype, device)
     if device.type != "cpu":
-        raise ValueError(f"{form} is compared on CPUs only")
+        raise ValueError(f"{form} is only compared on CPUs")
     return {"onnxruntime": _onnxruntime, "openvino": _openvino}[form](model, images, dtype, folder)
 
 
 def place(model: Any, device: Any, dtype: str) -> Any:
-    """A copy of a model on its device, channels_last, in its dtype: without autocast, all of it computes in that."""
+    """Copies a model to its device, in channels_last and in its dtype, which all computations use (no autocast)."""
     return copy.deepcopy(model).to(device=device, dtype=getattr(torch, dtype), memory_format=torch.channels_last)
 
 
 def compile_model(function: Any, device: Any, *, frozen: bool = False, training: bool = False) -> Any:
-    """What torch.compile makes of a model; on a GPU with CUDA graphs, and for inference with everything it can tune."""
+    """Compiles a model with torch.compile; on a GPU with CUDA graphs, and for inference with all tuning enabled."""
     inductor: Any = importlib.import_module("torch._inductor")
     mode = "reduce-overhead" if training else "max-autotune"
     options = inductor.list_mode_options(mode) if device.type == "cuda" else {}
@@ -64,7 +64,7 @@ def _torch(form: str, model: Any, images: np.ndarray, dtype: str, device: Any) -
         with torch.inference_mode():
             return function(x)
 
-    # The option alone reaches inductor, and dynamo before it would already have made the weights arguments.
+    # Setting only the option would reach inductor, but dynamo would already have made the weights arguments.
     inductor_config: Any = importlib.import_module("torch._inductor.config") if frozen else None
     with inductor_config.patch(freezing=True) if frozen else contextlib.nullcontext():
         call()
@@ -74,7 +74,7 @@ def _torch(form: str, model: Any, images: np.ndarray, dtype: str, device: Any) -
 def _onnxruntime(model: Any, images: np.ndarray, dtype: str, folder: Path) -> Form:
     runtime: Any = importlib.import_module("onnxruntime")
     if dtype != "float32":
-        raise ValueError("onnxruntime has no convolutions in bfloat16 on CPUs")
+        raise ValueError("onnxruntime has no bfloat16 convolutions on CPUs")
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
@@ -87,10 +87,10 @@ def _openvino(model: Any, images: np.ndarray, dtype: str, folder: Path) -> Form:
     openvino: Any = importlib.import_module("openvino")
     core, x = openvino.Core(), _nchw(images)
     if dtype != "float32" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise ValueError("openvino has no bfloat16 on this processor")
+        raise ValueError("openvino does not support bfloat16 on this processor")
     try:
         read = core.read_model(str(_onnx(model, images, folder)))
-    except Exception:  # what has no ONNX form may still have one of OpenVINO's own
+    except Exception:  # OpenVINO may convert models that ONNX cannot represent
         read = openvino.convert_model(_contiguous(model), example_input=torch.from_numpy(x))
     read.reshape(list(x.shape))
     precision = {"float32": "f32", "bfloat16": "bf16"}[dtype]
@@ -105,7 +105,7 @@ def _openvino(model: Any, images: np.ndarray, dtype: str, folder: Path) -> Form:
 
 
 def _onnx(model: Any, images: np.ndarray, folder: Path) -> Path:
-    """The model's ONNX file for one shape of images, made once."""
+    """The model's ONNX file for one image shape, created once."""
     path = folder / f"{'x'.join(map(str, images.shape))}.onnx"
     if not path.exists():
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -115,7 +115,7 @@ def _onnx(model: Any, images: np.ndarray, folder: Path) -> Path:
                 torch.onnx.export(_contiguous(model), given, str(path), opset_version=17, dynamo=False)
             except Exception:
                 path.unlink(missing_ok=True)
-                importlib.import_module("onnxscript")  # which the newer exporter needs
+                importlib.import_module("onnxscript")  # the newer exporter needs it
                 torch.onnx.export(_contiguous(model), given, str(path), opset_version=18, dynamo=True)
     return path
 

@@ -1,8 +1,8 @@
-"""Numbers that the benchmarks' processes make alike; neither jax nor torch is needed."""
+"""Numbers that all processes of a benchmark generate identically; needs neither jax nor torch."""
 
 import numpy as np
 
-STEPS = 1_000_000  # of the learning rate's cycle: all samples are near its start, and the weights stay where they are
+STEPS = 1_000_000  # length of the learning rate's cycle: all samples are near its start, where weights barely change
 PEAK = 1e-3
 WEIGHT_DECAY = 1e-4
 
@@ -13,6 +13,6 @@ def random_images(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def perturbed(name: str, x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Statistics of a batch norm, away from 0 and 1, so that a norm that is left out shows."""
+    """Statistics of a batch norm that differ from 0 and 1, so that a missing norm is detected."""
     noise = generator.uniform(-0.3, 0.3, x.shape).astype(np.float32)
     return x + noise if "mean" in name else x * (1 + noise)

@@ -1,10 +1,12 @@
-"""What data parallelism makes devices send to each other: the collectives of every family, on two devices.
+"""Counts the collectives of every family under data parallelism on two devices.
 
 Usage: JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 python -m benchmarks.sharding [--models unet "unet, ResNeXt"] [--report]
 
 Each model is tiny, and compiled for two devices that share the batch and have all parameters: inference, and a train
-step. In training, devices add up the gradients of the parameters and the sums of batch norms, and nothing else may
-move. Each finished model is a line of --out and not compiled again. `--report` writes the table of --docs from --out.
+step. In training, devices add up the gradients of the parameters, the sums of batch norms, the loss and the numbers of
+objects that it is divided by, and nothing else may move. Inference of a detector is `dz.detect`, and of a panoptic
+model its `panoptic`, with pictures of different sizes. Each finished model is a line of --out and not compiled again.
+`--report` writes the table of --docs from --out.
 """
 
 import dataclasses
@@ -26,10 +28,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import densezoo as dz
 from benchmarks.record import markdown_table, write_text
 from benchmarks.report import with_parts
-from densezoo.tasks import Segmentation
+from densezoo.tasks import Detection, Segmentation
 
 IMAGES = (22, 64, 64, 3)
-"""11 for each device: what has a part for each image has a multiple of 11 numbers, and parameters here have not."""
+"""11 for each device: arrays with a batch axis have a multiple of 11 numbers, and parameters here do not."""
 KINDS = {"Auto": AxisType.Auto, "Explicit": AxisType.Explicit}
 
 COLLECTIVE = re.compile(
@@ -41,9 +43,10 @@ _plain = dz.PlainEncoder((4, 8, 8))
 _unet = partial(dz.create_model, "unet")
 _mit = dz.MixTransformer((1, 1, 1, 1), (8, 8, 16, 16), (1, 2, 2, 2), (2, 2, 1, 1))
 _vit = dz.ViT(embed_dim=16, depth=4, num_heads=2, grid=2)
+_resnet = dz.ResNet((1, 1), dz.BasicBlock, width=8, coarsest=8)
 _hrnet = dz.HRNet(width=4, layer1_size=1, layer1_features=8, depths=(1, 1), branch_size=1, incre=False)
 
-# What a family needs other than the plain encoder, and fewer channels where it has many.
+# What a family needs instead of the plain encoder, with fewer channels if it has many.
 _FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpt": (_vit, {"features": 8, "intermediate_features": (8, 8, 8, 8)}),
     "hrnet": (_hrnet, {}),
@@ -66,6 +69,12 @@ _ENCODERS: dict[str, Any] = {
 _UPSAMPLERS = (dz.Bilinear, dz.Bicubic, dz.TransposedConv, dz.ResizeConv, dz.PixelShuffle, dz.CARAFE, dz.DySample)
 
 
+def _detector(name: str) -> Any:
+    two_stages: dict[str, Any] = {"hidden": (16,)} if "rcnn" in name or "panoptic" in name else {}
+    two_stages |= {"semantic_features": 8} if "panoptic" in name else {}
+    return dz.create_model(name, _resnet, 3, features=8, **two_stages)
+
+
 def _family(name: str) -> Any:
     encoder, fields = _FAMILIES.get(name, (_plain, {}))
     return dz.create_model(name, encoder, **fields)
@@ -76,8 +85,9 @@ CASES: dict[str, Callable[[], Any]] = {
     **{f"unet, {name}": partial(_unet, encoder) for name, encoder in _ENCODERS.items()},
     **{f"unet, {upsample.__name__}": partial(_unet, _plain, upsample=upsample) for upsample in _UPSAMPLERS},
     "unet, GroupNorm": partial(_unet, _plain, norm=partial(dz.GroupNorm, num_groups=2)),
+    **{name: partial(_detector, name) for name in dz.list_models(task="detection")},
 }
-"""Makers of models by name: every family, every kind of encoder, every upsampler."""
+"""Functions that build the models, by name: every family, every kind of encoder, every upsampler."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,23 +97,23 @@ class Arguments:
     models: tuple[str, ...] = tuple(CASES)
     """Names of cases."""
     out: Path = Path("benchmarks/results/sharding.jsonl")
-    """Where the results go."""
+    """Output file for the results."""
     docs: Path = Path("docs/zoo.md")
-    """The document whose table is written."""
+    """The document that contains the table."""
     report: bool = False
-    """Compile nothing; write the document's table."""
+    """Only write the document's table, without compiling."""
 
 
 def main(arguments: Arguments) -> int:
-    """Counts, or reports; gives the exit code, 1 if anything moves."""
+    """Counts or reports; returns the exit code, 1 if image data is moved."""
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     if arguments.report:
         write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"sharding": table(rows)}))
         return 0
     if unknown := [name for name in arguments.models if name not in CASES]:
-        raise ValueError(f"unknown models {unknown}; they are {', '.join(CASES)}")
+        raise ValueError(f"unknown models {unknown}; expected some of {', '.join(CASES)}")
     if jax.device_count() < 2:
-        raise ValueError("two devices are needed: on a CPU, start with JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2")
+        raise ValueError("expected two devices: on a CPU, start with JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     done = {row["model"] for row in rows}
     for name in arguments.models:
@@ -122,9 +132,9 @@ def _columns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def count(model: Any, kinds: tuple[str, ...] = tuple(KINDS), *, train: bool = True) -> dict[str, Any]:
-    """For each job and kind of mesh the collectives: those that move what images have, and numbers that are added up.
+    """The collectives for each job and kind of mesh: those that move image data, and how many numbers are all-reduced.
 
-    Without `train`, inference alone.
+    Without `train`, only inference.
     """
     images = jax.ShapeDtypeStruct(IMAGES, jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -134,18 +144,33 @@ def count(model: Any, kinds: tuple[str, ...] = tuple(KINDS), *, train: bool = Tr
         mesh = jax.make_mesh((2,), ("data",), axis_types=(KINDS[kind],), devices=jax.devices()[:2])
         shared = partial(_placed, NamedSharding(mesh, PartitionSpec("data")))
         everywhere = partial(_placed, NamedSharding(mesh, PartitionSpec()))
-        program = jax.jit(model.apply).lower(everywhere(variables), shared(images)).compile().as_text()
+        batch, task, infer = _job(model, images)
+        program = jax.jit(infer).lower(everywhere(variables), shared(batch)).compile().as_text()
         result["inference"][kind] = summed_up(program or "")
         if not train:
             continue
         state = jax.eval_shape(
             lambda key: dz.train.create_state(model, optax.sgd(0.1), key, jnp.zeros(IMAGES)), jax.random.key(0)
         )
-        batch = {"image": images, "mask": jax.ShapeDtypeStruct(IMAGES[:3], jnp.int32)}
-        step = dz.train.make_train_step(Segmentation(1, ignore_index=None).loss)
+        step = dz.train.make_train_step(task.loss)
         program = step.lower(everywhere(state), shared(batch)).compile().as_text()  # pyright: ignore
         result["train_step"][kind] = summed_up(program or "")
     return result
+
+
+def _job(model: Any, images: jax.ShapeDtypeStruct) -> tuple[dict[str, Any], Any, Callable[..., Any]]:
+    """A batch for the model, its task, and its inference: `infer(variables, batch)`."""
+    count, *size, _ = images.shape
+    if not hasattr(model, "detect"):
+        batch = {"image": images, "mask": jax.ShapeDtypeStruct((count, *size), jnp.int32)}
+        infer = lambda variables, batch: model.apply(variables, batch["image"])  # noqa: E731
+        return batch, Segmentation(1, ignore_index=None), infer
+    shapes = {"labels": (count, 3), "size": (count, 2), "instances": (count, *size)}
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in shapes.items()}
+    batch |= {"image": images, "boxes": jax.ShapeDtypeStruct((count, 3, 4), jnp.float32)}
+    method = "panoptic" if hasattr(model, "panoptic") else "detect"
+    infer = lambda variables, batch: model.apply(variables, batch["image"], batch["size"], method=method)  # noqa: E731
+    return batch, Detection(3, masks=getattr(model, "mask_head", None) is not None), infer
 
 
 def _placed(sharding: NamedSharding, tree: Any) -> Any:
@@ -153,7 +178,7 @@ def _placed(sharding: NamedSharding, tree: Any) -> Any:
 
 
 def summed_up(program: str) -> dict[str, Any]:
-    """Of a compiled program: the collectives that move what images have, and how many numbers the others add up.
+    """Finds the collectives in a compiled program that move image data, and counts the numbers that others reduce.
 
     Example:
         >>> summed_up("%a = f32[3,4]{1,0} all-reduce(%b)")
@@ -175,7 +200,7 @@ def summed_up(program: str) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The document's table: how many collectives move what images have, and what is added up in a train step."""
+    """The document's table: collectives that move image data, and numbers that a train step reduces."""
     header = ["model", *(f"{job}, {kind}" for job in ("inference", "train step") for kind in KINDS)]
     lines = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""The same models in segmentation_models_pytorch: their names there, and how they are made."""
+"""The same models in segmentation_models_pytorch: their names in it, and how to create them."""
 
 import importlib
 from typing import Any
@@ -17,11 +17,11 @@ SMP_MODELS = {
     "segformer": "Segformer",
     "dpt": "DPT",
 }
-"""Names here and there; the others are not there."""
+"""Names in densezoo and in segmentation_models_pytorch, which lacks all others."""
 
 
 def smp_encoder(encoder: str) -> str | None:
-    """An encoder's name there, which for timm's own begins with "tu-"; None if there is none."""
+    """An encoder's name in segmentation_models_pytorch, with "tu-" for timm's own; None if it lacks the encoder."""
     smp: Any = importlib.import_module("segmentation_models_pytorch")
     if encoder in smp.encoders.encoders:
         return encoder
@@ -30,17 +30,17 @@ def smp_encoder(encoder: str) -> str | None:
 
 
 def make(model: str, encoder: str, classes: int, image_size: tuple[int, int] | None = None) -> Any:
-    """A model with random weights, in training mode as torch makes it.
+    """Creates a model with random weights, in training mode, as is torch's default.
 
     Args:
         model: densezoo's name.
         encoder: densezoo's name.
         classes: channels of the logits.
-        image_size: (height, width) of the images, for encoders that are built for one.
+        image_size: (height, width) of the images, for encoders that depend on it.
 
     Raises:
-        KeyError: it has no such model or encoder.
-        ValueError: it refuses this pair.
+        KeyError: if it has no such model or encoder.
+        ValueError: if it rejects the pair.
     """
     smp: Any = importlib.import_module("segmentation_models_pytorch")
     name = smp_encoder(encoder)

@@ -1,4 +1,4 @@
-"""What a user of JAX and Flax alone would write for the same numbers as densezoo's kernels."""
+"""The same computations as densezoo's kernels, written only with JAX and Flax."""
 
 from functools import partial
 

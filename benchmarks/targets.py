@@ -1,4 +1,4 @@
-"""The goals that the project set itself, and what the result files say of them."""
+"""The project's performance goals, evaluated on the result files."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from benchmarks.timing import geometric_mean
 
 Row = Mapping[str, Any]
 Value = Callable[[Row, Mapping[str, Any]], float | None]
-"""The number that a row of a result gives for a goal; None if it has none."""
+"""The number that a row of a result has for a goal; None if it has none."""
 
 BANDWIDTH_BOUND = (
     "nearest_x2",
@@ -38,6 +38,8 @@ _TOPICS = {
     "training": "Speed of train steps",
     "memory": "Peak memory",
     "upsampling": "Single kernels",
+    "detectors": "Detectors",
+    "detection": "Detectors",
 }
 
 
@@ -46,15 +48,15 @@ class Target:
     """A goal.
 
     Attributes:
-        what: in words.
-        mode: of the result files that can tell.
-        select: fields that a row must have with these values; a tuple stands for any of several values.
-        value: the number that a row gives.
-        limit: what the number is to be.
-        mean: whether the geometric mean of the rows counts; else the worst of them.
-        at_least: whether it is to be that or more, or that or less.
-        platform: of jax.
-        dtype: of the file; None for any.
+        what: description.
+        mode: mode of the relevant result files.
+        select: required values of a row's fields; a tuple allows any of several values.
+        value: returns the number of a row.
+        limit: the limit for the number.
+        mean: whether the geometric mean of the rows counts; otherwise the worst row.
+        at_least: whether the limit is a minimum or a maximum.
+        platform: jax's platform.
+        dtype: dtype of the file; None for any.
         kind: "ratio" (written 1.23), "share" (written 80%), "seconds".
     """
 
@@ -71,19 +73,19 @@ class Target:
 
     @property
     def topic(self) -> str:
-        """The heading of the document under which a miss is explained."""
+        """The heading of the document under which a missed goal is explained."""
         if self.platform == "gpu":
             return "On a GPU"
         return "Time to compile" if self.kind == "seconds" else _TOPICS[self.mode]
 
 
 def over(*forms: str) -> Value:
-    """The time over that of the fastest of some forms that was measured."""
+    """The time over that of the fastest measured form among some."""
     return lambda row, result: ratio_to(row, *forms)
 
 
 def faster_than(*forms: str) -> Value:
-    """How many times faster than the fastest of some forms that was measured."""
+    """The speed-up over the fastest measured form among some."""
 
     def value(row: Row, result: Mapping[str, Any]) -> float | None:
         found = ratio_to(row, *forms)
@@ -102,7 +104,7 @@ def total(*fields: str) -> Value:
 
 
 def memory_over(*forms: str) -> Value:
-    """The peak memory over the least of some forms for the same model."""
+    """The peak memory over the minimum of some forms for the same model."""
 
     def value(row: Row, result: Mapping[str, Any]) -> float | None:
         keys = ("model", "mode", "shape")
@@ -195,6 +197,48 @@ TARGETS = (
         for kernel in KERNELS
     ),
     Target(
+        "detectors, image to detections, over the better of torchvision eager and compiled",
+        "detectors",
+        {"form": OWN, "mode": "inference"},
+        over(*TORCH),
+        0.8,
+    ),
+    Target(
+        "train step of Faster R-CNN over torchvision eager",
+        "detectors",
+        {"form": OWN, "mode": "training"},
+        over("torch"),
+        0.9,
+    ),
+    *(
+        Target(
+            f"compiling {what}",
+            "detectors",
+            {"form": OWN, "mode": mode},
+            total("trace_seconds", "compile_seconds"),
+            limit,
+            kind="seconds",
+        )
+        for what, mode, limit in (
+            ("the inference of a detector", "inference", 6.0),
+            ("the train step of Faster R-CNN", "training", 20.0),
+        )
+    ),
+    Target(
+        "non-maximum suppression of 100, 1,000 and 10,000 boxes over torchvision",
+        "detection",
+        {"kernel": "nms", "form": "auto"},
+        over("torch"),
+        1.5,
+    ),
+    Target(
+        "RoIAlign of 512 boxes, 7x7, forward and backward, over torchvision",
+        "detection",
+        {"kernel": "multiscale_roi_align", "mode": "forward+backward", "form": "auto"},
+        over("torch"),
+        1.0,
+    ),
+    Target(
         "kernels bound by bandwidth, forward alone and with backward: share of the copy bandwidth",
         "upsampling",
         {"form": "auto", "kernel": BANDWIDTH_BOUND},
@@ -224,7 +268,7 @@ TARGETS = (
 
 
 def reached(target: Target, result: Mapping[str, Any]) -> list[float]:
-    """The numbers that a result file has for a goal, the worst first; none if it does not tell.
+    """The numbers that a result file has for a goal, the worst first; empty if it is not relevant.
 
     Example:
         >>> target = Target("", "models", {"form": "auto"}, lambda row, result: row["x"], 1.0)
@@ -242,7 +286,7 @@ def reached(target: Target, result: Mapping[str, Any]) -> list[float]:
 
 
 def goals_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The goals as a Markdown table: target, what each file that tells reached, and the file."""
+    """Formats the goals as a Markdown table: target, what each relevant file reached, and the file."""
     lines = []
     for target in TARGETS:
         dtype = f", {target.dtype}" if target.dtype else ""
@@ -273,12 +317,12 @@ def missed_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _found(target: Target, results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[float]]]:
-    """What each file that tells has for a goal."""
+    """The numbers of each relevant file for a goal."""
     return [(name, values) for name, result in results.items() if (values := reached(target, result))]
 
 
 def _counted(target: Target, values: list[float]) -> tuple[float, bool]:
-    """The number that counts for a goal, and whether it is met."""
+    """The number that counts for a goal, and whether the goal is met."""
     value = geometric_mean(values) if target.mean else values[0]
     return value, value >= target.limit if target.at_least else value <= target.limit
 

@@ -1,4 +1,4 @@
-"""Times candidates in turn, compilation apart, and says how far the numbers spread."""
+"""Times candidates in turn, excluding compilation, and reports the spread of the numbers."""
 
 import dataclasses
 import gc
@@ -16,7 +16,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """A median with its quartiles and the least value."""
+    """A median with its quartiles and the minimum."""
 
     median: float
     q1: float
@@ -25,7 +25,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """The spread of some values, quartiles by linear interpolation.
+        """Computes the spread of some values, with quartiles by linear interpolation.
 
         Example:
             >>> Spread.of([1.0, 2.0, 3.0, 4.0, 5.0])
@@ -40,8 +40,8 @@ class Timing:
     """One candidate's samples.
 
     Attributes:
-        samples: seconds a call, one sample for every round, in the order of the rounds.
-        calls: how many calls one sample is the mean of.
+        samples: seconds per call, one sample for every round, in the order of the rounds.
+        calls: the number of calls that a sample averages.
     """
 
     samples: tuple[float, ...]
@@ -49,14 +49,14 @@ class Timing:
 
     @property
     def seconds(self) -> Spread:
-        """Seconds a call."""
+        """Seconds per call."""
         return Spread.of(self.samples)
 
     def ratio_to(self, baseline: "Timing") -> Spread:
-        """This candidate's time over the baseline's, round by round: what both suffer in a round cancels out.
+        """This candidate's time over the baseline's, round by round, so that shared disturbances cancel out.
 
         Raises:
-            ValueError: the two were not measured in the same rounds.
+            ValueError: if the two were not measured in the same rounds.
 
         Example:
             >>> slow, fast = Timing((2.0, 4.0, 9.0), 1), Timing((1.0, 2.0, 3.0), 1)
@@ -65,7 +65,7 @@ class Timing:
         """
         if len(self.samples) != len(baseline.samples):
             raise ValueError(
-                f"ratios are taken round by round, and one has {len(self.samples)} rounds, the other"
+                f"ratios are computed round by round, but one has {len(self.samples)} rounds and the other"
                 f" {len(baseline.samples)}: measure both in one call of measure"
             )
         return Spread.of([a / b for a, b in zip(self.samples, baseline.samples, strict=True)])
@@ -73,7 +73,7 @@ class Timing:
 
 def wait_for(result: Any) -> None:
     """Returns when the device has computed a result, jax's or torch's."""
-    # jax passes over what is not its own, and torch's kernels on a GPU would still run.
+    # jax ignores foreign objects, so torch's kernels on a GPU could still be running.
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -84,7 +84,7 @@ class Sampler(Protocol):
     """A candidate that times itself, such as one in another process."""
 
     def sample(self, calls: int) -> float:
-        """Seconds a call, the mean over some calls, after one that is not counted."""
+        """Mean seconds per call over several calls, after an uncounted one."""
         ...
 
 
@@ -99,28 +99,28 @@ def measure(
     wait_each_call: bool | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Times candidates in turn, in another order in every round, so that a drifting clock rate or a neighbour hits all.
+    """Times candidates in turn, in a different order in each round, so that clock drift or other programs affect all.
 
-    A sample is the mean over as many calls as fill `min_seconds`, after one call that is not counted: it fills the
-    caches and wakes the threads. Garbage is collected before, not during, the measurement.
+    A sample is the mean over as many calls as fill `min_seconds`, after an uncounted call that fills the caches and
+    wakes the threads. Garbage is collected before, not during, the measurement.
 
     Args:
-        candidates: functions without arguments by their names, whose results are waited for, or objects that time
+        candidates: by name, functions without arguments, whose results are waited for, or objects that time
             themselves.
-        rounds: samples for each.
-        min_seconds: least duration of a sample.
-        max_seconds: duration of the whole; fewer rounds are done where they would take longer, but at least 3.
-        pause: seconds of sleep before each sample, until the threads of the candidate before have stopped spinning.
-        seed: of the orders.
-        wait_each_call: wait after every call (True) or once a sample (False: an accelerator's queue stays filled).
-            None waits after each on CPU, where calls that do not wait for each other would run side by side.
-        clock: seconds; another one in tests.
+        rounds: number of samples for each.
+        min_seconds: minimum duration of a sample.
+        max_seconds: time limit of the whole measurement; slow candidates have fewer rounds, but at least 3.
+        pause: seconds of sleep before each sample, until the previous candidate's threads have stopped spinning.
+        seed: seed of the orders.
+        wait_each_call: wait after every call (True) or once per sample (False: an accelerator's queue stays filled).
+            None waits after each call on CPU, where unsynchronised calls would run concurrently.
+        clock: returns seconds; replaced in tests.
 
     Returns:
         A timing for each candidate.
 
     Raises:
-        ValueError: no candidates, or fewer than one round.
+        ValueError: if there are no candidates, or fewer than one round.
 
     Example:
         >>> timings = measure({"sum": lambda: sum(range(100))}, rounds=3, min_seconds=1e-4)
@@ -177,7 +177,7 @@ class Compiled:
     """A function compiled ahead of time.
 
     Attributes:
-        call: the executable; it takes the arguments it was compiled for.
+        call: the executable; it takes the arguments that it was compiled for.
         trace_seconds: from Python to the compiler's input.
         compile_seconds: from there to the executable.
     """
@@ -187,7 +187,7 @@ class Compiled:
     compile_seconds: float
 
     def costs(self) -> dict[str, float | None]:
-        """XLA's own numbers, None where the platform has none: FLOPs, bytes accessed, and bytes in memory."""
+        """XLA's own numbers, None if the platform has none: FLOPs, bytes accessed, and bytes in memory."""
         try:
             analysis: Any = self.call.cost_analysis() or {}  # pyright: ignore[reportFunctionMemberAccess]
         except (NotImplementedError, RuntimeError):
@@ -202,7 +202,7 @@ class Compiled:
             for part in ("temp", "argument", "output", "alias")
         }
         known = [size for size in sizes.values() if size is not None]
-        # What is updated in place is counted among the arguments and among the outputs.
+        # Buffers that are updated in place are counted among both the arguments and the outputs.
         peak = sum(known) - 2 * (sizes["alias"] or 0) if known else None
         return {
             "xla_flops": analysis.get("flops"),
@@ -215,11 +215,11 @@ class Compiled:
 
 
 def compile_apart(function: Any, *arguments: Any) -> Compiled:
-    """Traces and compiles a function for some arguments, and times both.
+    """Traces and compiles a function for given arguments, and times both.
 
     Args:
-        function: what `jax.jit` takes, or what it gave, with the compiler's options.
-        *arguments: arrays, or `jax.ShapeDtypeStruct`s in their places.
+        function: a function for `jax.jit`, or the result of `jax.jit` with compiler options.
+        *arguments: arrays, or `jax.ShapeDtypeStruct`s instead of them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -236,5 +236,5 @@ def compile_apart(function: Any, *arguments: Any) -> Compiled:
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """The mean that fits ratios: of 2 and 1/2 it is 1."""
+    """The geometric mean, which suits ratios: that of 2 and 1/2 is 1."""
     return statistics.geometric_mean(values)

@@ -1,11 +1,24 @@
 """The operations of benchmarks.detection in torchvision, on contiguous tensors. Importing this imports torchvision."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 import torchvision  # pyright: ignore[reportMissingImports]
+
+
+def use_compiled_operators() -> str:
+    """Makes torchvision's RoIAlign call its compiled operator if there is one; gives "compiled" or "Python".
+
+    torchvision decides this when it is imported, before a setup module can provide the operator.
+    """
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::roi_align", "CPU"):
+        return "Python"
+    roi_align: Any = importlib.import_module("torchvision.ops.roi_align")  # the module, which its function hides
+    roi_align._has_ops = lambda: True
+    return "compiled"
 
 
 def make_call(
@@ -17,15 +30,15 @@ def make_call(
     image_size: Sequence[int],
     threshold: float,
 ) -> Callable[[], list[Any]]:
-    """A call without arguments that gives a list of tensors, with `backward` the gradients of the pyramid too.
+    """A call without arguments that returns a list of tensors; with `backward`, also the gradients of the pyramid.
 
     Args:
         kernel: "nms" or "multiscale_roi_align".
-        inputs: NHWC arrays, as benchmarks.detection makes them.
-        device: torch's.
-        backward: also the gradients.
+        inputs: NHWC arrays from benchmarks.detection.
+        device: torch's device.
+        backward: also compute the gradients.
         image_size: (height, width).
-        threshold: of the overlap.
+        threshold: overlap threshold.
     """
     tensors = [torch.from_numpy(x).to(device) for x in inputs]
     if kernel == "nms":
@@ -43,7 +56,7 @@ def make_call(
 
 
 def arrays_of(kernel: str, result: Sequence[Any]) -> list[np.ndarray]:
-    """A call's result as the arrays of benchmarks.detection, for one image."""
+    """Converts a call's result to the arrays of benchmarks.detection, for one image."""
     if kernel == "nms":
         return [result[0].cpu().numpy()]
     y, *gradients = (x.detach().cpu().permute(0, 2, 3, 1).numpy() for x in result)

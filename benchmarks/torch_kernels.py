@@ -9,7 +9,7 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 
-# How NHWC maps, and kernels of convolutions and of transposed convolutions (height, width, in, out), become torch's.
+# Conversion of NHWC maps, and of kernels of (transposed) convolutions (height, width, in, out), to torch's layout.
 AXES = {"map": (0, 3, 1, 2), "conv": (3, 2, 0, 1), "transposed": (2, 3, 0, 1), "as is": None, "indices": (0, 3, 1, 2)}
 
 
@@ -22,9 +22,9 @@ class TorchForm:
 
 
 def to_device(platform: str) -> Any:
-    """The device of torch for a platform of jax, with the same freedom to round float32 products as jax takes."""
+    """Torch's device for a platform of jax, with the same rounding of float32 products as in jax."""
     if platform == "gpu":
-        # On a GPU jax multiplies float32 in TF32 by default; torch only convolves in it.
+        # On a GPU, jax multiplies float32 in TF32 by default; torch does so only in convolutions.
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
@@ -33,14 +33,14 @@ def to_device(platform: str) -> Any:
 
 
 def to_tensor(x: np.ndarray, device: Any, axes: Sequence[int] | None = AXES["map"], dtype: str | None = None) -> Any:
-    """A tensor of an array's values, of its own memory; axes are permuted, so that NHWC arrays become channels_last."""
+    """Copies an array to a tensor; axes are permuted, so that NHWC arrays become channels_last."""
     tensor = torch.from_numpy(np.array(x)).to(device)
     tensor = tensor if dtype is None else tensor.to(getattr(torch, dtype))
     return tensor if axes is None else tensor.permute(*axes)
 
 
 def to_array(tensor: Any, axes: Sequence[int] | None = AXES["map"]) -> np.ndarray:
-    """The array, in float32, that `to_tensor` would have made the tensor of."""
+    """The inverse of `to_tensor`, in float32."""
     tensor = tensor.detach().float().cpu()
     return (tensor if axes is None else tensor.permute(*(axes.index(axis) for axis in range(len(axes))))).numpy()
 
@@ -54,15 +54,15 @@ def make_calls(
     backward: bool,
     compiled: bool,
 ) -> Callable[[], Any]:
-    """A call without arguments that gives (outputs, gradients): lists of tensors, the latter empty without `backward`.
+    """A call without arguments that returns (outputs, gradients): lists of tensors; no gradients without `backward`.
 
     Args:
-        name: of the kernel.
-        inputs: NHWC arrays, and the dtypes that they are to have.
+        name: name of the kernel.
+        inputs: NHWC arrays, and their dtypes in torch.
         cotangent: of the first output, likewise.
-        device: torch's.
-        backward: also the gradients with respect to all float inputs.
-        compiled: through torch.compile, on a GPU in its mode max-autotune.
+        device: torch's device.
+        backward: also compute the gradients of all float inputs.
+        compiled: use torch.compile, on a GPU with max-autotune.
     """
     form = TORCH_FORMS[name]
     tensors = []
@@ -104,7 +104,7 @@ def make_calls(
 
 
 def arrays_of(name: str, result: tuple[list[Any], list[Any]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """A call's result as NHWC arrays: the first output (others are indices of another kind) and the gradients."""
+    """Converts a call's result to NHWC arrays: the first output (others are other indices) and the gradients."""
     outputs, gradients = result
     layouts = [layout for layout in TORCH_FORMS[name].layouts if layout != "indices"]
     return [to_array(outputs[0])], [
@@ -113,7 +113,7 @@ def arrays_of(name: str, result: tuple[list[Any], list[Any]]) -> tuple[list[np.n
 
 
 def _flat_indices(indices: Any) -> Any:
-    """Positions 0..3 in 2x2 windows as positions in the plane, as torch counts."""
+    """Converts positions 0..3 in 2x2 windows to torch's positions in the plane."""
     height, width = indices.shape[2:]
     indices = indices.long()
     rows = torch.arange(height, device=indices.device).reshape(-1, 1) * 2 + indices // 2
@@ -155,7 +155,7 @@ def _carafe(x, masks):
 
 
 def _sample(x, positions):
-    """grid_sample takes (x, y) from -1 at the left edge to 1 at the right, in the type of the maps."""
+    """grid_sample's coordinates are (x, y) from -1 at the left edge to 1 at the right, in the type of the maps."""
     height, width = x.shape[2:]
     rows, columns = positions.unbind(-1)
     grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], -1)
@@ -194,4 +194,4 @@ TORCH_FORMS: dict[str, TorchForm] = {
     "carafe": TorchForm(_carafe, ("map", "map")),
     "dysample": TorchForm(_sample, ("map", "as is")),
 }
-"""The kernels of benchmarks.kernels by their names."""
+"""The kernels of benchmarks.kernels by name."""

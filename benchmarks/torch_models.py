@@ -1,4 +1,4 @@
-"""Whole models in PyTorch, by densezoo's names and with seeded weights. Importing this imports torch, and no jax."""
+"""Whole models in PyTorch, with densezoo's names and seeded weights. Importing this imports torch, but not jax."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from benchmarks.seeded import PEAK, STEPS, WEIGHT_DECAY, perturbed
 
 
 class SegNet(nn.Module):
-    """SegNet over VGG-11 with batch norms; encoder as torchvision names it, decoder as densezoo does."""
+    """SegNet with VGG-11 and batch norms; the encoder has torchvision's names, the decoder densezoo's."""
 
     widths = (64, 128, 256, 512, 512)
     stage_sizes = (1, 1, 2, 2, 2)
@@ -54,7 +54,7 @@ class SegNet(nn.Module):
 
 
 def unpool(x: Any, indices: Any, size: Any) -> Any:
-    """Max-unpooling; ONNX's exporter has no form of torch's own, and a scatter is the same."""
+    """Max-unpooling by a scatter, because ONNX's exporter does not support torch's own operation."""
     if not torch.onnx.is_in_onnx_export():
         return F.max_unpool2d(x, indices, 2, output_size=list(size[2:]))
     flat = torch.zeros(size[0], size[1], size[2] * size[3], dtype=x.dtype, device=x.device)
@@ -62,7 +62,7 @@ def unpool(x: Any, indices: Any, size: Any) -> Any:
 
 
 def make_hrnet(name: str, classes: int) -> Any:
-    """The HRNet of timm with the head of Wang et al. 2019 (figure 4b), with the names of their code for it."""
+    """The HRNet of timm with the head of Wang et al. 2019 (figure 4b), which has their code's names."""
     from timm.models.hrnet import HighResolutionNetFeatures, cfg_cls  # pyright: ignore[reportMissingImports]
 
     class Segmenter(HighResolutionNetFeatures):
@@ -83,11 +83,11 @@ def make_hrnet(name: str, classes: int) -> Any:
 
 
 def make_model(model: str, encoder: str, classes: int, image_size: tuple[int, int], seed: int) -> Any:
-    """A model in float32 and evaluation mode with seeded weights, and without anything that is random.
+    """Creates a model in float32 and evaluation mode with seeded weights, and without randomness.
 
     Raises:
-        KeyError: there is no such model or encoder.
-        ValueError: its library refuses this pair.
+        KeyError: if there is no such model or encoder.
+        ValueError: if its library rejects the pair.
     """
     torch.manual_seed(seed)
     if (model, encoder) == ("segnet", "vgg11_bn"):
@@ -110,13 +110,13 @@ def make_model(model: str, encoder: str, classes: int, image_size: tuple[int, in
 
 
 def make_step(model: Any, function: Any, images: Any, masks: Any) -> Callable[[], Any]:
-    """A call that does one train step and gives its loss; the gradients stay in the model.
+    """A call that runs one train step and returns its loss; the gradients remain in the model.
 
     Args:
-        model: whose parameters are trained.
-        function: the model, or what torch.compile made of it.
-        images: and
-        masks: tensors.
+        model: the trained model.
+        function: the model, or its torch.compile form.
+        images: tensor of images.
+        masks: tensor of masks.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, total_steps=STEPS, cycle_momentum=False)
@@ -133,6 +133,6 @@ def make_step(model: Any, function: Any, images: Any, masks: Any) -> Callable[[]
 
 
 def gradient_norm(model: Any) -> float:
-    """The norm of the gradient that the last step left."""
+    """The norm of the last step's gradient."""
     squares = [float(p.grad.float().square().sum()) for p in model.parameters() if p.grad is not None]
     return float(np.sqrt(sum(squares)))

@@ -1,10 +1,10 @@
-"""Times the train step of whole models beside torch, eager and compiled.
+"""Times the train step of whole models in densezoo and in torch, eager and compiled.
 
 Usage: python -m benchmarks.training --against all --peer-python /path/of/a/python/with/torch
 
-Forward and backward pass, batch statistics, cross-entropy, and AdamW with a one-cycle learning rate, on one batch that
-stays. Both sides start with the same weights; the losses of two steps and the gradient's norm are compared before
-anything is timed. Compilation is timed once without and once with jax's persistent cache.
+A step has the forward and backward pass, batch statistics, cross-entropy, and AdamW with a one-cycle learning rate, on
+a fixed batch. Both sides start with the same weights; the losses of two steps and the gradient's norm are compared
+before timing. Compilation is timed once without and once with jax's persistent cache.
 """
 
 import contextlib
@@ -36,20 +36,20 @@ SHAPES = ("4x256x256",)
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(NetworkOptions):
-    """Options of the benchmark of training."""
+    """Options of the training benchmark."""
 
     models: tuple[str, ...] = MODELS
     """model:encoder of the zoo."""
 
 
 def forms_of(arguments: NetworkOptions) -> list[str]:
-    """Our forms; the first that computes is what the others are compared with, so the plain one comes first."""
+    """Forms of densezoo. The first one that works is the reference for the others, so the plain form comes first."""
     return sorted([*dict.fromkeys(arguments.impl), OWN], key=lambda form: form != "reference")
 
 
 @contextlib.contextmanager
 def persistent_cache() -> Iterator[None]:
-    """Jax's persistent compilation cache in a folder of its own."""
+    """Uses jax's persistent compilation cache in a separate folder."""
     settings = {
         "jax_compilation_cache_dir": None,
         "jax_enable_compilation_cache": True,
@@ -79,16 +79,16 @@ def make_step() -> Any:
 def make_state(
     pair: tuple[str, str], arguments: NetworkOptions, shape: Shape, impl: str, variables: Any, images: jax.Array
 ) -> Any:
-    """A training at its start."""
+    """The initial state of a training."""
     optimizer = dz.train.make_optimizer(PEAK, STEPS, weight_decay=WEIGHT_DECAY)
     model = make_model(pair, arguments, shape, impl, arguments.dtype)
     return dz.train.create_state(model, optimizer, jax.random.key(0), images, variables=variables)
 
 
 def compile_step(state: Any, batch: Any) -> tuple[Compiled, dict[str, float]]:
-    """The compiled step, and the seconds of tracing and compiling again with the persistent cache filled.
+    """The compiled step, and the seconds of tracing and compiling again with a filled persistent cache.
 
-    The cache keeps no programs with oneDNN, so that what it holds is another program than the one that is timed.
+    The cache cannot store programs with oneDNN, so the cached program differs from the timed one.
     """
     compiled = compile_apart(make_step(), state, batch)
     with persistent_cache():
@@ -100,7 +100,7 @@ def compile_step(state: Any, batch: Any) -> tuple[Compiled, dict[str, float]]:
 
 
 def densezoo_call(compiled: Compiled, state: Any, batch: Any) -> Callable[[], Any]:
-    """A call that does one step; the state that it keeps is donated and replaced."""
+    """A call that runs one step; its state is donated and replaced."""
     own = [state]
 
     def call() -> Any:
@@ -114,14 +114,14 @@ def check(label: str, found: dict[str, float], truth: dict[str, float], dtype: s
     """Compares the losses of two steps and the gradient's norm.
 
     Raises:
-        Mismatch: they differ by too much.
+        Mismatch: if they differ too much.
     """
     loose = 30 if dtype == "bfloat16" or platform == "tpu" else 5 if platform == "gpu" else 1
     for name, limit in (("first loss", 1e-3), ("gradient norm", 1e-2), ("second loss", 5e-3)):
         error = abs(found[name] - truth[name]) / abs(truth[name])
         if not error <= limit * loose:
             raise Mismatch(
-                f"{label}: the {name} is {found[name]:.6g} and the reference's {truth[name]:.6g}: nothing is timed"
+                f"{label}: the {name} is {found[name]:.6g}, but the reference's is {truth[name]:.6g}: not timed"
             )
 
 
@@ -133,13 +133,13 @@ def compare(
     worker: Worker | None,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Checks, then times the train step in all forms; a row for each, also for those that are left out."""
+    """Checks, then times the train step in all forms. Returns a row for each, also for skipped ones."""
     name, label = ":".join(pair), f"{':'.join(pair)} {shape_text(shape)}"
     head = {"model": name, "mode": "training", "shape": list(shape), "dtype": arguments.dtype}
     variables, missing = variables_of(worker, pair, arguments, shape)
     generator = np.random.default_rng(arguments.seed)
     images = random_images(shape, arguments.seed)
-    # For one class a mask of 0 and 1; torch's cross-entropy then has no counterpart.
+    # For one class, the mask has 0 and 1, which torch's cross-entropy does not support.
     masks = generator.integers(0, max(2, arguments.num_classes), shape, np.int32)
     if arguments.num_classes == 1:
         missing = "its cross-entropy has no counterpart for one class"
@@ -167,7 +167,7 @@ def compare(
                 raise PeerError(missing)
             answer = worker.ask("train", form=form, **sent, dtype=arguments.dtype, platform=platform)
         except PeerError as error:
-            console.print(f"{label}: {form} is left out: {error}")
+            console.print(f"{label}: {form} is skipped: {error}")
             left_out.append(head | {"form": form, "left_out": str(error)[:200]})
             continue
         found = answer["checked"]
@@ -180,7 +180,7 @@ def compare(
 
 
 def first_steps(step: Callable[[], Any]) -> dict[str, float]:
-    """The losses of two steps and the first's gradient norm, from the metrics that a step gives."""
+    """The losses of two steps and the first gradient's norm, from the step's metrics."""
     first = step()
     wait_for(first)
     second = step()

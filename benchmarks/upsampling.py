@@ -3,9 +3,9 @@
 Usage: python -m benchmarks.upsampling [--quick] [--against all] [--platform gpu] [--dtype bfloat16]
 
 Every form's values and gradients are checked against the plain form, computed in float32 at the highest precision,
-before anything is timed. All forms of a kernel run in turn, in another order each round, torch's in a process of their
-own; compilation is timed apart. Each kernel is in the result files of --out as soon as it is measured; a Markdown table
-goes to stdout, and `benchmarks.report` makes documents of the files.
+before timing. All forms of a kernel are timed in turn, in a different order each round; torch runs in a separate
+process, and compilation is excluded. Each kernel is written to the result files of --out as soon as it is measured; a
+Markdown table goes to stdout, and `benchmarks.report` writes documents from the files.
 """
 
 import dataclasses
@@ -51,14 +51,14 @@ PEERS = ("torch", "torch.compile")
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(Options):
-    """Options of the benchmark of upsampling kernels."""
+    """Options of the upsampling benchmark."""
 
     kernels: tuple[str, ...] = ()
-    """Which; the default is all."""
+    """Kernels to time; by default all."""
     shapes: tuple[str, ...] = ()
     """BxHxWxC of the kernels' inputs."""
     modes: tuple[Literal["forward", "forward+backward"], ...] = MODES
-    """What is timed: the values, or values and gradients for a random cotangent."""
+    """What to time: the values, or the values and gradients for a random cotangent."""
 
     def names(self) -> tuple[str, ...]:
         """The kernels to run."""
@@ -84,15 +84,15 @@ class Arguments(Options):
 
 
 def jax_forms(kernel: Kernel, platform: str) -> list[str]:
-    """The forms that jax computes on a platform."""
+    """The forms that jax runs on a platform."""
     forms = ["auto", "reference", *(["jax"] if kernel.stock else [])]
     return [*forms, "pallas"] if kernel.pallas and platform == "tpu" else forms
 
 
 def traced(kernel: Kernel, form: str, *, backward: bool) -> Callable[..., Any]:
-    """A form of a kernel as a function of (inputs, cotangent) that gives (outputs, gradients).
+    """A form of a kernel as a function of (inputs, cotangent) that returns (outputs, gradients).
 
-    Outputs are returned in both modes, so that no compiler can leave the forward pass out.
+    Outputs are returned in both modes, so that no compiler can omit the forward pass.
     """
 
     def function(inputs: Sequence[jax.Array], cotangent: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
@@ -122,12 +122,12 @@ def traced(kernel: Kernel, form: str, *, backward: bool) -> Callable[..., Any]:
 
 
 def check(label: str, result: Any, truth: Any, dtype: str, platform: str, *, ours: bool = True) -> dict[str, float]:
-    """The errors of a form's (outputs, gradients), float outputs alone.
+    """The errors of the float outputs and gradients of a form.
 
-    The forms of others may be ten times further off: they work out positions in float32.
+    Forms of other libraries may have ten times larger errors, because they compute positions in float32.
 
     Raises:
-        Mismatch: one is larger than it may be, or an integer output differs.
+        Mismatch: if an error exceeds its limit, or an integer output differs.
     """
     errors = {"values": 0.0, "gradients": 0.0}
     for part, values, truths in zip(errors, result, truth, strict=True):
@@ -138,7 +138,7 @@ def check(label: str, result: Any, truth: Any, dtype: str, platform: str, *, our
             if not error <= (limit if is_float(true) else 0):
                 raise Mismatch(
                     f"{label}: {part}[{number}] differ from the reference by {error:.2g} of its largest magnitude,"
-                    f" and {limit:.0e} is allowed: nothing is timed"
+                    f" but only {limit:.0e} is allowed: not timed"
                 )
     return errors
 
@@ -159,7 +159,7 @@ def truth_of(name: str, shape: Shape, dtype: str, seed: int) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """All forms of a kernel in a mode, checked: what to call, and what their rows have besides the times."""
+    """All checked forms of a kernel in a mode: their calls, and the fields of their rows besides the times."""
 
     calls: dict[str, Any]
     facts: dict[str, dict[str, Any]]
@@ -192,7 +192,7 @@ def prepare(
     facts: dict[str, dict[str, Any]] = {}
     for form in jax_forms(kernel, platform):
         say(f"{name} {shape_text(shape)} {mode}: {form}")
-        # As `dz.compile` and `densezoo.train` compile: with oneDNN where it is.
+        # Compiled as in `dz.compile` and `densezoo.train`: with oneDNN where available.
         compiled = compile_apart(Jitted(traced(kernel, form, backward=backward)), inputs, cotangent)
         calls[form] = functools.partial(compiled.call, inputs, cotangent)
         facts[form] = {"trace_seconds": compiled.trace_seconds, "compile_seconds": compiled.compile_seconds}
@@ -206,13 +206,13 @@ def prepare(
         asked = {"kernel": name, "inputs": sent, "cotangent": _send(worker, "cotangent", cotangent)}
         for form in arguments.forms(PEERS):
             say(f"{name} {shape_text(shape)} {mode}: {form}")
-            # The worker has several modes of a kernel at once.
+            # The worker stores several modes of a kernel at once.
             its_name = f"{form}, {mode}"
             try:
                 answer = worker.ask("kernel", form=its_name, **asked, backward=backward, platform=platform)
                 written = worker.ask("output", form=its_name)
             except PeerError as error:
-                console.print(f"{label(form)} is left out: {error}")
+                console.print(f"{label(form)} is skipped: {error}")
                 facts[form] = {"left_out": str(error)[:200]}
                 continue
             result = [[np.load(path) for path in written[part]] for part in ("outputs", "gradients")]
@@ -231,7 +231,7 @@ def compare(
     worker: Worker | None,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Checks all forms of a kernel in all modes, then times them; a row for each."""
+    """Checks all forms of a kernel in all modes, then times them. Returns a row for each."""
     if worker is not None:
         worker.ask("clear")
     prepared = {
@@ -255,19 +255,19 @@ def compare(
 
 
 def _send(worker: Worker, name: str, x: jax.Array) -> tuple[str, str]:
-    """The file of an array, which NumPy writes in float32 instead of bfloat16, and its dtype."""
+    """The file of an array and its dtype; NumPy stores bfloat16 as float32."""
     exact = x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
     return worker.send(name, exact), x.dtype.name
 
 
 LEGEND = """\
-auto: what densezoo chooses; reference: its plain form; jax: what JAX or Flax has for it; pallas: a kernel for TPUs.
-Medians in milliseconds; the time of auto over each other form's, with the quartiles over the rounds; how near auto
-comes to what this machine's memory bandwidth and matrix products allow (the roofline)."""
+auto: densezoo's choice; reference: its plain form; jax: the equivalent in JAX or Flax; pallas: a kernel for TPUs.
+Medians in milliseconds; the time of auto over each other form's, with the quartiles over the rounds; auto's share of
+this machine's limits in memory bandwidth and matrix products (the roofline)."""
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table, a line for each comparison."""
+    """Formats the rows as a Markdown table with a line for each comparison."""
     forms = [f for f in ("auto", *KERNEL_BASELINES) if any(r["form"] == f for r in rows)]
     groups: dict[tuple, dict[str, dict]] = {}
     for row in rows:
@@ -284,7 +284,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Arguments, platform: str) -> int:
-    """Runs the benchmark, writes its files and prints its table; gives the exit code."""
+    """Runs the benchmark, writes its files and prints its table; returns the exit code."""
     plan = [(name, shape) for name in arguments.names() for shape in arguments.inputs()]
     forms, failed = ["auto", *arguments.forms(PEERS)], False
     with peers(arguments, platform) as (worker, peer_facts), progress_bar() as progress:
@@ -309,7 +309,7 @@ def main(arguments: Arguments, platform: str) -> int:
     rows = [row for row in results.rows if (row["kernel"], tuple(row["shape"])) in plan]
     if rows:
         print(table(rows), LEGEND, sep="\n\n")
-        console.print(f"written: {results.path} and .csv beside it")
+        console.print(f"wrote {results.path}, and a .csv file beside it")
     return int(failed)
 
 

@@ -25,6 +25,7 @@ from densezoo.blocks import (
     LateralAdd,
     LayerNorm,
     Nearest,
+    NoSkip,
     PixelShuffle,
     ResizeConv,
     SpatialDropout,
@@ -74,7 +75,7 @@ from densezoo.heads import BoxHead, DPTHead, FCOSHead, MaskHead, RetinaNetHead, 
 from densezoo.inference import Inference, Loaded, compile, load_compiled
 from densezoo.inspect.folding import fold_batch_norm
 from densezoo.inspect.summary import Layer, Summary, summary
-from densezoo.models import RCNN, PyramidModel, SegmentationModel, SingleStage, detect
+from densezoo.models import RCNN, PyramidModel, SegmentationModel, SingleStage, detect, panoptic
 from densezoo.naming import Naming, Rule
 from densezoo.preprocessing import Preprocessing
 from densezoo.types import Detections, Pyramid

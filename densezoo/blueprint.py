@@ -57,8 +57,8 @@ def register(blueprint: Blueprint) -> Blueprint:
     """Registers a family for `create_model`. Replaces a family of the same name.
 
     Raises:
-        TypeError: not a `Blueprint`.
-        ValueError: one that has neither `make` nor both `decoder` and `head`.
+        TypeError: if it is not a `Blueprint`.
+        ValueError: if it has neither `make` nor both `decoder` and `head`.
 
     Example:
         >>> import dataclasses

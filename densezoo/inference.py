@@ -23,6 +23,8 @@ from densezoo import files
 from densezoo.blocks import BatchNorm, Conv, FrozenBatchNorm
 from densezoo.compiling import Jitted, compiler_options, onednn_options
 from densezoo.inspect.walk import module_calls
+from densezoo.ops.implementation import chosen, onednn
+from densezoo.ops.winograd import winograd_conv, winograd_is_faster, winograd_kernel
 from densezoo.types import Dtype
 from densezoo.weights import check_variables
 
@@ -35,6 +37,9 @@ def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None, met
     Batch norms are folded into the preceding convolutions, and the variables become constants of the program. The
     function is compiled on the first call with each shape, with `compiler_options()` and, if available, with oneDNN.
     Inside another `jit`, it becomes part of the outer program and uses the options of the outer `jit`.
+
+    With oneDNN, 3x3 convolutions with at least 128 channels of large maps use Winograd's algorithm, which takes about
+    half the time. Their outputs differ by about 1e-5 of the largest, and their kernels need four times the memory.
 
     Args:
         model: any model that is called with images, including your own modules.
@@ -194,12 +199,16 @@ def _program_for(images: Any) -> tuple[tuple[int, ...], str]:
 class _Folding:
     """Replaces a convolution and its batch norm by one convolution with a bias, while a model is traced.
 
+    Convolutions of large maps with many channels are computed by `ops.winograd` where the program is compiled with
+    oneDNN.
+
     The original convolution is traced too; XLA removes it if nothing else reads it.
     """
 
     def __init__(self, exact: Mapping[str, Any], variables: Mapping[str, Any], dtype: Dtype | None):
         self._exact, self._variables, self._dtype = exact, variables, dtype
         self._made: list[tuple[Any, Conv, Any]] = []  # result, module and input of each convolution
+        self._transformed: dict[tuple[str, ...], jax.Array] = {}
 
     def __call__(self, module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
         # Subclasses are excluded, because they may compute anything.
@@ -207,12 +216,12 @@ class _Folding:
             return call(*args, **kwargs)
         x = args[0] if args else kwargs["x"]
         if type(module) is Conv:
-            y = call(*args, **kwargs)
-            if (
-                module.path
-                and module.get_variable("params", "kernel") is _at(self._variables, "params", module)["kernel"]
-            ):
-                self._made.append((y, module, x))  # not if a transformation computes the kernel, or a scan stacks it
+            params = _at(self._variables, "params", module) if module.path else {}
+            if not module.path or module.get_variable("params", "kernel") is not params["kernel"]:
+                return call(*args, **kwargs)  # a transformation computes the kernel, or a scan stacks it
+            y = self._by_winograd(module, params, x, (*module.path, "as it is"))
+            y = call(*args, **kwargs) if y is None else y
+            self._made.append((y, module, x))
             return y
         source = next((made for made in reversed(self._made) if made[0] is x), None)
         if source is None or kwargs.get("train"):
@@ -231,9 +240,29 @@ class _Folding:
             "bias": shift.astype(factor.dtype),
         }
         alone = conv.clone(parent=None, name=None, use_bias=True, dtype=self._dtype or conv.dtype)
-        y: Any = alone.apply({"params": folded}, x)
+        y: Any = self._by_winograd(alone, folded, x, (*conv.path, "folded"))
+        y = alone.apply({"params": folded}, x) if y is None else y
         y = y if module.dtype is None or self._dtype is not None else y.astype(module.dtype)
         return nn.relu(y) if kwargs.get("relu") else y
+
+    def _by_winograd(self, conv: Conv, params: Mapping[str, Any], x: Any, name: tuple[str, ...]) -> Any:
+        """The convolution with fewer multiplications, or None where that is not faster.
+
+        A kernel that is used again under the same name is transformed once.
+        """
+        kernel, padding = params["kernel"], 1 if conv.padding is None else conv.padding
+        options = (conv.kernel_size, conv.strides, conv.dilation, conv.groups, padding)
+        if options != (3, 1, 1, 1, 1) or not isinstance(x, jax.Array) or not (onednn() and chosen() == "auto"):
+            return None
+        if {x.dtype, kernel.dtype, jnp.dtype(conv.dtype or x.dtype)} != {jnp.dtype(jnp.float32)}:
+            return None
+        if not winograd_is_faster(x.shape, kernel.shape, shared=name in self._transformed):
+            return None
+        if name not in self._transformed:
+            with jax.ensure_compile_time_eval():
+                self._transformed[name] = jnp.asarray(winograd_kernel(kernel))
+        y = winograd_conv(x, self._transformed[name])
+        return y + params["bias"].reshape(1, 1, 1, -1) if conv.use_bias else y
 
 
 def _at(variables: Mapping[str, Any], collection: str, module: nn.Module) -> Any:

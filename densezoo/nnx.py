@@ -8,6 +8,7 @@ from flax import nnx
 from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from densezoo.freezing import check_names, is_frozen
 from densezoo.weights import check_variables
 
 _TYPES: dict[str, type[nnx.Variable]] = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
@@ -30,11 +31,13 @@ class NNXModel(nnx.Module):
     """
 
     def __init__(self, model: nn.Module, variables: Mapping[str, Any], rngs: nnx.Rngs):
-        frozen = {("params", name) for name in getattr(model, "frozen", ())}
-        held = {
-            path: (Frozen if path[:2] in frozen else _TYPES.get(path[0], nnx.Variable))(value)
-            for path, value in flatten_dict(unfreeze(dict(variables))).items()
-        }
+        names = getattr(model, "frozen", ())
+
+        def kind(path: tuple[str, ...]) -> Any:
+            frozen = path[0] == "params" and is_frozen(path[1:], names)
+            return Frozen if frozen else _TYPES.get(path[0], nnx.Variable)
+
+        held = {path: kind(path)(value) for path, value in flatten_dict(unfreeze(dict(variables))).items()}
         self.model = model
         self.variables = nnx.data(unflatten_dict(held))
         self.rngs = rngs
@@ -118,8 +121,7 @@ def to_nnx(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs | i
         ['batch_stats', 'params']
     """
     check_variables(model, variables)
-    if unknown := sorted(set(getattr(model, "frozen", ())) - set(variables["params"])):
-        raise ValueError(f"model.frozen names {unknown}, but the parameter subtrees are {sorted(variables['params'])}")
+    check_names(variables["params"], getattr(model, "frozen", ()))
     return NNXModel(model, variables, nnx.Rngs(rngs) if isinstance(rngs, int) else rngs.fork())
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from densezoo import tasks, weights
 from densezoo.compiling import Jitted
 from densezoo.inference import compile
+from densezoo.messages import option
 from densezoo.preprocessing import Preprocessing
 from densezoo.train.recipe import MODEL_FILE
 from densezoo.types import Detections
@@ -64,7 +65,7 @@ class Predictor:
             warnings.warn("multiple has been renamed to pad_to", DeprecationWarning, stacklevel=2)
             pad_to = multiple
         if pad_to is not None and pad_to < 1:
-            raise ValueError(f"pad_to must be a number of pixels, at least 1, or None; got {pad_to}")
+            raise ValueError(f"{option('pad_to')} must be a number of pixels, at least 1, or None; got {pad_to}")
         self.task = task
         self.preprocessing = Preprocessing() if preprocessing is None else preprocessing
         self._pad_to = pad_to or 1
@@ -118,10 +119,12 @@ class Predictor:
 
         sizes = np.array([[height, width]], np.int32)
         found = jax.tree.map(of_picture, function(padded[None], sizes))
-        if isinstance(found, Detections):  # whose boxes end at the border of the picture that the model saw
-            zoom = np.array([whole[1] / width, whole[0] / height] * 2, np.float32)
-            found = dataclasses.replace(found, boxes=found.boxes * zoom)
-        return found
+        zoom = np.array([whole[1] / width, whole[0] / height] * 2, np.float32)
+
+        def zoomed(part: Any) -> Any:  # boxes end at the border of the picture that the model saw
+            return dataclasses.replace(part, boxes=part.boxes * zoom) if isinstance(part, Detections) else part
+
+        return jax.tree.map(zoomed, found, is_leaf=lambda part: isinstance(part, Detections))
 
 
 def _resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

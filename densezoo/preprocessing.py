@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from densezoo.messages import option
+
 if TYPE_CHECKING:
     from densezoo.data import Source
 
@@ -56,15 +58,17 @@ class Preprocessing:
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))) or default)
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(
-                f"mean and std need {self.channels} numbers, one per channel; got {self.mean} and {self.std}"
+                f"{option('mean')} and {option('std')} need {self.channels} numbers, one per channel; got {self.mean}"
+                f" and {self.std}"
             )
         if min(self.std) <= 0:
-            raise ValueError(f"std must be above 0, got {self.std}")
+            raise ValueError(f"{option('std')} must be above 0, got {self.std}")
         if self.value_range is not None:
             object.__setattr__(self, "value_range", tuple(map(float, self.value_range)))
             if len(self.value_range) != 2 or self.value_range[0] >= self.value_range[1]:
                 raise ValueError(
-                    f"value_range must be (value for 0, value for 1), in ascending order; got {self.value_range}"
+                    f"{option('value_range')} must be (value for 0, value for 1), in ascending order; got"
+                    f" {self.value_range}"
                 )
 
         if self.shortest is not None or self.longest is not None:

@@ -17,7 +17,9 @@ from densezoo.blocks import BLOCKS
 from densezoo.blueprint import MODELS, Blueprint
 from densezoo.deprecation import new_names
 from densezoo.encoders import ENCODERS, Encoder
+from densezoo.encoders.base import first_stages
 from densezoo.heads import AuxiliaryHeads
+from densezoo.messages import option
 from densezoo.models import SegmentationModel
 from densezoo.ops.implementation import check_implementation
 from densezoo.types import Dtype, ModuleDef
@@ -95,6 +97,7 @@ def create_model(
     *,
     auxiliary: int = 0,
     frozen: tuple[str, ...] = (),
+    trainable_layers: int | None = None,
     remat: bool = False,
     impl: str = "auto",
     dtype: Dtype | None = None,
@@ -116,8 +119,10 @@ def create_model(
             it. None means 1, or COCO's 91 for a detector.
         auxiliary: the number of coarser decoder scales that get their own head during training (deep supervision). See
             `SegmentationModel`.
-        frozen: parts that are not trained, such as `("encoder",)`. In your own training loop,
-            `train.freeze(optimizer, model.frozen)` keeps weight decay away from them.
+        frozen: parts that are not trained, such as `("encoder",)` or `("encoder/conv1",)`. In your own training loop,
+            `train.freeze(optimizer, model.frozen)` leaves them unchanged.
+        trainable_layers: number of the encoder's last stages that are trained, like torchvision's
+            `trainable_backbone_layers`: with 3, the stem and the first stage of a ResNet are frozen. None trains all.
         remat: recomputes the maps within each block in the backward pass instead of storing them, which saves memory
             and takes more time. It applies to an encoder given by name and to decoders that support it. On CPU, compile
             your own train step with `dz.compiler_options(training=True)`; otherwise XLA still stores the maps.
@@ -147,7 +152,9 @@ def create_model(
     check_implementation(impl)
     num_classes = blueprint.num_classes if num_classes is None else num_classes
     if isinstance(num_classes, bool) or not isinstance(num_classes, SupportsIndex) or operator.index(num_classes) < 1:
-        raise ValueError(f"num_classes must be an integer of at least 1 (1 for a binary mask), got {num_classes!r}")
+        raise ValueError(
+            f"{option('num_classes')} must be an integer of at least 1 (1 for a binary mask), got {num_classes!r}"
+        )
     num_classes = operator.index(num_classes)
     arguments = inspect.signature(create_model).parameters.keys() - {"name", "fields"}
     _check_fields(blueprint.make or blueprint.decoder, fields, f"model {name!r}", arguments)
@@ -177,9 +184,11 @@ def create_model(
         fields = {"remat": True, **fields} if decoder_remat else fields
         model = _segmentation_model(blueprint, encoder, num_classes, auxiliary, fields, impl, dtypes)
     parts = [part for part, module in vars(model).items() if isinstance(module, nn.Module) and part != "auxiliary"]
-    if isinstance(frozen, str) or not set(frozen) <= set(parts):
+    if isinstance(frozen, str) or not {name.split("/")[0] for name in frozen} <= set(parts):
         *others, last = parts
         raise ValueError(f"frozen must be a tuple of names among {', '.join(others)} and {last}; got {frozen!r}")
+    if trainable_layers is not None:
+        frozen = (*frozen, *(f"encoder/{name}" for name in first_stages(encoder, trainable_layers)))
     return model.clone(frozen=tuple(frozen)) if frozen else model
 
 
@@ -292,7 +301,7 @@ def _check_fields(constructor: Any, fields: dict[str, Any], what: str, more: Ite
             here, hint = _ELSEWHERE.get(field, ("", ""))
             if not hint or (here and here not in choices):
                 hint = _nearest(field, choices)
-            raise TypeError(f"{what} has no argument {field!r}; {hint}")
+            raise TypeError(f"{what} has no argument {option(field)!r}; {hint}")
 
 
 def _class_of(constructor: Callable[..., Any]) -> Any:

@@ -30,7 +30,7 @@ class TransposedConv3x3(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, size: tuple[int, int]) -> jax.Array:
         if size != (2 * x.shape[1], 2 * x.shape[2]):
-            raise ValueError(f"this upsampler only doubles, got a map of {x.shape[1:3]} for the size {size}")
+            raise ValueError(f"this upsampler only doubles the size; got a map of {x.shape[1:3]} for the size {size}")
         channels = x.shape[-1]
         # A pixel of the result sums 9/4 taps on average.
         init = nn.initializers.variance_scaling(8.0, "fan_in", "uniform")
@@ -89,11 +89,11 @@ def at_initialisation(name: str) -> tuple[list[dict[str, float]], dict[str, np.n
         for row, times in STACKS.items():
             x = jnp.asarray(smooth_maps(seed, 64 if times == 1 else 32))
             y = np.asarray(enlarge(jax.random.key(seed), x, times))
-            edge = 8 * times  # what lies nearer to the border has seen the padding
+            edge = 8 * times  # pixels nearer to the border are affected by padding
             y = y[:, edge:-edge, edge:-edge]
             numbers[-1][f"initial_{row}"] = viz.lattice_energy(y, 2**times)
             if seed == 0:
-                # The median channel, so that the picture shows neither the best nor the worst.
+                # The median channel, which is typical.
                 shares = [viz.lattice_energy(y[..., channel, None], 2**times) for channel in range(CHANNELS)]
                 pieces[row] = y[0, :64, :64, np.argsort(shares)[CHANNELS // 2]]
     return numbers, pieces
@@ -133,7 +133,7 @@ def on_scenes_and_greys(model: nn.Module, variables: Any) -> tuple[dict[str, flo
 
 
 def milliseconds(names: tuple[str, ...], rounds: int = 15) -> dict[str, dict[str, float]]:
-    """The cost of a layer that doubles (8, 32, 32, 32), as medians over rounds.
+    """The time of a layer that doubles the size of (8, 32, 32, 32), as medians over rounds.
 
     `forward_ms` is the forward pass. `train_ms` also includes the gradients of its input and parameters.
     """

@@ -1,6 +1,7 @@
 """Code shared by the example scripts: the task on digits, the command line, and error messages."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from densezoo import metrics
 from densezoo.data import DigitScenes, Source
 from densezoo.extras import require
 from densezoo.files import replace
+from densezoo.messages import as_flags
 from densezoo.tasks import Segmentation
 from densezoo.train import Recipe
 from densezoo.types import ModuleDef
@@ -29,6 +31,8 @@ CLASSES = ("background", *(f"digit {digit}" for digit in range(10)))
 NUM_CLASSES = len(CLASSES)
 PREPROCESSING = dz.Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3)
 TASK = Segmentation(NUM_CLASSES, ignore_index=None, class_names=CLASSES)
+OTHER_NAMES = {"criterion": "loss", "directory": "out"}
+"""Arguments of the library and the options that set them, if their names differ."""
 # Two-sided 95% quantiles of Student's t, by degrees of freedom.
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 
@@ -137,7 +141,9 @@ def keep_compiled() -> None:
 
 def command_line(main: Callable[[T], None], arguments: type[T]) -> None:
     """Runs a script's `main` with the arguments of the command line."""
-    with user_errors():
+    names = {field.name: "--" + field.name.replace("_", "-") for field in dataclasses.fields(arguments)}  # pyright: ignore
+    names |= {name: names[flag] for name, flag in OTHER_NAMES.items() if flag in names}
+    with user_errors(), as_flags(names):
         main(require("tyro").cli(arguments))
 
 

@@ -2,7 +2,8 @@
 
 Usage: python examples/detect.py --model out/run/model.safetensors --images PICTURE_OR_FOLDER... --out out/found
 
-For every picture writes NAME.png with boxes, masks, classes and scores drawn. detections.json has all detections in
+For every picture writes NAME.png with boxes, masks, classes and scores drawn, and for a panoptic model
+NAME_panoptic.png with the segments of things and stuff. detections.json has all detections in
 COCO's result format, with the pictures' places in the list as image_id, from 1 on. With --data DIR, a folder with
 images/ and instances/ or annotations.json, the pictures are those of the folder, image_id is that of its annotations,
 and the detections are scored. The last line on standard output is a JSON object.
@@ -24,6 +25,7 @@ import densezoo as dz
 from densezoo import metrics, ops, viz
 from densezoo.data import read_image
 from densezoo.files import replace
+from densezoo.tasks import PanopticSegmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,22 +37,22 @@ class Arguments:
     images: list[Path] = dataclasses.field(default_factory=list)
     """Pictures of any size, or folders of them."""
     data: Path | None = None
-    """A folder with images/ and instances/ or annotations.json, in place of --images."""
+    """A folder with images/ and instances/ or annotations.json, instead of --images."""
     out: Path = Path("out/found")
-    """Where pictures and detections.json go."""
+    """Output folder for the pictures and detections.json."""
     score_threshold: float = 0.5
-    """Detections with a lower score are not drawn; detections.json has them."""
+    """Detections with a lower score are not drawn, but are in detections.json."""
     draw: int | None = None
-    """Draw so many pictures only; all if not given."""
+    """Draw at most this many pictures; all by default."""
 
 
 def main(arguments: Arguments) -> None:
     if bool(arguments.images) == (arguments.data is not None):
-        raise ValueError("give either --images or --data")
+        raise ValueError("pass either --images or --data")
     predict = dz.load_predictor(arguments.model)
     task = predict.task
     if not isinstance(task, dz.tasks.Detection):
-        raise ValueError(f"{arguments.model} is a model for {type(task).__name__}: predict.py takes it")
+        raise ValueError(f"{arguments.model} is a model for {type(task).__name__}: use predict.py")
     source = None
     if arguments.data is not None:
         source = source_at(arguments.data, masks=None if task.masks else False)
@@ -60,13 +62,14 @@ def main(arguments: Arguments) -> None:
         paths, names = list(pictures), list(pictures.values())
     known = getattr(source, "category_ids", None)
     if known is not None and len(known) + task.first_label != task.num_classes:
-        raise ValueError(f"the data have {len(known)} classes, and the model {task.num_classes - task.first_label}")
+        raise ValueError(f"the data have {len(known)} classes, but the model has {task.num_classes - task.first_label}")
 
     results: list[dict[str, Any]] = []
     for index, name in enumerate(progress(names, "Detecting")):
         sample = None if source is None else source[index]
         image = read_image(paths[index], predict.preprocessing.channels) if sample is None else sample["image"]
-        found = predict(image)
+        merged = predict(image)
+        found = merged.detections if isinstance(task, PanopticSegmentation) else merged
         number = index + 1 if sample is None else int(sample.get("image_id", index + 1))
         results += in_coco_format(found, number, image.shape[:2], task, known)
         if arguments.draw is None or index < arguments.draw:
@@ -76,6 +79,9 @@ def main(arguments: Arguments) -> None:
                 truth = [(sample["boxes"], np.where(labels < 0, -1, labels + task.first_label))]
             options = {"class_names": task.names, "score_threshold": arguments.score_threshold, "truths": truth}
             viz.save(viz.detections([image], [found], **options), arguments.out / f"{name}.png")
+            if isinstance(task, PanopticSegmentation):
+                figure = viz.panoptic([image], [merged], class_names=task.segment_names)
+                viz.save(figure, arguments.out / f"{name}_panoptic.png")
     path = arguments.out / "detections.json"
     replace(path, lambda temporary: temporary.write_text(json.dumps(results), encoding="utf-8"))
 
@@ -89,7 +95,7 @@ def main(arguments: Arguments) -> None:
 
 
 def in_coco_format(found: Any, number: int, size: tuple[int, int], task: Any, known: Any) -> list[dict[str, Any]]:
-    """The detections of a picture, with its masks."""
+    """Converts the detections of a picture, with their masks."""
     rows = np.flatnonzero(found.valid & (found.labels >= task.first_label))
     masks = None
     if found.masks is not None and task.masks:

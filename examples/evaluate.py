@@ -3,8 +3,9 @@
 Usage: python examples/evaluate.py --model out/run/model.safetensors --data DIR/val --out out/evaluation
 
 DIR/val has images and masks, paired by file name. Prints IoU, Dice, precision, recall and the number of labelled pixels
-of each class. Writes confusion.csv (pixels, a row for each true class), confusion.png and scores.json to --out; for a
-model with several labels a pixel, counts.csv instead of the matrix. The last line on standard output is a JSON object.
+of each class. Writes confusion.csv (pixels, with a row for each true class), confusion.png and scores.json to --out.
+For a model with several labels per pixel, writes counts.csv instead of the matrix. The last line on standard output is
+a JSON object.
 """
 
 import csv
@@ -38,8 +39,7 @@ class Arguments:
     out: Path = Path("out/evaluation")
     """Folder for the confusion matrix and the scores."""
     labels: tuple[str, ...] | None = None
-    """Map mask numbers or colours to classes: 7:0 11:1 0:255, or 0,0,0:0 128,64,128:1. By default, the numbers are the
-    classes."""
+    """Map mask numbers or colours to classes: 7:0 11:1 0:255, or 0,0,0:0 128,64,128:1; by default as in training."""
     ignore_index: int | None = None
     """Mask value of unlabelled pixels; by default the one used in training."""
     limit: int | None = None
@@ -54,15 +54,16 @@ def main(arguments: Arguments) -> None:
     if not isinstance(task, dz.tasks.Segmentation):
         raise ValueError(f"{arguments.model} is for {type(task).__name__}; this script scores segmentation")
     ignore_index = task.ignore_index if arguments.ignore_index is None else arguments.ignore_index
+    labels: Any = parse_labels(arguments.labels) or dict(task.labels) or None
     source = ImageMaskFolder(
         arguments.data,
         num_classes=task.classes,
         ignore_index=ignore_index,
         channels=predict.preprocessing.channels,
-        labels=parse_labels(arguments.labels),
+        labels=labels,
         multilabel=task.multilabel,
     )
-    source.check()  # names masks that would count for nothing
+    source.check()  # raises an error for masks with invalid values, which would be ignored
     count = len(source) if arguments.limit is None else min(arguments.limit, len(source))
     if count < 1:
         raise ValueError(f"--limit must be a number of images, at least 1; got {arguments.limit}")
@@ -128,7 +129,7 @@ def table(scores: dict[str, dict[str, Any]]) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The value with None for NaN, which JSON does not have."""
+    """Replaces NaN, which JSON does not support, by None."""
     if isinstance(value, dict):
         return {name: finite(item) for name, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

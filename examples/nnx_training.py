@@ -2,8 +2,9 @@
 
 Usage: python examples/nnx_training.py --out out/nnx
 
-Takes one to two minutes on two CPU cores. Writes the trained model to OUT/model.safetensors, which `dz.load` reads; the
-last line on standard output is a JSON object with the mean IoU on scenes that were not trained on. See docs/nnx.md.
+Takes one to two minutes on two CPU cores. Writes the trained model to OUT/model.safetensors, which `dz.load` reads. The
+last line on standard output is a JSON object with the mean IoU on scenes that were not used for training. See
+docs/nnx.md.
 """
 
 import dataclasses
@@ -45,7 +46,7 @@ def train_step(module: Any, optimizer: nnx.Optimizer, images: jax.Array, masks: 
 
 
 def normalise(image: np.ndarray) -> np.ndarray:
-    """What the network takes."""
+    """Converts an image to the network's input."""
     return (to_float(image) - 0.5) / 0.25
 
 

@@ -67,7 +67,7 @@ def main(arguments: Arguments) -> None:
             known = len(sizes)
             sizes.add(picture.shape[:2])
             if known == MANY_SIZES < len(sizes) and arguments.pad_to is None:
-                print("each size of picture is compiled once: --pad-to 64 compiles fewer", file=sys.stderr)
+                print("each picture size is compiled once: --pad-to 64 compiles fewer sizes", file=sys.stderr)
             write(predict, picture, [arguments.out / f"{name}{suffix}" for suffix in suffixes])
         except (ValueError, OSError) as error:
             if len(pictures) == 1:
@@ -91,9 +91,9 @@ def find_pictures(arguments: Arguments) -> dict[Path, str]:
             continue
         pictures, others = in_folder(path, arguments.recursive, arguments.out)
         if not pictures:
-            seen = f" It holds {shortened(others, ', ')}." if others else " It is empty."
+            seen = f" It contains {shortened(others, ', ')}." if others else " It is empty."
             hint = "" if arguments.recursive else " --recursive also reads its subfolders."
-            raise ValueError(f"{path} holds no pictures ({' '.join(IMAGE_SUFFIXES)}).{seen}{hint}")
+            raise ValueError(f"{path} contains no pictures ({' '.join(IMAGE_SUFFIXES)}).{seen}{hint}")
         if others:
             print(f"{path}: not read: {shortened(others, ', ')}", file=sys.stderr)
         found |= {picture: str(picture.relative_to(path).with_suffix("")) for picture in pictures}

@@ -3,8 +3,10 @@
 Usage: python examples/train_detector.py --data DIR --model mask_rcnn --encoder resnet18 --num-classes 2 --out out/run
 
 DIR/train and DIR/val each have images/ and either instances/, maps with the number of the object at every pixel, or
-annotations.json in COCO's format. Without --data it trains on scenes of handwritten digits. Checkpoints, the log, the
-curves, pictures of detections and model.safetensors, the best model, go to --out; `detect.py --model` takes that file.
+annotations.json in COCO's format; for --model panoptic_fpn, panoptic/ and panoptic.json in COCO's panoptic format.
+Without --data, the script trains on scenes of handwritten digits. It writes
+checkpoints, the log, the curves, pictures of detections and the best model, model.safetensors, to --out;
+`detect.py --model` reads it.
 The last line on standard output is a JSON object with the average precision of the final state on whole validation
 pictures.
 """
@@ -22,8 +24,8 @@ from train_segmentation import check_out, write_options
 
 import densezoo as dz
 from densezoo import viz, weights
-from densezoo.data import CocoDetection, DigitScenes, InstanceFolder, ScaleJitter, Subset
-from densezoo.tasks import Detection
+from densezoo.data import CocoDetection, CocoPanoptic, DigitScenes, InstanceFolder, ScaleJitter, Subset
+from densezoo.tasks import Detection, PanopticSegmentation
 from densezoo.train import Recipe, train
 
 
@@ -32,35 +34,40 @@ class Arguments(Recipe):
     """Options of the script; those of the recipe come first."""
 
     data: Path | None = None
-    """Folder with train and val; scenes of digits if not given."""
+    """Folder with train and val; by default scenes of digits."""
     num_classes: int | None = None
-    """Classes with the background, which is class 0; those of the data if not given."""
+    """Number of classes including the background, which is class 0; by default that of the data."""
     model: str = "mask_rcnn"
     """One of densezoo.list_models(task="detection")."""
     encoder: str | None = None
-    """One of densezoo.list_encoders(); the model's usual one if not given."""
+    """One of densezoo.list_encoders(); by default the model's own."""
     masks: bool | None = None
-    """Learn masks too; if not given, where the model and the data have them."""
+    """Also train masks; by default, if the model and the data have them."""
     shortest: int | None = None
-    """Resize pictures to this shortest side."""
+    """Resize the shortest side of pictures to this length."""
     longest: int | None = None
-    """Longest side that they may then have."""
+    """Upper limit for the longest side after resizing."""
     scale_jitter: tuple[float, float] | None = None
-    """Large-scale jitter: training pictures fit into the crop times a random factor of this range, such as 0.1 2.0."""
+    """Large-scale jitter: fit training pictures into the crop times a random factor of this range, such as 0.1 2.0."""
     weights: Path | None = None
-    """File of a trained detector to start from: model.safetensors of a run, or a PyTorch one."""
+    """Trained detector to start from: model.safetensors of a run, or a PyTorch checkpoint."""
     encoder_weights: Path | None = None
-    """File to take the encoder from: model.safetensors of a run, or a PyTorch checkpoint (.pth, .safetensors)."""
+    """File to load the encoder from: model.safetensors of a run, or a PyTorch checkpoint (.pth, .safetensors)."""
     freeze_encoder: bool = False
-    """Leave the encoder's weights and batch statistics as they are."""
+    """Freeze the encoder's weights and batch statistics."""
+    trainable_layers: int | None = None
+    """Train only the last so many stages of the encoder; a ResNet has 5, with the stem. If not given, 3 with
+    --encoder-weights or --weights, as in torchvision, and otherwise all."""
+    stuff_area: int | None = None
+    """For panoptic_fpn: leave out stuff with fewer pixels; 4096 if not given, and 200 for scenes of digits."""
     bfloat16: bool = False
-    """Compute in bfloat16, with float32 weights: for accelerators."""
+    """Compute in bfloat16 with float32 weights, for accelerators."""
     limit_val: int | None = None
-    """Validate on the first so many pictures only."""
+    """Only validate on this many pictures."""
     out: Path = Path("out/detection")
-    """Where checkpoints, log, model and pictures go."""
+    """Output folder for checkpoints, log, model and pictures."""
     resume: bool = False
-    """Continue the run in --out from its last checkpoint, exactly."""
+    """Continue the run in --out exactly, from its last checkpoint."""
 
 
 def main(arguments: Arguments) -> None:
@@ -75,19 +82,30 @@ def main(arguments: Arguments) -> None:
         )
     if names_of(val_source) != names[1:]:
         raise ValueError(f"the classes of train, {names[1:]}, are not those of val, {names_of(val_source)}")
+    panoptic = arguments.model == "panoptic_fpn"
+    stuff, stuff_names = stuff_of(train_source) if panoptic else ((), ())
+    if panoptic and stuff_of(val_source) != (stuff, stuff_names):
+        raise ValueError(f"the stuff classes of train, {stuff_names}, are not those of val")
+    options: dict[str, Any] = {"stuff_classes": len(stuff), "stuff_area": stuff_area(arguments)} if panoptic else {}
     model = dz.create_model(
         arguments.model,
         arguments.encoder,
         len(names),
         frozen=("encoder",) if arguments.freeze_encoder else (),
+        trainable_layers=trainable_layers(arguments),
         dtype=jnp.bfloat16 if arguments.bfloat16 else None,
+        **options,
     )
-    masks = has_masks(model) and "instances" in train_source[0] if arguments.masks is None else arguments.masks
-    task = Detection(len(names), masks=masks, class_names=names, first_label=1)
+    task: Detection | PanopticSegmentation
+    if panoptic:
+        task = PanopticSegmentation(len(names), class_names=names, stuff=stuff, stuff_names=stuff_names)
+    else:
+        masks = has_masks(model) and "instances" in train_source[0] if arguments.masks is None else arguments.masks
+        task = Detection(len(names), masks=masks, class_names=names, first_label=1)
     check_out(arguments)
     variables = start(arguments, model)
     for source in sources:
-        if isinstance(source, CocoDetection):
+        if isinstance(source, CocoDetection | CocoPanoptic):
             source.check()
     write_options(arguments.out / "options.json", arguments)
     preprocessing = dz.Preprocessing(shortest=arguments.shortest, longest=arguments.longest)
@@ -110,9 +128,14 @@ def main(arguments: Arguments) -> None:
     viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png")
     predict = dz.Predictor(task, model, state.ema_variables, preprocessing)
     samples = spread(val_source, 4)
+    images = [sample["image"] for sample in samples]
+    found = [predict(image) for image in images]
+    if isinstance(task, PanopticSegmentation):
+        viz.save(viz.panoptic(images, found, class_names=task.segment_names), arguments.out / "panoptic.png")
+        found = [each.detections for each in found]
     figure = viz.detections(
-        [sample["image"] for sample in samples],
-        [predict(sample["image"]) for sample in samples],
+        images,
+        found,
         class_names=names,
         truths=[(sample["boxes"], np.where(sample["labels"] < 0, -1, sample["labels"] + 1)) for sample in samples],
     )
@@ -126,19 +149,42 @@ def main(arguments: Arguments) -> None:
 
 
 CLASSLESS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-RESULTS = tuple(f"box_{name}" for name in CLASSLESS)
+RESULTS = (*(f"box_{name}" for name in CLASSLESS), "pq", "sq", "rq", "pq_things", "pq_stuff")
 
 
 def source_of(arguments: Arguments, part: str) -> Any:
-    """The pictures of a part of the data."""
+    """Reads train or val of the data."""
     if arguments.data is None:
         split: Any = part
         return DigitScenes(2000 if part == "train" else 100, size=(128, 128), scales=(1.5, 5.0), split=split)
+    if arguments.model == "panoptic_fpn":
+        return CocoPanoptic(arguments.data / part)
     return source_at(arguments.data / part, arguments.masks)
 
 
+def stuff_of(source: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Numbers of the stuff classes in the masks of a source, and their names."""
+    return ((0,), ("photograph",)) if isinstance(source, DigitScenes) else (source.stuff, source.stuff_names)
+
+
+def stuff_area(arguments: Arguments) -> int:
+    """The fewest pixels of stuff."""
+    if arguments.stuff_area is not None:
+        return arguments.stuff_area
+    return 200 if arguments.data is None else 4096
+
+
+def trainable_layers(arguments: Arguments) -> int | None:
+    """The number of the encoder's stages to train, None for all; torchvision's 3 if they are pretrained."""
+    if arguments.freeze_encoder and arguments.trainable_layers is not None:
+        raise ValueError("--freeze-encoder trains no stage of the encoder: leave --trainable-layers out")
+    if arguments.freeze_encoder or arguments.trainable_layers is not None:
+        return arguments.trainable_layers
+    return 3 if arguments.encoder_weights or arguments.weights else None
+
+
 def source_at(root: Path, masks: bool | None) -> Any:
-    """The pictures of a folder; with masks None, masks where it has them."""
+    """The pictures of a folder. With masks=None, it includes masks if the folder has them."""
     if (root / "annotations.json").is_file():
         try:
             return CocoDetection(root, masks=masks is not False)
@@ -146,20 +192,23 @@ def source_at(root: Path, masks: bool | None) -> Any:
             if masks is None and "pass masks=False" in str(error):
                 return CocoDetection(root, masks=False)
             raise
-    if not (root / "instances").is_dir():
-        raise FileNotFoundError(
-            f"{root} has neither annotations.json, in COCO's format, nor instances/, maps of the objects' numbers"
-        )
-    return InstanceFolder(root)
+    if (root / "instances").is_dir():
+        return InstanceFolder(root)
+    if (root / "panoptic.json").is_file():
+        return CocoPanoptic(root)
+    raise FileNotFoundError(
+        f"{root} has neither annotations.json nor panoptic.json, in COCO's formats, nor instances/, maps of the numbers"
+        " of objects"
+    )
 
 
 def jitter_of(arguments: Arguments) -> ScaleJitter | None:
-    """The random sizes of training pictures, None if they have none."""
+    """The random sizes of training pictures, or None."""
     return None if arguments.scale_jitter is None else ScaleJitter(arguments.crop, arguments.scale_jitter)
 
 
 def names_of(source: Any) -> tuple[str, ...]:
-    """Names of the classes of a source's objects."""
+    """Class names of a source's objects."""
     return tuple("0123456789") if isinstance(source, DigitScenes) else source.class_names
 
 
@@ -169,15 +218,15 @@ def has_masks(model: Any) -> bool:
 
 
 def start(arguments: Arguments, model: Any) -> Any:
-    """The variables to start from, None for random ones."""
+    """The variables to start from, or None for random ones."""
     if arguments.weights and arguments.encoder_weights:
-        raise ValueError("--weights takes the encoder too: leave --encoder-weights out")
+        raise ValueError("--weights includes the encoder: omit --encoder-weights")
     if arguments.weights:
         return weights.start_from(model, arguments.weights)
     if arguments.encoder_weights:
         return weights.start_from(model, arguments.encoder_weights, part="encoder")
     if arguments.freeze_encoder and not arguments.resume:
-        raise ValueError("--freeze-encoder would keep a random encoder: give it --encoder-weights or --weights")
+        raise ValueError("--freeze-encoder would freeze a random encoder: also pass --encoder-weights or --weights")
     return None
 
 

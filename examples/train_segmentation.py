@@ -19,7 +19,7 @@ from common import command_line, parse_labels, spread
 
 import densezoo as dz
 from densezoo import viz, weights
-from densezoo.data import ImageMaskFolder, Subset
+from densezoo.data import ImageMaskFolder, Source, Subset
 from densezoo.files import replace
 from densezoo.tasks import Segmentation
 from densezoo.train import Recipe, to_tensorboard, train
@@ -93,6 +93,7 @@ class Arguments(Recipe):
 def main(arguments: Arguments) -> None:
     started = time.perf_counter()
     # Find all errors before spending time on training.
+    labels = parse_labels(arguments.labels)
     task = Segmentation(
         num_classes=arguments.num_classes,
         criterion=arguments.loss,
@@ -101,8 +102,8 @@ def main(arguments: Arguments) -> None:
         multilabel=arguments.multilabel,
         ignore_index=arguments.ignore_index,
         class_names=arguments.class_names,
+        labels=labels or (),
     )
-    labels = parse_labels(arguments.labels)
     train_source, val_source = (
         ImageMaskFolder(
             arguments.data / part,
@@ -145,17 +146,8 @@ def main(arguments: Arguments) -> None:
     )
 
     viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png")
-    if not task.multilabel:
-        predict = dz.Predictor(task, model, state.ema_variables, preprocessing)
-        samples = spread(val_source, 4)
-        figure = viz.predictions(
-            [sample["image"] for sample in samples],
-            [sample["mask"] for sample in samples],
-            [predict(sample["image"]) for sample in samples],
-            class_names=task.class_names or None,
-            ignore_index=arguments.ignore_index,
-        )
-        viz.save(figure, arguments.out / "predictions.png")
+    predict = dz.Predictor(task, model, state.ema_variables, preprocessing)
+    draw_predictions(predict, val_source, arguments.out / "predictions.png")
 
     scores = next(record["scores"] for record in reversed(history) if "scores" in record)
     last = next((record for record in reversed(history) if "input_wait" in record), {})
@@ -176,8 +168,21 @@ def main(arguments: Arguments) -> None:
     print(json.dumps(result))
 
 
+def draw_predictions(predict: dz.Predictor, source: Source, path: Path) -> None:
+    """Draws samples that are spread evenly over the set, with several labels per pixel as a panel for each class."""
+    samples = spread(source, 4)
+    figure = viz.predictions(
+        [sample["image"] for sample in samples],
+        [sample["mask"] for sample in samples],
+        [predict(sample["image"]) for sample in samples],
+        class_names=predict.task.class_names or None,
+        ignore_index=predict.task.ignore_index,
+    )
+    viz.save(figure, path)
+
+
 def build(arguments: Arguments) -> dz.SegmentationModel:
-    """The model that the options name."""
+    """Creates the model that the options specify."""
     given = {name: getattr(arguments, name) for name in ("upsample", "skip", "norm", "act", "attention")}
     fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     frozen = ("encoder",) if arguments.freeze_encoder else ()
@@ -188,7 +193,7 @@ def build(arguments: Arguments) -> dz.SegmentationModel:
 
 
 def values_of(arguments: Arguments) -> tuple[float, float] | None:
-    """The values in the files that become 0 and 1."""
+    """The values in the files that are mapped to 0 and 1."""
     if arguments.bits is None:
         return arguments.value_range
     if arguments.value_range is not None:
@@ -199,7 +204,7 @@ def values_of(arguments: Arguments) -> tuple[float, float] | None:
 
 
 def start(arguments: Arguments, model: dz.SegmentationModel, channels: int) -> Any:
-    """The variables to start from, None for random ones."""
+    """The variables to start from, or None for random ones."""
     if arguments.weights and arguments.encoder_weights:
         raise ValueError("--weights includes the encoder: omit --encoder-weights")
     if arguments.weights:
@@ -211,7 +216,7 @@ def start(arguments: Arguments, model: dz.SegmentationModel, channels: int) -> A
     return None
 
 
-# Options that may change in a resumed run: the number of steps, to which the schedule adapts, and options that do not
+# Options that may change in a resumed run: the number of steps, which the schedule follows, and options that do not
 # affect the training.
 FREE = (
     "steps",
@@ -238,7 +243,7 @@ def write_options(path: Path, arguments: Any) -> None:
 def read_options(path: Path) -> dict[str, Any]:
     try:
         options = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # which JSON's and Unicode's errors are
+    except ValueError as error:  # JSON and Unicode errors are ValueErrors
         raise ValueError(f"{path} does not contain the options of a run, which --resume needs: {error}") from error
     if not isinstance(options, dict) or "steps" not in options:
         raise ValueError(f"{path} does not contain the options of a run, which --resume needs")

@@ -1,4 +1,4 @@
-"""Every test runs with strict dtype and rank promotion, and with the shapes of the pure functions checked."""
+"""Every test runs with strict dtype and rank promotion, and with checked shapes of the pure functions."""
 
 import contextlib
 import gc
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
-# Tracing makes many objects that stay; to look through them again and again took a tenth of the time. All the same
-# what is compiled is only freed by looking, at times.
+# Tracing creates many long-lived objects, and scanning them repeatedly took a tenth of the time. Compiled programs are
+# only freed by garbage collection, so it is not disabled.
 gc.set_threshold(100_000, 10, 10)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -40,7 +40,7 @@ def pytest_configure(config):
 
 
 def resident_bytes():
-    """The memory that this process holds; 0 where the system does not say."""
+    """The memory of this process; 0 if the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -51,7 +51,7 @@ limit = 1.2e9
 
 
 def pytest_runtest_logfinish():
-    """Lets go of what was traced and compiled when it has become much: to clear after each file would cost more."""
+    """Clears traced and compiled programs when they use much memory. Clearing after each file would cost more time."""
     global limit
     if resident_bytes() > limit:
         jax.clear_caches()
@@ -61,7 +61,7 @@ def pytest_runtest_logfinish():
 
 @pytest.fixture(scope="session")
 def compilations():
-    """A context in which to count what is compiled: a list with an entry for each program."""
+    """A context that counts compilations: a list with an entry for each program."""
 
     @contextlib.contextmanager
     def counting():
@@ -82,7 +82,7 @@ def compilations():
 
 @pytest.fixture(scope="session")
 def with_statistics():
-    """Variables of a model whose norms do something: random scales, biases, means and variances."""
+    """Variables of a model with nontrivial norms: random scales, biases, means and variances."""
 
     def initialise(model, images):
         rng = np.random.default_rng(0)  # numbers of `init` would have to be compiled

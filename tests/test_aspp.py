@@ -1,4 +1,4 @@
-"""Atrous spatial pyramid pooling and the separable convolution: what each branch sees, options, types."""
+"""Atrous spatial pyramid pooling and the separable convolution: receptive fields, options, dtypes."""
 
 import flax.linen as nn
 import jax
@@ -36,7 +36,7 @@ def test_branches_see_as_far_as_their_rates(separable):
     middle = jax.jit(jax.grad(lambda x, params: aspp.apply({"params": params}, x)[0, 7, 7].sum()))
 
     def seen(branch):
-        """Pixels that the middle of the result depends on, if there is no other branch."""
+        """The pixels that the centre of the result depends on, if only this branch exists."""
         others = names - {branch, "project"}
         params = variables["params"] | {name: jax.tree.map(np.zeros_like, variables["params"][name]) for name in others}
         pixels = np.argwhere(np.asarray(middle(x, params))[0, :, :, 0])

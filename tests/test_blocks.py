@@ -1,4 +1,4 @@
-"""Blocks: exact outputs with kernels of ones, torch's conventions, any size from every upsampler."""
+"""Blocks: exact outputs with kernels of ones, torch's conventions, any size for every upsampler."""
 
 from functools import partial
 

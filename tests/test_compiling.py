@@ -1,4 +1,4 @@
-"""Options of the compiler, and programs that oneDNN must not compile."""
+"""Compiler options, and programs that must not be compiled with oneDNN."""
 
 from functools import partial
 
@@ -33,7 +33,7 @@ def test_training_keeps_the_passes_that_the_user_left_out(monkeypatch):
 
 @pytest.fixture
 def onednn():
-    """Skips where this jaxlib has no oneDNN, or follows the option on no such processor."""
+    """Skips if this jaxlib has no oneDNN, or ignores the option on this processor."""
     if not compiling.onednn_options():
         pytest.skip("no oneDNN here")
 
@@ -55,7 +55,7 @@ def test_a_probe_finds_onednn(monkeypatch):
 
 @pytest.mark.parametrize("features", [1, 2])
 def test_the_gradient_of_a_1x1_kernel_is_right(features):
-    """With one feature oneDNN would take the kernel's gradient from other values."""
+    """With one feature, oneDNN would compute the kernel's gradient from wrong values."""
     head, x = nn.Conv(features, (1, 1)), jax.random.normal(jax.random.key(0), (3, 6, 7, 4))
     variables = head.init(jax.random.key(1), x)
 
@@ -114,7 +114,7 @@ def test_a_layer_norm_after_a_skip_trains_with_onednn(onednn):
 
 
 def test_a_1x1_convolution_of_densezoo_keeps_onednn(onednn):
-    """Its gradient is a product of matrices on a CPU; the form for other platforms is not compiled."""
+    """On CPU, its gradient is a matrix product; the form for other platforms is not compiled."""
     block, head, x = dz.Conv(16), dz.Conv(1, 1), jnp.ones((2, 8, 8, 16))
     variables = block.init(jax.random.key(0), x), head.init(jax.random.key(1), x)
     step = compiling.Jitted(jax.grad(lambda variables: head.apply(variables[1], block.apply(variables[0], x)).sum()))

@@ -1,4 +1,4 @@
-"""One suite over the whole zoo: what every model, every encoder and every pair of them promises."""
+"""The contract suite: properties of every model, every encoder and every pair of them."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from densezoo.blueprint import MODELS
 
 KEY = jax.random.key(0)
 
-# Small stand-ins of each encoder family, which compile quickly and take every path of their code.
+# Small stand-ins of each encoder family, which compile quickly and cover every path of their code.
 SMALL = {
     "plain": lambda **fields: dz.PlainEncoder((4, 8, 16), **fields),
     "resnet": lambda **fields: dz.ResNet((1, 1, 1, 1), dz.BasicBlock, width=8, **fields),
@@ -44,7 +44,7 @@ SMALL = {
 
 
 def usual(model):
-    """The first of these small encoders that the model's entry does not refuse."""
+    """The first of these small encoders that the model's entry accepts."""
     return next(name for name in ("resnet", "vgg_bn", "vit") if not MODELS[model].misfit(SMALL[name]()))
 
 
@@ -60,17 +60,17 @@ OTHER_SCALES = [
     ("upernet", "swin"),
     ("hrnet", "branches"),
 ]
-# Of these, what the default run takes where a test is slow; `-m parity` runs the others.
+# The subset that slow tests use in the default run; `-m parity` runs the others.
 QUICK = {("unet", "vgg"), ("fpn", "plain"), ("segnet", "vgg_bn")}
 
 
 def quickly(cases):
-    """The cases, those that are not quick marked for the long run only."""
+    """The cases; slow ones are marked for the long run only."""
     return [case if case[:2] in QUICK else pytest.param(*case, marks=pytest.mark.parity) for case in cases]
 
 
 def over_one_encoder(pairs):
-    """The pairs, those but one over a small ResNet for each model, the shallower if there are two, for the long run."""
+    """The pairs. All except one with a small ResNet for each model (the shallower of two) are for the long run."""
     shallow = {model for model, encoder in pairs if encoder == "shallow"}
     quick = {(model, "shallow" if model in shallow else "resnet") for model, _ in pairs} | {("segnet", "vgg_bn")}
     return [pair if pair in quick else pytest.param(*pair, marks=pytest.mark.parity) for pair in pairs]
@@ -108,7 +108,7 @@ def variables_of(name, encoder):
 
 
 def random_pyramid(encoder, size=(40, 37)):
-    """A pyramid like the encoder's, of random numbers."""
+    """A pyramid of random numbers, with the encoder's shapes."""
     shapes, _ = jax.eval_shape(encoder.init_with_output, KEY, images(size))
     rng = np.random.default_rng(0)
 
@@ -120,7 +120,7 @@ def random_pyramid(encoder, size=(40, 37)):
 
 
 def fits(model, encoder):
-    """Whether a pair of names makes a model, by what the model's entry asks of an encoder and what it refuses."""
+    """Whether a pair of names forms a model, according to the model's entry."""
     entry, encoder = MODELS[model], dz.create_encoder(encoder)
     return entry.encoder_fields.keys() <= defaults(encoder).keys() and not entry.misfit(encoder)
 
@@ -135,7 +135,7 @@ def every_encoder():
 
 @functools.cache
 def pyramid_of(encoder, size, channels):
-    """What the encoder gives inside a model, and its variables; traced once for all decoders."""
+    """The encoder's outputs inside a model, and its variables; traced once for all decoders."""
     within = dz.PyramidModel(encoder=encoder, neck=lambda pyramid, train: pyramid)
     shape = jax.ShapeDtypeStruct((2, *size, channels), jnp.float32)
     return jax.eval_shape(within.init_with_output, KEY, shape)
@@ -143,7 +143,7 @@ def pyramid_of(encoder, size, channels):
 
 @functools.cache
 def answer_to(decoder, head, pyramid):
-    """Logits and variables for a pyramid of these shapes; traced once for all the encoders that give it."""
+    """Logits and variables for a pyramid of these shapes; traced once for all encoders with these shapes."""
     x, variables = jax.eval_shape(decoder.init_with_output, KEY, pyramid)
     logits, head_variables = jax.eval_shape(functools.partial(head.init_with_output, size=pyramid.image_size), KEY, x)
     return logits, (variables, head_variables)
@@ -159,7 +159,7 @@ def test_logits_have_the_image_size_and_weights_do_not_depend_on_it(encoder_name
         model = dz.create_model(name, encoder_name, num_classes=5)
         expected = None
         shapes = [((33, 50), 3)]
-        if encoder_name in FAMILIES:  # of the others the encoders alone, below
+        if encoder_name in FAMILIES:  # the other encoders are tested alone, below
             shapes += [((1, 1), 3), ((33, 50), 1), ((33, 50), 5)]
         if encoder_name == "plain":
             shapes += [((2, 97), 3)]
@@ -194,7 +194,7 @@ def test_encoders_publish_their_reductions(name):
 
 
 def without_effect(path, params, encoder=None):
-    """Whether this is a bias before a batch norm, which has no gradient: some references have it all the same."""
+    """Whether this is a bias before a batch norm, which has no gradient: some references have such biases."""
     *module, leaf = (key.key for key in path)
     beside = functools.reduce(dict.__getitem__, module[:-1], params) if len(module) > 1 else {}
     name = module[-1] if module else ""  # a parameter of the encoder itself, such as a position embedding
@@ -330,7 +330,7 @@ def test_gradients_of_auto_equal_those_of_the_reference(name, encoder, size):
             return jax.jit(jax.grad(loss))(wide["params"])
 
         auto, reference = gradient(model), gradient(model.clone(impl="reference"))
-        # A gradient that is zero but for rounding (of a bias before a batch norm) has no relative error of its own.
+        # A gradient that is zero up to rounding (of a bias before a batch norm) has no meaningful relative error.
         whole = float(jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(reference))))
         for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(auto), jax.tree.leaves(reference), strict=True):
             assert float(jnp.abs(a - b).max()) <= 1e-9 * whole, jax.tree_util.keystr(path)

@@ -1,4 +1,4 @@
-"""What works without the extras, and what says which one is missing."""
+"""Features that work without the extras, and messages that name a missing one."""
 
 import importlib
 import re
@@ -34,7 +34,7 @@ WITHOUT_EXTRAS = """
 
 
 def run(program, tmp_path):
-    """Runs a program in a process in which no extra can be imported; its standard error stream."""
+    """Runs a program in a process that cannot import any extra; returns its standard error stream."""
     text = textwrap.dedent(WITHOUT_EXTRAS) + textwrap.dedent(program)
     done = subprocess.run([sys.executable, "-c", text, tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Blocks by name, and messages for modules of one's own that do not fit their place."""
+"""Blocks by name, and messages for custom modules with an unsuitable interface."""
 
 from functools import partial
 from typing import Any
@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_named(make, error, message):
 
 
 class Gives(nn.Module):
-    """An upsampler that gives what it was told to."""
+    """An upsampler that returns a given value."""
 
     result: Any = lambda x: x
     dtype: Any = None

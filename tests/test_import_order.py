@@ -1,4 +1,4 @@
-"""Imports run in one direction, as CONTRIBUTING.md says."""
+"""Imports follow the order in CONTRIBUTING.md."""
 
 import ast
 from pathlib import Path
@@ -13,7 +13,7 @@ SHARED = ("types", "deprecation", "extras", "messages", "naming", "blueprint")
 
 
 def imported(path):
-    """Modules of densezoo that a file imports, with the names that it takes from them."""
+    """Modules of densezoo that a file imports, with the imported names."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "densezoo":
             for alias in node.names:

@@ -25,7 +25,7 @@ def assert_close(actual, expected, relative=1e-5):
 
 
 class Doubled(nn.Module):
-    """A model of one's own: a convolution with a bias before the norm, and Flax's modules."""
+    """A custom model: a convolution with a bias before the norm, and Flax's modules."""
 
     @nn.compact
     def __call__(self, images, *, train=False):

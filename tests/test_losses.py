@@ -1,4 +1,4 @@
-"""Every loss against a NumPy loop in float64, against PyTorch's numbers, and where numbers end."""
+"""Every loss, compared with a NumPy loop in float64 and PyTorch's numbers, and at the limits of floats."""
 
 import functools
 import math
@@ -22,7 +22,7 @@ def log_softmax(x):
 
 
 def pixels(logits, labels):
-    """The pixels that count: logits of all classes (two for one channel), label, image, row, column."""
+    """The counted pixels: logits of all classes (two for one channel), label, image, row, column."""
     for b, y, x in np.ndindex(labels.shape):
         if labels[b, y, x] != IGNORE:
             row = logits[b, y, x].astype(np.float64)
@@ -63,7 +63,7 @@ def loop_overlap(logits, labels, alpha, beta, gamma=1.0, smooth=0.0, log_loss=Fa
 
 
 def loop_lovasz(logits, labels, per_image=False):
-    """By the definition: the errors' weights are what each adds to the Jaccard loss of those before it."""
+    """By the definition: an error's weight is its increment of the Jaccard loss."""
     if per_image:
         return np.mean([loop_lovasz(logits[i : i + 1], labels[i : i + 1]) for i in range(len(labels))])
     binary = logits.shape[-1] == 1
@@ -203,7 +203,7 @@ def test_a_nan_is_not_hidden(name, classes):
 
 @each
 def test_one_huge_logit(name, classes):
-    """Three times the largest float32 is infinite: whatever the target, no sum over classes may come to it."""
+    """Three times the largest float32 is infinite, so no sum over classes may reach it, whatever the target."""
     logits, labels = example(classes)
     for huge in (3e38, -3e38):
         for index in range(classes):
@@ -234,7 +234,7 @@ def test_nothing_costs_nothing(shape, classes, per_image):
         assert value == 0 and gradient.shape == logits.shape, name
 
 
-# a class that is ruled out for every pixel, and its label is not in the batch: what is left are two classes
+# a class that is impossible for every pixel and not in the labels, which leaves two classes
 RULED_OUT = {
     "cross_entropy": ({}, {}),
     "class_weights": ({"class_weights": (1.0, 2.0, 3.0)}, {"class_weights": (1.0, 2.0)}),
@@ -282,7 +282,7 @@ def test_a_class_ruled_out_by_its_logit():
         (focal, logits, own),
         (partial(cross_entropy, **weightless), logits, own),
         (partial(focal, **weightless), logits, own),
-        (partial(focal, alpha=0.0), logits, own),  # of the positives, one of which would cost infinity
+        (partial(focal, alpha=0.0), logits, own),  # for the positives, one of which would have an infinite loss
     )
     for value, gradient in (infinite, of_boundary):
         assert value == jnp.inf and np.all(np.isfinite(gradient))
@@ -391,7 +391,7 @@ def test_class_weights_of_the_means_over_classes(loss):
 
 
 def test_focal_gradient_at_certainty():
-    """A power below one has an infinite slope at zero: not here."""
+    """A power below one has an infinite slope at zero, which must not reach the gradient here."""
     labels = jnp.ones((1, 1, 2), jnp.int32)
     logits = jnp.array([200.0, -200.0]).reshape(1, 1, 2, 1)
     for gamma in (0.0, 0.5):
@@ -401,7 +401,7 @@ def test_focal_gradient_at_certainty():
 
 @pytest.mark.parametrize("name", ["dice", "jaccard", "tversky"])
 def test_no_labels_and_no_mistakes_cost_nothing(name):
-    """Nor does the power of gamma 0.75, whose slope at zero is infinite, spoil the gradient."""
+    """The power of gamma 0.75, whose slope at zero is infinite, does not make the gradient NaN either."""
     logits, labels = example(1)
     right = np.where(labels == 1, np.float32(1e4), np.float32(-1e4))[..., None]
     for case in ((logits, np.zeros_like(labels)), (right, labels)):
@@ -420,7 +420,7 @@ def test_lovasz_hinge_without_foreground_is_the_largest_error():
 @pytest.mark.parametrize("classes", [1, 4])
 def test_lovasz_shares_the_gradient_of_equal_errors(classes):
     _, labels = example(classes)
-    scores = np.array([0.5] if classes == 1 else [0, 0, 0, 3], np.float32)  # the errors of background come first
+    scores = np.array([0.5] if classes == 1 else [0, 0, 0, 3], np.float32)  # the background's errors are first
     logits = np.broadcast_to(scores, (*SHAPE, classes))
     value, gradient = value_and_grad("lovasz")(logits, labels)
     np.testing.assert_allclose(value, loop_lovasz(logits, labels), rtol=1e-6)
@@ -453,7 +453,7 @@ def test_boundary_weights_add_to_class_weights():
 
 @pytest.fixture
 def no_shape_checks():
-    """What a user runs: outside the tests nothing but the functions themselves looks at shapes."""
+    """As for users: outside the tests, only the functions themselves check shapes."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

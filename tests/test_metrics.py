@@ -1,4 +1,4 @@
-"""Counts against NumPy loops, scores against hand-computed values, sums where integers and floats end."""
+"""Counts compared with NumPy loops, scores with hand-computed values, and sums beyond int32 and float32."""
 
 import functools
 import math
@@ -28,7 +28,7 @@ def jitted(function, **options):
 
 
 def scenes():
-    """Predictions and labels of odd size, an image for each hard case."""
+    """Predictions and labels of odd size, with an image for each difficult case."""
     rng = np.random.default_rng(0)
     labels = np.zeros((8, 7, 11), np.int32)
     labels[0] = np.kron(rng.integers(0, CLASSES, (3, 4)), np.ones((3, 3)))[:7, :11]
@@ -62,7 +62,7 @@ def test_confusion_counts_equal_a_loop():
     predictions, labels = scenes()
     expected = loop_confusion(predictions, labels)
     np.testing.assert_array_equal(numbers(jitted(metrics.confusion_counts)(predictions, labels)), expected)
-    # a tree of sums: any split of the data gives the same
+    # a tree of sums, because any split of the data must give the same result
     parts = [jitted(metrics.confusion_counts)(predictions[i : i + 1], labels[i : i + 1]) for i in range(8)]
     np.testing.assert_array_equal(numbers(sum(parts, start=Counts.zeros(CLASSES))), expected)
     together = jax.vmap(jitted(metrics.confusion_counts))(predictions[:, None], labels[:, None])
@@ -145,7 +145,7 @@ def test_predict():
 
 
 def test_tally_is_exact_beyond_32_bits():
-    """A batch of 64 images of 2048 x 2048, less one pixel, a hundred times: neither float32 nor uint32 can hold it."""
+    """A batch of 64 images of 2048 x 2048, less one pixel, a hundred times: inexact in float32 and uint32."""
     batch = 64 * 2048**2 - 1
     tally = Tally.of(jnp.array([batch, 1, 2**32 - 1], jnp.uint32))
     np.testing.assert_array_equal(np.asarray(tally), [batch, 1, 2**32 - 1])
@@ -170,7 +170,7 @@ def test_counts_cross_shape_evaluation_and_scan():
 
 
 def loop_contour(labels, counted, c):
-    """Pixels of class c with a 4-neighbour that counts and is not c."""
+    """Pixels of class c with a counted 4-neighbour of another class."""
     height, width = labels.shape
     contour = set()
     for y, x in np.ndindex(height, width):
@@ -208,7 +208,7 @@ def test_boundary_counts_equal_a_loop(tolerance):
 
 
 def test_boundary_conventions():
-    """The border of the image is no contour for the F score, and one for the bands."""
+    """The border of the image is not a contour for the F score, but it is one for the bands."""
     whole = jnp.full((1, 7, 11), 1, jnp.int32)
     contour = jitted(metrics.boundary_counts, tolerance=2)(whole, whole)
     np.testing.assert_array_equal(np.asarray(contour.true), [0, 0, 0])
@@ -228,7 +228,7 @@ def test_boundary_conventions():
 
 
 def loop_band(labels, counted, c, distance):
-    """Pixels of class c with something else, or the outside, in the square around them."""
+    """Pixels of class c with another class, or the outside, in the square around them."""
     height, width = labels.shape
     band = np.zeros(labels.shape, bool)
     for y, x in np.ndindex(height, width):
@@ -263,7 +263,7 @@ def test_boundary_metrics_under_vmap():
 
 @pytest.fixture
 def no_shape_checks():
-    """What a user runs: outside the tests nothing but the functions themselves looks at shapes."""
+    """As for users: outside the tests, only the functions themselves check shapes."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

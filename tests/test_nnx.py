@@ -20,7 +20,7 @@ def small(**fields):
 
 
 class Dropping(nn.Module):
-    """A batch norm and dropout of two streams, the second with a name that only a module of one's own has."""
+    """A batch norm and dropout with two random streams; the second one's name only occurs in custom modules."""
 
     @nn.compact
     def __call__(self, x, *, train=False):
@@ -96,7 +96,7 @@ def test_random_streams_are_those_of_nnx():
     assert not jnp.array_equal(first, second)
     np.testing.assert_array_equal(outputs(nnx.Rngs(3)), (first, second))
     assert not jnp.array_equal(outputs(4)[0], first)
-    # A stream of a name serves that name alone.
+    # A named stream only serves its own name.
     one, other = (outputs(nnx.Rngs(0, dropout=1, noise=noise))[0] for noise in (2, 3))
     dropped = (one == 0) | (other == 0)
     assert not jnp.array_equal(one, other) and not dropped.any()

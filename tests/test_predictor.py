@@ -1,4 +1,4 @@
-"""A predictor computes what `model.apply` computes, at the picture's own size."""
+"""A predictor computes the same as `model.apply`, at the picture's own size."""
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ from densezoo.tasks import Segmentation
 
 
 class Net(nn.Module):
-    """A convolution, which sees zeros beyond the border."""
+    """A convolution, which depends on the zeros outside the border."""
 
     @nn.compact
     def __call__(self, images, *, train=False):
@@ -26,7 +26,7 @@ def test_pictures_are_computed_at_their_own_size(tmp_path):
     expected = jax.nn.softmax(logits)[0]
     predict = dz.Predictor(task, model, variables, preprocessing)
     np.testing.assert_allclose(predict.probabilities(picture), expected, atol=1e-5)
-    # Padding changes what the convolution sees beyond the border, so it is for those who ask for it.
+    # Padding changes the convolution's input outside the border, so it is optional.
     approximate = dz.Predictor(task, model, variables, preprocessing, pad_to=4).probabilities(picture)
     assert approximate.shape == expected.shape
     np.testing.assert_allclose(approximate[:-1, :-1], expected[:-1, :-1], atol=1e-5)
@@ -44,7 +44,7 @@ def test_pictures_are_computed_at_their_own_size(tmp_path):
 
 
 class Finder(nn.Module):
-    """Finds one object: the whole picture."""
+    """Detects one object: the whole picture."""
 
     @nn.compact
     def __call__(self, images, *, train=False):

@@ -1,4 +1,4 @@
-"""`jax.export` with sizes that are not known until the program runs."""
+"""`jax.export` with sizes that are unknown until the program runs."""
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def test_symbolic_sizes_give_the_same_values(resize):
     program = exported(resize, "b, h, w, c")
     for shape in ((2, 5, 7, 3), (1, 2, 9, 1)):
         x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        x[0, 0, 0, 0] = np.inf  # is read where it has a weight alone
+        x[0, 0, 0, 0] = np.inf  # is only read where it has a weight
         np.testing.assert_allclose(program.call(x), resize(jnp.asarray(x)), rtol=1e-5, atol=1e-6)
 
 

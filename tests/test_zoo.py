@@ -1,4 +1,4 @@
-"""The registry: names, arguments, and messages that help."""
+"""The registry: names, arguments and error messages."""
 
 from functools import partial
 
@@ -125,7 +125,7 @@ def test_numpys_whole_numbers_are_whole_numbers():
 
 
 class Halves(nn.Module):
-    """An encoder that is a plain module, with nothing but its pyramid."""
+    """An encoder that is a plain module and only returns a pyramid."""
 
     @nn.compact
     def __call__(self, images, *, train=False):
@@ -138,7 +138,7 @@ def test_a_plain_module_that_returns_a_pyramid_is_an_encoder():
         # SegNet needs indices, DPT four maps.
         model = dz.create_model(name, Halves(), 2)
         if name in ("segnet", "dpt"):
-            with pytest.raises(ValueError, match=r"pool_indices|an entry for each of the encoder's 2"):
+            with pytest.raises(ValueError, match=r"pool_indices|needs 4 of the encoder's maps .* gives 2"):
                 jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 17, 16, 3)))
             continue
         logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 17, 16, 3)))

@@ -26,7 +26,7 @@ from densezoo.blocks.initializers import (
 from densezoo.blocks.norm import BatchNorm, FrozenBatchNorm, GroupNorm, LayerNorm, norm_act
 from densezoo.blocks.regularize import DropPath, SpatialDropout, drop_path_rates, run_block
 from densezoo.blocks.repeat import run_blocks
-from densezoo.blocks.skips import AttentionGate, ConcatSkip, LateralAdd, step_up
+from densezoo.blocks.skips import AttentionGate, ConcatSkip, LateralAdd, NoSkip, step_up
 from densezoo.blocks.upsamplers import (
     Bicubic,
     Bilinear,
@@ -58,6 +58,7 @@ __all__ = [
     "LateralAdd",
     "LayerNorm",
     "Nearest",
+    "NoSkip",
     "PixelShuffle",
     "ResizeConv",
     "SCSE",

@@ -63,7 +63,7 @@ def build(factory: ModuleDef, **fields: Any) -> Any:
         The block.
 
     Raises:
-        TypeError: not a factory, one that lacks such a field, or a block that cannot be called as its place asks; the
+        TypeError: if `factory` is not a factory, lacks such a field, or creates a block with an unsuitable call. The
             message names the class and the argument.
 
     Example:
@@ -115,12 +115,12 @@ def check_call(module: Any, place: str, *arguments: str, **keywords: Any) -> Non
     """
     if isinstance(module, str):
         raise TypeError(
-            f"{place}={module!r}: names are for dz.create_model and dz.create_encoder; a model put together by hand"
+            f"{place}={module!r}: names are for dz.create_model and dz.create_encoder; a model composed by hand"
             f" takes the {place} itself, such as encoder=dz.create_encoder('resnet18')"
         )
     if isinstance(module, type) or not callable(module):
         kind = module.__name__ if isinstance(module, type) else repr(module)
-        raise TypeError(f"{place}={kind}: expected a Flax module that is made already, such as dz.PlainEncoder()")
+        raise TypeError(f"{place}={kind}: expected an instance of a Flax module, such as dz.PlainEncoder()")
     if mismatch := _mismatch(module, *arguments, **keywords):
         call = ", ".join([*arguments, *(f"{name}=..." for name in keywords)])
         raise TypeError(

@@ -62,6 +62,17 @@ class LateralAdd(nn.Module):
         return x.astype(lateral.dtype) + lateral
 
 
+class NoSkip(nn.Module):
+    """Ignores the encoder's map, for comparison: the decoder only gets the coarsest map."""
+
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    def __call__(self, x: Float[Array, "b h w c"], feature: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
+        del feature
+        return x
+
+
 class AttentionGate(ConcatSkip):
     """Attention U-Net's skip: the decoder's map gates the encoder's pixels by 0..1, and both are concatenated.
 
@@ -99,4 +110,4 @@ def step_up(upsampler: Any, skip: Any, x: jax.Array, feature: Any, size: Size) -
     return at_size if skip is None else skip(at_size, feature)
 
 
-register_blocks("skip", concat=ConcatSkip, add=LateralAdd, attention=AttentionGate)
+register_blocks("skip", concat=ConcatSkip, add=LateralAdd, attention=AttentionGate, none=NoSkip)

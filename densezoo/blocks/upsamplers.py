@@ -58,7 +58,7 @@ def defer(upsampler: Any, x: jax.Array, size: Size) -> Upsampled | None:
 
 
 def upsampled(upsampler: Any, x: jax.Array, size: Size) -> jax.Array:
-    """`upsampler(x, size)`, or an error that names the upsampler if it gives no map or one of another size."""
+    """Returns `upsampler(x, size)`. Raises an error that names the upsampler if that is no map of that size."""
     y = upsampler(x, size)
     what = f"{type(upsampler).__name__}, called as upsample(x, size) with a map of {x.shape[1:3]} and size={size},"
     if len(getattr(y, "shape", ())) != 4:
@@ -160,7 +160,7 @@ class ResizeConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ c"]:
         resize = build(self.resize, name="resize")
-        resized = defer(resize, x, size) or resize(x, size)
+        resized = defer(resize, x, size) or upsampled(resize, x, size)
         return Conv(
             x.shape[-1],
             self.kernel_size,

@@ -5,6 +5,7 @@ from densezoo.data._arrays import to_float
 from densezoo.data._decode import IMAGE_SUFFIXES
 from densezoo.data._reading import Source
 from densezoo.data.coco import CocoDetection
+from densezoo.data.coco_panoptic import CocoPanoptic
 from densezoo.data.evaluation import EvalBatches, eval_batches
 from densezoo.data.folder import ImageMaskFolder, read_image
 from densezoo.data.instance_folder import InstanceFolder
@@ -15,6 +16,7 @@ from densezoo.data.subset import Subset
 
 __all__ = [
     "CocoDetection",
+    "CocoPanoptic",
     "DigitScenes",
     "EvalBatches",
     "IMAGE_SUFFIXES",

@@ -1,4 +1,4 @@
-"""What the kinds of fields do to arrays: of NumPy on the host, of JAX on the device."""
+"""Array operations of the kinds of fields: NumPy on the host, JAX on the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def namespace(array: Any) -> Any:
-    """Gives the module whose functions take the array: `numpy` or `jax.numpy`."""
+    """Returns the module that provides functions for the array: `numpy` or `jax.numpy`."""
     return jnp if isinstance(array, jax.Array) else np
 
 
@@ -20,13 +20,13 @@ def namespace(array: Any) -> Any:
 
 
 def to_float(image: np.ndarray) -> Float32[np.ndarray, "*shape"]:
-    """Gives pixels as float32: integers divided by the largest value of their type, floats as they are.
+    """Converts pixels to float32: integers are divided by the maximum of their type, floats keep their values.
 
     Args:
         image: pixels of any shape.
 
     Returns:
-        The same shape in float32; unsigned integers land in [0, 1].
+        The same shape in float32; unsigned integers are mapped to [0, 1].
 
     Raises:
         TypeError: if the pixels are neither integers nor floats.
@@ -44,7 +44,7 @@ def to_float(image: np.ndarray) -> Float32[np.ndarray, "*shape"]:
 
 
 def to_numbers(name: str, array: np.ndarray) -> np.ndarray:
-    """Gives class or instance numbers as int32, or raises a ValueError where they are none."""
+    """Converts class or instance numbers to int32. Raises a ValueError if they are not integers."""
     with np.errstate(invalid="ignore"):
         numbers = array.astype(np.int32, copy=False)
     certain = array.dtype.kind == "b" or np.can_cast(array.dtype, np.int32)
@@ -54,7 +54,7 @@ def to_numbers(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def to_measured(array: np.ndarray, fill: float | None, *, axes: tuple[int, ...] = ()) -> np.ndarray:
-    """Gives measurements as float32, with the fill in place of NaN and infinity, or of all along axes with one."""
+    """Converts measurements to float32. The fill replaces NaN and infinity, or whole vectors along `axes` with one."""
     array = array.astype(np.float32, copy=False)
     measured = np.isfinite(array).all(axis=axes, keepdims=True)
     return array if measured.all() else np.where(measured, array, np.float32(0 if fill is None else fill))
@@ -64,8 +64,8 @@ def to_measured(array: np.ndarray, fill: float | None, *, axes: tuple[int, ...] 
 
 
 def resize_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes (h, w, ...) by the pixel nearest to each centre; of two equally near ones, the later."""
-    # Whole numbers: floor((i + 1/2) * inputs / outputs) without rounding.
+    """Resizes (h, w, ...) to the pixel nearest to each centre; ties take the later pixel."""
+    # In integers: floor((i + 1/2) * inputs / outputs) without rounding.
     rows, columns = (
         (2 * np.arange(outputs) + 1) * inputs // (2 * outputs)
         for inputs, outputs in zip(array.shape, size, strict=False)
@@ -74,7 +74,7 @@ def resize_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_linear(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes float32 (h, w, ...) linearly at half-pixel centres, with a wider filter where it becomes smaller."""
+    """Resizes float32 (h, w, ...) linearly at half-pixel centres, with an antialiasing filter when it shrinks."""
     if array.shape[:2] == size:
         return array
     channels = array.reshape(*array.shape[:2], -1)
@@ -89,14 +89,14 @@ def resize_linear(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def channel_means(image: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
-    """Averages each image over its pixels; rows first, which vectorises where there are few channels."""
+    """Averages each image over its pixels; rows first, which is faster with few channels."""
     samples, _, width, channels = image.shape
     columns = image.reshape(samples, -1, width * channels).mean(axis=1, dtype=jnp.float32)
     return columns.reshape(samples, 1, width, channels).mean(axis=2, keepdims=True).astype(image.dtype)
 
 
 def nearest(array: Array, position: Float[Array, "b n"], axis: int) -> Array:
-    """Takes the rows (axis 1) or columns (axis 2) of each sample at positions in pixels; the border continues."""
+    """Takes rows (axis 1) or columns (axis 2) of each sample at positions in pixels; the border is repeated."""
     index = jnp.clip(jnp.floor(position), 0, array.shape[axis] - 1).astype(jnp.int32)
     return jax.vmap(lambda sample, chosen: jnp.take(sample, chosen, axis=axis - 1, mode="clip"))(array, index)
 

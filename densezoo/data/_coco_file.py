@@ -1,4 +1,4 @@
-"""Checks of an annotation file in COCO's format and of the pictures that it lists."""
+"""Checks of an annotation file in COCO's format and of its pictures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def read(file: pathlib.Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{file}: no such file; expected annotations in COCO's format.")
     try:
         dataset = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # which JSON's and Unicode's errors are
+    except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(dataset, dict):
-        raise ValueError(f"{file} holds a {type(dataset).__name__}; expected an object with {', '.join(_TABLES)}")
+        raise ValueError(f"{file} contains a {type(dataset).__name__}; expected an object with {', '.join(_TABLES)}")
     for table in _TABLES:
         rows = dataset.get(table)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError(f"{file}: {table!r} is missing or no list of objects; expected {', '.join(_TABLES)}")
+            raise ValueError(f"{file}: {table!r} is missing or not a list of objects; expected {', '.join(_TABLES)}")
     return dataset
 
 
@@ -40,6 +40,15 @@ def unique(rows: list[dict[str, Any]], what: str, problems: list[str]) -> dict[i
         else:
             found[number] = row
     return found
+
+
+def same(records: list[dict[str, Any]], field: str, what: str, problems: list[str]) -> None:
+    """Reports records that share a file or a name."""
+    ids: dict[str, list[int]] = {}
+    for record in records:
+        if field in record:
+            ids.setdefault(str(record[field]), []).append(record["id"])
+    problems += [f"the {what} {given} have the same {field}, {value!r}" for value, given in ids.items() if given[1:]]
 
 
 def picture(folder: pathlib.Path, record: dict[str, Any], problems: list[str]) -> pathlib.Path:
@@ -75,8 +84,13 @@ def is_box(box: Any) -> bool:
     return all(isinstance(side, int | float) and math.isfinite(side) for side in box)
 
 
+def is_area(area: Any) -> bool:
+    """Whether it is an area, or missing."""
+    return area is None or (isinstance(area, int | float) and math.isfinite(area) and area >= 0)
+
+
 def corners(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """x0, y0, x1, y1 of a box x, y, width, height, cut off at the picture's border."""
+    """x0, y0, x1, y1 of a box (x, y, width, height), clipped to the picture."""
     x0, x1 = (min(max(x, 0.0), float(size[1])) for x in (box[0], box[0] + box[2]))
     y0, y1 = (min(max(y, 0.0), float(size[0])) for y in (box[1], box[1] + box[3]))
     return x0, y0, x1, y1

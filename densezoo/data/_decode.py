@@ -1,4 +1,4 @@
-"""Image files to NumPy arrays, with no loss: bit depth, palette indices and channels stay as the file holds them."""
+"""Decodes image files to NumPy arrays without loss: bit depth, palette indices and channels are those of the file."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from PIL import Image, ImageFile
 
 from densezoo.data import _tiff
 from densezoo.data._pixels import ORIENTATION, Unsupported, check_size, orient, seen_size, widen
+from densezoo.messages import option
 
-# Given to every Image.open: Pillow goes by content and not by suffix, and EPS in disguise would start Ghostscript.
+# For every Image.open: Pillow detects formats by content, not by suffix, and would run Ghostscript for hidden EPS.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
 
 _PNG16 = {"LA;16B": 2, "RGB;16B": 3, "RGBA;16B": 4}  # Pillow's names of 16-bit PNGs, and their channels
-_GREY_STEPS = {"L;2": np.uint8(85), "L;4": np.uint8(17)}  # what Pillow multiplies grey of 2 and 4 bits by
+_GREY_STEPS = {"L;2": np.uint8(85), "L;4": np.uint8(17)}  # Pillow's factors for grey of 2 and 4 bits
 _OUT_OF_MEMORY = ("out of memory", "MEM_ERROR", "start new thread")  # by Pillow, imagecodecs and Python
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-"""Endings of the image files that are read."""
+"""Suffixes of the supported image files."""
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 
 
 @contextlib.contextmanager
 def _named_errors(path: pathlib.Path) -> Iterator[None]:
-    """Makes whatever a decoder raises on a damaged file one ValueError that names the file."""
+    """Converts all exceptions of decoders for damaged files to a ValueError that names the file."""
     try:
         yield
     except Unsupported as error:
@@ -40,9 +41,9 @@ def _named_errors(path: pathlib.Path) -> Iterator[None]:
         raise ValueError(
             f"{path}: {error} Cut the picture into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
         ) from error
-    except Exception as error:  # decoders raise anything, from struct.error to IndexError, on damaged input
+    except Exception as error:  # for damaged input, decoders raise anything from struct.error to IndexError
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # the system's errors, such as a missing permission, name the file and say nothing about its content
+            raise  # operating system errors, such as a missing permission, name the file and do not concern its content
         if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
             raise MemoryError(f"{path}: not enough memory to decode the picture.") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -58,7 +59,7 @@ def _is_tiff(path: pathlib.Path) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    # PngImageFile.getexif decodes the whole picture to look for a late chunk; cameras write none.
+    # PngImageFile.getexif decodes the whole picture to find a late chunk, which cameras do not write.
     if image.format == "PNG" and "exif" not in image.info:
         return 1
     return image.getexif().get(ORIENTATION, 1)
@@ -68,28 +69,28 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _decode_tiles(path: pathlib.Path, rawmode: str) -> np.ndarray:
-    """Decodes with another unpacker than the one that Pillow chose."""
+    """Decodes with a different raw mode than the one that Pillow chose."""
     with Image.open(path, formats=_FORMATS) as image:
         image.tile = [tile._replace(args=rawmode) for tile in image.tile]
         return np.asarray(image)
 
 
 def _rawmode(image: ImageFile.ImageFile) -> str:
-    """Gives Pillow's name of how a PNG's pixels are stored."""
+    """Returns Pillow's name for the storage format of a PNG's pixels."""
     tiles: Any = getattr(image, "tile", None)
     args = tiles[0].args if tiles else ""
     return args if isinstance(args, str) else ""
 
 
 def _check_size(image: ImageFile.ImageFile) -> None:
-    """Applies the limit in bytes, which Pillow lacks; its own, in pixels, it has applied."""
+    """Applies the limit in bytes, which Pillow lacks. Pillow has already applied its limit in pixels."""
     bytes_per_pixel = 2 * _PNG16.get(_rawmode(image), 2)
     check_size(image.height, image.width, image.height * image.width * bytes_per_pixel)
 
 
 def _decode_png16(path: pathlib.Path, rawmode: str, height: int, width: int) -> np.ndarray:
-    """Decodes a 16-bit PNG with several channels, of which Pillow by itself keeps the upper 8 bits only."""
-    if rawmode == "LA;16B":  # four bytes a pixel, so that RGBA's unpacker hands them over as they are
+    """Decodes a 16-bit PNG with several channels. Pillow itself keeps only the upper 8 bits."""
+    if rawmode == "LA;16B":  # four bytes per pixel, so RGBA's unpacker returns them unchanged
         return _decode_tiles(path, "RGBA").view(">u2").astype(np.uint16)
     halves = np.empty((height, width, _PNG16[rawmode], 2), np.uint8)
     for half, order in enumerate("LB" if sys.byteorder == "little" else "BL"):
@@ -123,7 +124,7 @@ def _decode_pillow(path: pathlib.Path, indices: bool) -> np.ndarray:
 
 
 def read_size(path: pathlib.Path) -> tuple[int, int]:
-    """Reads the size that decoding will give, from the first bytes of the file.
+    """Reads the size of the decoded picture from the first bytes of the file.
 
     Args:
         path: the file.
@@ -132,7 +133,7 @@ def read_size(path: pathlib.Path) -> tuple[int, int]:
         Height and width.
 
     Raises:
-        ValueError: if the file is damaged, of another format, or too large.
+        ValueError: if the file is damaged, in another format, or too large.
     """
     with _named_errors(path):
         if _is_tiff(path):
@@ -154,8 +155,8 @@ def decode_image(path: pathlib.Path, channels: int | None = None, bits: int | No
         The pixels in the file's type.
 
     Raises:
-        ValueError: if the file is damaged, of another format, or too large, or does not fit `channels` or `bits`.
-        MemoryError: if there is not enough memory.
+        ValueError: if the file is damaged, in another format, or too large, or does not fit `channels` or `bits`.
+        MemoryError: if memory is insufficient.
     """
     with _named_errors(path):
         array = _tiff.decode(path, False) if _is_tiff(path) else _decode_pillow(path, False)
@@ -170,13 +171,13 @@ def decode_mask(path: pathlib.Path, *, several: bool = False) -> np.ndarray:
 
     Args:
         path: the file.
-        several: whether every channel holds numbers of its own.
+        several: whether every channel contains numbers of its own.
 
     Returns:
-        The numbers as int32, (h, w), or (h, w, channels) if there may be several.
+        The numbers as int32, (h, w), or (h, w, channels) if `several`.
 
     Raises:
-        ValueError: if the file is damaged, has several channels where one is expected, or holds fractions.
+        ValueError: if the file is damaged, has several channels where one is expected, or contains fractions.
     """
     with _named_errors(path):
         array = _tiff.decode(path, True) if _is_tiff(path) else _decode_pillow(path, True)
@@ -185,12 +186,13 @@ def decode_mask(path: pathlib.Path, *, several: bool = False) -> np.ndarray:
     elif not several and array.ndim == 3 and array.shape[-1] == 1:
         array = array[:, :, 0]
     if array.ndim != 2 + several:
+        colours = option("labels", "{(red, green, blue): class}", typed="RED,GREEN,BLUE:CLASS ...")
         raise ValueError(
             f"{path}: a mask of {array.shape[-1]} channels; expected one channel of class numbers (grey or palette). "
-            "If its colours stand for classes, pass labels={(red, green, blue): class}; if each channel is a label of "
-            "its own, pass multilabel=True."
+            f"If its colours stand for classes, pass {colours}; if each channel is a label of its own, pass "
+            f"{option('multilabel', True)}."
         )
-    with np.errstate(invalid="ignore"):  # what does not fit is an error below
+    with np.errstate(invalid="ignore"):  # values that do not fit raise an error below
         numbers = array.astype(np.int32)
     if (array.dtype.kind == "f" or array.dtype.itemsize >= 4) and not np.array_equal(numbers, array):
         raise ValueError(f"{path}: a mask of type {array.dtype} with values that are not 32-bit whole numbers.")
@@ -198,7 +200,7 @@ def decode_mask(path: pathlib.Path, *, several: bool = False) -> np.ndarray:
 
 
 def decode_colours(path: pathlib.Path) -> np.ndarray:
-    """Decodes a picture whose colours stand for classes to one number a pixel.
+    """Decodes a picture whose colours represent classes to one number per pixel.
 
     Args:
         path: the file.
@@ -207,7 +209,7 @@ def decode_colours(path: pathlib.Path) -> np.ndarray:
         65536 * red + 256 * green + blue as int32, (h, w).
 
     Raises:
-        ValueError: if the file is damaged, or does not hold 8-bit grey, palette or RGB.
+        ValueError: if the file is damaged, or does not contain 8-bit grey, palette or RGB.
     """
     colours = decode_image(path, 3)
     if colours.dtype != np.uint8:
@@ -216,18 +218,18 @@ def decode_colours(path: pathlib.Path) -> np.ndarray:
 
 
 def convert_channels(image: np.ndarray, channels: int | None, path: pathlib.Path) -> np.ndarray:
-    """Converts (h, w, c) to the wanted number of channels where that has one meaning.
+    """Converts (h, w, c) to the given number of channels if the conversion is unambiguous.
 
     Args:
         image: the pixels.
-        channels: how many channels to give; None for as many as there are.
+        channels: the number of channels to return; None keeps all.
         path: the file, for the error.
 
     Returns:
         (h, w, channels): grey is repeated, colour becomes its luminance, alpha is dropped.
 
     Raises:
-        ValueError: for any other pair.
+        ValueError: for any other conversion.
     """
     present = image.shape[-1]
     if channels is None or channels == present:
@@ -243,7 +245,7 @@ def convert_channels(image: np.ndarray, channels: int | None, path: pathlib.Path
         return (np.rint(luminance) if image.dtype.kind in "iu" else luminance).astype(image.dtype)
     raise ValueError(
         f"{path}: {present} channels cannot become {channels}; the conversions are grey to 3, colour to 1, "
-        f"and alpha dropped. Pass channels={present} or None, or convert the file."
+        f"and alpha dropped. Pass {option('channels', present)} or None, or convert the file."
     )
 
 
@@ -252,7 +254,7 @@ def scale_bits(image: np.ndarray, bits: int | None, path: pathlib.Path) -> np.nd
 
     Args:
         image: the pixels.
-        bits: how many bits they use; None to leave them as they are.
+        bits: the number of bits that they use; None keeps them unchanged.
         path: the file, for the error.
 
     Returns:
@@ -264,25 +266,25 @@ def scale_bits(image: np.ndarray, bits: int | None, path: pathlib.Path) -> np.nd
     if bits is None:
         return image
     if image.dtype.kind != "u" or bits > 8 * image.dtype.itemsize:
-        raise ValueError(f"{path}: bits={bits} does not fit pixels of type {image.dtype}.")
+        raise ValueError(f"{path}: {option('bits', bits)} does not fit pixels of type {image.dtype}.")
     if image.max() >= 2**bits:
-        raise ValueError(f"{path}: the largest pixel is {image.max()}, which needs more than bits={bits}.")
+        raise ValueError(f"{path}: the largest pixel is {image.max()}, which needs more than {option('bits', bits)}.")
     return widen(image, bits)
 
 
 def largest(image: np.ndarray) -> int:
-    """Gives the largest pixel of unsigned integers, and 0 for other types, whose range has no fixed end."""
+    """Returns the largest pixel of unsigned integers. Returns 0 for other types, which have no fixed maximum."""
     return int(image.max()) if image.dtype.kind == "u" else 0
 
 
 def describe_range(largest: Mapping[np.dtype, int]) -> str | None:
-    """Says what range was seen in a folder if its pictures never use the upper half of a type of 16 bits or more.
+    """Describes the range of a folder's pictures, if they never use the upper half of a type of 16 bits or more.
 
     Args:
-        largest: the largest pixel by type.
+        largest: the largest pixel of each type.
 
     Returns:
-        A sentence that says what to do, or None.
+        A sentence with the range and a suggestion, or None.
     """
     for dtype, value in largest.items():
         if dtype.itemsize > 1 and 0 < value < 2 ** (8 * dtype.itemsize - 1):
@@ -290,6 +292,6 @@ def describe_range(largest: Mapping[np.dtype, int]) -> str | None:
             return (
                 f"the largest pixel of the {dtype} images is {value}, which fits {bits} bits. to_float divides by "
                 f"{np.iinfo(dtype).max}, so they come out as 0 to {value / np.iinfo(dtype).max:.2g}. If white is "
-                f"{2**bits - 1}, pass bits={bits}."
+                f"{2**bits - 1}, pass {option('bits', bits)}."
             )
     return None

@@ -1,4 +1,4 @@
-"""How the fields of a batch move on the device: each as its kind says, sample by sample."""
+"""Moves the fields of a batch on the device: each according to its kind, sample by sample."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from densezoo.data import _instances
-from densezoo.data.fields import KINDS, SIZE, Boxes, Image, Kind, Map, group_of, kind_of
+from densezoo.data.fields import KINDS, SIZE, Image, Kind, Map, group_of, kind_of
 
 Batch = Mapping[str, Array]
 
 
 def extent(batch: Batch, caller: str) -> tuple[int, int, int]:
-    """Checks the static shapes of a batch and gives its number of samples, height and width."""
+    """Checks the static shapes of a batch and returns its number of samples, height and width."""
     shapes = {name: array.shape for name, array in batch.items() if isinstance(kind_of(name), Map)}
     if not shapes:
         raise ValueError(
@@ -36,7 +36,7 @@ def extent(batch: Batch, caller: str) -> tuple[int, int, int]:
 
 
 def check_unknown(name: str, shape: tuple[int, ...], size: tuple[int, int], caller: str) -> None:
-    """Raises an error for a sample's array that looks like a map but whose name is not in the table of kinds."""
+    """Raises an error for an array that has a map's shape but no name in the table of kinds."""
     if len(shape) > 1 and size in (shape[:2], shape[-2:]) and name.removesuffix(group_of(name)) not in KINDS:
         raise ValueError(
             f"{caller} got a field {name} of shape {shape} a sample, which has the images' height and width but would "
@@ -55,12 +55,12 @@ def change(batch: Batch, function: Callable[[Any, Array], Array]) -> dict[str, A
 
 
 def mirrored(batch: Batch, axis: int, length: int) -> dict[str, Array]:
-    """Mirrors all samples along the axis 0 (rows) or 1 (columns); where pictures are padded, within their `size`."""
+    """Mirrors all samples along the axis 0 (rows) or 1 (columns); padded pictures within their `size`."""
     if SIZE not in batch:
         return change(batch, lambda kind, array: kind.mirror(array, axis, length))
 
     def mirror(kind: Any, array: Array, size: Array) -> Array:
-        if isinstance(kind, Map):  # the padding, which comes first now, goes back to the end
+        if isinstance(kind, Map):  # the padding, now first, moves back to the end
             return jnp.roll(kind.mirror(array, axis, length), size[axis] - length, axis)
         return kind.mirror(array, axis, size[axis].astype(array.dtype))
 
@@ -72,7 +72,7 @@ def mirrored(batch: Batch, axis: int, length: int) -> dict[str, Array]:
 
 
 def refuse_sizes(batch: Batch, caller: str) -> None:
-    """Raises an error for padded pictures, where they would move out of their `size`."""
+    """Raises an error for padded pictures, which would move outside their `size`."""
     if SIZE in batch:
         raise ValueError(
             f"{caller} got a batch with `size`, whose pictures are padded and would not stay at its top left: pass"
@@ -81,7 +81,7 @@ def refuse_sizes(batch: Batch, caller: str) -> None:
 
 
 def transposed(batch: Batch) -> dict[str, Array]:
-    """Exchanges rows and columns of all samples."""
+    """Swaps rows and columns of all samples."""
     return change(batch, lambda kind, array: kind.transpose(array))
 
 
@@ -103,14 +103,14 @@ def move_instances(
     width: int,
     caller: str,
 ) -> dict[str, Array]:
-    """Moves each point (y, x) of the boxes to zoom * (y, x) + shift, and drops the instances that have left."""
+    """Moves each point (y, x) of the boxes to zoom * (y, x) + shift, and drops instances that are outside."""
     names = [name for group in _instances.groups(after).values() for name in group]
 
     def move(before: Batch, after: Batch, zoom: Float[Array, "2"], shift: Float[Array, "2"]) -> dict[str, Array]:
         moved = {}
         for name, array in after.items():
             kind = kind_of(name)
-            moved[name] = kind.move(array, zoom, shift) if isinstance(kind, Boxes) else array
+            moved[name] = array if isinstance(kind, Map) else kind.move(array, zoom, shift)
         return _instances.settle(before, moved, height, width, caller)
 
     first, second = ({name: batch[name] for name in names} for batch in (before, after))

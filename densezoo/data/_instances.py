@@ -1,4 +1,4 @@
-"""Boxes, labels and maps of instances: an instance that leaves the picture leaves all of them alike."""
+"""Boxes, labels and maps of instances: an instance outside the picture is removed from all of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from densezoo.data._arrays import namespace
 from densezoo.data.fields import Boxes, InstanceMap, Labels, Rows, group_of, kind_of
 
-_LEAST_REST = 0.25  # share of a box that must stay inside the picture
+_LEAST_REST = 0.25  # minimum share of a box inside the picture
 
 
 def groups(names: Iterable[str]) -> dict[str, list[str]]:
-    """Gives the fields of instances that belong together, by what their names end with."""
+    """Groups the fields of instances by the suffix of their names."""
     found: dict[str, list[str]] = collections.defaultdict(list)
     for name in names:
         if isinstance(kind_of(name), Rows | InstanceMap):
@@ -24,7 +24,7 @@ def groups(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def extent_of(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Returns the box x0, y0, x1, y1 around the pixels of a mask, which has some."""
+    """Returns the box x0, y0, x1, y1 around the pixels of a nonempty mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
@@ -34,8 +34,8 @@ def rows_for(counts: Mapping[Any, int], before: str, max_objects: int | None) ->
 
     Args:
         counts: number of objects of each picture, by its name or number.
-        before: what stands before the picture's name in the message, such as "image ".
-        max_objects: the number of rows, None for as many as the fullest picture needs.
+        before: text before the picture's name in the message, such as "image ".
+        max_objects: the number of rows; None for the maximum number of objects in a picture.
 
     Raises:
         ValueError: if a picture has more objects than `max_objects`.
@@ -43,25 +43,25 @@ def rows_for(counts: Mapping[Any, int], before: str, max_objects: int | None) ->
     fullest = max(counts, key=lambda number: counts[number])
     if max_objects is not None and counts[fullest] > max_objects:
         raise ValueError(
-            f"{before}{fullest} has {counts[fullest]} objects, and max_objects is {max_objects}: pass"
+            f"{before}{fullest} has {counts[fullest]} objects, but max_objects is {max_objects}: pass"
             f" {counts[fullest]} or more, or None"
         )
     return max(1, counts[fullest] if max_objects is None else max_objects)
 
 
 def settle(before: Mapping[str, Any], after: Mapping[str, Any], height: int, width: int, caller: str) -> dict[str, Any]:
-    """Cuts a sample's boxes off at the border, and empties the rows and ids of the instances that have left.
+    """Clips a sample's boxes to the picture, and clears the rows and ids of instances outside.
 
     Args:
-        before: the fields before the picture was cropped or zoomed; the maps of instances are read.
-        after: the fields with boxes and maps moved.
-        height: of the picture now.
-        width: of the picture now.
-        caller: for errors.
+        before: the fields before the picture was cropped or zoomed; only the maps of instances are used.
+        after: the fields with moved boxes and maps.
+        height: height of the picture now.
+        width: width of the picture now.
+        caller: name of the caller, for errors.
 
     Returns:
-        The fields. Of an instance of which less than a quarter of the box is left, or no pixel of those that it had on
-        the map, rows hold their fill and the map 0.
+        The fields. If less than a quarter of an instance's box is left, or none of its pixels on the map, its rows
+        contain their fill and its pixels on the map are 0.
 
     Raises:
         ValueError: if there are boxes but no labels.
@@ -88,7 +88,7 @@ def settle(before: Mapping[str, Any], after: Mapping[str, Any], height: int, wid
             kept = kept & ((_pixels(before[name], len(kept)) == 0) | (_pixels(after[name], len(kept)) > 0))
         for name in names:
             if name in maps:
-                # Row 0 of the table is for 0, the last for numbers without a row; both stay.
+                # Row 0 of the table is for 0, the last one for numbers without a row; both stay unchanged.
                 table = numpy.concatenate([np.ones(1, bool), kept, np.ones(1, bool)])
                 stays = table[numpy.where(after[name] < 0, 0, numpy.minimum(after[name], len(kept) + 1))]
                 result[name] = numpy.where(stays, after[name], numpy.zeros_like(after[name]))

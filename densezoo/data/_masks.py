@@ -1,4 +1,4 @@
-"""Mask files to the numbers of classes."""
+"""Reads class numbers from mask files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from densezoo.data import _decode
-from densezoo.messages import shortened
+from densezoo.messages import option, shortened
 
 Colour = tuple[int, int, int]
 Labels = Mapping[int, int] | Mapping[Colour, int]
@@ -17,12 +17,12 @@ Labels = Mapping[int, int] | Mapping[Colour, int]
 
 @dataclasses.dataclass(frozen=True)
 class MaskReader:
-    """Reads masks, and finds the values that are no classes.
+    """Reads masks, and finds values that are not classes.
 
     Attributes:
-        num_classes: masks may hold 0..num_classes-1; None for any number.
-        ignore_index: the value of pixels without a label, or None.
-        labels: from values or colours of the files to classes; None where the values are the classes.
+        num_classes: masks may contain 0..num_classes-1; None for any number.
+        ignore_index: the value of unlabelled pixels, or None.
+        labels: mapping from values or colours in the files to classes; None if the values are the classes.
         multilabel: whether masks have a channel of 0 and 1 for every class.
     """
 
@@ -35,14 +35,18 @@ class MaskReader:
         if self.labels is None:
             return
         if not self.labels or len({isinstance(value, tuple) for value in self.labels}) > 1:
-            raise ValueError(f"labels={self.labels}; expected file values, or colours (red, green, blue), not both.")
+            raise ValueError(
+                f"{option('labels', dict(self.labels))}; expected file values, or colours (red, green, blue), not both."
+            )
         if self._coloured and self.multilabel:
-            raise ValueError("labels of colours and multilabel exclude each other; expected one of the two.")
+            raise ValueError(
+                f"{option('labels')} of colours and {option('multilabel')} exclude each other; expected one of the two."
+            )
         for value, label in self.labels.items():
             if isinstance(value, tuple) and (len(value) != 3 or not all(0 <= part <= 255 for part in value)):
-                raise ValueError(f"labels has the colour {value}; expected (red, green, blue) of 0..255.")
+                raise ValueError(f"{option('labels')} has the colour {value}; expected (red, green, blue) of 0..255.")
             if label not in self._allowed and not (self._count is None and label >= 0):
-                raise ValueError(f"labels has {value}: {label}; expected a class: {self._expectation}.")
+                raise ValueError(f"{option('labels')} has {value}: {label}; expected a class: {self._expectation}.")
 
     def read(self, path: pathlib.Path) -> tuple[np.ndarray, dict[int, int]]:
         """Reads a mask.
@@ -51,8 +55,8 @@ class MaskReader:
             path: the file.
 
         Returns:
-            The classes (h, w), or (h, w, classes) of several labels a pixel, int32; and how many pixels hold each value
-            that stands for none.
+            The classes as int32, (h, w), or (h, w, classes) for several labels per pixel; and the number of pixels of
+            each value that is not a class.
 
         Raises:
             ValueError: if the file is damaged, or its channels do not fit.
@@ -82,33 +86,37 @@ class MaskReader:
         return classes, _counts(numbers[values[places] != numbers])
 
     def describe(self, strangers: Mapping[int, int]) -> str:
-        """Lists values that stand for no class, with their numbers of pixels."""
+        """Lists values that are not classes, with their numbers of pixels."""
         shown = [f"{self._shown(value)} ({count} pixels)" for value, count in sorted(strangers.items())]
+        where = "outside the classes" if self.labels is None else f"not in {option('labels')}"
         what = f"{'colour' if self._coloured else 'mask value'}{'s' if len(shown) > 1 else ''}"
-        return (
-            f"{what} {shortened(shown, ', ', 10)} {'outside the classes' if self.labels is None else 'not in labels'}"
-        )
+        return f"{what} {shortened(shown, ', ', 10)} {where}"
 
     def advise(self, strangers: Iterable[int]) -> str:
-        """Says what may be done about values that stand for no class."""
-        values = set(strangers)
+        """Suggests what to do about values that are not classes."""
+        values, labels, ignored = set(strangers), option("labels"), option("ignore_index")
         if self._coloured:
             return (
-                "Add the colours to labels, with ignore_index for those without a class. Colours between those of the "
+                f"Add the colours to {labels}, with {ignored} for those without a class. Colours between those of the "
                 "classes come from saving with loss, or with smoothed borders."
             )
         if self.labels is not None:
-            return "Add the values to labels, with ignore_index for those without a class."
+            return f"Add the values to {labels}, with {ignored} for those without a class."
         allowed = f"Masks may hold {self._expectation}"
         if values == {255} and self.ignore_index != 255:
-            hint = "if 255 marks unlabelled pixels, pass ignore_index=255; if it is a class, as in masks of 0 and 255,"
-            return f"{allowed}: {hint} pass labels={{0: 0, 255: 1}}."
+            ignored, mapping = option("ignore_index", 255), option("labels", {0: 0, 255: 1})
+            return (
+                f"{allowed}: if 255 marks unlabelled pixels, pass {ignored}; if it is a class, as in masks of 0 and"
+                f" 255, pass {mapping}."
+            )
         if len(values) == 1 and self.ignore_index is None:
             value = next(iter(values))
             return (
-                f"{allowed}: if {value} marks unlabelled pixels, pass ignore_index={value}; else num_classes is wrong."
+                f"{allowed}: if {value} marks unlabelled pixels, pass {option('ignore_index', value)}; else"
+                f" {option('num_classes')} is wrong."
             )
-        return f"{allowed}: num_classes is too small, or the masks hold other numbers: pass labels={{number: class}}."
+        mapping = option("labels", "{number: class}", typed="NUMBER:CLASS ...")
+        return f"{allowed}: {option('num_classes')} is too small, or the masks hold other numbers: pass {mapping}."
 
     @property
     def _coloured(self) -> bool:
@@ -116,7 +124,7 @@ class MaskReader:
 
     @property
     def _count(self) -> int | None:
-        """How many numbers a mask may hold, from 0 on."""
+        """How many numbers a mask may contain, starting at 0."""
         return 2 if self.multilabel else self.num_classes
 
     @property
@@ -125,7 +133,7 @@ class MaskReader:
 
     @property
     def _expectation(self) -> str:
-        ignored = "" if self.ignore_index is None else f" and ignore_index={self.ignore_index}"
+        ignored = "" if self.ignore_index is None else f" and {option('ignore_index', self.ignore_index)}"
         return f"0..{(self._count or 0) - 1}{ignored}"
 
     def _shown(self, value: int) -> str:
@@ -135,12 +143,13 @@ class MaskReader:
 def count_classes(
     num_classes: int | None, class_names: Sequence[str], labels: Labels | None, ignore_index: int | None
 ) -> int | None:
-    """Gives the number of classes, from their names or from the labels if it is not given."""
+    """Returns the number of classes, derived from their names or from the labels if it is not given."""
     if class_names:
         repeated = isinstance(class_names, str) or len({*class_names}) < len(class_names)
         if repeated or num_classes not in (None, len(class_names)):
             raise ValueError(
-                f"class_names={class_names}, num_classes={num_classes}; expected a name of its own for each class."
+                f"{option('class_names', class_names)}, {option('num_classes', num_classes)}; expected a name of its"
+                " own for each class."
             )
         return len(class_names)
     if num_classes is None and labels:

@@ -1,4 +1,4 @@
-"""Which image belongs to which mask, and what is wrong with a folder before anything is decoded."""
+"""Pairs images with masks, and checks a folder before anything is decoded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _list(folder: pathlib.Path, suffixes: Sequence[str]) -> tuple[dict[str, list
             if entry.is_dir():
                 others.append(f"{entry.name}/")
             elif path.suffix.lower() in suffixes:
-                by_stem[unicodedata.normalize("NFC", path.stem)].append(path)  # Macs write é as e and an accent
+                by_stem[unicodedata.normalize("NFC", path.stem)].append(path)  # macOS stores é as e plus an accent
             else:
                 others.append(entry.name)
     return by_stem, others
@@ -64,7 +64,7 @@ def pair_files(
     masks, other_masks = _list(root / maps, _decode.MASK_SUFFIXES)
     if not images:
         found = f" (found: {shortened(other_images, ', ', 10)})" if other_images else ""
-        raise ValueError(f"{root / 'images'}: the folder holds no images{found}. {layout}")
+        raise ValueError(f"{root / 'images'}: the folder contains no images{found}. {layout}")
 
     kind = "mask" if maps == "masks" else "map"
     problems: list[str] = []
@@ -93,7 +93,7 @@ def pair_files(
     sizes: list[tuple[int, int]] = []
     unread: list[str] = []
     differing: list[str] = []
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:  # for file systems that take their time
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:  # hides the latency of network file systems
         for (image_path, mask_path), found in zip(pairs, pool.map(_sizes, pairs), strict=True):
             if isinstance(found, str):
                 unread.append(found)
@@ -108,7 +108,7 @@ def pair_files(
     if problems:
         raise ValueError("\n  ".join([f"{root}: images and {maps} do not pair up:", *problems]) + f"\n{layout}")
     if skipped:
-        warnings.warn("\n  ".join([f"{root}: some of it is not read:", *skipped]), stacklevel=3)
+        warnings.warn("\n  ".join([f"{root}: some files are not read:", *skipped]), stacklevel=3)
     return pairs, tuple(sizes)
 
 

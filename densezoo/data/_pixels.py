@@ -1,4 +1,4 @@
-"""What the decoders of image files share: the size limit, the orientation, and the error for what is not read."""
+"""Shared by the decoders of image files: the size limit, the orientation, and the error for unsupported files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ ORIENTATION = 0x0112  # the EXIF and TIFF tag
 
 
 class Unsupported(ValueError):
-    """A file that may be sound but is not read; the message says why and what to do."""
+    """A valid file that is not supported; the message gives the reason and what to do."""
 
 
 def check_size(height: int, width: int, nbytes: int) -> None:
-    """Refuses pictures that would fill the memory.
+    """Rejects pictures that would exhaust memory.
 
-    The limits are Pillow's, 2 x MAX_IMAGE_PIXELS pixels, and 12 bytes per MAX_IMAGE_PIXELS (1 GiB by default) for
-    pictures with many channels or wide types, which a limit in pixels lets through.
+    The limits are Pillow's, 2 x MAX_IMAGE_PIXELS pixels, and 12 bytes per MAX_IMAGE_PIXELS (1 GiB by default). The
+    second one covers pictures with many channels or wide types.
 
     Args:
         height: rows.
@@ -42,7 +42,7 @@ def check_size(height: int, width: int, nbytes: int) -> None:
 
 
 def orient(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns (h, w, ...) pixels as stored into pixels as seen, for the EXIF orientations 1 to 8."""
+    """Rotates and mirrors stored pixels (h, w, ...) into display order, for the EXIF orientations 1 to 8."""
     if orientation in (2, 3):
         array = array[:, ::-1]
     if orientation in (3, 4):
@@ -57,13 +57,13 @@ def orient(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def seen_size(height: int, width: int, orientation: int) -> tuple[int, int]:
-    """Gives height and width after `orient`."""
+    """Returns height and width after `orient`."""
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
 def widen(array: np.ndarray, bits: int) -> np.ndarray:
-    """Scales integers of `bits` bits to the full range of their type: 3 of 2 bits becomes 255 in uint8."""
+    """Scales integers of `bits` bits to the full range of their type: the 2-bit value 3 becomes 255 in uint8."""
     top, full = 2**bits - 1, int(np.iinfo(array.dtype).max)
-    if full % top == 0 or array.dtype.itemsize == 8:  # floats do not hold all integers of 64 bits
+    if full % top == 0 or array.dtype.itemsize == 8:  # floats cannot represent all 64-bit integers
         return array * array.dtype.type(full // top)
     return np.rint(array * (full / top)).astype(array.dtype)

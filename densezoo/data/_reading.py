@@ -1,4 +1,4 @@
-"""What training and evaluation share: sources, parts of hosts, and reading ahead through grain."""
+"""Shared by training and evaluation: sources, shards of hosts, and reading ahead with grain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ Batch = dict[str, np.ndarray]
 class Source(Protocol):
     """Random access to samples: dicts of arrays with an `image` (h, w, c), and a `mask` (h, w) or other targets.
 
-    A source may also have `sizes`, the (h, w) of its samples in order; without it, evaluation decodes them to know.
+    A source may also have `sizes`, the (h, w) of its samples in order. Without it, evaluation decodes every sample
+    once.
     """
 
     def __len__(self) -> int: ...
@@ -37,13 +38,13 @@ def local_size(batch_size: int, shard: tuple[int, int]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ReadOptions:
-    """How grain reads: threads, and batches ahead."""
+    """Options for reading with grain: threads and prefetched batches."""
 
     num_threads: int
     prefetch: int
 
     def source(self, source: Any) -> Any:
-        """Makes a random-access source a dataset."""
+        """Wraps a random-access source in a grain dataset."""
         return _grain().MapDataset.source(source)
 
 

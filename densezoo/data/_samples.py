@@ -1,4 +1,4 @@
-"""What is done on the host to the fields of a sample: each as its kind says."""
+"""Host-side operations on the fields of a sample: each according to its kind."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import numpy as np
 
 from densezoo.data import _instances
 from densezoo.data._geometry import check_unknown
-from densezoo.data.fields import SIZE, Boxes, Image, Map, kind_of
+from densezoo.data.fields import SIZE, Image, Map, kind_of
 from densezoo.data.resizing import ResizeTo, target_size
 
 Sample = dict[str, np.ndarray]
 
 
 class Reader:
-    """A source whose errors cannot be taken for its end: an iterator that reads it would end at a StopIteration."""
+    """Wraps a source and converts its StopIteration errors: otherwise they would end an iteration early."""
 
     def __init__(self, source: Any):
-        """Keeps the source."""
+        """Stores the source."""
         self._source = source
 
     def __repr__(self) -> str:
-        """Names the source alone."""
+        """Returns the source's own name."""
         return repr(self._source)
 
     def __len__(self) -> int:
-        """Gives the number of samples."""
+        """Returns the number of samples."""
         return len(self._source)
 
     def __getitem__(self, index: Any) -> Mapping[str, Any]:
@@ -36,13 +36,13 @@ class Reader:
             return self._source[index]
         except StopIteration as error:
             raise RuntimeError(
-                f"reading sample {index} of {self!r} raised StopIteration: mend the source, where an iterator that has"
-                " ended is read on"
+                f"reading sample {index} of {self!r} raised StopIteration: fix the source, which probably calls next()"
+                " on an exhausted iterator"
             ) from error
 
 
 def extent(item: Mapping[str, Any]) -> tuple[int, int]:
-    """Gives the height and width of a sample, which all its images and maps share."""
+    """Returns the height and width of a sample, equal for all its images and maps."""
     shapes = {name: np.shape(item[name]) for name in item if isinstance(kind_of(name), Map)}
     extents = {shape[:2] for shape in shapes.values()}
     if len(extents) != 1:
@@ -52,14 +52,14 @@ def extent(item: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def choose_fields(source: Any, fields: Sequence[str] | None, caller: str) -> tuple[str, ...]:
-    """Reads a sample to see which fields there are, and checks those that will be given."""
+    """Determines the available fields from one sample, and checks the selected ones."""
     if len(source) == 0:
         raise ValueError(f"{source!r} has no samples.")
     sample = Reader(source)[0]
     numbers = tuple(name for name in sample if np.asarray(sample[name]).dtype.kind in "biuf")
     for name in fields or ():
         if name not in numbers and name != SIZE:
-            reason = "is no array of numbers" if name in sample else "is not in the samples"
+            reason = "is not numeric" if name in sample else "is not in the samples"
             raise ValueError(f"fields={tuple(fields or ())}: {name} {reason}; expected some of {', '.join(numbers)}.")
     names = numbers if fields is None else tuple(fields)
     pixels = [name for name in names if isinstance(kind_of(name), Map)]
@@ -71,7 +71,7 @@ def choose_fields(source: Any, fields: Sequence[str] | None, caller: str) -> tup
 
 
 def with_partners(item: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any]:
-    """Takes the fields from a sample, and those that decide with them which instances stay."""
+    """Selects the fields of a sample, and those that are needed to decide which instances stay."""
     wanted = {name for name in names if name != SIZE}
     for members in _instances.groups(item).values():
         if wanted.intersection(members):
@@ -80,14 +80,14 @@ def with_partners(item: Mapping[str, Any], names: Iterable[str]) -> Mapping[str,
 
 
 def convert(name: str, value: Any) -> np.ndarray:
-    """Gives a field the type that it has in batches."""
+    """Converts a field to the type that it has in batches."""
     return kind_of(name).convert(name, np.asarray(value))
 
 
 def resize(
     item: Mapping[str, Any], size: tuple[int, int], to: ResizeTo | None
 ) -> tuple[Mapping[str, Any], tuple[int, int]]:
-    """Resizes a sample of the given size; gives the fields, converted if they were resized, and their size."""
+    """Resizes a sample of the given size; returns the fields, converted if they were resized, and their size."""
     if to is None:
         return item, size
     before, size = size, target_size(to, *size)
@@ -95,11 +95,7 @@ def resize(
     result = {}
     for name in item:
         kind, array = kind_of(name), convert(name, item[name])
-        if isinstance(kind, Map):
-            array = kind.resize(array, size)
-        elif isinstance(kind, Boxes):
-            array = kind.move(array, zoom, shift)
-        result[name] = array
+        result[name] = kind.resize(array, size) if isinstance(kind, Map) else kind.move(array, zoom, shift)
     return result, size
 
 
@@ -111,15 +107,15 @@ def window(
     ignore_index: int,
     mode: Any,
 ) -> Sample:
-    """Cuts a window from a sample, pads it where it is outside, and drops the instances that are.
+    """Cuts a window from a sample, pads it outside the sample, and drops the instances there.
 
     Args:
         item: the fields.
-        corner: top and left of the window, negative if it begins before the sample.
+        corner: top and left of the window, negative if it starts before the sample.
         size: height and width of the sample.
         window: height and width of the window.
-        ignore_index: for the maps of labels.
-        mode: of `numpy.pad`, for pictures.
+        ignore_index: padding of label maps.
+        mode: mode of `numpy.pad` for pictures.
 
     Returns:
         The converted fields.
@@ -134,10 +130,8 @@ def window(
         kind = kind_of(name)
         if isinstance(kind, Map):
             result[name] = pad(name, np.asarray(item[name])[cut], margins, ignore_index, mode)
-        elif isinstance(kind, Boxes):
-            result[name] = kind.move(convert(name, item[name]), zoom, shift)
         else:
-            result[name] = convert(name, item[name])
+            result[name] = kind.move(convert(name, item[name]), zoom, shift)
     return _instances.settle(item, result, *window, "train_batches")
 
 
@@ -150,12 +144,12 @@ def pad(name: str, value: Any, margins: Sequence[tuple[int, int]], ignore_index:
 
 
 def empty(sample: Sample, ignore_index: int) -> Sample:
-    """Gives what stands for a sample where there is none, in the shapes of another."""
+    """Returns a placeholder for a missing sample, in the shapes of another sample."""
     return {name: np.full_like(array, kind_of(name).filling(ignore_index)) for name, array in sample.items()}
 
 
 def stack(samples: Sequence[Mapping[str, np.ndarray]]) -> Sample:
-    """Makes samples a batch."""
+    """Stacks samples into a batch."""
     batch = {}
     for name in samples[0]:
         shapes = {sample[name].shape for sample in samples}

@@ -1,4 +1,4 @@
-"""COCO's segmentations to masks: polygons, and run lengths as numbers or as a string."""
+"""Converts COCO's segmentations to masks: polygons, and run lengths as numbers or as a string."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from densezoo.extras import require
 
 
 def decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """Draws a segmentation.
+    """Rasterises a segmentation.
 
     Args:
         segmentation: polygons [[x0, y0, x1, y1, ...], ...], or a dict with `size` and `counts`.
-        size: height and width of its picture.
+        size: height and width of the picture.
 
     Returns:
         (height, width) bool.
 
     Raises:
-        ValueError: if it is none of these, or of another size; the message says what is wrong.
+        ValueError: if the format is invalid or the size differs; the message gives the reason.
     """
     if isinstance(segmentation, dict):
         return _of_runs(segmentation, size)
@@ -48,18 +48,18 @@ def _of_runs(runs: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     if sum(counts) != size[0] * size[1]:
         raise ValueError(f"the run lengths add up to {sum(counts)} pixels; expected {size[0]} x {size[1]}")
     lengths = np.array(counts, np.int64)
-    values = np.arange(len(lengths)) % 2 == 1  # the first run is outside
+    values = np.arange(len(lengths)) % 2 == 1  # the first run is background
     return np.repeat(values, lengths).reshape(size, order="F")
 
 
 def _numbers_of(text: str) -> list[int]:
-    """The run lengths in COCO's string, whose characters hold 5 bits each; from the fourth on, differences."""
+    """The run lengths in COCO's string: characters hold 5 bits each, and values after the third are differences."""
     numbers: list[int] = []
     value = shift = 0
     for character in text:
         code = ord(character) - 48
         if not 0 <= code < 64:
-            raise ValueError(f"counts have the character {character!r}, which run lengths cannot have")
+            raise ValueError(f"counts contain the character {character!r}, which is invalid in run lengths")
         value |= (code & 31) << shift
         shift += 5
         if code & 32:

@@ -1,4 +1,4 @@
-"""TIFF files to NumPy arrays, by tifffile; imagecodecs holds the decoders of most compressions."""
+"""Decodes TIFF files to NumPy arrays with tifffile. Most compressions need imagecodecs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _COLOUR_SPACES = {
     32844: "LogL",
     32845: "LogLuv",
 }
-_JPEG = (6, 7)  # compressions whose decoder turns YCbCr into RGB
+_JPEG = (6, 7)  # compressions whose decoder converts YCbCr to RGB
 
 
 def _check_pages(file: BinaryIO) -> None:
-    """Refuses pages that link in a loop, which tifffile follows for ever, and more than a picture has channels."""
+    """Rejects pages that link in a loop, which tifffile would follow forever, and files with too many pages."""
     header = file.read(16)
     order = "<" if header[:2] == b"II" else ">"
     big = header[2:4] in (b"+\0", b"\0+")
@@ -42,26 +42,26 @@ def _check_pages(file: BinaryIO) -> None:
             if offset in seen:
                 raise ValueError("its pages link in a loop")
             if len(seen) == _MAX_PAGES:
-                raise Unsupported(f"it holds more than {_MAX_PAGES} pages: save one picture a file.")
+                raise Unsupported(f"it contains more than {_MAX_PAGES} pages: save one picture per file.")
             seen.add(offset)
             file.seek(offset)
             (entries,) = struct.unpack(count, file.read(struct.calcsize(count)))
             file.seek(offset + struct.calcsize(count) + entries * entry_size)
             (offset,) = struct.unpack(link, file.read(struct.calcsize(link)))
     except (struct.error, OSError, OverflowError):
-        return  # the chain is cut, and tifffile stops there too
+        return  # the chain is truncated, and tifffile stops here too
 
 
 def _layout(shape: tuple[int, ...], axes: str) -> tuple[int, int, int | None]:
-    """Gives the positions of rows, columns and channels among the axes.
+    """Returns the positions of rows, columns and channels among the axes.
 
-    tifffile writes (height, width, channels) as one page a row unless told that the last axis holds channels, and then
-    gives the first axis the letter Q. There the smaller one of the first and the last axis holds the channels.
+    By default, tifffile writes (height, width, channels) as one page per row, and then labels the first axis Q. In that
+    case, the shorter one of the first and the last axis is the channel axis.
     """
     if len(shape) not in (2, 3) or "Y" not in axes or "X" not in axes:
         raise Unsupported(
-            f"it holds an array of shape {shape} (axes {axes}); expected (height, width), (height, width, channels) "
-            "or (channels, height, width): save one picture a file."
+            f"it contains an array of shape {shape} (axes {axes}); expected (height, width), (height, width, channels) "
+            "or (channels, height, width): save one picture per file."
         )
     if axes == "QYX" and shape[2] < shape[0]:
         return 0, 1, 2
@@ -71,9 +71,9 @@ def _layout(shape: tuple[int, ...], axes: str) -> tuple[int, int, int | None]:
 
 @contextlib.contextmanager
 def _first_series(path: pathlib.Path) -> Iterator[tuple[Any, Any, tuple[int, int, int | None]]]:
-    """Opens the first picture: pages of one kind (a series of tifffile's), the first of them, and the layout."""
+    """Opens the first picture. Returns its pages (a tifffile series), the first page, and the layout."""
     try:
-        import tifffile  # takes 0.1 s, and most folders hold no TIFF
+        import tifffile  # takes 0.1 s, and most folders contain no TIFF
     except ImportError:
         raise Unsupported("TIFF files need two packages: pip install tifffile imagecodecs") from None
 
@@ -85,7 +85,7 @@ def _first_series(path: pathlib.Path) -> Iterator[tuple[Any, Any, tuple[int, int
         if page.dtype is None:
             raise Unsupported(
                 f"its samples have {page.bitspersample} bits (sample format {int(page.sampleformat)}), "
-                "which no array type holds: save it with 8, 16 or 32 bits."
+                "which no array type can hold: save it with 8, 16 or 32 bits."
             )
         if series.dtype.kind not in "biuf":
             raise Unsupported(f"its pixels are of type {series.dtype}; expected integers or floats.")
@@ -95,7 +95,7 @@ def _first_series(path: pathlib.Path) -> Iterator[tuple[Any, Any, tuple[int, int
         samples = math.prod(series.shape)
         if page.photometric == _PALETTE:
             samples *= 3
-        # A tile is decoded whole, however little of it the picture covers.
+        # A tile is always decoded whole, even if the picture covers only a part of it.
         samples = max(samples, math.prod(page.tile or ()) * page.samplesperpixel)
         check_size(series.shape[row], series.shape[column], samples * series.dtype.itemsize)
         yield series, page, (row, column, channel)
@@ -107,13 +107,13 @@ def _orientation(page: Any) -> int:
 
 
 def read_size(path: pathlib.Path) -> tuple[int, int]:
-    """Reads the height and width that decoding will give."""
+    """Reads the height and width of the decoded picture."""
     with _first_series(path) as (series, page, (row, column, _)):
         return seen_size(series.shape[row], series.shape[column], _orientation(page))
 
 
 def _read(series: Any, page: Any) -> np.ndarray:
-    # Decoders of JPEG fill what a cut file lacks with grey; without compression, tifffile checks the lengths.
+    # JPEG decoders fill the missing part of a truncated file with grey; without compression, tifffile checks lengths.
     for part in filter(None, series.pages if page.compression != 1 else ()):
         ends = (offset + length for offset, length in zip(part.dataoffsets, part.databytecounts, strict=False))
         if max(ends, default=0) > part.parent.filehandle.size:
@@ -121,25 +121,25 @@ def _read(series: Any, page: Any) -> np.ndarray:
     try:
         array = np.asarray(series.asarray())
     except Exception as error:
-        # Without imagecodecs, tifffile raises whatever it meets: KeyError, ModuleNotFoundError, NotImplementedError.
+        # Without imagecodecs, tifffile raises various errors: KeyError, ModuleNotFoundError, NotImplementedError.
         if importlib.util.find_spec("imagecodecs") or not (isinstance(error, ImportError) or "codecs" in str(error)):
             raise
         compression = getattr(page.compression, "name", page.compression)
         raise Unsupported(
-            f"reading it (compression {compression}, {page.bitspersample} bits a sample) needs another package: "
+            f"reading it (compression {compression}, {page.bitspersample} bits per sample) needs another package: "
             "pip install imagecodecs"
         ) from error
     if array.shape != series.shape:
-        raise ValueError(f"it holds {array.shape} pixels instead of {series.shape}")
+        raise ValueError(f"it contains {array.shape} pixels instead of {series.shape}")
     return array
 
 
 def decode(path: pathlib.Path, indices: bool) -> np.ndarray:
     """Decodes to (h, w) or (h, w, channels): the numbers of a mask if `indices`, else the pixels of a picture.
 
-    A picture's palette is applied, samples of less than 8 bits are scaled to 0..255, and values of 8 bits or less are
-    inverted where 0 is white, as Pillow does. Wider values are not: tifffile, Pillow and GDAL all give them as stored.
-    A mask keeps its numbers, but for the bits of a 1-bit file in which 0 is white.
+    A picture's palette is applied, and samples of less than 8 bits are scaled to 0..255. Values of 8 bits or less are
+    inverted where 0 is white, as in Pillow. Wider values are not: tifffile, Pillow and GDAL all return them as stored.
+    A mask keeps its numbers, except for the bits of a 1-bit file in which 0 is white.
     """
     with _first_series(path) as (series, page, (row, column, channel)):
         space = _COLOUR_SPACES.get(int(page.photometric or 0))
@@ -147,8 +147,8 @@ def decode(path: pathlib.Path, indices: bool) -> np.ndarray:
             raise Unsupported(f"its colours are {space}: save it as RGB or grey.")
         coloured, interleaved = page.photometric in (_RGB, _YCBCR), page.planarconfig == 1
         if page.compression in _JPEG and page.samplesperpixel > 2 and coloured != interleaved:
-            # tifffile takes the channels of such JPEGs for other colours than they are
-            raise Unsupported("its JPEG compression of several channels is not read: save it with another one.")
+            # tifffile misinterprets the colours of such JPEGs
+            raise Unsupported("its JPEG compression of several channels is not supported: save it with another one.")
         array = _read(series, page)
         if channel is not None:
             array = array.transpose(row, column, channel)
@@ -156,8 +156,8 @@ def decode(path: pathlib.Path, indices: bool) -> np.ndarray:
         if array.dtype == np.bool_:
             array, bits = array.astype(np.uint8), 1
         if page.photometric == _MIN_IS_WHITE and array.dtype == np.uint8 and (bits == 1 or not indices):
-            array = array.copy()  # the series' own, which may be read-only
-            grey = array[:, :, :1] if page.samplesperpixel > 1 else array  # and not the alpha and other bands beside it
+            array = array.copy()  # the series' own array may be read-only
+            grey = array[:, :, :1] if page.samplesperpixel > 1 else array  # without alpha and other bands
             np.subtract(np.uint8(2**bits - 1), grey, out=grey)
         if not indices and page.photometric == _PALETTE:
             if array.ndim == 3:

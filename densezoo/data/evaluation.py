@@ -27,31 +27,31 @@ def eval_batches(
 ) -> EvalBatches:
     """Returns every sample once, uncropped, in batches with few different shapes.
 
-    Sides are padded at the bottom and right to multiples of `multiple`: images by repeating their last row and column,
-    masks with `ignore_index`, other maps with the fill of their kind (see `densezoo.data.fields`). Besides the source's
-    fields every batch has `size`, the height and width before padding, int32 (b, 2). Samples of one padded size share
-    batches, so that a jitted function is compiled once a size; they come in the source's order. Every batch is full:
-    where samples are missing, `size` is 0 and there are images of zeros with `ignore_index` all over the mask, and
+    Samples are padded at the bottom and right to multiples of `multiple`: images by repeating the last row and column,
+    masks with `ignore_index`, other maps with the fill of their kind (see `densezoo.data.fields`). Every batch has an
+    additional field `size`, the height and width before padding, int32 (b, 2). Samples of the same padded size share
+    batches, so that a jitted function compiles once per size; within a size they keep the source's order. All batches
+    have the same number of samples: missing ones have a `size` of 0, images of zeros, masks of `ignore_index` and
     labels of -1.
 
     Args:
-        source: the samples; sizes come from its `sizes` if it has them.
-        batch_size: samples in a batch, over all shards.
-        multiple: what height and width are padded to.
+        source: the samples; its `sizes` are used if it has them.
+        batch_size: number of samples per batch, over all shards.
+        multiple: the padded height and width are multiples of this.
         resize: what each sample is resized to first: (height, width), a `Resize` by its shortest or longest side, or a
-            function from (height, width) to such a pair; None leaves it as it is.
-        ignore_index: for maps of labels where there is no image.
-        fields: names of the fields to give; None for all that are numbers.
-        shard: (index, count): this host gives the index-th of count equal parts of every batch. All hosts give equally
-            many batches, of the same shapes in the same order.
-        num_threads: threads that read ahead; 0 reads when asked.
-        prefetch: batches to read ahead.
+            function from (height, width) to such a pair; None keeps its size.
+        ignore_index: value of label maps in the padding.
+        fields: names of the fields to return; None for all numeric fields.
+        shard: (index, count): this host returns the index-th of count equal parts of every batch. All hosts return the
+            same number of batches, of the same shapes in the same order.
+        num_threads: threads that read ahead; 0 reads on demand.
+        prefetch: number of batches to read ahead.
 
     Returns:
         An iterable of batches that has a length and can be iterated repeatedly.
 
     Raises:
-        ValueError: if an argument is out of its range, if the source is empty, or has no such field.
+        ValueError: if an argument is out of its range, the source is empty, or it lacks a field.
 
     Example:
         >>> from densezoo.data import DigitScenes
@@ -87,7 +87,7 @@ class _Part:
     """One host's samples of one batch."""
 
     size: tuple[int, int]
-    model: int  # a sample that shows the shapes where the host has none
+    model: int  # a sample that provides the shapes if the host has no sample
     members: tuple[int, ...]
 
 
@@ -104,7 +104,7 @@ class EvalBatches:
         ignore_index: int,
         options: ReadOptions,
     ):
-        """Keeps what `eval_batches` has planned."""
+        """Stores the plan of `eval_batches`."""
         self._source = source
         self._names = names
         self._parts = parts
@@ -118,7 +118,7 @@ class EvalBatches:
         return len(self._parts)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Reads the batches, from the first."""
+        """Reads the batches from the start."""
         return read(self._options.source(range(len(self))).map(self._load), self._options)
 
     def _load(self, number: int) -> Batch:

@@ -1,22 +1,24 @@
-"""An open table from the names of fields to their kinds.
+"""An extensible table from the names of fields to their kinds.
 
-A kind defines what cropping, padding, mirroring, turning and resizing do to an array, and what the array holds where
-there is no picture. The pipeline and the transforms ask the kind and never look at a name:
+A kind defines how cropping, padding, mirroring, rotating and resizing change an array, and which value it has outside
+the picture. The pipeline and the transforms use the kind and never the name:
 
 | field | kind | array of one sample |
 | --- | --- | --- |
 | `image` | `Image` | (h, w, c), floats in batches |
-| `mask`, `change` | `LabelMap` | (h, w) class numbers, or (h, w, n) of 0 and 1 where a pixel has several labels |
-| `depth` | `ScalarMap` | (h, w) or (h, w, n) floats, 0 where nothing was measured |
-| `normals` | `VectorMap` | (h, w, 3) unit vectors, zeros where nothing was measured |
-| `instances` | `InstanceMap` | (h, w); k is the instance in row k - 1 of boxes and labels, 0 is none |
+| `mask`, `change` | `LabelMap` | (h, w) class numbers, or (h, w, n) of 0 and 1 for several labels per pixel |
+| `depth` | `ScalarMap` | (h, w) or (h, w, n) floats, 0 for pixels without a measurement |
+| `normals` | `VectorMap` | (h, w, 3) unit vectors, zeros for pixels without a measurement |
+| `instances` | `InstanceMap` | (h, w); k is the instance in row k - 1 of boxes and labels, 0 is background |
 | `boxes` | `Boxes` | (n, 4), x0, y0, x1, y1 in pixels; zeros in rows without an instance |
 | `labels` | `Labels` | (n,), -1 in rows without an instance |
-| `size`, `image_id` and all others | `Kind` | anything; it does not change |
+| `areas` | `Areas` | (n,), pixels of each instance as annotated, also of hidden parts; NaN if unknown |
+| `size`, `image_id` and all others | `Kind` | any shape; never changed |
 
-A name may continue with an underscore or a number: `image_before`, `image_after` and `image2` are images, `mask_2` is a
-label map. The longest match in the table counts. Boxes, labels and instances belong together if their names end alike:
-`boxes_2`, `labels_2` and `instances_2`.
+A name may have a suffix that starts with an underscore or a number: `image_before`, `image_after` and `image2` are
+images, `mask_2` is a label map. The longest match in the table applies. Boxes, labels and instances with the same
+suffix belong together: `boxes_2`, `labels_2` and `instances_2`. `boxes_crowd`, `labels_crowd` and `instances_crowd` are
+COCO's crowds, which `densezoo.metrics` excludes from the scores.
 
 To add a field, add an entry to the table before the first batch is made:
 
@@ -46,20 +48,19 @@ from densezoo.data import _arrays
 class Kind:
     """A value of a sample that does not depend on the picture's geometry, such as a weight; the base of all kinds.
 
-    Subclass it, or one of the others, for another behaviour. Methods take the array of one sample, of NumPy or JAX; the
+    Subclass it, or another kind, for a different behaviour. Methods take the NumPy or JAX array of one sample; the
     transforms map them over the batch.
 
     Attributes:
-        fill: what an empty sample holds, and what stands where there is no picture; None for the `ignore_index` of the
-            pipeline.
+        fill: the value of empty samples and outside the picture; None for the `ignore_index` of the pipeline.
     """
 
     fill: float | None = 0
-    moves: ClassVar[bool] = False  # whether mirroring and turning change it
-    axes: ClassVar[tuple[str, ...]] = ()  # shapes that are allowed, for messages; none: any
+    moves: ClassVar[bool] = False  # whether mirroring and rotating change it
+    axes: ClassVar[tuple[str, ...]] = ()  # allowed shapes, for messages; empty for any
 
     def check(self, name: str, shape: tuple[int, ...], caller: str, batch: tuple[str, ...] = ()) -> None:
-        """Raises a ValueError that names the field, unless an array of this shape can be of this kind."""
+        """Raises a ValueError that names the field, if an array of this shape cannot be of this kind."""
         expected = [", ".join([*batch, axes]) for axes in self.axes]
         if expected and len(shape) not in {axes.count(",") + 1 for axes in expected}:
             raise ValueError(
@@ -67,19 +68,23 @@ class Kind:
             )
 
     def convert(self, name: str, array: np.ndarray) -> np.ndarray:
-        """Gives the array the type that it has in batches."""
+        """Converts the array to the type that it has in batches."""
         return array.astype(np.float32 if array.dtype.kind == "f" else np.int32, copy=False)
 
     def filling(self, ignore_index: int) -> float:
-        """Gives what stands where there is no picture."""
+        """Returns the value outside the picture."""
         return ignore_index if self.fill is None else self.fill
 
     def mirror(self, array: Any, axis: int, length: int) -> Any:
-        """Mirrors along the axis 0 (exchanges top and bottom) or 1 (left and right) of a picture of that length."""
+        """Mirrors along the axis 0 (swaps top and bottom) or 1 (left and right) of a picture of that length."""
         return array
 
     def transpose(self, array: Any) -> Any:
-        """Exchanges rows and columns of the picture."""
+        """Swaps rows and columns of the picture."""
+        return array
+
+    def move(self, array: Any, zoom: Any, shift: Any) -> Any:
+        """Follows the picture where each point (y, x) moves to zoom * (y, x) + shift; both are (2,). Not for maps."""
         return array
 
 
@@ -88,7 +93,7 @@ class Map(Kind):
     """A map that moves pixel by pixel with the picture.
 
     Attributes:
-        linear: resize by linear interpolation, averaging where it becomes smaller, instead of by the nearest pixel.
+        linear: resize by linear interpolation, with averaging when it shrinks, instead of by the nearest pixel.
     """
 
     linear: bool = False
@@ -102,7 +107,7 @@ class Map(Kind):
         return array.swapaxes(0, 1)
 
     def rescale(self, array: Any, zoom: Any) -> Any:
-        """Corrects the values of a map that was resized by the factors zoom (2,), of height and width."""
+        """Corrects the values of a map that was resized by the factors `zoom` (2,), of height and width."""
         return array
 
     def resize(self, array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -111,19 +116,19 @@ class Map(Kind):
         return self.rescale((_arrays.resize_linear if self.linear else _arrays.resize_nearest)(array, size), zoom)
 
     def pad(self, array: np.ndarray, margins: Sequence[tuple[int, int]], ignore_index: int, mode: Any) -> np.ndarray:
-        """Pads at the top and bottom, left and right; `mode` of `numpy.pad` is for pictures."""
+        """Pads at the top and bottom, left and right; `mode` of `numpy.pad` applies to pictures."""
         del mode
         rest = [(0, 0)] * (array.ndim - 2)
         return np.pad(array, (*margins, *rest), constant_values=self.filling(ignore_index))
 
     def surroundings(self, array: jax.Array, ignore_index: int) -> jax.Array:
-        """Gives what stands around the pictures of a batch (b, h, w, ...), to broadcast with it."""
+        """Returns the value around the pictures of a batch (b, h, w, ...), broadcastable to it."""
         return jnp.full((1,) * array.ndim, self.filling(ignore_index), array.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Image(Map):
-    """A picture: padded with its own pixels or its mean; integers become floats in 0..1, by `to_float`."""
+    """A picture, padded with its own pixels or its mean; `to_float` converts integers to floats in 0..1."""
 
     linear: bool = True
     axes: ClassVar[tuple[str, ...]] = ("height, width, channels",)
@@ -140,7 +145,7 @@ class Image(Map):
 
 @dataclasses.dataclass(frozen=True)
 class LabelMap(Map):
-    """Class numbers, (h, w), or 0 and 1 for each of n labels, (h, w, n); `ignore_index` where there is no picture."""
+    """Class numbers, (h, w), or 0 and 1 for each of n labels, (h, w, n); `ignore_index` outside the picture."""
 
     fill: float | None = None
     axes: ClassVar[tuple[str, ...]] = ("height, width", "height, width, classes")
@@ -151,11 +156,11 @@ class LabelMap(Map):
 
 @dataclasses.dataclass(frozen=True)
 class ScalarMap(Map):
-    """A measured number for each pixel, such as a depth, or several; 0 where nothing was measured.
+    """A measured number for each pixel, such as a depth, or several; 0 for pixels without a measurement.
 
-    0 means "not measured" in the files of KITTI and NYU too. Unlike NaN it is safe in a loss that masks it, where the
-    gradient of `where(valid, f(depth), 0)` would be NaN. NaN and infinity in a source become the fill. Resizing takes
-    the nearest pixel, because a mean across an edge or a hole was never measured; use `linear=True` for a heatmap.
+    The files of KITTI and NYU also use 0. Unlike NaN, it is safe in a loss that masks it: for NaN, the gradient of
+    `where(valid, f(depth), 0)` would be NaN. The fill replaces NaN and infinity in a source. Resizing takes the
+    nearest pixel, because a mean across an edge or a hole is not a measurement; use `linear=True` for a heatmap.
     """
 
     def convert(self, name: str, array: np.ndarray) -> np.ndarray:
@@ -164,15 +169,15 @@ class ScalarMap(Map):
 
 @dataclasses.dataclass(frozen=True)
 class VectorMap(Map):
-    """A vector for each pixel: surface normals, or with other attributes a flow.
+    """A vector for each pixel: surface normals, or optical flow with other attributes.
 
-    A horizontal flip changes the sign of x, a vertical flip that of y, and turns by 90 degrees rotate both. Zero
-    vectors, where nothing was measured, stay zero and have no weight in interpolation.
+    A horizontal flip changes the sign of x, a vertical flip that of y, and rotations by 90 degrees rotate both. Zero
+    vectors mark pixels without a measurement; they stay zero and have no weight in interpolation.
 
     Attributes:
         components: length of the last axis. The first two components are x, to the right, and y.
-        length: "unit" to rescale vectors to length 1 after interpolation; "pixels" for displacements, which grow with
-            the picture; "free" for neither.
+        length: "unit" rescales vectors to length 1 after interpolation; "pixels" is for displacements, which scale with
+            the picture; "free" does neither.
         y_up: whether y points up, as in OpenGL, instead of down.
     """
 
@@ -223,7 +228,7 @@ class InstanceMap(Map):
 
 @dataclasses.dataclass(frozen=True)
 class Rows(Kind):
-    """A value for each instance, (n, ...), such as a crowd flag; the fill where the instance has left the picture."""
+    """A value for each instance, (n, ...), such as a crowd flag; the fill if the instance is outside the picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,9 +258,19 @@ class Boxes(Rows):
         return array[..., np.array([1, 0, 3, 2])]
 
     def move(self, array: Any, zoom: Any, shift: Any) -> Any:
-        """Moves each point (y, x) to zoom * (y, x) + shift; both are (2,)."""
         order = np.array([1, 0, 1, 0])
         return array * zoom[order][None] + shift[order][None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Areas(Rows):
+    """The area of each whole instance in pixels, (n,), which grows with the picture; NaN where it is unknown."""
+
+    def convert(self, name: str, array: np.ndarray) -> np.ndarray:
+        return array.astype(np.float32, copy=False)
+
+    def move(self, array: Any, zoom: Any, shift: Any) -> Any:
+        return array * (zoom[0] * zoom[1])
 
 
 KINDS: dict[str, Kind] = {
@@ -267,22 +282,23 @@ KINDS: dict[str, Kind] = {
     "instances": InstanceMap(),
     "boxes": Boxes(),
     "labels": Labels(),
+    "areas": Areas(),
     "size": Kind(),
     "image_id": Kind(),
 }
-"""The kinds of fields by name; add the kind of a field of your own here."""
+"""The kinds of fields by name; add the kinds of your own fields here."""
 
-SIZE = "size"  # which the pipeline adds: the true height and width of padded pictures, int32
+SIZE = "size"  # added by the pipeline: the height and width of padded pictures before padding, int32
 
 
 def kind_of(name: str) -> Kind:
-    """Gives the kind of a field.
+    """Returns the kind of a field.
 
     Args:
-        name: of the field, such as "image_before".
+        name: name of the field, such as "image_before".
 
     Returns:
-        The kind under the longest matching name in `KINDS`; `Kind()` if none matches.
+        The kind of the longest matching name in `KINDS`; `Kind()` if none matches.
 
     Example:
         >>> kind_of("image_before"), kind_of("weight")
@@ -292,7 +308,7 @@ def kind_of(name: str) -> Kind:
 
 
 def group_of(name: str) -> str:
-    """Gives what follows the kind's name in a field's name: "_2" of `boxes_2`, which belongs to `labels_2`."""
+    """Returns the suffix of a field's name: "_2" for `boxes_2`, which belongs to `labels_2`."""
     return _split(name)[1]
 
 

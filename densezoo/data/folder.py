@@ -14,37 +14,38 @@ import numpy as np
 
 from densezoo.data import _decode, _masks, _pairing
 from densezoo.extras import require
-from densezoo.messages import shortened
+from densezoo.messages import option, shortened
 
 
 def read_image(path: str | os.PathLike[str], channels: int | None = None, *, bits: int | None = None) -> np.ndarray:
     """Reads one picture, in the same way as `ImageMaskFolder`.
 
-    Bit depth and channels stay as in the file: 8 or 16 bits; grey (1 channel), grey + alpha (2), RGB (3), RGBA (4), or
-    any number from a TIFF, channels first or last. Palettes become RGB, grey of less than 8 bits is scaled to 0..255
+    Bit depth and channels are those of the file: 8 or 16 bits; grey (1 channel), grey + alpha (2), RGB (3), RGBA (4),
+    or any number from a TIFF, channels first or last. Palettes become RGB, grey of less than 8 bits is scaled to 0..255
     (1-bit pictures become 0 and 255), and an EXIF orientation is applied. A TIFF in which 0 is white is inverted if it
-    has 8 bits or fewer, as by Pillow; a wider one keeps its numbers, as in tifffile, Pillow and GDAL. Alpha is an
+    has 8 bits or fewer, as in Pillow; a wider one keeps its numbers, as in tifffile, Pillow and GDAL. Alpha is an
     ordinary channel, never blended with a background; `channels` drops it. 64-bit floats become 32-bit.
 
     TIFF files need the imagecodecs package for most compressions. Pages of the same kind as the first become channels;
     others, such as overviews, are ignored. Pictures that take more than 12 * `PIL.Image.MAX_IMAGE_PIXELS` bytes (1 GiB
-    by default) are refused.
+    by default) raise an error.
 
     Args:
         path: a png, jpg, tif, bmp or webp file.
-        channels: how many channels to give: 3 repeats grey, 1 takes the luminance of colours, and both drop alpha.
-            None for as many as the file has.
-        bits: how many bits of the file's type the pixels use: 12 for pictures of 0..4095 in 16-bit files, which
-            otherwise come out 16 times too dark. Pixels are scaled to the full range of the type. None for all bits.
+        channels: the number of channels to return: 3 repeats grey, 1 takes the luminance of colours, and both drop
+            alpha. None for as many as the file has.
+        bits: the number of bits of the file's type that the pixels use: 12 for pictures of 0..4095 in 16-bit files,
+            which otherwise appear 16 times too dark. Pixels are scaled to the full range of the type. None for all
+            bits.
 
     Returns:
         (height, width, channels) in the file's type; `to_float` scales it.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, of another format or too large, if the channels cannot be converted, or if a pixel
-            does not fit `bits`.
-        MemoryError: if there is not enough memory.
+        ValueError: if it is damaged, in another format or too large, the channels cannot be converted, or a pixel does
+            not fit `bits`.
+        MemoryError: if memory is insufficient.
 
     Example:
         >>> import pathlib, tempfile
@@ -65,14 +66,14 @@ def read_image(path: str | os.PathLike[str], channels: int | None = None, *, bit
 
 
 class ImageMaskFolder:
-    """A folder of images and their masks as a random-access source, which grain reads directly.
+    """A folder of images and their masks as a random-access source that grain reads directly.
 
-    `root/images/NAME.*` belongs to `root/masks/NAME.*`. Building the source lists the folder and reads the files'
-    headers, and reports every problem that shows there in one error; `check` decodes everything. Items are sorted by
-    name; hidden files are skipped, links are followed, and a warning names other files and folders that are not read.
+    `root/images/NAME.*` belongs to `root/masks/NAME.*`. The constructor lists the folder and reads the files'
+    headers, and reports all problems in one error; `check` decodes everything. Items are sorted by
+    name. Hidden files are skipped, links are followed, and a warning lists other files and folders that are not read.
 
-    Pixels are read as by `read_image`. Masks hold class numbers: grey values of any number of bits, as they
-    are stored, or palette indices. `labels` maps other numbers, or colours, to classes::
+    Pixels are read as by `read_image`. Masks contain class numbers: grey values of any number of bits as stored, or
+    palette indices. `labels` maps other numbers, or colours, to classes::
 
         ImageMaskFolder(root, labels={7: 0, 11: 1, 26: 2, 0: 255}, ignore_index=255)
         ImageMaskFolder(root, labels={(0, 0, 0): 0, (128, 64, 128): 1}, class_names=("background", "road"))
@@ -80,10 +81,10 @@ class ImageMaskFolder:
     Attributes:
         root: the folder.
         num_classes: the number of classes, or None if masks may hold any number.
-        class_names: the names of the classes; empty if there are none.
-        ignore_index: the mask value that stands for "unlabelled", or None.
+        class_names: the names of the classes; may be empty.
+        ignore_index: the mask value of unlabelled pixels, or None.
         channels: the channels that images are converted to, or None.
-        bits: how many bits the pixels use, or None for all bits of their type.
+        bits: the number of bits that the pixels use, or None for all bits of their type.
         names: the names of the items, in order.
         sizes: the (height, width) of the items, in order.
 
@@ -116,22 +117,22 @@ class ImageMaskFolder:
         """Lists the folder, pairs the files and compares their sizes.
 
         Args:
-            root: the folder that holds `images` and `masks`.
-            num_classes: if given, reading an item whose mask holds any other value than 0..num_classes-1 is an error.
-            ignore_index: a mask value that is allowed besides the classes, for pixels without a label.
-            channels: what `read_image` converts to.
-            bits: how many bits the pixels use, as in `read_image`.
-            labels: classes by mask value, or by colour (red, green, blue); a value or colour that is missing here is an
-                error. `ignore_index` as a class leaves pixels out.
-            class_names: names of the classes, in order; empty for none.
-            multilabel: masks have a channel for each class, with 1 where a pixel has that label. Where files hold 0
-                and 255, pass `labels={0: 0, 255: 1}`.
+            root: the folder that contains `images` and `masks`.
+            num_classes: number of classes. If given, other mask values than 0..num_classes-1 are an error.
+            ignore_index: a mask value that is allowed besides the classes, for unlabelled pixels.
+            channels: number of channels, as in `read_image`.
+            bits: the number of bits that the pixels use, as in `read_image`.
+            labels: classes by mask value, or by colour (red, green, blue). Values or colours that are missing here are
+                an error. The class `ignore_index` excludes pixels.
+            class_names: names of the classes, in order; may be empty.
+            multilabel: masks have a channel for each class, with 1 for pixels with that label. If files contain 0 and
+                255, pass `labels={0: 0, 255: 1}`.
 
         Raises:
             FileNotFoundError: if a folder is missing.
             ValueError: if ignore_index is one of the classes, or labels or class_names do not fit; if there are no
-                images, or for any image or mask that is alone, that shares its name with another, that cannot be read,
-                or that differs in size from its partner. All are named at once.
+                images, or if an image or mask has no partner, shares its name with another, cannot be read, or differs
+                in size from its partner. The message lists all of them.
         """
         _check_positive("num_classes", num_classes)
         _check_positive("channels", channels)
@@ -140,8 +141,8 @@ class ImageMaskFolder:
         values = 2 if multilabel else num_classes or 0
         if labels is None and ignore_index is not None and 0 <= ignore_index < values:
             raise ValueError(
-                f"ignore_index={ignore_index} is one of the classes 0..{values - 1}: pass None if every class"
-                " counts, or a number that is not a class."
+                f"{option('ignore_index', ignore_index)} is one of the classes 0..{values - 1}: pass None if every"
+                " class counts, or a number that is not a class."
             )
         self.num_classes = _masks.count_classes(num_classes, class_names, None if multilabel else labels, ignore_index)
         self.class_names = tuple(class_names)
@@ -156,7 +157,7 @@ class ImageMaskFolder:
     def __repr__(self) -> str:
         """Returns a name that is stable between runs, for Grain checkpoints."""
         given = {"bits": self.bits, "labels": self._masks.labels, "class_names": self.class_names}
-        given |= {"multilabel": self._masks.multilabel}  # named only if given: runs from before there were any go on
+        given |= {"multilabel": self._masks.multilabel}  # only if given, so that older runs keep their name
         more = "".join(f", {name}={value!r}" for name, value in given.items() if value)
         return (
             f"ImageMaskFolder({str(self.root)!r}, num_classes={self.num_classes}, "
@@ -171,15 +172,15 @@ class ImageMaskFolder:
         """Reads one pair.
 
         Args:
-            index: 0..len-1, or from the end if negative.
+            index: 0..len-1; negative indices count from the end.
 
         Returns:
             image: (height, width, channels) in the file's type; mask: (height, width) int32, or (height, width,
-            classes) with several labels a pixel; name: the shared name.
+            classes) with several labels per pixel; name: the shared name.
 
         Raises:
             IndexError: if there is no such item.
-            ValueError: if a file is damaged or the mask holds other values than the classes.
+            ValueError: if a file is damaged or the mask contains values that are not classes.
         """
         image_path, mask_path = self._pairs[index]
         image = _decode.decode_image(image_path, self.channels, self.bits)
@@ -193,19 +194,19 @@ class ImageMaskFolder:
     def check(
         self, *, progress: bool = True, num_threads: int = 4, value_range: tuple[float, float] | None = None
     ) -> None:
-        """Decodes every file and reports everything that is wrong with any of them.
+        """Decodes every file and reports all problems.
 
-        Warns if the images never use the upper half of a type of 16 bits or more, and suggests `bits`; or, with a
-        `value_range`, if pixels are above it.
+        Warns if the images never use the upper half of a type of 16 bits or more, and suggests `bits`; with a
+        `value_range`, it warns if pixels are above it.
 
         Args:
-            progress: whether to show a bar, on the standard error stream.
-            num_threads: how many files to decode at a time.
+            progress: whether to show a progress bar on standard error.
+            num_threads: number of files to decode concurrently.
             value_range: the values that become 0 and 1, if `Preprocessing` scales the images.
 
         Raises:
-            ValueError: if files are damaged, if images hold NaN or infinity, if masks hold other values than the
-                classes, or if images differ in their number of channels. The one message names the files.
+            ValueError: if files are damaged, images contain NaN or infinity, masks contain values that are not classes,
+                or images differ in their number of channels. The message lists the files.
         """
         bars, console = require("rich.progress"), require("rich.console").Console(stderr=True)
         problems: list[str] = []
@@ -234,9 +235,9 @@ class ImageMaskFolder:
                     bar.advance(task)
         if self.num_classes and self.ignore_index in present and len(present) == 2:
             problems.append(
-                f"the masks hold {min(present)} and {max(present)} alone, and {self.ignore_index} is ignore_index: that"
-                " leaves nothing to tell apart. If it is a class, map it to its number, such as 1, by labels={0: 0,"
-                f" {self.ignore_index}: 1}}"
+                f"the masks hold {min(present)} and {max(present)} alone, and {self.ignore_index} is"
+                f" {option('ignore_index')}: that leaves nothing to tell apart. If it is a class, map it to its number,"
+                f" such as 1, by {option('labels', {0: 0, self.ignore_index: 1})}"
             )
         highest = max(largest.values(), default=0)
         if value_range is not None and highest > value_range[1]:
@@ -247,7 +248,7 @@ class ImageMaskFolder:
             warnings.warn(f"{self.root}: {unusual}", stacklevel=2)
         if not problems and len(by_channels) <= 1:
             return
-        lines = [f"{self.root}: {len(self)} pairs, of which some do not fit:"]
+        lines = [f"{self.root}: {len(self)} pairs, some of which are invalid:"]
         if problems:
             lines.append(shortened(problems, "\n  ", 100))
         if strangers:
@@ -256,13 +257,14 @@ class ImageMaskFolder:
             lines.append("images differ in their number of channels:")
             for channels, paths in sorted(by_channels.items()):
                 lines.append(f"    {channels}: {shortened([path.name for path in paths], ', ', 10)}")
-            lines.append("Pass channels= to convert them (3 repeats grey; alpha is dropped), or convert the files.")
+            given = option("channels", "", typed="N")
+            lines.append(f"Pass {given} to convert them (3 repeats grey; alpha is dropped), or convert the files.")
         raise ValueError("\n  ".join(lines))
 
     def _check(
         self, pair: tuple[pathlib.Path, pathlib.Path]
     ) -> tuple[list[str], tuple[int, np.dtype, int] | None, Mapping[int, int], set[int]]:
-        """Gives the problems of one pair, the image's channels, type and largest value, strange and all mask values."""
+        """Returns the problems of one pair, the image's channels, type and maximum, invalid and all mask values."""
         image_path, mask_path = pair
         problems: list[str] = []
         image = mask = None
@@ -288,4 +290,4 @@ class ImageMaskFolder:
 
 def _check_positive(name: str, value: int | None) -> None:
     if value is not None and value < 1:
-        raise ValueError(f"{name}={value}; expected 1 or more, or None.")
+        raise ValueError(f"{option(name, value)}; expected 1 or more, or None.")

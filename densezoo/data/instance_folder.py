@@ -15,26 +15,26 @@ from densezoo.data import _decode, _instances, _pairing
 class InstanceFolder:
     """A folder of images and their maps of instances, such as Penn-Fudan's, as a random-access source.
 
-    `root/images/NAME.*` belongs to `root/instances/NAME.*`, whose pixels hold the number of their object, 0 for none.
-    All objects are of one class; or numbers tell the class as well, as in Cityscapes, where 26003 is an object of
-    category 26:
+    `root/images/NAME.*` belongs to `root/instances/NAME.*`, whose pixels contain the number of their object, 0 for
+    none. By default all objects are of one class. With `divisor`, the number also encodes the class, as in Cityscapes,
+    where 26003 is an object of category 26:
 
         InstanceFolder(root, class_names=("person", "car"), divisor=1000, categories={24: 0, 26: 1})
 
-    An item holds, for the n objects of the picture that has most:
+    An item contains the following fields, where n is the maximum number of objects in a picture:
 
     - image: (height, width, channels) as in the file.
     - boxes: (n, 4) float32, the extent of the object as x0, y0, x1, y1 in pixels; zeros in rows without an object.
     - labels: (n,) int32, the class; -1 in rows without an object.
     - instances: (height, width) int32; k for the object in row k - 1, 0 for none.
-    - name: that the files share.
+    - name: the name that the files share.
 
-    Building the source reads every map once, to count the objects.
+    The constructor reads every map once, to count the objects.
 
     Attributes:
         root: the folder.
         class_names: the names of the classes.
-        num_classes: how many there are.
+        num_classes: the number of classes.
         names: the names of the items, in order.
         sizes: the (height, width) of the items, in order.
 
@@ -66,18 +66,18 @@ class InstanceFolder:
         """Pairs the files and counts the objects.
 
         Args:
-            root: the folder that holds `images` and `instances`.
+            root: the folder that contains `images` and `instances`.
             class_names: the names of the classes, in order.
-            divisor: a number of at least `divisor` stands for an object, and number // divisor for its category;
-                smaller ones for none.
-            categories: classes by category; categories that are missing here are no objects. None for 1, 2, ... in the
+            divisor: numbers of at least `divisor` are objects of category number // divisor; smaller ones are
+                background.
+            categories: classes by category; categories that are missing here are background. None for 1, 2, ... in the
                 order of the classes.
-            channels: what `read_image` converts to; None for the channels of the file.
-            max_objects: rows of boxes and labels; None for as many as the fullest picture needs.
+            channels: number of channels, as in `read_image`; None for the channels of the file.
+            max_objects: rows of boxes and labels; None for the maximum number of objects in a picture.
 
         Raises:
             FileNotFoundError: if a folder is missing.
-            ValueError: if arguments do not fit each other, files do not pair up, a map is damaged, or a picture has
+            ValueError: if arguments are inconsistent, files do not pair up, a map is damaged, or a picture has
                 more objects than `max_objects`.
         """
         if categories is not None and divisor is None:
@@ -115,10 +115,10 @@ class InstanceFolder:
         """Reads one pair.
 
         Args:
-            index: 0..len-1, or from the end if negative.
+            index: 0..len-1; negative indices count from the end.
 
         Returns:
-            The fields that the class describes.
+            The fields listed in the class's docstring.
 
         Raises:
             IndexError: if there is no such item.
@@ -138,7 +138,7 @@ class InstanceFolder:
         return {"image": image, "boxes": boxes, "labels": labels, "instances": instances, "name": image_path.stem}
 
     def _objects(self, numbers: np.ndarray) -> list[int]:
-        """The numbers in a map that stand for objects."""
+        """The numbers of the objects in a map."""
         return [number for number in np.unique(numbers).tolist() if number > 0 and self._label(number) >= 0]
 
     def _label(self, number: int) -> int:

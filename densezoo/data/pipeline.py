@@ -11,6 +11,7 @@ import numpy as np
 from densezoo.data import _samples, resizing
 from densezoo.data._reading import Batch, Source, local_size, read, read_options
 from densezoo.data.fields import SIZE
+from densezoo.messages import option
 
 
 def train_batches(
@@ -42,23 +43,23 @@ def train_batches(
         batch_size: number of samples per batch, over all shards.
         crop_size: height and width of random crops, or one number for both; None takes whole samples of one size.
         resize: what each sample is resized to before it is cropped: (height, width), a `Resize` by its shortest or
-            longest side, a `ScaleJitter`, or a function from (height, width) to such a pair; None leaves it as it is.
+            longest side, a `ScaleJitter`, or a function from (height, width) to such a pair; None keeps its size.
         seed: seed of the order and the crops, 0 to 2**32 - 1.
         ignore_index: value of label maps in the padding.
         fields: names of the fields to return; None for all numeric fields. If "size" is among them, batches contain the
             height and width without padding, and samples smaller than the crop are padded at the bottom and right, as
             in `eval_batches`.
-        shard: (index, count): this host gives the index-th of count equal parts of every batch. The parts together are
-            the batch that a single host would give.
-        num_threads: threads that read ahead; 0 reads when asked.
-        prefetch: batches to read ahead.
+        shard: (index, count): this host returns the index-th of count equal parts of every batch. Together, the parts
+            are the batch that a single host would return.
+        num_threads: threads that read ahead; 0 reads on demand.
+        prefetch: number of batches to read ahead.
 
     Returns:
         A function from a number of steps to an iterator over the batches from that step on.
 
     Raises:
-        ValueError: if an argument is out of its range, if the source is empty, has no such field, or if its samples
-            differ in size while there is no crop_size.
+        ValueError: if an argument is out of its range, the source is empty or lacks a field, or its samples differ in
+            size and crop_size is None.
 
     Example:
         >>> from densezoo.data import DigitScenes
@@ -69,7 +70,7 @@ def train_batches(
     """
     local = local_size(batch_size, shard)
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed}; expected 0 to 2**32 - 1.")
+        raise ValueError(f"{option('seed', seed)}; expected 0 to 2**32 - 1.")
     options = read_options(num_threads, prefetch)
     resizing.check(resize)
     window = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
@@ -87,7 +88,7 @@ def train_batches(
     dataset = dataset.random_map(_Crop(names, window, resize, ignore_index)).batch(
         local, drop_remainder=True, batch_fn=_samples.stack
     )
-    # A host's parts are every count-th of the small batches.
+    # Each host takes every count-th of the small batches.
     index, count = shard
 
     def batches(start_step: int = 0) -> Iterator[Batch]:
@@ -100,7 +101,7 @@ def train_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Crop:
-    """Resizes a sample, cuts a random window from it, and converts what it keeps."""
+    """Resizes a sample, cuts a random window from it, and converts the selected fields."""
 
     names: Sequence[str]
     window: tuple[int, int] | None
@@ -114,7 +115,7 @@ class _Crop:
         resize = self.resize.draw(*size, rng) if isinstance(self.resize, resizing.ScaleJitter) else self.resize
         sample, size = _samples.resize(chosen, size, resize)
         if self.window is not None:
-            # Where the window is larger than the sample, it begins up to the difference before it.
+            # If the window is larger than the sample, it starts up to the difference before it.
             spare = [size[axis] - self.window[axis] for axis in (0, 1)]
             corner = [int(rng.integers(min(pixels, 0), max(pixels, 0) + 1)) for pixels in spare]
             mode = "reflect"

@@ -1,4 +1,4 @@
-"""Sizes to which the pictures of a source are resized."""
+"""Target sizes for resizing the pictures of a source."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """Keeps the shape of a picture: sets its shortest or longest side, or the first as far as the second allows.
+    """Sets the shortest or longest side of a picture and keeps its aspect ratio.
 
     Attributes:
         shortest: length of the shortest side in pixels.
-        longest: length of the longest side; with `shortest`, what it may reach at most.
+        longest: length of the longest side; with `shortest`, its upper limit.
 
     Example:
         >>> Resize(shortest=480)(640, 960), Resize(longest=480)(640, 960), Resize(shortest=480, longest=600)(640, 960)
@@ -31,7 +31,7 @@ class Resize:
 
     def __call__(self, height: int, width: int) -> tuple[int, int]:
         """Returns the size to which a picture of this height and width is resized."""
-        # As fractions (numerator, denominator), so that the side that is set comes out exactly.
+        # As fractions (numerator, denominator), so that the given side is exact.
         scales = []
         if self.shortest is not None:
             scales.append((self.shortest, min(height, width)))
@@ -43,13 +43,13 @@ class Resize:
 
 @dataclasses.dataclass(frozen=True)
 class ScaleJitter:
-    """A random size for each picture: it fits into `size` when drawn at 1, and keeps its shape. For training.
+    """A random size for each picture, for training: it keeps the aspect ratio, and a factor of 1 fits it into `size`.
 
     Followed by crops of `size`, it is the large-scale jitter of "Simple copy-paste" and of torchvision's recipe.
 
     Attributes:
         size: height and width in pixels.
-        scales: least and greatest factor, drawn evenly.
+        scales: minimum and maximum factor, drawn uniformly.
 
     Example:
         >>> import numpy as np
@@ -69,7 +69,7 @@ class ScaleJitter:
             raise ValueError(f"{self}; expected a size of 1 or more, and scales with 0 < least <= greatest.")
 
     def __call__(self, height: int, width: int) -> tuple[int, int]:
-        """Gives the size without jitter, for evaluation: the largest that fits into `size`."""
+        """Returns the size without jitter, for evaluation: the largest that fits into `size`."""
         return self._scaled(height, width, 1.0)
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -86,7 +86,7 @@ ResizeTo = tuple[int, int] | Callable[[int, int], tuple[int, int]]
 
 
 def check(to: ResizeTo | None) -> None:
-    """Raises a ValueError if it is no size."""
+    """Raises a ValueError if the value is not a size."""
     if to is not None and not callable(to) and (len(to) != 2 or min(to) < 1):
         raise ValueError(f"resize={to}; expected a pair (height, width) of positive numbers, a Resize, or None.")
 

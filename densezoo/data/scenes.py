@@ -1,4 +1,4 @@
-"""Scenes of handwritten digits on photographs: real pixels with every kind of dense target, and no download."""
+"""Scenes of handwritten digits on photographs, with every kind of dense target and without downloads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from densezoo.extras import require
 
 Split = Literal["train", "val"]
 
-# Pictures that the wheels of scikit-image and scikit-learn hold. The splits share none, and none shows digits.
+# Pictures in the wheels of scikit-image and scikit-learn. The splits share none, and none shows digits.
 _PICTURES: dict[Split, dict[str, tuple[str, ...]]] = {
     "train": {
         "skimage": (
@@ -37,11 +37,11 @@ _PICTURES: dict[Split, dict[str, tuple[str, ...]]] = {
 }
 _PLACES = {"skimage": ("skimage", "data"), "sklearn": ("sklearn.datasets", "images")}
 _PACKAGES = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
-_LONG_SIDE = 640  # larger pictures are reduced to this, so that a crop shows more than a blur
-_MARGIN = 1  # empty cells around the 8x8 of a digit, into which its strokes fade
+_LONG_SIDE = 640  # larger pictures are reduced to this, so that a crop has visible structure
+_MARGIN = 1  # empty cells around the 8x8 of a digit, for the soft ends of its strokes
 _CELLS = 8 + 2 * _MARGIN
-_LEVELS = 7  # scales in which every digit is prepared
-_RIM = np.float32(0.6)  # darkness of a rim one pixel wide, which keeps digits apart where they overlap
+_LEVELS = 7  # scales in which every digit is precomputed
+_RIM = np.float32(0.6)  # darkness of a rim one pixel wide, which separates overlapping digits
 _BRIGHTEST = 0.95
 _TRIES = 20
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -51,18 +51,18 @@ class DigitScenes:
     """Digits of several sizes, colours and depths on crops of photographs, as a random-access source.
 
     The digits are scikit-learn's 1797 handwritten ones, enlarged smoothly; the backgrounds are photographs and textures
-    from the wheels of scikit-image and scikit-learn. Nothing is downloaded. Scene i depends on the arguments and on i
-    alone, and there may be any number of scenes. The splits share neither a digit's drawing nor a photograph.
+    from the wheels of scikit-image and scikit-learn. Nothing is downloaded. Scene i depends only on the arguments and
+    i, and the number of scenes is unlimited. The splits share neither drawings of digits nor photographs.
 
-    An item holds, for n = digits[1] places of which the scene may leave some empty:
+    An item contains the following fields, where n = digits[1] and some rows may be empty:
 
     - image: (height, width, 3) uint8.
     - mask: (height, width) int32; 0 is the background, d + 1 the digit d: 11 classes.
-    - instances: (height, width) int32; 0 is the background, k the digit at place k - 1 of the two lists below.
-    - boxes: (n, 4) float32, the visible extent as x0, y0, x1, y1 in pixels, half open; zeros at empty places.
-    - labels: (n,) int32, 0..9; -1 at empty places.
-    - depth: (height, width) float32; inverse to a digit's scale, with the largest digits at 1 and the background
-      half as far again as the smallest. Nearer digits hide farther ones.
+    - instances: (height, width) int32; 0 is the background, k the digit in row k - 1 of boxes and labels.
+    - boxes: (n, 4) float32, the visible extent as x0, y0, x1, y1 in pixels, half open; zeros in empty rows.
+    - labels: (n,) int32, 0..9; -1 in empty rows.
+    - depth: (height, width) float32, inversely proportional to a digit's scale: 1 for the largest digits; the
+      background is 1.5 times as far as the smallest. Nearer digits hide farther ones.
 
     Attributes:
         num_classes: 11, the classes of the mask.
@@ -98,14 +98,15 @@ class DigitScenes:
             num_scenes: the length of the source.
             size: height and width of the scenes in pixels.
             split: which digits and photographs to use.
-            seed: another seed gives other scenes.
-            digits: the least and the most digits in a scene; there are fewer only where no room is left.
-            scales: the least and the greatest enlargement of the 8x8 digits.
-            contrast: how much lighter, of 0..1, a digit is at least than the mean of what is behind it, if it can be.
-            min_visible: the least share of a digit's pixels that nearer digits leave visible.
+            seed: seed of the scenes.
+            digits: minimum and maximum number of digits in a scene; fewer only if there is no space left.
+            scales: minimum and maximum enlargement of the 8x8 digits.
+            contrast: minimum difference in lightness, 0..1, between a digit and the mean of its background, where
+                possible.
+            min_visible: minimum share of a digit's pixels that nearer digits leave visible.
 
         Raises:
-            ValueError: if an argument is out of its range, or if the scene has no room for the largest digit.
+            ValueError: if an argument is out of its range, or the scene has no space for the largest digit.
             FileNotFoundError: if the installed scikit-image or scikit-learn lacks a picture.
         """
         if num_scenes < 1:
@@ -147,7 +148,7 @@ class DigitScenes:
         )
 
     def __len__(self) -> int:
-        """Gives the number of scenes."""
+        """Returns the number of scenes."""
         return self.num_scenes
 
     @property
@@ -159,10 +160,10 @@ class DigitScenes:
         """Composes one scene.
 
         Args:
-            index: 0..len-1, or from the end if negative.
+            index: 0..len-1; negative indices count from the end.
 
         Returns:
-            The fields that the class describes.
+            The fields listed in the class's docstring.
 
         Raises:
             IndexError: if there is no such scene.
@@ -179,9 +180,9 @@ class DigitScenes:
         boxes = np.zeros((self.digits[1], 4), np.float32)
 
         placed = 0
-        whole = np.ones(self.digits[1] + 1, np.int64)  # a digit's pixels before others hid some, by instance
+        whole = np.ones(self.digits[1] + 1, np.int64)  # a digit's pixels before occlusion, by instance
         hidden = np.zeros(self.digits[1] + 1, np.int64)
-        # From far to near, which is from small to large.
+        # From far to near, that is, from small to large.
         for level in np.sort(rng.integers(_LEVELS, size=rng.integers(self.digits[0], self.digits[1] + 1))):
             drawing = rng.integers(len(self._labels))
             alpha, rim = self._drawings[level][drawing].astype(np.float32) / np.float32(255)
@@ -212,7 +213,7 @@ class DigitScenes:
         }
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:
-        """Gives a crop of a photograph, of which contrast and brightness are changed, as float32."""
+        """Returns a crop of a photograph with random contrast and brightness, as float32."""
         picture = self._pictures[rng.integers(len(self._pictures))]
         top = rng.integers(picture.shape[0] - self.size[0] + 1)
         left = rng.integers(picture.shape[1] - self.size[1] + 1)
@@ -227,7 +228,7 @@ class DigitScenes:
     def _place(
         self, rng: np.random.Generator, inside: np.ndarray, instances: np.ndarray, whole: np.ndarray, hidden: np.ndarray
     ) -> tuple[slice, slice] | None:
-        """Looks for a place where the digit leaves enough of the others to be seen."""
+        """Finds a position where the digit leaves the others sufficiently visible."""
         for _ in range(_TRIES):
             top = rng.integers(self.size[0] - inside.shape[0] + 1)
             left = rng.integers(self.size[1] - inside.shape[1] + 1)
@@ -238,12 +239,12 @@ class DigitScenes:
         return None
 
     def _colour(self, rng: np.random.Generator, behind: np.ndarray) -> np.ndarray:
-        """Draws a colour that is lighter than what is behind it, on average, by at least the contrast."""
+        """Draws a colour that is lighter than the mean background by at least the contrast."""
         least = min(float(behind.mean(axis=(0, 1)) @ _LUMA) + self.contrast, _BRIGHTEST)
         luminance = rng.uniform(least, _BRIGHTEST)
         tint = rng.uniform(0.3, 1.0, 3)
         colour = tint * luminance / (tint @ _LUMA)
-        if colour.max() > 1:  # less colourful, of the same luminance
+        if colour.max() > 1:  # reduce the saturation at the same luminance
             colour = luminance + (colour - luminance) * (1 - luminance) / (colour.max() - luminance)
         return colour.astype(np.float32)
 
@@ -254,7 +255,7 @@ def _paint(region: np.ndarray, alpha: np.ndarray, rim: np.ndarray, colour: np.nd
 
 
 def _cubic_weights(scale: float) -> np.ndarray:
-    """Gives the matrix that enlarges a row of cells by Catmull-Rom splines, which keep the holes of an 8 open."""
+    """Returns the matrix that enlarges a row of cells with Catmull-Rom splines, which keep the holes of an 8 open."""
     pixels = round(_CELLS * scale)
     centres = (np.arange(pixels) + 0.5) * _CELLS / pixels - 0.5
     distance = np.abs(centres[:, None] - np.arange(_CELLS))
@@ -265,7 +266,7 @@ def _cubic_weights(scale: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _digits(split: Split, scales: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Gives the labels, the scales, and for each scale all digits' opacity and rim (n, 2, height, width)."""
+    """Returns the labels, the scales, and for each scale all digits' opacity and rim (n, 2, height, width)."""
     pixels, labels = require("sklearn.datasets").load_digits(return_X_y=True)
     held_out = np.zeros(len(labels), bool)
     for digit in range(10):  # every fifth drawing of each digit: by position alone, some digits would be rare
@@ -280,7 +281,7 @@ def _digits(split: Split, scales: tuple[float, float]) -> tuple[np.ndarray, np.n
     for scale in levels:
         weights = _cubic_weights(float(scale))
         smooth = np.einsum("pi,nij,qj->npq", weights, cells, weights, optimize=True)
-        # Steeper, so that an edge takes about a pixel at any scale.
+        # A steeper slope, so that an edge is about a pixel wide at any scale.
         alpha = np.clip((smooth - 0.45) * np.float32(scale) + 0.5, 0.0, 1.0)
         rim = alpha
         for axis in (1, 2):
@@ -291,7 +292,7 @@ def _digits(split: Split, scales: tuple[float, float]) -> tuple[np.ndarray, np.n
 
 @functools.lru_cache(maxsize=4)
 def _pictures(split: Split, size: tuple[int, int]) -> list[np.ndarray]:
-    """Gives every photograph twice, as it is and at half its size, none smaller than the scenes."""
+    """Returns every photograph twice, at full and at half size, none smaller than the scenes."""
     pictures = []
     for package, names in _PICTURES[split].items():
         module, folder = _PLACES[package]

@@ -1,4 +1,4 @@
-"""A part of a source."""
+"""A subset of a source."""
 
 import operator
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any, SupportsIndex
 
 
 class Subset:
-    """Some items of a random-access source, in the order given.
+    """Selected items of a random-access source, in the given order.
 
     Example:
         >>> list(Subset("abcdef", range(0, 6, 2)))
@@ -14,10 +14,10 @@ class Subset:
     """
 
     def __init__(self, source: Any, indices: Sequence[int]):
-        """Keeps the source and the indices of the items to show.
+        """Stores the source and the indices of the selected items.
 
         Raises:
-            IndexError: if the source has no such item.
+            IndexError: if an index is out of range.
         """
         indices = tuple(operator.index(index) for index in indices)
         if indices and not -len(source) <= min(indices) <= max(indices) < len(source):
@@ -27,7 +27,7 @@ class Subset:
             self.sizes = tuple(source.sizes[index] for index in indices)
 
     def __repr__(self) -> str:
-        """Names source and indices, the same way in every run."""
+        """Returns a name with source and indices that is stable between runs."""
         return f"Subset({self._source!r}, {self._indices!r})"
 
     def __len__(self) -> int:

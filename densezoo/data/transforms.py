@@ -1,15 +1,15 @@
 """Augmentation on the device: pure functions `(key, batch) -> batch` to run inside the jitted train step.
 
-A batch is a dict of arrays. What happens to a field depends on its kind: see `densezoo.data.fields`.
+A batch is a dict of arrays. The kind of a field determines how it changes: see `densezoo.data.fields`.
 
-- Images get the geometry and the colours. The images of a sample share its geometry; colours are drawn for each, as
+- Images: geometry and colours. The images of a sample share its geometry; colours are drawn for each image, because
   light differs between dates.
-- Maps get the geometry: masks, instances and depth by nearest pixel, normals as vectors that turn with the image.
-- Boxes follow the geometry. One that is cut off at the border shrinks. An instance of which less than a quarter of the
-  box or no pixel is left is removed from boxes, labels and the map of instances.
+- Maps: geometry. Masks, instances and depth take the nearest pixel; normals are rotated with the image.
+- Boxes follow the geometry and are clipped to the image. If less than a quarter of an instance's box or none of its
+  pixels is left, it is removed from boxes, labels and the map of instances.
 
-Other fields stay as they are; one that has the images' height and width is an error, for it would no longer fit.
-Every sample draws its own numbers. The result depends on key and batch alone.
+Other fields are unchanged. A field that has the images' height and width but no kind is an error, because it would no
+longer match. Every sample draws its own random numbers. The result depends only on key and batch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def compose(*transforms: Transform) -> Transform:
-    """Runs transforms one after the other, each with a key of its own.
+    """Runs transforms in sequence, each with its own key.
 
     Args:
         *transforms: in the order in which they run.
@@ -57,11 +57,11 @@ def compose(*transforms: Transform) -> Transform:
 
 
 def random_flip(*, horizontal: bool = True, vertical: bool = False) -> Transform:
-    """Mirrors half of the samples; pictures with padding, which `size` tells, stay at the top left.
+    """Mirrors half of the samples; pictures with padding (given by `size`) stay at the top left.
 
     Args:
-        horizontal: exchange left and right.
-        vertical: exchange top and bottom, independently.
+        horizontal: swap left and right.
+        vertical: swap top and bottom, independently.
 
     Returns:
         The transform.
@@ -86,7 +86,7 @@ def random_flip(*, horizontal: bool = True, vertical: bool = False) -> Transform
 
 
 def random_rot90() -> Transform:
-    """Turns each sample by 0, 90, 180 or 270 degrees; images must be square.
+    """Rotates each sample by 0, 90, 180 or 270 degrees; images must be square.
 
     Returns:
         The transform. It raises a ValueError when traced with images that are not square.
@@ -102,7 +102,7 @@ def random_rot90() -> Transform:
         _geometry.refuse_sizes(batch, "random_rot90")
         if height != width:
             raise ValueError(f"random_rot90 got images of {height}x{width}; expected square ones: crop them first.")
-        # Every turn is a transposition or none, followed by mirroring or not along either axis.
+        # Every rotation is an optional transposition, followed by optional mirroring along either axis.
         turns = jax.random.randint(key, (samples,), 0, 4)
         batch = _geometry.choose(turns % 2 == 1, batch, _geometry.transposed(batch))
         batch = _geometry.choose((turns == 1) | (turns == 2), batch, _geometry.mirrored(batch, 0, height))
@@ -112,7 +112,7 @@ def random_rot90() -> Transform:
 
 
 def random_crop(size: int | tuple[int, int]) -> Transform:
-    """Cuts a window from a random place of each sample.
+    """Cuts a window from a random position of each sample.
 
     Args:
         size: height and width of the window, or one number for both.
@@ -154,15 +154,15 @@ def random_crop(size: int | tuple[int, int]) -> Transform:
 
 
 def random_scale(scales: tuple[float, float], *, ignore_index: int = 255) -> Transform:
-    """Zooms each sample about a random centre; the size stays.
+    """Zooms each sample about a random centre, without changing its size.
 
-    Images and vectors are interpolated bilinearly, at half-pixel centres; other maps take the nearest pixel. Where a
-    zoom below 1 leaves room around the image, it is filled with the image's own mean, masks with `ignore_index`, other
+    Images and vectors are interpolated bilinearly, at half-pixel centres; other maps take the nearest pixel. A zoom
+    below 1 leaves space around the image, which is filled with the image's own mean, masks with `ignore_index`, other
     maps with the fill of their kind. Depths are not rescaled.
 
     Args:
-        scales: least and greatest zoom, drawn evenly in its logarithm; above 1 enlarges.
-        ignore_index: for maps of labels where there is no image.
+        scales: minimum and maximum zoom, drawn uniformly in the logarithm; above 1 enlarges.
+        ignore_index: value of label maps outside the image.
 
     Returns:
         The transform. It raises a ValueError when traced with boxes but no labels.
@@ -209,13 +209,14 @@ def color_jitter(*, brightness: float = 0.0, contrast: float = 0.0, saturation: 
     """Changes brightness, contrast and saturation of each image by random factors, in this order.
 
     A strength s draws a factor from 1 - s to 1 + s: brightness multiplies the image, contrast its distance from its
-    mean luminance (from its mean, unless there are 3 channels), saturation each pixel's distance from its luminance.
+    mean luminance (from its mean if there are not exactly 3 channels), saturation each pixel's distance from its
+    luminance.
     Values are not clipped, so images may have any range and number of channels; run it before `normalize`.
 
     Args:
         brightness: strength, 0 to 1.
         contrast: strength, 0 to 1.
-        saturation: strength, 0 to 1; without effect unless there are 3 channels.
+        saturation: strength, 0 to 1; ignored unless there are 3 channels.
 
     Returns:
         The transform.
@@ -270,10 +271,10 @@ def normalize(mean: Sequence[float], std: Sequence[float]) -> Transform:
         std: likewise; positive.
 
     Returns:
-        The transform, which does not use its key. It raises a ValueError when traced with another number of channels.
+        The transform, which ignores its key. It raises a ValueError when traced with another number of channels.
 
     Raises:
-        ValueError: if there are no numbers, or if one of std is not positive.
+        ValueError: if a sequence is empty, or a value of std is not positive.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -203,9 +203,9 @@ def _aspp(rates: int, name: str) -> list[Rule]:
 register(
     Blueprint(
         name="deeplabv3",
-        description="Convolutions dilated at several rates, side by side on the map of an encoder dilated to 1/8.",
-        skip_strategy="none: the encoder keeps its resolution by dilation in place of strides",
-        excels_at="objects at many scales in a wide context, where borders may be a little soft",
+        description="Parallel convolutions with several dilation rates on the map of an encoder dilated to 1/8.",
+        skip_strategy="none: the encoder keeps its resolution by dilation instead of strides",
+        excels_at="objects at many scales in a wide context, if slightly blurred borders are acceptable",
         paper="Chen et al. 2017, https://arxiv.org/abs/1706.05587",
         decoder=DeepLabV3Decoder,
         encoder="resnet50",
@@ -220,8 +220,8 @@ register(
 register(
     Blueprint(
         name="deeplabv3plus",
-        description="DeepLabV3 with separable convolutions over an encoder dilated to 1/16, and one step up to 1/4.",
-        skip_strategy="concatenates one fine map of the encoder, brought to few channels",
+        description="DeepLabV3 with separable convolutions, an encoder dilated to 1/16 and one upsampling step to 1/4.",
+        skip_strategy="concatenates one fine map of the encoder, projected to few channels",
         excels_at="street scenes: wide context and sharp borders",
         paper="Chen et al. 2018, https://arxiv.org/abs/1802.02611",
         decoder=DeepLabV3PlusDecoder,

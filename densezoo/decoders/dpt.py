@@ -11,9 +11,10 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from densezoo import ops
-from densezoo.blocks import BatchNorm, Bilinear, Conv, ConvNormAct, build, torch_bias, torch_uniform
+from densezoo.blocks import BatchNorm, Bilinear, Conv, ConvNormAct, build, torch_bias, torch_uniform, upsampled
 from densezoo.blocks.regularize import Dropout
 from densezoo.blueprint import Blueprint, register
+from densezoo.decoders.steps import check_count
 from densezoo.encoders import Encoder
 from densezoo.heads import DPTHead
 from densezoo.naming import SMP, Naming, Rule
@@ -123,7 +124,7 @@ class Fusion(nn.Module):
         # The reference projects after its bilinear resize, on four times as many pixels. The result is the same,
         # because the weights of the resize add up to 1.
         x = Conv(x.shape[-1], 1, name="project", **dtypes)(x)
-        return build(self.upsample, name="upsample", **dtypes)(x, size)
+        return upsampled(build(self.upsample, name="upsample", **dtypes), x, size)
 
 
 class DPTDecoder(nn.Module):
@@ -168,11 +169,8 @@ class DPTDecoder(nn.Module):
     def __call__(self, pyramid: Pyramid, *, train: bool = False) -> Float[Array, "b h w c"]:
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         count = len(pyramid.maps)
-        if len(self.intermediate_features) != count:
-            raise ValueError(
-                f"intermediate_features needs an entry for each of the encoder's {count} maps; got"
-                f" {self.intermediate_features}"
-            )
+        fields = self.intermediate_features
+        check_count("DPTDecoder", len(fields), count, field=f"intermediate_features={fields}")
         if self.readout not in ("cat", "add", "ignore"):
             raise ValueError(f'readout must be "cat", "add" or "ignore", got {self.readout!r}')
         if bad := [r for r in pyramid.reductions or () if r < 4 or r.bit_count() != 1]:
@@ -227,7 +225,7 @@ def _misfit(encoder: Encoder) -> str:
 register(
     Blueprint(
         name="dpt",
-        description="A plain transformer's maps, made a pyramid again and fused from coarse to fine.",
+        description="A pyramid built from a Vision Transformer's maps of one size, fused from coarse to fine.",
         skip_strategy="adds maps of evenly spaced blocks, each resized by learned convolutions",
         excels_at="depth and segmentation from large pretrained Vision Transformers",
         paper="Ranftl et al. 2021, https://arxiv.org/abs/2103.13413",

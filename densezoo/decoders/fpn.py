@@ -24,7 +24,7 @@ from densezoo.blocks import (
     upsampled,
 )
 from densezoo.blueprint import Blueprint, register
-from densezoo.decoders.steps import one_scale, upsampler_to
+from densezoo.decoders.steps import check_count, one_scale, upsampler_to
 from densezoo.encoders import Encoder
 from densezoo.heads import SegmentationHead
 from densezoo.naming import DETECTORS, SMP, Naming, Rule
@@ -145,7 +145,7 @@ class FPNNeck(nn.Module):
             lecun_uniform,
             name="top_down",
             **dtypes,
-        )(*_coarsest(pyramid, self.levels), train=train)
+        )(*_coarsest(type(self).__name__, pyramid, self.levels), train=train)
         output = partial(lateral, self.features, self.norm, lecun_uniform, kernel_size=3, **dtypes)
         maps = tuple(output(name=f"output{level}")(x, train=train) for level, x in enumerate(maps))
         return maps if self.extra is None else maps + self._extra(name="extra", **dtypes)(maps, pyramid)
@@ -228,7 +228,7 @@ class FPNDecoder(nn.Module):
         self, pyramid: Pyramid, *, train: bool = False, all_scales: bool = False
     ) -> Float[Array, "b h w c"] | tuple[Float[Array, "b h w c"], ...]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        features, reductions = _coarsest(pyramid, self.levels or min(4, len(pyramid.maps)))
+        features, reductions = _coarsest(type(self).__name__, pyramid, self.levels or min(4, len(pyramid.maps)))
         maps = TopDown(self.features, upsample=self.upsample, name="top_down", **dtypes)(features, reductions)
         conv = partial(ConvNormAct, self.segmentation_features, norm=self.norm, act=self.act, **dtypes)
         levels = []
@@ -239,7 +239,8 @@ class FPNDecoder(nn.Module):
                 if level > 0:
                     finer = level - 1 - step
                     upsample = upsampler_to(finer, reductions, self.segmentation_upsample)
-                    x = build(upsample, name=f"level{level}_upsample{step}", **dtypes)(x, size_of(maps[finer]))
+                    upsampler = build(upsample, name=f"level{level}_upsample{step}", **dtypes)
+                    x = upsampled(upsampler, x, size_of(maps[finer]))
             levels.append(x)
         total = SpatialDropout(self.dropout)(functools.reduce(jnp.add, levels), train=train)
         return (total, *levels) if all_scales else total
@@ -270,13 +271,9 @@ def lateral(
     return lambda x, *, train=False: conv(x)
 
 
-def _coarsest(pyramid: Pyramid, levels: int) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
+def _coarsest(decoder: str, pyramid: Pyramid, levels: int) -> tuple[tuple[jax.Array, ...], tuple[int, ...] | None]:
     """The maps and, if the pyramid has them, their reductions."""
-    if not 1 <= levels <= len(pyramid.maps):
-        raise ValueError(
-            f"levels must be from 1 to the encoder's {len(pyramid.maps)} maps, got {levels}: pass fewer, or derive the"
-            " encoder from dz.Encoder, so that a family knows its maps in advance"
-        )
+    check_count(decoder, levels, len(pyramid.maps), field=f"levels={levels}", more=True)
     return pyramid.maps[-levels:], pyramid.reductions and tuple(pyramid.reductions[-levels:])
 
 
@@ -287,9 +284,9 @@ def _fields(encoder: Encoder) -> dict[str, Any]:
 register(
     Blueprint(
         name="fpn",
-        description="A light top-down pyramid with equal channels at every scale, summed up at 1/4 of the image.",
+        description="A light top-down pyramid with the same channels at every scale, added up at 1/4 of the image.",
         skip_strategy="adds 1x1 lateral convolutions of the encoder's maps",
-        excels_at="multi-scale objects, detection and panoptic segmentation on the same features",
+        excels_at="objects at many scales; detection and panoptic segmentation with shared features",
         paper="Lin et al. 2016, https://arxiv.org/abs/1612.03144; Kirillov et al. 2019, https://arxiv.org/abs/1901.02446",
         decoder=FPNDecoder,
         encoder="resnet34",

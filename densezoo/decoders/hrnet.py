@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, SpatialDropout, build
+from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, SpatialDropout, build, upsampled
 from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.steps import one_scale
 from densezoo.heads import SegmentationHead
@@ -59,7 +59,7 @@ class HRNetDecoder(nn.Module):
         finest, *coarser = pyramid.maps
         maps = [finest]
         for level, x in enumerate(coarser, start=1):
-            maps.append(build(self.upsample, name=f"upsample{level}", **dtypes)(x, size_of(finest)))
+            maps.append(upsampled(build(self.upsample, name=f"upsample{level}", **dtypes), x, size_of(finest)))
         x = jnp.concatenate(promote_dtype(*maps, dtype=self.dtype), axis=-1)
         x = ConvNormAct(
             self.features or x.shape[-1],
@@ -81,8 +81,8 @@ class HRNetDecoder(nn.Module):
 register(
     Blueprint(
         name="hrnet",
-        description="All scales of an encoder that keeps them side by side, mixed by a 1x1 convolution.",
-        skip_strategy="concatenates all maps at the finest one's size; the scales have met within the encoder",
+        description="All maps of an encoder with parallel scales, mixed by a 1x1 convolution.",
+        skip_strategy="concatenates all maps at the finest one's size; the encoder has already mixed the scales",
         excels_at="fine detail and position: poses, faces, thin structures",
         paper="Wang et al. 2019, https://arxiv.org/abs/1908.07919",
         decoder=HRNetDecoder,

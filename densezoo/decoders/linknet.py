@@ -128,8 +128,8 @@ class LinknetDecoder(nn.Module):
 register(
     Blueprint(
         name="linknet",
-        description="A light decoder, as wide as the encoder: 1x1 convolutions with a transposed one between them.",
-        skip_strategy="adds the encoder's map as it is",
+        description="A light decoder with the encoder's channels: transposed convolutions between 1x1 convolutions.",
+        skip_strategy="adds the encoder's map unchanged",
         excels_at="fast segmentation with few parameters",
         paper="Chaurasia and Culurciello 2017, https://arxiv.org/abs/1707.03718",
         decoder=LinknetDecoder,

@@ -170,9 +170,9 @@ class MAnetDecoder(nn.Module):
 register(
     Blueprint(
         name="manet",
-        description="A U-Net with attention between all pixels at the bottom and gates on the channels of every scale.",
-        skip_strategy="concatenates the encoder's map, whose channels help to gate what comes from below",
-        excels_at="lesions and organs: context from the whole image, channels weighed by content",
+        description="A U-Net with self-attention at the coarsest scale and channel attention at every scale.",
+        skip_strategy="concatenates the encoder's map, which also contributes to the channel attention",
+        excels_at="lesions and organs: global context, and channel weights that depend on the content",
         paper="Fan et al. 2020, https://ieeexplore.ieee.org/document/9201310; gates: Hu et al. 2017,"
         " https://arxiv.org/abs/1709.01507",
         decoder=MAnetDecoder,

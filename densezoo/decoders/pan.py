@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, GroupNorm, LayerNorm, SpatialDropout, build
+from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, GroupNorm, LayerNorm, SpatialDropout, build, upsampled
 from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.steps import from_a_quarter, from_reduction, one_scale
 from densezoo.heads import SegmentationHead
@@ -41,7 +41,7 @@ class FeaturePyramidAttention(nn.Module):
         weights = partial(conv, 1, norm=_for_one_channel(self.norm))
 
         def up(y: jax.Array, like: jax.Array, name: str) -> jax.Array:
-            return build(self.upsample, name=name, **dtypes)(y, size_of(like))
+            return upsampled(build(self.upsample, name=name, **dtypes), y, size_of(like))
 
         mean = conv(self.features, 1, norm=self.norm, name="branch1")(global_avg_pool(x), train=train)
         middle = conv(self.features, 1, norm=self.norm, name="mid")(x, train=train)
@@ -71,7 +71,9 @@ class GlobalAttentionUpsample(nn.Module):
         self, x: Float[Array, "b h w c"], feature: Float[Array, "b h2 w2 d"], *, train: bool = False
     ) -> Float[Array, "b h2 w2 e"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        up = x if self.upsample is None else build(self.upsample, name="upsample", **dtypes)(x, size_of(feature))
+        up = x
+        if self.upsample is not None:
+            up = upsampled(build(self.upsample, name="upsample", **dtypes), x, size_of(feature))
         # As many channels as the upsampled map has, because an upsampler may divide them.
         conv = partial(ConvNormAct, up.shape[-1], use_bias=True, norm=self.norm, **dtypes)
         gate = conv(1, act=nn.sigmoid, name="conv1")(global_avg_pool(x), train=train)
@@ -160,8 +162,8 @@ def _for_one_channel(norm: ModuleDef | None) -> ModuleDef | None:
 register(
     Blueprint(
         name="pan",
-        description="Attention over a pyramid of the coarsest map, then light steps up that the coarse map steers.",
-        skip_strategy="adds convolved maps of the encoder, their channels weighed by the coarser map",
+        description="Attention over a pyramid of the coarsest map, then light upsampling gated by the coarser map.",
+        skip_strategy="adds convolved maps of the encoder, whose channels are gated by the coarser map",
         excels_at="segmentation with context at little cost",
         paper="Li et al. 2018, https://arxiv.org/abs/1805.10180",
         decoder=PANDecoder,

@@ -11,7 +11,7 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from densezoo import ops
-from densezoo.blocks import BatchNorm, Bicubic, Bilinear, ConvNormAct, Nearest, SpatialDropout, build
+from densezoo.blocks import BatchNorm, Bicubic, Bilinear, ConvNormAct, Nearest, SpatialDropout, build, upsampled
 from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.steps import one_scale
 from densezoo.heads import SegmentationHead
@@ -57,7 +57,7 @@ def _resized(upsampler: Any, x: jax.Array, size: Size) -> jax.Array:
     if isinstance(upsampler, (Nearest, Bilinear, Bicubic)):
         return upsampler(x, size)
     enlarged = (max(size[0], x.shape[1]), max(size[1], x.shape[2]))
-    x = upsampler(x, enlarged)
+    x = upsampled(upsampler, x, enlarged)
     return x if enlarged == size else ops.resize_bilinear(x, size)
 
 
@@ -120,9 +120,9 @@ class PSPNetDecoder(nn.Module):
 register(
     Blueprint(
         name="pspnet",
-        description="Means over grids of 1, 2, 3 and 6 bins beside the map of an encoder that stops at 1/8.",
-        skip_strategy="none: the coarsest map alone, which is still fine",
-        excels_at="scenes, where the whole image says what a part of it is",
+        description="Average pooling into grids of 1x1 to 6x6 bins, concatenated with the encoder's map at 1/8.",
+        skip_strategy="none: only the coarsest map, at 1/8 of the image",
+        excels_at="scenes in which the whole image helps to identify its parts",
         paper="Zhao et al. 2016, https://arxiv.org/abs/1612.01105",
         decoder=PSPNetDecoder,
         encoder="resnet34",

@@ -9,7 +9,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo import ops
-from densezoo.blocks import BatchNorm, Bicubic, Bilinear, Nearest, SpatialDropout, build, he_uniform, norm_act
+from densezoo.blocks import (
+    BatchNorm,
+    Bicubic,
+    Bilinear,
+    Nearest,
+    SpatialDropout,
+    build,
+    he_uniform,
+    norm_act,
+    upsampled,
+)
 from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.steps import one_scale
 from densezoo.heads import SegmentationHead
@@ -116,7 +126,7 @@ def _is_finer(x: jax.Array, size: Size) -> bool:
 
 def _resize(x: jax.Array, size: Size, upsampler: Callable[[jax.Array, Size], jax.Array] | None) -> jax.Array:
     if upsampler is not None:
-        return upsampler(x, size)
+        return upsampled(upsampler, x, size)
     return x if size_of(x) == size else ops.resize_bilinear(x, size)
 
 
@@ -132,9 +142,9 @@ def _quarter(pyramid: Pyramid) -> Size:
 register(
     Blueprint(
         name="segformer",
-        description="Every scale through one linear layer, resized to 1/4 of the image and fused by one convolution.",
+        description="One linear layer per scale; all scales are resized to 1/4 and fused by one convolution.",
         skip_strategy="concatenates all of the encoder's maps at once, at 1/4 of the image",
-        excels_at="transformer encoders, which look everywhere by themselves: few parameters, fast",
+        excels_at="transformer encoders, which already provide global context: few parameters, fast",
         paper="Xie et al. 2021, https://arxiv.org/abs/2105.15203",
         decoder=SegFormerDecoder,
         encoder="mit_b0",

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, ConvNormAct
 from densezoo.blueprint import Blueprint, register
+from densezoo.decoders.steps import check_count
 from densezoo.deprecation import renamed
 from densezoo.encoders import VGG, Encoder, PlainEncoder
 from densezoo.heads import SegmentationHead
@@ -57,11 +58,11 @@ class SegNetDecoder(nn.Module):
                 " max-pooling: use one that keeps pool_indices (plain, or vgg11 to vgg19 with or without _bn)"
             )
         poolings = list(reversed(pyramid.pool_indices))
-        if len(self.depths) != len(poolings) or min(self.depths) < 1:
-            raise ValueError(
-                f"depths needs a number of convolutions, at least 1, for each of the encoder's {len(poolings)}"
-                f" poolings; got {tuple(self.depths)}"
-            )
+        check_count(
+            "SegNetDecoder", len(self.depths), len(poolings), field=f"depths={tuple(self.depths)}", what="poolings"
+        )
+        if min(self.depths) < 1:
+            raise ValueError(f"depths are numbers of convolutions, at least 1 each; got {tuple(self.depths)}")
         conv = partial(ConvNormAct, norm=self.norm, act=self.act, dtype=self.dtype, param_dtype=self.param_dtype)
         x = pyramid.maps[-1]
         if x.shape[-1] != poolings[0].shape[-1]:
@@ -69,7 +70,7 @@ class SegNetDecoder(nn.Module):
             x = conv(poolings[0].shape[-1], name="top")(x, train=train)
         for stage, (indices, size) in enumerate(zip(poolings, self.depths, strict=True)):
             if stage + 1 < len(poolings):
-                # What was pooled here is what the next finer pooling gave.
+                # The input of this pooling is the output of the next finer one.
                 size_before, features = size_of(poolings[stage + 1]), poolings[stage + 1].shape[-1]
             else:
                 size_before, features = pyramid.image_size, self.features or indices.shape[-1]
@@ -91,19 +92,18 @@ def _fields(encoder: Encoder) -> dict[str, Any]:
 
 
 def _misfit(encoder: Encoder) -> str:
-    if encoder.pools:
+    if encoder.pools and encoder.reductions[-1] > 1:
         return ""
-    return (
-        "SegNet needs the indices of 2x2 max-pooling, which this encoder does not have: use plain, or vgg11 to vgg19_bn"
-    )
+    lacks = "and this encoder has none: give it more stages" if encoder.pools else "which this encoder does not have"
+    return f"SegNet needs the indices of 2x2 max-pooling, {lacks}; use plain, or vgg11 to vgg19_bn"
 
 
 register(
     Blueprint(
         name="segnet",
-        description="A mirror image of a VGG that puts every value back to where its maximum was pooled from.",
+        description="A mirrored VGG that unpools each value to the position of its maximum.",
         skip_strategy="unpools with the saved max-pooling indices",
-        excels_at="segmentation when memory is limited: indices instead of maps are kept",
+        excels_at="segmentation with little memory: it stores indices instead of maps",
         paper="Badrinarayanan et al. 2015, https://arxiv.org/abs/1511.00561",
         decoder=SegNetDecoder,
         encoder="vgg16_bn",

@@ -32,6 +32,25 @@ def dropped(
     return kept if all_scales else kept[0]
 
 
+def check_count(decoder: str, needed: int, given: int, *, field: str, what: str = "maps", more: bool = False) -> None:
+    """Raises a ValueError unless the encoder gives what a decoder needs.
+
+    Args:
+        decoder: name of the decoder.
+        needed: the number that it needs.
+        given: the number that the encoder gives.
+        field: the decoder's field that sets `needed`, with its value.
+        what: what is counted.
+        more: whether the encoder may give more.
+    """
+    if needed < 1 or given < needed or (given > needed and not more):
+        least = "at least " if more or needed < 1 else ""
+        raise ValueError(
+            f"{decoder} needs {least}{max(needed, 1)} of the encoder's {what} for {field}, and this encoder gives"
+            f" {given}: change the field or the encoder. dz.create_model can choose the field if it is a dz.Encoder"
+        )
+
+
 class Step(NamedTuple):
     """A step of a decoder: its channels, the encoder's map of the skip (None beyond the finest map), and its size.
 

@@ -181,7 +181,7 @@ def _fields(encoder: Encoder) -> dict[str, Any]:
 register(
     Blueprint(
         name="unet",
-        description="A symmetric decoder that climbs back scale by scale, two convolutions at each.",
+        description="A symmetric decoder that upsamples scale by scale, with two convolutions at each scale.",
         skip_strategy="concatenates the encoder's map at every scale",
         excels_at="pixel-precise segmentation, little data, diffusion backbones",
         paper="Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597",

@@ -109,8 +109,8 @@ class UNetPlusPlusDecoder(nn.Module):
 register(
     Blueprint(
         name="unetplusplus",
-        description="A U-Net with blocks on the skips too, each fed by all maps before it and by the scale below.",
-        skip_strategy="nested and dense: concatenates the encoder's map and every block's on the way across",
+        description="A U-Net with blocks on the skips, each fed by all previous maps of its scale and the scale below.",
+        skip_strategy="nested and dense: concatenates the encoder's map and the outputs of all blocks at its scale",
         excels_at="objects of many sizes, medical images, deep supervision",
         paper="Zhou et al. 2018, https://arxiv.org/abs/1807.10165",
         decoder=UNetPlusPlusDecoder,

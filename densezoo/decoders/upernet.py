@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, LayerNorm, SpatialDropout, build
+from densezoo.blocks import BatchNorm, Bilinear, ConvNormAct, LayerNorm, SpatialDropout, build, upsampled
 from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.pspnet import PyramidPooling
 from densezoo.decoders.steps import from_a_quarter, from_reduction, one_scale
@@ -69,7 +69,7 @@ class UPerNetDecoder(nn.Module):
             # A dilated encoder has several maps of one size.
             if reductions[start] == reductions[index]:
                 return x
-            return build(self.upsample, name=name, **dtypes)(x, size_of(features[index]))
+            return upsampled(build(self.upsample, name=name, **dtypes), x, size_of(features[index]))
 
         pooling = PyramidPooling(self.features, self.pool_sizes, True, self.upsample, name="pooling", **fields)
         pooled = promote_dtype(x, *pooling(x, train=train), dtype=self.dtype)
@@ -103,9 +103,9 @@ class UPerNetDecoder(nn.Module):
 register(
     Blueprint(
         name="upernet",
-        description="PSPNet's pooling on the coarsest map, an FPN from there on, and all maps fused at 1/4.",
+        description="PSPNet's pooling on the coarsest map, followed by an FPN whose maps are fused at 1/4.",
         skip_strategy="adds 1x1 lateral convolutions of the encoder's maps, and concatenates the results of all scales",
-        excels_at="accuracy with any encoder, above all transformers and ConvNeXt",
+        excels_at="accuracy with any encoder, especially transformers and ConvNeXt",
         paper="Xiao et al. 2018, https://arxiv.org/abs/1807.10221",
         decoder=UPerNetDecoder,
         encoder="resnet34",

@@ -1,10 +1,12 @@
 """The base class of encoders: the scales of its maps, known before it runs, and input checks."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from densezoo.naming import Naming
 from densezoo.types import Pyramid, size_of
@@ -103,6 +105,34 @@ class Encoder(nn.Module):
         return []
 
 
+def first_stages(encoder: nn.Module, trained: int) -> tuple[str, ...]:
+    """The submodules of the stages before the last `trained` ones; the stages are those between an encoder's maps.
+
+    Raises:
+        ValueError: if the encoder does not have so many stages, or they cannot be told apart.
+
+    Example:
+        >>> import densezoo as dz
+        >>> first_stages(dz.create_encoder("resnet18"), 3)
+        ('conv1', 'layer1_0', 'layer1_1')
+    """
+    stages = len(encoder.reductions) if isinstance(encoder, Encoder) else 1
+    if not 0 <= trained <= stages:
+        raise ValueError(f"trainable_layers={trained}: the encoder has {stages} stages; expected 0 to {stages}")
+    if trained == stages:
+        return ()
+    last = stages - trained - 1
+    scales = encoder.scales if isinstance(encoder, Encoder) and encoder.coarsest is not None else ()
+    if not scales or scales[last] >= (*scales, math.inf)[last + 1]:
+        raise ValueError(
+            f"the stages of this {type(encoder).__name__} cannot be frozen alone: expected trainable_layers={stages},"
+            ' to train all, or frozen=("encoder",)'
+        )
+    part = encoder.clone(coarsest=scales[last])  # pyright: ignore[reportCallIssue]
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return tuple(jax.eval_shape(part.init, jax.random.key(0), images)["params"])
+
+
 ENCODERS: dict[str, Callable[..., Encoder]] = {}
 """Maps the names of timm and segmentation_models_pytorch to constructors."""
 
@@ -114,7 +144,7 @@ def register_encoders(encoders: Mapping[str, Callable[..., Encoder]]) -> None:
         encoders: maps names to `Encoder` classes or partials of them.
 
     Raises:
-        TypeError: an instance, or something else that cannot be called, in place of a class; nothing is added then.
+        TypeError: if a value is an instance or not callable. No name is registered then.
 
     Example:
         >>> from functools import partial

@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, ConvNormAct, Nearest, build, he_normal_fan_out, run_block, run_blocks
+from densezoo.blocks import (
+    BatchNorm,
+    ConvNormAct,
+    Nearest,
+    build,
+    he_normal_fan_out,
+    run_block,
+    run_blocks,
+    upsampled,
+)
 from densezoo.deprecation import renamed
 from densezoo.encoders.base import Encoder, register_encoders
 from densezoo.encoders.resnet import BasicBlock, Bottleneck
@@ -54,7 +63,7 @@ class ExchangeUnit(nn.Module):
             for scale, x in enumerate(scales):
                 if scale > to:
                     x = self.conv(channels, 1, act=None, name=f"fuse{to}_{scale}")(x, train=train)
-                    x = build(self.upsample, name=f"upsample{to}_{scale}", **dtypes)(x, size_of(target))
+                    x = upsampled(build(self.upsample, name=f"upsample{to}_{scale}", **dtypes), x, size_of(target))
                 for step in range(to - scale):
                     last = step == to - scale - 1
                     fields = {"act": None} if last else {}

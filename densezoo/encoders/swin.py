@@ -25,7 +25,7 @@ from densezoo.deprecation import renamed
 from densezoo.encoders.base import ENCODERS, Encoder, register_encoders
 from densezoo.naming import SMP, TIMM, Naming, Rule
 from densezoo.ops.checks import check_fixed
-from densezoo.ops.sharding import reshape
+from densezoo.ops.sharding import repeat_for, reshape
 from densezoo.types import Dtype, Pyramid, Size, accumulator_dtype, size_of
 
 _LARGEST_WINDOW = 64
@@ -67,7 +67,8 @@ class WindowAttention(nn.Module):
             numbers = regions.reshape(count, tokens)
             apart = numbers[:, :, None] != numbers[:, None, :]
             masks = jnp.asarray(np.where(apart, -100.0, 0.0), bias.dtype)
-            bias = jnp.tile(bias + masks[:, None], (batch, 1, 1, 1))
+            bias = repeat_for(windows, (bias + masks[:, None])[None])
+            bias = reshape(bias, batch * count, *bias.shape[2:])
         y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias)
         y = dense(channels, name="proj")(reshape(y, batch * count, tokens, channels))
         return reshape(y, *windows.shape)

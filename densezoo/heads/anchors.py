@@ -8,6 +8,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Integer
 
 from densezoo import ops
+from densezoo.ops.sharding import repeat_for, reshape
 from densezoo.types import Pyramid, Size, size_of
 
 
@@ -116,7 +117,6 @@ def grid_of(
         raise ValueError("a detector needs an encoder whose pyramid has reductions: see dz.Pyramid")
     if len(sizes) != len(maps) or len({len(each) for each in sizes}) != 1:
         raise ValueError(f"sizes needs equally many anchor sizes for each of the {len(maps)} maps, got {tuple(sizes)}")
-    batch = maps[0].shape[0]
     whole = jnp.asarray(image, jnp.int32)[None] if extents is None else extents
     anchors, inside = [], []
     for x, reduction, each in zip(maps, reductions, sizes, strict=True):
@@ -127,10 +127,9 @@ def grid_of(
         anchors.append(there)
         inside.append(has)
     counts = tuple(each.shape[1] for each in anchors)
-    total = sum(counts)
     return Grid(
-        jnp.broadcast_to(jnp.concatenate(anchors, 1), (batch, total, 4)),
-        jnp.broadcast_to(jnp.concatenate(inside, 1), (batch, total)),
+        repeat_for(maps[0], jnp.concatenate(anchors, 1)),
+        repeat_for(maps[0], jnp.concatenate(inside, 1)),
         counts,
         len(sizes[0]) * len(ratios),
     )
@@ -148,4 +147,5 @@ def _map(
     y, x = jnp.broadcast_to(y[:, :, None], grid), jnp.broadcast_to(x[:, None], grid)
     corners = jnp.stack([x, y, x, y], -1)
     inside = jnp.broadcast_to((rows[:, :, None] & columns[:, None])[..., None], (*grid, count))
-    return (corners[:, :, :, None] + cell[None, None, None]).reshape(batch, -1, 4), inside.reshape(batch, -1)
+    anchors = corners[:, :, :, None] + cell[None, None, None]
+    return reshape(anchors, batch, -1, 4), reshape(inside, batch, -1)

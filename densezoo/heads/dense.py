@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from densezoo.blocks import Conv, ConvNormAct, GroupNorm
 from densezoo.heads.anchors import AnchorOutputs, PointOutputs, grid_of
 from densezoo.naming import DETECTORS, Naming, Rule
+from densezoo.ops.sharding import reshape
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid
 
 Maps = Sequence[Float[Array, "b _ _ c"]]
@@ -62,7 +63,7 @@ class Tower(nn.Module):
 
 def flat(conv: Any, maps: Sequence[jax.Array], channels: int) -> Float[Array, "b n k"]:
     """Applies one convolution to all maps and flattens the results to one row per anchor, in float32."""
-    rows = [y.reshape(y.shape[0], -1, channels) for y in map(conv, maps)]
+    rows = [reshape(y, y.shape[0], -1, channels) for y in map(conv, maps)]
     return jnp.concatenate(rows, axis=1).astype(jnp.float32)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from densezoo.blocks import Conv, ConvNormAct, TransposedConv, he_normal_fan_out, torch_bias, torch_uniform
 from densezoo.naming import DETECTORS, Naming, Rule
+from densezoo.ops.sharding import reshape
 from densezoo.types import Dtype, ModuleDef
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -48,7 +49,7 @@ class BoxHead(nn.Module):
                 x.shape[-1], norm=self.norm, kernel_init=he_normal_fan_out, name=f"conv{index}", **dtypes
             )
             x = conv(x, train=train)
-        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # torch's order, for compatible weights
+        x = reshape(x.transpose(0, 3, 1, 2), x.shape[0], -1)  # torch's order, for compatible weights
 
         def dense(features: int, x: jax.Array, name: str) -> jax.Array:
             layer = nn.Dense(
@@ -60,7 +61,7 @@ class BoxHead(nn.Module):
             x = nn.relu(dense(features, x, f"fc{index}"))
         logits = dense(self.num_classes, x, "logits").astype(jnp.float32)
         deltas = dense(4 * self.num_classes, x, "deltas").astype(jnp.float32)
-        return logits, deltas.reshape(-1, self.num_classes, 4)
+        return logits, reshape(deltas, -1, self.num_classes, 4)
 
     def reference_names(self) -> list[Naming]:
         """Parameter names of torchvision's detectors."""

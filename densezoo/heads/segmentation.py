@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import Bilinear, Conv, build
+from densezoo.blocks import Bilinear, Conv, build, upsampled
 from densezoo.naming import HRNET, PLAIN, SMP, TORCHVISION, Naming, Rule
 from densezoo.types import Dtype, Initializer, ModuleDef, Size
 
@@ -31,7 +31,7 @@ class SegmentationHead(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ k"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = Conv(self.num_classes, self.kernel_size, kernel_init=self.kernel_init, name="conv", **dtypes)(x)
-        return x if x.shape[1:3] == size else build(self.upsample, name="upsample", **dtypes)(x, size)
+        return x if x.shape[1:3] == size else upsampled(build(self.upsample, name="upsample", **dtypes), x, size)
 
     @nn.nowrap
     def reference_names(self) -> list[Naming]:

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo import ops
-from densezoo.blocks import Bilinear, Conv, ConvNormAct, GroupNorm, build
+from densezoo.blocks import Bilinear, Conv, ConvNormAct, GroupNorm, build, upsampled
 from densezoo.naming import Naming
 from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
@@ -50,11 +49,11 @@ class SemanticHead(nn.Module):
                 x = conv(name=f"level{level}_conv{step}")(x, train=train)
                 if level > 0:
                     upsample = build(self.upsample, name=f"level{level}_upsample{step}", **dtypes)
-                    x = upsample(x, size_of(maps[level - 1 - step]))
+                    x = upsampled(upsample, x, size_of(maps[level - 1 - step]))
             added.append(x)
         logits = Conv(self.num_classes, 1, name="logits", **dtypes)(functools.reduce(jnp.add, added))
         assert pyramid.image_size is not None
-        return ops.resize_bilinear(logits.astype(jnp.float32), pyramid.image_size)
+        return Bilinear(name="resize")(logits.astype(jnp.float32), pyramid.image_size)
 
     def reference_names(self) -> list[Naming]:
         """None: torchvision does not have it."""

@@ -71,15 +71,15 @@ def fold_batch_norm(model: nn.Module, variables: Any, images: Any = None) -> Any
 
 def _pairs(model: nn.Module, variables: Any, images: Any) -> dict[Path, tuple[Path, float]]:
     """Maps the path of each convolution to the path and epsilon of the batch norm that is its only reader."""
-    made: list[tuple[Any, Path]] = []  # results of convolutions; kept, so that no identity is used twice
-    norms: dict[Path, Counter] = {}  # of each convolution: which norms read it, how often
-    sources: dict[Path, set[Path | None]] = {}  # of each norm: what it reads
+    made: list[tuple[Any, Path]] = []  # results of convolutions, kept alive so that no id is reused
+    norms: dict[Path, Counter] = {}  # for each convolution, the norms that read it and how often
+    sources: dict[Path, set[Path | None]] = {}  # for each norm, its inputs
 
     def watch(module, call, args, kwargs):
         if type(module) not in (Conv, BatchNorm):
             return call(*args, **kwargs)
         if type(module) is Conv:
-            if not made and images is None and isinstance(args[0], jax.Array):  # the stem, unless it is of another kind
+            if not made and images is None and isinstance(args[0], jax.Array):  # the stem, or another kind of module
                 kernel = variables["params"]
                 for name in module.path:
                     kernel = kernel[name]

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from densezoo.inspect.walk import Path, as_reference, traced, walk
+from densezoo.heads import AnchorOutputs, PointOutputs
+from densezoo.inspect.walk import Path, as_reference, inference_method, traced, walk
 from densezoo.types import Dtype, Pyramid
 
 
@@ -22,7 +23,8 @@ class Layer:
 
     Attributes:
         path: names of modules, from the outermost inwards; empty for the model itself.
-        shapes: shapes of its outputs; empty for a part that did not run, such as auxiliary heads.
+        shapes: shapes of its outputs, of all calls if it is shared by several maps; empty for a part that did not run,
+            such as auxiliary heads.
         parameters: number of trainable parameters.
         flops: FLOPs of its convolutions and matrix products, two per multiply-add.
         bytes: size of its outputs in bytes.
@@ -73,7 +75,7 @@ class Summary:
 def summary(
     model: nn.Module, image_shape: Sequence[int] = (1, 256, 256, 3), *, depth: int = 2, dtype: Dtype = jnp.float32
 ) -> Summary:
-    """Lists the layers of a model without running it.
+    """Lists the layers of a model without running it. For a detector, they are those of `dz.detect`.
 
     FLOPs are those of the plain form of the architecture (`impl="reference"`), including the work that the optimised
     form avoids.
@@ -106,13 +108,18 @@ def summary(
     def note(module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
         result = call(*args, **kwargs)
         if args or kwargs:  # a module without inputs only holds weights
-            results[module.path] = result.maps if isinstance(result, Pyramid) else result
+            results.setdefault(module.path, []).append(_outputs(result))
+        return result
+
+    def predict(variables: Any, images: Any) -> Any:
+        result = model.apply(variables, images, method=inference_method(model))
+        results[()] = [_outputs(result)]
         return result
 
     with as_reference(model) as model:
         variables = jax.eval_shape(model.init, jax.random.key(0), images)
         # The results are tracers, which have shapes.
-        program = traced(model.apply, variables, images, visit=note)
+        program = traced(predict, variables, images, visit=note)
     flops: collections.Counter[Path] = collections.Counter()
     for step in walk(program):
         path = _innermost(step.scopes, results)
@@ -132,6 +139,13 @@ def summary(
         layers.append(Layer(path, shapes, parameters[path], flops[path], size))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
     return Summary(tuple(layers), shape, weights)
+
+
+def _outputs(result: Any) -> Any:
+    """What a module computes from its input: the maps of a pyramid, a detector's predictions without its anchors."""
+    if isinstance(result, Pyramid):
+        return result.maps
+    return dataclasses.replace(result, grid=None) if isinstance(result, (AnchorOutputs, PointOutputs)) else result
 
 
 def _ordered(paths: Iterator[Path]) -> list[Path]:
@@ -172,4 +186,6 @@ def _innermost(scopes: Path, modules: dict[Path, Any]) -> Path:
 
 
 def _text(shapes: Sequence[tuple[int, ...]]) -> str:
-    return ", ".join("x".join(map(str, shape)) for shape in shapes)
+    """The shapes; of more than three, as a pyramid has, the first and the last."""
+    texts = ["x".join(map(str, shape)) for shape in shapes]
+    return ", ".join(texts) if len(texts) <= 3 else f"{texts[0]} ... {texts[-1]} ({len(texts)})"

@@ -37,6 +37,11 @@ def traced(function: Callable[..., Any], *arguments: Any, visit: Callable[..., A
         return jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments).jaxpr
 
 
+def inference_method(model: nn.Module) -> str | None:
+    """The method that turns images into a model's predictions, such as "detect"; None if calling the model does."""
+    return next((name for name in ("panoptic", "detect") if hasattr(model, name)), None)
+
+
 @contextlib.contextmanager
 def as_reference(model: nn.Module) -> Iterator[nn.Module]:
     """The model with plain operations, so that every map is materialised and every block is called."""

@@ -15,6 +15,7 @@ from densezoo.losses._cross_entropy import cross_entropy, focal_loss
 from densezoo.losses._lovasz import lovasz_loss
 from densezoo.losses._overlap import dice_loss, jaccard_loss, tversky_loss
 from densezoo.losses._pixels import ClassWeights, check_class_weights, weighted_mean
+from densezoo.messages import option
 
 LOSSES: dict[str, Callable[..., Any]] = {
     "cross_entropy": cross_entropy,
@@ -72,14 +73,14 @@ def named_loss(
         given["class_weights"] = class_weights
     if label_smoothing:
         given["label_smoothing"] = label_smoothing
-    for option in given:
-        if not any(option in _OPTIONS[name] for _, name, _ in terms):
-            raise ValueError(f"{option} was given, and no loss of {text!r} takes it")
+    for argument in given:
+        if not any(argument in _OPTIONS[name] for _, name, _ in terms):
+            raise ValueError(f"{option(argument)} was given, and no loss of {text!r} takes it")
 
     def total(logits: Any, labels: Any) -> jax.Array:
         values = []
         for weight, name, arguments in terms:
-            options = {option: value for option, value in given.items() if option in _OPTIONS[name]}
+            options = {argument: value for argument, value in given.items() if argument in _OPTIONS[name]}
             if logits.shape[-1] == 1 and name != "cross_entropy":
                 options.pop("class_weights", None)  # one channel is one class for these
             values.append(weight * LOSSES[name](logits, labels, **options | arguments))
@@ -115,12 +116,12 @@ def _term(part: str, text: str) -> tuple[float, str, dict[str, Any]]:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(LOSSES)}"
         raise ValueError(f"unknown loss {name!r}; {hint}")
     arguments = {}
-    for option in filter(None, (each.strip() for each in (options or "").split(","))):
-        key, _, value = (each.strip() for each in option.partition("="))
+    for argument in filter(None, (each.strip() for each in (options or "").split(","))):
+        key, _, value = (each.strip() for each in argument.partition("="))
         if key not in _OPTIONS[name]:
             raise ValueError(f"the loss {name} has no argument {key!r}; it has {', '.join(_OPTIONS[name])}")
         try:
             arguments[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError) as error:
-            raise ValueError(f"{option!r} in the loss {text!r}: {value!r} is not a number") from error
+            raise ValueError(f"{argument!r} in the loss {text!r}: {value!r} is not a number") from error
     return float(weight) if weight else 1.0, name, arguments

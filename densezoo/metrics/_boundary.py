@@ -1,4 +1,4 @@
-"""Metrics of contours: the boundary F score and the Boundary IoU."""
+"""Boundary metrics: the boundary F score and the Boundary IoU."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,13 @@ from densezoo.metrics._tally import Tally
 
 @struct.dataclass
 class BoundaryCounts:
-    """Contour pixels of each class, each a `Tally` of shape (num_classes,); `+` adds two.
+    """Contour pixels of each class. `+` adds two counts.
 
-    predicted and true are the contours' pixels; matched are the predicted ones near a true one, and matched_true the
-    true ones near a predicted one.
+    Attributes:
+        predicted: pixels of predicted contours, a `Tally` of shape (num_classes,) like the others.
+        true: pixels of true contours.
+        matched: predicted pixels near a true one.
+        matched_true: true pixels near a predicted one.
     """
 
     matched: Tally
@@ -26,7 +29,7 @@ class BoundaryCounts:
 
     @classmethod
     def zeros(cls, num_classes: int) -> "BoundaryCounts":
-        """Where a sum starts."""
+        """Zero counts, the start of a sum."""
         zero = Tally.of(jnp.zeros((num_classes,), jnp.uint32))
         return cls(zero, zero, zero, zero)
 
@@ -47,21 +50,21 @@ def boundary_counts(
     tolerance: int = 2,
     ignore_index: int | None = None,
 ) -> BoundaryCounts:
-    """Contour pixels of each class, and how many of them lie within a tolerance of the other contour.
+    """Contour pixels of each class, and how many of them are within a tolerance of the other contour.
 
     A contour pixel of a class has a 4-neighbour of another class. The border of the image and the outline of an ignored
-    region are no contours; ignored pixels are on none. Two touching objects of one class have none between them.
-    Distances are Euclidean, between pixel centres (the disk that DAVIS uses).
+    region are not contours, and ignored pixels are never contour pixels. Two touching objects of one class have no
+    contour between them. Distances are Euclidean, between pixel centres (the disk that DAVIS uses).
 
     Args:
         predictions: Class indices, (b, h, w); see `predict`.
         labels: Class indices, (b, h, w).
         num_classes: Number of classes; 2 for binary segmentation.
-        tolerance: The largest distance that still matches, in pixels.
-        ignore_index: Label of pixels that do not count.
+        tolerance: The maximum distance of a match, in pixels.
+        ignore_index: Label of ignored pixels.
 
     Returns:
-        Counts of shape (num_classes,), which add over images and steps.
+        Counts of shape (num_classes,), which can be added over images and steps.
 
     Raises:
         ValueError: If the shapes differ or are not (b, h, w), or if tolerance is negative.
@@ -96,10 +99,10 @@ def boundary_counts(
 
 
 def boundary_f_score(counts: BoundaryCounts) -> Float[Array, " c"]:
-    """Harmonic mean of the contours' precision and recall, of each class; NaN without any contour.
+    """Harmonic mean of the contours' precision and recall, for each class; NaN without any contour.
 
-    0 if only one of prediction and truth has a contour. The counts are sums over the data set; published scores are
-    often means over images instead, for which call this with the counts of one image.
+    It is 0 if only one of prediction and truth has a contour. The counts are sums over the data set; published scores
+    are often means over images instead. For these, call this function with the counts of each image.
     """
     predicted, true = counts.predicted.value, counts.true.value
     right = jnp.where(predicted > 0, ratio(counts.matched.value, predicted), 0.0)
@@ -119,16 +122,16 @@ def boundary_band_counts(
     """Confusion counts of the bands inside each class's contours; their IoU is the Boundary IoU.
 
     A pixel is in its class's band if another class, or the outside of the image, is at most `distance` steps away,
-    diagonal steps included (Chebyshev distance). Both are the authors' choices: they erode by a 3 x 3 square,
-    `distance` times, and count the border of the image as a contour (`boundary_counts` does not). Their distance is
-    0.02 of the image's diagonal. Ignored pixels do not count, and their outline is no contour.
+    diagonal steps included (Chebyshev distance). This follows the authors: they erode by a 3 x 3 square, `distance`
+    times, and treat the border of the image as a contour (`boundary_counts` does not). Their distance is 0.02 of the
+    image's diagonal. Ignored pixels are not counted, and their outline is not a contour.
 
     Args:
         predictions: Class indices, (b, h, w); see `predict`.
         labels: Class indices, (b, h, w).
         num_classes: Number of classes; 2 for binary segmentation.
         distance: Width of the bands in pixels, at least 1.
-        ignore_index: Label of pixels that do not count.
+        ignore_index: Label of ignored pixels.
 
     Returns:
         Counts of shape (num_classes,), for `boundary_iou`.
@@ -155,7 +158,7 @@ def boundary_band_counts(
 
 
 def boundary_iou(counts: Counts) -> Float[Array, " c"]:
-    """Boundary IoU of each class, from `boundary_band_counts`; NaN if nothing is labelled or predicted so."""
+    """Boundary IoU of each class, from `boundary_band_counts`; NaN for a class without labels and predictions."""
     return iou(counts)
 
 
@@ -169,13 +172,13 @@ def _check_maps(labels: Integer[Array, "b h w"], name: str, pixels: int, least: 
 def _finds_itself(
     labels: Integer[Array, "b h w"], others: Integer[Array, "b h w"], tolerance: int
 ) -> Bool[Array, "b h w"]:
-    """Where others holds the same label within a disk around the pixel."""
+    """Whether `others` contains the pixel's label within a disk around it."""
     steps = np.arange(-tolerance, tolerance + 1, dtype=np.int32)
     disk = np.argwhere(steps[:, None] ** 2 + steps[None] ** 2 <= tolerance**2).astype(np.int32)
     padded = jnp.pad(others, ((0, 0), (tolerance, tolerance), (tolerance, tolerance)), constant_values=-1)
     corners = jnp.asarray(disk)
 
-    # a loop over the disk instead of a distance for each class: memory and compile time depend on neither
+    # A loop over the disk: memory and compile time depend neither on the number of classes nor on the disk's size.
     def look(i: Array, found: Bool[Array, "b h w"]) -> Bool[Array, "b h w"]:
         start = (jnp.int32(0), corners[i, 0], corners[i, 1])
         return found | (jax.lax.dynamic_slice(padded, start, labels.shape) == labels)
@@ -184,10 +187,10 @@ def _finds_itself(
 
 
 def _band(labels: Integer[Array, "b h w"], counted: Bool[Array, "b h w"], distance: int) -> Bool[Array, "b h w"]:
-    """Pixels that count and have another label, or the outside of the image, in the square around them.
+    """Counted pixels with another label, or the outside of the image, in the square around them.
 
-    Another label is there if the largest or the smallest label in the square is not the pixel's own. The outside is
-    smaller than every label; pixels that do not count are never the extreme.
+    The square contains another label if its largest or smallest label differs from the pixel's. The outside is
+    smaller than every label, and ignored pixels are never the extreme.
     """
     labels = labels.astype(jnp.int32)
     limits = jnp.iinfo(jnp.int32)

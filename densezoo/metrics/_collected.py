@@ -1,4 +1,4 @@
-"""Measurements that cannot be reduced to counts, such as detections, and are kept for each picture."""
+"""Results that cannot be reduced to counts, such as detections, and are stored for each picture."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ class Collected:
 
     Attributes:
         parts: the arrays of each batch, by name.
-        shrink: reduces one part on the host to what is kept, such as run lengths of maps. None keeps the arrays.
+        shrink: reduces one part on the host, for example to run lengths of masks. None keeps the arrays.
 
     Example:
         >>> import jax.numpy as jnp
@@ -40,7 +40,7 @@ class Collected:
         return Collected((*self.kept(), *other.kept()), self.shrink, True)
 
     def kept(self) -> tuple[Any, ...]:
-        """The kept results of each batch, on the host."""
+        """The stored results of each batch, on the host."""
         if self.shrunk:
             return self.parts
         parts = jax.device_get(self.parts)

@@ -1,4 +1,4 @@
-"""Average precision as COCO defines it: the counting is hotcoco's, the conversion to and from it is here."""
+"""COCO's average precision. hotcoco computes it; this file converts between its formats and densezoo's."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _SCORES |= {"ar1": "AR1", "ar10": "AR10", "ar100": "AR100"}
 
 
 def coco_dataset(source: Any, class_names: Sequence[str] = ()) -> dict[str, Any]:
-    """The objects of a source as a COCO dataset, which `average_precision` takes.
+    """Converts the objects of a source to a COCO dataset for `average_precision`.
 
     Args:
-        source: samples with boxes (n, 4), labels (n,) with -1 in rows without an object, and perhaps `instances`; its
-            own `dataset` is taken if it has one, as that of `data.CocoDetection`.
-        class_names: names of the classes; those of the source, or their numbers, if empty.
+        source: samples with boxes (n, 4), labels (n,) with -1 in rows without an object, and optionally `instances`. If
+            it has its own `dataset`, as `data.CocoDetection` does, this is used.
+        class_names: names of the classes; if empty, those of the source, or their numbers.
 
     Returns:
         A dict with images, annotations and categories, as in COCO's files. Ids of images are those of the source's
-        `dataset`, else index + 1; ids of categories likewise, else label + 1.
+        `dataset`, else the samples' `image_id`, else index + 1; ids of categories likewise, else label + 1.
 
     Raises:
-        ModuleNotFoundError: if there are instances and hotcoco, which encodes their masks, is not installed.
+        ModuleNotFoundError: if there are instances and hotcoco is not installed, which encodes their masks.
 
     Example:
         >>> import numpy as np
@@ -43,8 +43,9 @@ def coco_dataset(source: Any, class_names: Sequence[str] = ()) -> dict[str, Any]
     for index in range(len(source)):
         sample = source[index]
         height, width = sample["image"].shape[:2]
-        images.append({"id": index + 1, "height": height, "width": width, "file_name": str(sample.get("name", index))})
-        for annotation in coco_annotations(sample, index + 1):
+        number = int(sample.get("image_id", index + 1))
+        images.append({"id": number, "height": height, "width": width, "file_name": str(sample.get("name", index))})
+        for annotation in coco_annotations(sample, number):
             found.add(annotation["category_id"] - 1)
             annotations.append(annotation | {"id": len(annotations) + 1})
     names = tuple(class_names or getattr(source, "class_names", ())) or tuple(map(str, range(max(found) + 1)))
@@ -53,14 +54,16 @@ def coco_dataset(source: Any, class_names: Sequence[str] = ()) -> dict[str, Any]
 
 
 def coco_annotations(sample: Mapping[str, Any], image_id: int) -> list[dict[str, Any]]:
-    """The objects of one picture in COCO's format.
+    """Converts the objects of one picture to COCO's format.
 
     Args:
-        sample: boxes (n, 4), labels (n,) with -1 in rows without an object, and perhaps `instances` (h, w).
-        image_id: number of the picture.
+        sample: boxes (n, 4), labels (n,) with -1 in rows without an object, and optionally `instances` (h, w),
+            `areas` (n,) with NaN for the area of the mask or box, and `boxes_crowd`, `labels_crowd` and
+            `instances_crowd` of crowds.
+        image_id: id of the picture.
 
     Returns:
-        A dict for each object; its id is the place in the list, from 1 on, and its category label + 1.
+        A dict for each object and crowd; its id is the place in the list, from 1 on, and its category label + 1.
 
     Example:
         >>> import numpy as np
@@ -69,14 +72,18 @@ def coco_annotations(sample: Mapping[str, Any], image_id: int) -> list[dict[str,
         [(1, 5, 16.0)]
     """
     annotations = []
-    for row in np.flatnonzero(np.asarray(sample["labels"]) >= 0).tolist():
-        box = _xywh(sample["boxes"][row])
-        annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(sample["labels"][row]) + 1}
-        annotation |= {"bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-        if "instances" in sample:
-            mask = np.asarray(sample["instances"]) == row + 1
-            annotation |= {"segmentation": encode_mask(mask), "area": int(mask.sum())}
-        annotations.append(annotation)
+    for crowd, group in enumerate(("", "_crowd")):
+        labels = np.asarray(sample.get(f"labels{group}", ()))
+        for row in np.flatnonzero(labels >= 0).tolist():
+            box = _xywh(sample[f"boxes{group}"][row])
+            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(labels[row]) + 1}
+            annotation |= {"bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
+            if f"instances{group}" in sample:
+                mask = np.asarray(sample[f"instances{group}"]) == row + 1
+                annotation |= {"segmentation": encode_mask(mask), "area": int(mask.sum())}
+            if not crowd and "areas" in sample and np.isfinite(sample["areas"][row]):
+                annotation["area"] = float(sample["areas"][row])
+            annotations.append(annotation)
     return annotations
 
 
@@ -89,18 +96,18 @@ def coco_results(
     category_ids: Sequence[int] | None = None,
     masks: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """The detections of one picture in COCO's result format.
+    """Converts the detections of one picture to COCO's result format.
 
     Args:
-        image_id: number of the picture in the dataset.
+        image_id: id of the picture in the dataset.
         boxes: (n, 4), x0, y0, x1, y1 in pixels of the picture.
         scores: (n,).
-        labels: (n,), places in the list of classes; rows with a negative label are left out.
-        category_ids: the dataset's number of each class; None for label + 1.
+        labels: (n,), class indices; rows with a negative label are skipped.
+        category_ids: the dataset's id of each class; None for label + 1.
         masks: (n, height, width) bool, of the picture's size.
 
     Returns:
-        A dict for each detection, with plain numbers, which JSON takes.
+        A dict for each detection, with plain numbers that can be written as JSON.
 
     Example:
         >>> import numpy as np
@@ -123,21 +130,21 @@ def coco_results(
 def average_precision(
     dataset: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, masks: bool = False
 ) -> dict[str, float]:
-    """COCO's scores of detections.
+    """Computes COCO's scores of detections.
 
     Args:
-        dataset: images, annotations and categories, as `coco_dataset` gives them.
-        results: detections in COCO's result format, as `coco_results` gives them; in any order.
+        dataset: images, annotations and categories, as returned by `coco_dataset`.
+        results: detections in COCO's result format, as returned by `coco_results`, in any order.
         masks: compare masks instead of boxes.
 
     Returns:
         `ap`, the mean over IoU thresholds of 0.5 to 0.95, `ap50`, `ap75`; `ap_small` (area below 32^2 pixels),
-        `ap_medium`, `ap_large` (from 96^2 on); `ar1`, `ar10`, `ar100`; `ap_<class>`. NaN where there is nothing to
-        detect. At most 100 detections count in a picture.
+        `ap_medium`, `ap_large` (from 96^2 on); `ar1`, `ar10`, `ar100`; `ap_<class>`. NaN without
+        objects. At most 100 detections per picture are used.
 
     Raises:
-        ValueError: results of pictures or categories that the dataset does not have, or with scores or boxes that are
-            no numbers.
+        ValueError: results or annotations of pictures or categories that the dataset does not have, or with scores or
+            boxes that are no numbers, or annotations with the same id.
         ModuleNotFoundError: if hotcoco is not installed.
 
     Example:
@@ -160,12 +167,13 @@ def average_precision(
         if result["image_id"] not in images or result["category_id"] not in categories:
             raise ValueError(
                 f"result {number} is of image {result['image_id']}, category {result['category_id']}; the dataset has"
-                f" {len(images)} images and the categories {sorted(categories)}, and not these"
+                f" {len(images)} images and the categories {sorted(categories)}, but not these"
             )
         if not math.isfinite(result["score"]) or not np.isfinite(result["bbox"]).all():
             raise ValueError(f"result {number} has the score {result['score']} and box {result['bbox']}")
         if masks and "segmentation" not in result:
             raise ValueError(f"result {number} has no segmentation, and masks=True compares masks")
+    _check_truth(dataset["annotations"], images, categories)
     if not any(not annotation.get("iscrowd") for annotation in dataset["annotations"]):
         return dict.fromkeys((*_SCORES, *(f"ap_{name}" for name in categories.values())), math.nan)
     truth = hotcoco.COCO(dict(dataset))
@@ -180,8 +188,25 @@ def average_precision(
     return {name: math.nan if value < 0 else float(value) for name, value in scores.items()}
 
 
+def _check_truth(annotations: Sequence[Mapping[str, Any]], images: Any, categories: Any) -> None:
+    """Raises a ValueError for annotations that would silently count as something else."""
+    seen: set[Any] = set()
+    for number, annotation in enumerate(annotations):
+        name, image, category = (annotation.get(field) for field in ("id", "image_id", "category_id"))
+        if image not in images or category not in categories:
+            raise ValueError(
+                f"annotation {number}, with the id {name}, is of image {image}, category {category}; the dataset has"
+                f" {len(images)} images and the categories {sorted(categories)}, and not these"
+            )
+        if not np.isfinite(annotation["bbox"]).all():
+            raise ValueError(f"annotation {number}, with the id {name}, has the box {annotation['bbox']}")
+        if name in seen:
+            raise ValueError(f"annotation {number} has the id {name} of an earlier one: give each its own")
+        seen.add(name)
+
+
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """A mask (h, w) as COCO's compressed run lengths, which JSON takes; needs hotcoco.
+    """Encodes a mask (h, w) as COCO's compressed run lengths for JSON; needs hotcoco.
 
     Example:
         >>> import numpy as np

@@ -14,19 +14,19 @@ def confusion_matrix(
     num_classes: int,
     ignore_index: int | None = None,
 ) -> Tally:
-    """The number of pixels of each class that are predicted as each class.
+    """Counts the pixels of each true class that are predicted as each class.
 
-    Pixels with a label that is not a class do not count.
+    Pixels whose label is not a class are not counted.
 
     Args:
         predictions: Class indices; see `predict`.
         labels: Class indices.
         num_classes: Number of classes; 2 for binary segmentation.
-        ignore_index: Label of the pixels that do not count.
+        ignore_index: Label of ignored pixels.
 
     Returns:
-        Numbers of pixels (num_classes, num_classes), a row for each true class and a column for each predicted one,
-        which add over images and steps; `numpy.asarray` gives exact integers.
+        Numbers of pixels (num_classes, num_classes), with a row for each true class and a column for each predicted
+        one. They can be added over images and steps. `numpy.asarray` returns exact integers.
 
     Raises:
         ValueError: If the shapes differ.

@@ -14,8 +14,8 @@ class PanopticCounts:
 
     Attributes:
         matched: (n,), pairs of predicted and true segments with an IoU above 0.5.
-        spurious: (n,), predicted segments without a partner.
-        missed: (n,), true segments without a partner.
+        spurious: (n,), predicted segments without a match.
+        missed: (n,), true segments without a match.
         overlap: (n,), the sum of the matched segments' IoU.
     """
 
@@ -30,17 +30,17 @@ class PanopticCounts:
 
     @property
     def recognition(self) -> np.ndarray:
-        """RQ of each class, the F1 score of finding its segments; NaN for a class without any."""
+        """RQ of each class, the F1 score of its segments; NaN for a class without segments."""
         return self._over(self.matched, self.matched + (self.spurious + self.missed) / 2)
 
     @property
     def segmentation(self) -> np.ndarray:
-        """SQ of each class, the mean IoU of its matched segments; 0 if none matches, NaN for a class without any."""
+        """SQ of each class, the mean IoU of its matched segments; 0 without matches, NaN without segments."""
         return np.where(np.isnan(self.recognition), np.nan, self._over(self.overlap, np.maximum(self.matched, 1)))
 
     @property
     def quality(self) -> np.ndarray:
-        """PQ of each class, the product of both; NaN for a class without any segment."""
+        """PQ of each class, the product of RQ and SQ; NaN for a class without segments."""
         return self._over(self.overlap, self.matched + (self.spurious + self.missed) / 2)
 
     @staticmethod
@@ -63,19 +63,19 @@ def panoptic_counts(
     """Compares the segments of one picture.
 
     Args:
-        predicted: (h, w) numbers of segments; 0 for none.
+        predicted: (h, w) segment numbers; 0 for none.
         predicted_classes: the class of each predicted segment, 0..num_classes - 1.
-        truth: (h, w) numbers of segments; 0 for pixels that do not count.
+        truth: (h, w) segment numbers; 0 for ignored pixels.
         true_classes: the class of each true segment.
-        num_classes: how many classes there are.
-        crowds: the class of each segment of `truth` that stands for many objects; what is predicted there is not
+        num_classes: number of classes.
+        crowds: the class of each segment of `truth` that contains many objects. Predicted segments there are not
             spurious.
 
     Returns:
-        The counts, which add.
+        The counts, which can be added over pictures.
 
     Raises:
-        ValueError: if the maps' sizes differ, a segment has no class, or a class is out of range.
+        ValueError: if the maps' sizes differ, or a segment has no class or one out of range.
 
     Example:
         >>> import numpy as np

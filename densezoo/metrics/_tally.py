@@ -14,19 +14,19 @@ _BITS = 16
 class Tally:
     """Exact numbers of pixels, up to 2^48 (2.8e14, or 67 million images of 2048 x 2048).
 
-    JAX has no 64-bit integers by default, float32 loses single pixels beyond 2^24 (four such images) and int32
-    overflows beyond 2^31 (512 of them), so a number is kept as low + 2^16 high. `+` carries from low to high. Plain
-    sums of the leaves (`jax.lax.psum`, `jax.tree.map(jnp.add, ...)`) are right as well, for up to 2^16 tallies.
+    JAX has no 64-bit integers by default, float32 is inexact beyond 2^24 (four such images) and int32 overflows beyond
+    2^31 (512 of them), so a number is stored as low + 2^16 high. `+` carries from low to high. Plain sums of the leaves
+    (`jax.lax.psum`, `jax.tree.map(jnp.add, ...)`) are also correct, for up to 2^16 tallies.
 
-    `value` is the number in float32, for formulas; `numpy.asarray(tally)` is exact, in int64.
+    `value` is the number in float32, for formulas; `numpy.asarray(tally)` returns it exactly as int64.
     """
 
-    low: Any  # both UInt32[Array, "*shape"], and whatever else JAX puts on the leaves of a pytree
+    low: Any  # both UInt32[Array, "*shape"], or any other leaves that JAX puts into a pytree
     high: Any
 
     @classmethod
     def of(cls, numbers: Integer[Array, "*shape"]) -> "Tally":
-        """A tally of integers, which are not negative."""
+        """A tally of nonnegative integers."""
         numbers = jnp.asarray(numbers).astype(jnp.uint32)
         return cls(numbers & (2**_BITS - 1), numbers >> _BITS)
 

@@ -4,7 +4,7 @@ The files of detectors register their families, like those of the decoders.
 """
 
 from densezoo.models.detection import detect
-from densezoo.models.panoptic import Panoptic, PanopticFPN
+from densezoo.models.panoptic import Panoptic, PanopticFPN, panoptic
 from densezoo.models.rcnn import RCNN, RegionOutputs
 from densezoo.models.segmentation import PyramidModel, SegmentationModel
 from densezoo.models.single_stage import PlainNeck, SingleStage
@@ -24,5 +24,6 @@ __all__ = [
     "SegmentationModel",
     "SingleStage",
     "detect",
+    "panoptic",
     "two_stage",
 ]

@@ -1,5 +1,7 @@
 """Functions shared by all detectors: from images to a pyramid, and from scores and boxes to detections."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -8,10 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from densezoo import ops
+from densezoo.blueprint import Blueprint, register
+from densezoo.decoders.steps import one_scale
 from densezoo.encoders import Encoder
 from densezoo.heads.anchors import AnchorOutputs, PointOutputs
 from densezoo.models.padding import each_alone
 from densezoo.models.segmentation import encode, without_gradient
+from densezoo.ops.sharding import per_device, repeat_for
 from densezoo.types import Detections, Pyramid, Size, size_of
 
 MULTIPLE = 32
@@ -42,9 +47,9 @@ def detect(
         sizes: (b, 2) integers, height and width of each picture without padding; None if there is no padding.
         score_threshold: only detections with a higher score are kept. For this and the next two arguments, None selects
             torchvision's value for the family.
-        nms_threshold: if two boxes of a class overlap more than this, only the one with the higher score is kept. Of
-            boxes with zero area, which a single-stage detector predicts outside of the picture, only the best of each
-            class is kept.
+        nms_threshold: if two boxes of a class overlap more than this, only the one with the higher score is kept. Boxes
+            with zero area, which a single-stage detector predicts outside of the picture, overlap none and are all
+            kept, as in torchvision; models with region proposals have none.
         max_detections: rows of the result for each picture.
 
     Returns:
@@ -87,7 +92,7 @@ def pyramid_of(
     given = sizes
     whole = size_of(images) if images.ndim == 4 else (0, 0)
     if given is None:
-        sizes = jnp.broadcast_to(jnp.asarray(whole, jnp.int32), (images.shape[0], 2))
+        sizes = repeat_for(images, jnp.asarray(whole, jnp.int32)[None])
     else:
         sizes = jnp.asarray(given)
         if sizes.shape != (images.shape[0], 2) or not jnp.issubdtype(sizes.dtype, jnp.integer):
@@ -95,15 +100,11 @@ def pyramid_of(
                 f"sizes must be integers, a height and a width for each of the {images.shape[0]} images; got shape"
                 f" {sizes.shape} and dtype {sizes.dtype}"
             )
-        images = jnp.where(_inside(whole, sizes)[..., None], images, 0)
-    reductions = model.encoder.reductions if isinstance(model.encoder, Encoder) else ()
-    multiple = max((MULTIPLE, *reductions))
+        images = jnp.where(inside(whole, sizes)[..., None], images, 0)
+    multiple = _multiple(model.encoder)
     if images.ndim == 4:
         images = jnp.pad(images, ((0, 0), *((0, -side % multiple) for side in whole), (0, 0)))
-    extents = None
-    if given is not None:
-        smallest = model.encoder.min_size if isinstance(model.encoder, Encoder) else 1
-        extents = jnp.maximum(-(-sizes // multiple) * multiple, jnp.where(sizes > 0, smallest, 0)).astype(jnp.int32)
+    extents = None if given is None else extents_of(model.encoder, sizes)
     with each_alone(None if train else extents, size_of(images) if images.ndim == 4 else whole):
         pyramid = encode(model.encoder, images, train=train and "encoder" not in model.frozen)
         pyramid = without_gradient(pyramid) if "encoder" in model.frozen else pyramid
@@ -114,7 +115,17 @@ def pyramid_of(
     return result, extents, sizes.astype(jnp.float32)
 
 
-def _inside(size: Size, sizes: Integer[Array, "b 2"]) -> Bool[Array, "b h w"]:
+def extents_of(encoder: nn.Module, sizes: Integer[Array, "b 2"]) -> Integer[Array, "b 2"]:
+    """The size that each picture would be padded to alone."""
+    multiple, smallest = _multiple(encoder), encoder.min_size if isinstance(encoder, Encoder) else 1
+    return jnp.maximum(-(-sizes // multiple) * multiple, jnp.where(sizes > 0, smallest, 0)).astype(jnp.int32)
+
+
+def _multiple(encoder: nn.Module) -> int:
+    return max((MULTIPLE, *(encoder.reductions if isinstance(encoder, Encoder) else ())))
+
+
+def inside(size: Size, sizes: Integer[Array, "b 2"]) -> Bool[Array, "b h w"]:
     """Which pixels belong to the picture, not to the padding."""
     y, x = (jnp.arange(side, dtype=sizes.dtype)[None] for side in size)
     return (y < sizes[:, :1])[:, :, None] & (x < sizes[:, 1:])[:, None]
@@ -136,6 +147,18 @@ def of_anchors(
         max_detections: see `detect`.
         candidates: the largest number of (anchor, class) pairs that are taken from each map.
     """
+    best = functools.partial(_best_of_anchors, max_detections=max_detections, candidates=candidates)
+    return per_device(best, outputs, weights=(score_threshold, nms_threshold), auto=True)
+
+
+def _best_of_anchors(
+    outputs: AnchorOutputs | PointOutputs,
+    score_threshold: Any,
+    nms_threshold: Any,
+    *,
+    max_detections: int,
+    candidates: int,
+) -> Detections:
     assert outputs.sizes is not None
     classes = outputs.logits.shape[-1]
     ranks = jnp.where(outputs.grid.inside, outputs.ranks(), -jnp.inf)
@@ -155,10 +178,8 @@ def of_anchors(
         clipped = ops.clip_boxes(jnp.concatenate(boxes), size)
         score, label = jnp.concatenate(scores), jnp.concatenate(labels)
         valid = score > score_threshold
-        # Boxes that lie beyond the picture have no area, and so no overlap by which one could suppress another.
-        empty = valid & (ops.box_area(clipped) <= 0)
-        best = jnp.full(classes, -1.0).at[label].max(jnp.where(empty, score, -1))
-        return kept(clipped, score, label, valid & (~empty | (score == best[label])), nms_threshold, max_detections)
+        # Boxes beyond the picture end up without area. As in torchvision, they overlap nothing, each other included.
+        return kept(clipped, score, label, valid, nms_threshold, max_detections)
 
     return jax.vmap(of_image)(jnp.arange(ranks.shape[0]), ranks, outputs.sizes)
 
@@ -184,3 +205,31 @@ def kept(
 def large_enough(boxes: Float[Array, "*n 4"], least: float) -> Bool[Array, "*n"]:
     """Whether both sides of a box are at least this many pixels long."""
     return (boxes[..., 2] - boxes[..., 0] >= least) & (boxes[..., 3] - boxes[..., 1] >= least)
+
+
+def register_detector(
+    name: str,
+    make: Callable[..., Any],
+    description: str,
+    skip_strategy: str,
+    excels_at: str,
+    paper: str,
+    *,
+    encoder: str = "resnet50",
+    misfit: Callable[[Any], str] = one_scale,
+) -> None:
+    """Registers a family of detectors, by default for COCO's 91 classes. See `Blueprint` for the arguments."""
+    register(
+        Blueprint(
+            name=name,
+            description=description,
+            skip_strategy=skip_strategy,
+            excels_at=excels_at,
+            paper=paper,
+            encoder=encoder,
+            make=make,
+            misfit=misfit,
+            task="detection",
+            num_classes=91,
+        )
+    )

@@ -14,16 +14,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from densezoo.blocks import ChannelGate, Conv, ConvNormAct, GroupNorm
+from densezoo.blocks import (
+    CARAFE,
+    Bicubic,
+    Bilinear,
+    ChannelGate,
+    Conv,
+    ConvNormAct,
+    DySample,
+    GroupNorm,
+    TransposedConv,
+)
 from densezoo.blocks.norm import default_groups
+from densezoo.ops.sharding import per_device, reshape
 from densezoo.types import Size, accumulator_dtype, size_of
+
+REPEATING = (Bicubic, Bilinear, DySample)
+"""Upsamplers that repeat the edges of a map. Those with convolutions pad with zeros."""
 
 
 def each_alone(extents: Integer[Array, "b 2"] | None, image_size: Size) -> AbstractContextManager[Any]:
     """Modules called in this context treat each picture's padding like the outside of an image.
 
-    This is exact for convolutions, pooling of nonnegative maps, batch and group norms, and squeeze-and-excitation.
-    Attention still reads the padding.
+    This is exact for convolutions, pooling of nonnegative maps, upsampling (without aligned corners), batch and group
+    norms, and squeeze-and-excitation. Attention still reads the padding.
 
     Args:
         extents: height and width of each picture; None for no padding.
@@ -45,7 +59,11 @@ def each_alone(extents: Integer[Array, "b 2"] | None, image_size: Size) -> Abstr
             return call(args[0] * part[:, None, None, None], *args[1:], **kwargs)
         if isinstance(module, GroupNorm):
             return _group_norm(module, args[0], _inside(args[0], extents, image_size), kwargs.get("relu", False))
-        if isinstance(module, Conv):  # an overlapping pooling before it may have reached beyond the picture
+        if isinstance(module, REPEATING):
+            return call(with_edges(args[0], extents, image_size), *args[1:], **kwargs)
+        if isinstance(
+            module, (Conv, TransposedConv, CARAFE)
+        ):  # an overlapping pooling before it may have reached beyond the picture
             args = (jnp.where(_inside(args[0], extents, image_size), args[0], 0), *args[1:])
         y = call(*args, **kwargs)
         whole = isinstance(module, ConvNormAct) or (
@@ -62,11 +80,14 @@ def with_edges(
     """Replaces the padding by the last row and column of each picture, as edge padding of the single image would."""
     if extents is None:
         return x
-    sides = jnp.maximum(_sides(x, extents, image_size), 1)
-    for axis in (1, 2):
-        places = jnp.minimum(jnp.arange(x.shape[axis], dtype=sides.dtype)[None], sides[:, axis - 1, None] - 1)
-        x = jnp.take_along_axis(x, jnp.expand_dims(places, (2 if axis == 1 else 1, 3)), axis)
-    return x
+
+    def extended(x: jax.Array, sides: jax.Array) -> jax.Array:
+        for axis in (1, 2):
+            places = jnp.minimum(jnp.arange(x.shape[axis], dtype=sides.dtype)[None], sides[:, axis - 1, None] - 1)
+            x = jnp.take_along_axis(x, jnp.expand_dims(places, (2 if axis == 1 else 1, 3)), axis)
+        return x
+
+    return per_device(extended, x, jnp.maximum(_sides(x, extents, image_size), 1))
 
 
 def _is_map(x: Any, extents: jax.Array) -> bool:
@@ -91,11 +112,11 @@ def _group_norm(module: GroupNorm, x: jax.Array, inside: Bool[Array, "b h w 1"],
     wide = x.astype(accumulator_dtype(x.dtype))
     counted = inside.astype(wide.dtype)[..., None]
     groups = module.num_groups or default_groups(x.shape[-1])
-    grouped = wide.reshape(*x.shape[:3], groups, -1)
+    grouped = reshape(wide, *x.shape[:3], groups, -1)
     count = jnp.maximum(counted.sum((1, 2, 3, 4), keepdims=True) * grouped.shape[-1], 1)
     mean = (grouped * counted).sum((1, 2, 4), keepdims=True) / count
     centred = (grouped - mean) * counted
     var = jnp.square(centred).sum((1, 2, 4), keepdims=True) / count
-    y = (centred * jax.lax.rsqrt(var + module.epsilon)).reshape(x.shape)
+    y = reshape(centred * jax.lax.rsqrt(var + module.epsilon), *x.shape)
     y = y * jnp.expand_dims(scale.astype(wide.dtype), (0, 1, 2)) + jnp.expand_dims(bias.astype(wide.dtype), (0, 1, 2))
     return (nn.relu(y) if relu else y).astype(x.dtype if module.dtype is None else module.dtype)

@@ -1,6 +1,7 @@
 """Two-stage detectors, Faster and Mask R-CNN: proposals from a pyramid, then a class, a box and a mask for each."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +16,11 @@ from densezoo.heads.region import BOX_WEIGHTS
 from densezoo.models.detection import kept, large_enough, pyramid_of
 from densezoo.models.padding import each_alone, with_edges
 from densezoo.models.segmentation import computed_by
+from densezoo.ops.sharding import explicitly_sharded, in_auto_mesh, per_device, reshape
 from densezoo.types import Detections, Pyramid
+
+_MASKS_AT_ONCE = 25
+"""Detections of each image that the mask head takes at a time."""
 
 
 @struct.dataclass
@@ -100,7 +105,7 @@ class RCNN(nn.Module):
         self, images: Float[Array, "b h w c"], sizes: Integer[Array, "b 2"] | None = None, *, train: bool = False
     ) -> RegionOutputs:
         """Runs both stages, or only the first in training. See `dz.detect` for `sizes`."""
-        with computed_by(self.impl):
+        with computed_by(self):
             pyramid, extents, sizes_of = pyramid_of(self, images, sizes, train=train)
             assert pyramid.image_size is not None
             with each_alone(None if train else extents, pyramid.image_size):
@@ -121,14 +126,14 @@ class RCNN(nn.Module):
     ) -> tuple[Float[Array, "b n k"], Float[Array, "b n k 4"]]:
         """Class logits of boxes in pixels, and for each class the box's difference from the given box."""
         logits, deltas = self._of_regions("box_head", pyramid, boxes, train=train)
-        return logits.reshape(*boxes.shape[:2], -1), deltas.reshape(*boxes.shape[:2], -1, 4)
+        return reshape(logits, *boxes.shape[:2], -1), reshape(deltas, *boxes.shape[:2], -1, 4)
 
     def mask_logits(
         self, pyramid: Pyramid, boxes: Float[Array, "b n 4"], *, train: bool = False
     ) -> Float[Array, "b n _ _ k"]:
         """A mask of each class for boxes in pixels."""
         masks = self._of_regions("mask_head", pyramid, boxes, train=train)
-        return masks.reshape(*boxes.shape[:2], *masks.shape[1:])
+        return reshape(masks, *boxes.shape[:2], *masks.shape[1:])
 
     def detect(
         self,
@@ -166,17 +171,67 @@ class RCNN(nn.Module):
         )
         if self.mask_head is None:
             return found
-        logits = self.mask_logits(outputs.pyramid, found.boxes)
-        chosen = jnp.maximum(found.labels, 0)[:, :, None, None, None]
-        masks = jax.nn.sigmoid(jnp.take_along_axis(logits, chosen, axis=-1)[..., 0])
-        return dataclasses.replace(found, masks=jnp.where(found.valid[:, :, None, None], masks, 0))
+
+        if in_auto_mesh(found.boxes) or explicitly_sharded(found.boxes):
+            logits = self.mask_logits(outputs.pyramid, found.boxes)
+            masks = per_device(_chosen_masks, logits, found.labels, found.valid, auto=True)
+        else:
+            masks = self._masks_by_parts(outputs.pyramid, found)
+        return dataclasses.replace(found, masks=masks)
+
+    def _masks_by_parts(self, pyramid: Pyramid, found: Detections) -> Float[Array, "b n _ _"]:
+        """The masks of the detections, which are in the first rows, and 0 for the other rows.
+
+        The mask head takes most of the time, so it stops after the last detection of the batch.
+        """
+        rows = found.boxes.shape[1]
+        step = min(_MASKS_AT_ONCE, rows)
+
+        def padded(x: jax.Array) -> jax.Array:
+            return jnp.pad(x, ((0, 0), (0, -rows % step), *((0, 0),) * (x.ndim - 2)))
+
+        regions = padded(self._regions("mask_head", pyramid, found.boxes))
+        labels, valid = padded(found.labels), padded(found.valid)
+        last = found.valid.sum(1).max(initial=0)
+
+        def add(model: "RCNN", state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            start, masks = state
+            x, label, real = (jax.lax.dynamic_slice_in_dim(x, start, step, 1) for x in (regions, labels, valid))
+            logits = model._head("mask_head", x)
+            mine = _chosen_masks(logits.reshape(*label.shape, *logits.shape[1:]), label, real)
+            return start + step, jax.lax.dynamic_update_slice_in_dim(masks, mine, start, 1)
+
+        side = 2 * regions.shape[2]
+        # Made from scores, so that inside `jax.shard_map` it varies as the masks do.
+        nothing = jnp.broadcast_to(0 * padded(found.scores)[:, :, None, None], (*labels.shape, side, side))
+        state = (jnp.zeros((), jnp.int32), nothing)
+
+        def rows_are_left(model: "RCNN", state: tuple[jax.Array, jax.Array]) -> Any:
+            return state[0] < last
+
+        _, masks = nn.while_loop(rows_are_left, add, self, state)
+        return masks[:, :rows]
 
     def _of_regions(self, part: str, pyramid: Pyramid, boxes: jax.Array, *, train: bool) -> Any:
-        head: Any = getattr(self, part)
+        return self._head(part, self._regions(part, pyramid, boxes), train=train)
+
+    def _regions(self, part: str, pyramid: Pyramid, boxes: jax.Array) -> jax.Array:
+        """The maps of boxes in the size that a head reads."""
         assert pyramid.image_size is not None
-        with computed_by(self.impl):
-            x = ops.multiscale_roi_align(pyramid.maps[: self.region_maps], boxes, pyramid.image_size, head.size)
-            return head(x.reshape(-1, *x.shape[2:]), train=train and part not in self.frozen)
+        with computed_by(self):
+            size = getattr(self, part).size
+            return ops.multiscale_roi_align(pyramid.maps[: self.region_maps], boxes, pyramid.image_size, size)
+
+    def _head(self, part: str, x: jax.Array, *, train: bool = False) -> Any:
+        with computed_by(self):
+            return getattr(self, part)(reshape(x, -1, *x.shape[2:]), train=train and part not in self.frozen)
+
+
+def _chosen_masks(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
+    """The probabilities of each box's class, 0 for a box that is not real."""
+    chosen = jnp.maximum(labels, 0)[:, :, None, None, None]
+    masks = jax.nn.sigmoid(jnp.take_along_axis(logits, chosen, axis=-1)[..., 0])
+    return jnp.where(valid[:, :, None, None], masks, 0)
 
 
 def proposals_of(
@@ -190,7 +245,13 @@ def proposals_of(
         count: number of proposals of all maps together.
         threshold: IoU threshold of the suppression.
     """
-    outputs = jax.lax.stop_gradient(outputs)
+    select = functools.partial(_proposals, candidates=candidates, count=count, threshold=threshold)
+    return per_device(select, jax.lax.stop_gradient(outputs), auto=True)
+
+
+def _proposals(
+    outputs: AnchorOutputs, *, candidates: int, count: int, threshold: float
+) -> tuple[Float[Array, "b p 4"], Bool[Array, "b p"]]:
     ranks = jnp.where(outputs.grid.inside, outputs.logits[..., 0], -jnp.inf)
 
     def of_image(image: jax.Array, ranks: jax.Array, size: jax.Array) -> Detections:
@@ -219,8 +280,22 @@ def of_regions(outputs: RegionOutputs, score_threshold: Any, nms_threshold: Any,
         nms_threshold: see `dz.detect`.
         max_detections: see `dz.detect`.
     """
-    logits, deltas, sizes = outputs.logits, outputs.deltas, outputs.anchors.sizes
-    assert logits is not None and deltas is not None and sizes is not None
+    regions = (outputs.logits, outputs.deltas, outputs.boxes, outputs.valid, outputs.anchors.sizes)
+    best = functools.partial(_best_of_regions, max_detections=max_detections)
+    return per_device(best, *regions, weights=(score_threshold, nms_threshold), auto=True)
+
+
+def _best_of_regions(
+    logits: jax.Array,
+    deltas: jax.Array,
+    proposals: jax.Array,
+    real: jax.Array,
+    sizes: jax.Array,
+    score_threshold: Any,
+    nms_threshold: Any,
+    *,
+    max_detections: int,
+) -> Detections:
     most = logits.shape[-1] - 1
     if isinstance(score_threshold, float) and score_threshold > 0:
         most = min(most, max(1, int(1 / score_threshold)))  # the classes of a proposal add up to 1
@@ -234,4 +309,4 @@ def of_regions(outputs: RegionOutputs, score_threshold: Any, nms_threshold: Any,
         valid = ((scores > score_threshold) & real[:, None]).reshape(-1) & large_enough(boxes, 1e-2)
         return kept(boxes, scores.reshape(-1), labels, valid, nms_threshold, max_detections)
 
-    return jax.vmap(of_image)(logits, deltas, outputs.boxes, outputs.valid, sizes)
+    return jax.vmap(of_image)(logits, deltas, proposals, real, sizes)

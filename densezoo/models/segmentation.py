@@ -2,8 +2,10 @@
 
 import dataclasses
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,6 +16,7 @@ from jaxtyping import Array, Float
 from densezoo import ops
 from densezoo.blocks import check_call
 from densezoo.encoders import Encoder
+from densezoo.freezing import is_frozen
 from densezoo.ops.checks import check_fixed
 from densezoo.ops.implementation import chosen
 from densezoo.ops.resize import repeat_edges
@@ -30,9 +33,10 @@ class SegmentationModel(nn.Module):
         auxiliary: heads for the decoder's coarser scales (`AuxiliaryHeads`). They only run in training: the model then
             returns a tuple of the logits and each auxiliary head's logits, for `losses.deep_supervision`. The decoder's
             call must take `all_scales`, like `UNetDecoder`.
-        frozen: parts that are not trained, such as `("encoder",)`. They use their running batch statistics, and
-            `densezoo.train` does not change their parameters and statistics. In your own training loop, the encoder's
-            gradients are zero, and `train.freeze(optimizer, model.frozen)` prevents weight decay.
+        frozen: parts that are not trained, such as `("encoder",)`, or parts of parts, such as `("encoder/conv1",
+            "encoder/layer1_*")`. They use their running batch statistics, and `densezoo.train` does not change their
+            parameters and statistics. In your own training loop, the gradients of "encoder" are zero, and
+            `train.freeze(optimizer, model.frozen)` keeps all of these parts unchanged.
         impl: the form of the operations: "auto" is the fastest measured form, and "reference" is plain JAX, for
             comparison or forward-mode differentiation (`ops.implementation`). Both have the same parameters, and the
             same results up to rounding.
@@ -64,7 +68,7 @@ class SegmentationModel(nn.Module):
         auxiliary = self.auxiliary if train or self.is_initializing() else None
         check_call(self.decoder, "decoder", "pyramid", train=train)
         check_call(self.head, "head", "maps", "size")
-        with computed_by(self.impl):
+        with computed_by(self):
             pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
             pyramid = without_gradient(pyramid) if "encoder" in self.frozen else pyramid
             decode = partial(self.decoder, pyramid, train=train and "decoder" not in self.frozen)
@@ -113,16 +117,33 @@ class PyramidModel(nn.Module):
     impl: str = "auto"
 
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> tuple[Float[Array, "b _ _ c"], ...]:
-        with computed_by(self.impl):
+        with computed_by(self):
             pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
             pyramid = without_gradient(pyramid) if "encoder" in self.frozen else pyramid
             check_call(self.neck, "neck", "pyramid", train=train)
             return self.neck(pyramid, train=train and "neck" not in self.frozen)
 
 
-def computed_by(impl: str) -> AbstractContextManager[None]:
-    """The context for a model's `impl` field. "auto" does not override an `ops.implementation` around the model."""
-    return nullcontext() if impl == "auto" else ops.implementation(impl)
+@contextmanager
+def computed_by(model: Any) -> Iterator[None]:
+    """The context in which a model calls its parts, for its fields `impl` and `frozen`.
+
+    An `impl` of "auto" does not override an `ops.implementation` around the model. Parts of parts that are frozen run
+    in inference mode; the model itself does this for whole parts.
+    """
+    nested = tuple(name for name in model.frozen if "/" in name)
+    depth = len(model.path)
+
+    def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if kwargs.get("train") and is_frozen(context.module.path[depth:], nested):
+            kwargs = {**kwargs, "train": False}
+        return call(*args, **kwargs)
+
+    with (
+        nn.intercept_methods(intercept) if nested else nullcontext(),
+        nullcontext() if model.impl == "auto" else ops.implementation(model.impl),
+    ):
+        yield
 
 
 def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
@@ -160,6 +181,8 @@ def encode(encoder: nn.Module, images: jax.Array, *, train: bool) -> Pyramid:
             " dz.Pyramid(maps, reductions=...), with its maps from fine to coarse and the image size over each map's"
             " size, such as dz.Pyramid((x, y), reductions=(2, 4))"
         )
+    if not pyramid.maps:
+        raise ValueError(f"{type(encoder).__name__}, the encoder, gave a Pyramid of 0 maps; a decoder needs at least 1")
     reductions = pyramid.reductions
     if reductions is not None and len(reductions) != len(pyramid.maps):
         raise ValueError(f"expected a reduction for each map; this encoder has {len(pyramid.maps)} maps, {reductions=}")

@@ -9,12 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from densezoo.blocks import ConvNormAct, GroupNorm
-from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.fpn import NEAREST, ConvLevels, FPNNeck
-from densezoo.decoders.steps import one_scale
 from densezoo.heads.anchors import AnchorOutputs, PointOutputs
 from densezoo.heads.dense import FCOSHead, RetinaNetHead
-from densezoo.models.detection import of_anchors, pyramid_of
+from densezoo.models.detection import of_anchors, pyramid_of, register_detector
 from densezoo.models.padding import each_alone
 from densezoo.models.segmentation import computed_by
 from densezoo.naming import Naming
@@ -58,7 +56,7 @@ class SingleStage(nn.Module):
         self, images: Float[Array, "b h w c"], sizes: Integer[Array, "b 2"] | None = None, *, train: bool = False
     ) -> AnchorOutputs | PointOutputs:
         """Returns the head's predictions. See `dz.detect` for `sizes`."""
-        with computed_by(self.impl):
+        with computed_by(self):
             pyramid, extents, sizes_of = pyramid_of(self, images, sizes, train=train)
             assert pyramid.image_size is not None
             with each_alone(None if train else extents, pyramid.image_size):
@@ -174,7 +172,7 @@ def _plain(
     param_dtype: Dtype = jnp.float32,
 ) -> SingleStage:
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-    # The sizes that RetinaNet has on all of its maps.
+    # The anchor sizes of all of RetinaNet's maps.
     every = sizes or tuple(int(2.0 ** (5 + step / 3)) for step in range(15))
     head = RetinaNetHead(num_classes, (tuple(every),), ratios, depth, head_norm, box_loss, **dtypes)
     return SingleStage(encoder, PlainNeck(features, level, norm, **dtypes), head, impl=impl)
@@ -186,61 +184,39 @@ def _neck(encoder: Any, features: int, upsample: Any, norm: Any, from_encoder: b
     return FPNNeck(features, levels, upsample, norm, extra, **dtypes)
 
 
-_SKIPS = "adds 1x1 lateral convolutions of the encoder's maps; a head reads every scale"
+_SKIPS = "adds 1x1 lateral convolutions of the encoder's maps; the head reads every scale"
 _RETINANET = "Lin et al. 2017, https://arxiv.org/abs/1708.02002"
 
-register(
-    Blueprint(
-        name="retinanet",
-        description="A feature pyramid whose every pixel predicts classes and boxes for nine anchors.",
-        skip_strategy=_SKIPS,
-        excels_at="boxes of objects of any size, in one stage",
-        paper=_RETINANET,
-        encoder="resnet50",
-        make=_retinanet,
-        misfit=one_scale,
-        task="detection",
-        num_classes=91,
-    )
+register_detector(
+    "retinanet",
+    _retinanet,
+    "A feature pyramid that predicts classes and boxes for nine anchors at every pixel.",
+    _SKIPS,
+    "boxes of objects of any size, in one stage",
+    _RETINANET,
 )
-register(
-    Blueprint(
-        name="retinanet_v2",
-        description="RetinaNet with group norms in its head, P6 from the encoder, and boxes learned by their overlap.",
-        skip_strategy=_SKIPS,
-        excels_at="boxes, more exactly than the first version at the same cost",
-        paper=f"{_RETINANET}; Zhang et al. 2019, https://arxiv.org/abs/1912.02424",
-        encoder="resnet50",
-        make=partial(_retinanet, head_norm=GroupNorm, from_encoder=True, box_loss="giou"),
-        misfit=one_scale,
-        task="detection",
-        num_classes=91,
-    )
+register_detector(
+    "retinanet_v2",
+    partial(_retinanet, head_norm=GroupNorm, from_encoder=True, box_loss="giou"),
+    "RetinaNet with group norms in its head, P6 from the encoder, and a GIoU loss for the boxes.",
+    _SKIPS,
+    "more accurate boxes than the first version, at the same cost",
+    f"{_RETINANET}; Zhang et al. 2019, https://arxiv.org/abs/1912.02424",
 )
-register(
-    Blueprint(
-        name="fcos",
-        description="A feature pyramid whose every pixel predicts classes and the distances to its box's sides.",
-        skip_strategy=_SKIPS,
-        excels_at="boxes without anchors to choose",
-        paper="Tian et al. 2020, https://arxiv.org/abs/2006.09214",
-        encoder="resnet50",
-        make=_fcos,
-        misfit=one_scale,
-        task="detection",
-        num_classes=91,
-    )
+register_detector(
+    "fcos",
+    _fcos,
+    "A feature pyramid that predicts classes and the distances to the box's sides at every pixel.",
+    _SKIPS,
+    "boxes without anchors to tune",
+    "Tian et al. 2020, https://arxiv.org/abs/2006.09214",
 )
-register(
-    Blueprint(
-        name="plain_detector",
-        description="RetinaNet's head on one map of the encoder, with the anchors of all scales.",
-        skip_strategy="none: only the coarsest map",
-        excels_at="showing what a pyramid is good for",
-        paper="Lin et al. 2016, https://arxiv.org/abs/1612.03144 (figure 1b)",
-        encoder="resnet50",
-        make=_plain,
-        task="detection",
-        num_classes=91,
-    )
+register_detector(
+    "plain_detector",
+    _plain,
+    "RetinaNet's head on one map of the encoder, with the anchors of all scales.",
+    "none: only the coarsest map",
+    "measuring the benefit of a pyramid",
+    "Lin et al. 2016, https://arxiv.org/abs/1612.03144 (figure 1b)",
+    misfit=lambda encoder: "",
 )

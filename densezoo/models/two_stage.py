@@ -7,12 +7,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from densezoo.blocks import BatchNorm, GroupNorm
-from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.fpn import NEAREST, FPNNeck, PooledLevel
-from densezoo.decoders.steps import one_scale
 from densezoo.heads.dense import RPNHead
 from densezoo.heads.region import BoxHead, MaskHead
 from densezoo.heads.semantic import SemanticHead
+from densezoo.models.detection import register_detector
 from densezoo.models.panoptic import PanopticFPN
 from densezoo.models.rcnn import RCNN
 from densezoo.types import Dtype, ModuleDef
@@ -34,6 +33,7 @@ def two_stage(
     sizes: Sequence[Sequence[float]] | None = None,
     ratios: Sequence[float] = (0.5, 1.0, 2.0),
     stuff_classes: int | None = None,
+    stuff_area: int = 4096,
     semantic_features: int = 128,
     semantic_norm: ModuleDef | None = GroupNorm,
     impl: str = "auto",
@@ -57,6 +57,7 @@ def two_stage(
         sizes: sides of the anchors in pixels, a tuple for each map.
         ratios: heights over widths of the anchors.
         stuff_classes: number of stuff classes of an additional semantic branch; None for no branch.
+        stuff_area: default of `dz.panoptic`, for a model with this branch.
         semantic_features: channels of the semantic branch.
         semantic_norm: factory of the normalisation in the semantic branch.
         impl: see `SegmentationModel`.
@@ -78,29 +79,17 @@ def two_stage(
     if stuff_classes is None:
         return RCNN(**parts, impl=impl)
     semantic = SemanticHead(1 + stuff_classes, semantic_features, levels, norm=semantic_norm, **dtypes)
-    return PanopticFPN(**parts, semantic_head=semantic, impl=impl)
+    return PanopticFPN(**parts, semantic_head=semantic, stuff_area=stuff_area, impl=impl)
 
 
 _V2 = {"norm": BatchNorm, "head_norm": BatchNorm, "rpn_depth": 2, "box_convs": 4, "hidden": (1024,)}
-_SKIPS = "adds 1x1 lateral convolutions of the encoder's maps; a box reads the scale of its size"
+_SKIPS = "adds 1x1 lateral convolutions of the encoder's maps; the size of a box selects its map"
 _BENCHMARK = "Li et al. 2021, https://arxiv.org/abs/2111.11429"
 
 
 def _family(name: str, description: str, excels_at: str, paper: str, encoder: str = "resnet50", **fields: Any) -> None:
-    register(
-        Blueprint(
-            name=name,
-            description=description,
-            skip_strategy=_SKIPS,
-            excels_at=excels_at,
-            paper=paper,
-            encoder=encoder,
-            make=partial(two_stage, **fields),
-            misfit=one_scale,
-            task="detection",
-            num_classes=91,
-        )
-    )
+    make = partial(two_stage, **fields)
+    register_detector(name, make, description, _SKIPS, excels_at, paper, encoder=encoder)
 
 
 _FASTER, _MASK = (
@@ -109,21 +98,21 @@ _FASTER, _MASK = (
 )
 _family(
     "faster_rcnn",
-    "A feature pyramid proposes boxes, and a head classifies and moves each.",
-    "boxes where they must be exact",
+    "A feature pyramid proposes boxes, and a head classifies and refines each.",
+    "accurate boxes",
     _FASTER,
 )
 _family(
     "faster_rcnn_v2",
     "Faster R-CNN with batch norms in neck and head, and a head of convolutions.",
-    "boxes where they must be exact and training is long",
+    "accurate boxes after long training",
     f"{_FASTER}; {_BENCHMARK}",
     **_V2,
 )
 _family(
     "faster_rcnn_mobilenet",
-    "Faster R-CNN over the two last maps of MobileNetV3, both at 1/32 of the image, with anchors of all sizes on each.",
-    "boxes where time is short",
+    "Faster R-CNN on the last two maps of MobileNetV3, both at 1/32 of the image, with anchors of all sizes on each.",
+    "fast detection",
     f"{_FASTER}; Howard et al. 2019, https://arxiv.org/abs/1905.02244",
     "mobilenet_v3_large",
     levels=2,
@@ -132,14 +121,14 @@ _family(
 _family(
     "mask_rcnn",
     "Faster R-CNN with a small mask for each box.",
-    "single objects with their outlines",
+    "individual objects with masks",
     _MASK,
     masks=True,
 )
 _family(
     "mask_rcnn_v2",
     "Mask R-CNN with batch norms in neck and heads, and a box head of convolutions.",
-    "single objects with their outlines, where training is long",
+    "individual objects with masks, after long training",
     f"{_MASK}; {_BENCHMARK}",
     masks=True,
     **_V2,
@@ -147,7 +136,7 @@ _family(
 _family(
     "panoptic_fpn",
     "Mask R-CNN with a semantic branch on the same pyramid: a segment for every pixel.",
-    "things and stuff at once",
+    "objects and background regions together",
     "Kirillov et al. 2019, https://arxiv.org/abs/1901.02446",
     masks=True,
     stuff_classes=53,

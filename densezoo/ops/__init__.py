@@ -20,6 +20,7 @@ from densezoo.ops.implementation import IMPLEMENTATIONS, implementation
 from densezoo.ops.instances import crop_instances
 from densezoo.ops.matching import BELOW, BETWEEN, match, sample_matches
 from densezoo.ops.norm import batch_norm, group_norm
+from densezoo.ops.panoptic import merge_segments
 from densezoo.ops.paste import paste_masks
 from densezoo.ops.pool import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool, max_pool_with_indices, max_unpool
 from densezoo.ops.reassemble import carafe
@@ -60,6 +61,7 @@ __all__ = [
     "max_pool",
     "max_pool_with_indices",
     "max_unpool",
+    "merge_segments",
     "multiscale_roi_align",
     "nms",
     "pair_iou",

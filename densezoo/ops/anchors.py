@@ -1,4 +1,4 @@
-"""The boxes that a detector starts from: the same few around every pixel of each map."""
+"""Anchor boxes: a detector's reference boxes, several around every pixel of each map."""
 
 from collections.abc import Sequence
 
@@ -14,23 +14,23 @@ from densezoo.types import Size
 def grid_anchors(
     map_size: Size, strides: Size, sizes: Sequence[float | int], ratios: Sequence[float | int]
 ) -> Float[Array, "n 4"]:
-    """Boxes of every size and aspect ratio around every pixel of a map, with torchvision's numbers and order.
+    """Computes boxes of every size and aspect ratio around every pixel of a map, equal to torchvision's.
 
-    The boxes around a pixel have their centre at the upper left corner of what it covers. Their sides are rounded so
-    that half of each is a whole number of pixels or lies half-way between two.
+    The boxes of a map pixel are centred at its top left corner in the image. Their sides are rounded so that half of
+    each is an integer or half-integer number of pixels.
 
     Args:
         map_size: (height, width) of the map.
-        strides: image pixels a map pixel, down and right.
+        strides: image pixels per map pixel, vertically and horizontally.
         sizes: square roots of the boxes' areas, in pixels.
         ratios: height over width.
 
     Returns:
-        (height * width * ratios * sizes, 4): row by row, for each pixel all sizes of the first ratio first.
+        (height * width * ratios * sizes, 4): row by row; for each pixel, all sizes of the first ratio come first.
 
     Raises:
-        ValueError: a map size or strides that are not two positive whole numbers, or a size or ratio that is not
-          positive.
+        ValueError: if `map_size` or `strides` is not two positive integers, or a size or ratio is not positive.
+
 
     Example:
         >>> grid_anchors((1, 2), (8, 8), (16,), (1.0,)).tolist()
@@ -50,13 +50,13 @@ def pyramid_anchors(
     sizes: Sequence[Sequence[float | int]],
     ratios: Sequence[float | int],
 ) -> tuple[jax.Array, ...]:
-    """`grid_anchors` for each map of a pyramid; a map's strides are image size // map size, as in torchvision.
+    """Computes `grid_anchors` for each map of a pyramid. A map's strides are image size // map size, as in torchvision.
 
     Args:
         image_size: (height, width) of the images, padding included.
         map_sizes: (height, width) of each map.
-        sizes: for each map, those of its boxes.
-        ratios: height over width, the same for all maps.
+        sizes: for each map, the sizes of its boxes.
+        ratios: height over width, equal for all maps.
 
     Returns:
         (n, 4) boxes for each map.
@@ -70,7 +70,7 @@ def pyramid_anchors(
         ((288, 4), (72, 4))
     """
     if len(map_sizes) != len(sizes):
-        raise ValueError(f"sizes are given for each map: got {len(sizes)} for {len(map_sizes)} maps")
+        raise ValueError(f"expected sizes for each of the {len(map_sizes)} maps, got {len(sizes)}")
     height, width = check_size(image_size)
     return tuple(
         grid_anchors(map_size, (height // map_size[0], width // map_size[1]), each, ratios)
@@ -79,10 +79,10 @@ def pyramid_anchors(
 
 
 def _around_origin(sizes: Sequence[float | int], ratios: Sequence[float | int]) -> np.ndarray:
-    """(ratios * sizes, 4) boxes around 0; in float32 as in torchvision, so that the same sides are rounded up."""
+    """(ratios * sizes, 4) boxes around 0; in float32 as in torchvision, so that sides are rounded in the same way."""
     size, ratio = np.asarray(sizes, np.float32).reshape(-1), np.asarray(ratios, np.float32).reshape(-1, 1)
     if not (size.size and ratio.size and (size > 0).all() and (ratio > 0).all()):
-        raise ValueError(f"sizes and ratios of anchors are positive numbers, got {tuple(sizes)} and {tuple(ratios)}")
+        raise ValueError(f"sizes and ratios of anchors must be positive, got {tuple(sizes)} and {tuple(ratios)}")
     tall = np.sqrt(ratio)
     widths, heights = ((1 / tall) * size).reshape(-1), (tall * size).reshape(-1)
     return np.round(np.stack([-widths, -heights, widths, heights], 1) / 2)

@@ -1,4 +1,4 @@
-"""What the operations ask of their arguments, at trace time: shapes, dtypes and whole numbers, never values."""
+"""Checks of the operations' arguments at trace time: shapes, dtypes and integers, never values."""
 
 import operator
 from typing import Any
@@ -10,7 +10,7 @@ from densezoo.types import Size
 
 
 def check_maps(x: jax.Array, *, floating: bool = True) -> None:
-    """Raises unless `x` holds NHWC maps, of a float type if `floating`."""
+    """Raises an error unless `x` contains NHWC maps, of a float type if `floating`."""
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"expected NHWC maps with no empty axis, got shape {x.shape}")
     if floating and not jnp.issubdtype(x.dtype, jnp.floating):
@@ -18,9 +18,9 @@ def check_maps(x: jax.Array, *, floating: bool = True) -> None:
 
 
 def check_size(size: Any) -> Size:
-    """Returns `size` as two positive ints, or says what is wrong with it.
+    """Returns `size` as two positive ints, or raises an error.
 
-    While exporting, a symbolic side is returned as it is.
+    Symbolic sizes, which occur during export, are returned unchanged.
     """
     try:
         height, width = (side if jax.export.is_symbolic_dim(side) else int(side) for side in size)
@@ -33,16 +33,16 @@ def check_size(size: Any) -> Size:
 
 
 def check_fixed(name: str, *sides: Any) -> None:
-    """Raises unless the sides of maps are numbers: what `name` computes depends on their values."""
+    """Raises an error if the sides of maps are symbolic: the computation of `name` depends on their values."""
     if symbolic := [str(side) for side in sides if jax.export.is_symbolic_dim(side)]:
         raise ValueError(
             f"{name} needs maps of a fixed height and width, but the sides {', '.join(symbolic)} are symbolic: export"
-            " with numbers in their place (the batch may be symbolic)"
+            " with fixed numbers instead (the batch may be symbolic)"
         )
 
 
 def check_whole(minimum: int, **options: Any) -> None:
-    """Raises unless every option is an integer of at least `minimum`."""
+    """Raises an error unless every option is an integer of at least `minimum`."""
     for name, value in options.items():
         try:
             fits = operator.index(value) >= minimum
@@ -53,7 +53,7 @@ def check_whole(minimum: int, **options: Any) -> None:
 
 
 def check_boxes(rank: int | None = None, **boxes: jax.Array) -> None:
-    """Raises unless the last axis of each array holds four floats, and each has `rank` axes if that is given."""
+    """Raises an error unless each array's last axis has four floats, and each array has `rank` axes if given."""
     for name, array in boxes.items():
         if array.ndim < 1 or array.shape[-1] != 4 or rank not in (None, array.ndim):
             expected = "(..., 4)" if rank is None else f"({'batch, ' * (rank - 2)}n, 4)"

@@ -83,7 +83,7 @@ def _conv(x, kernel, *, strides: int, pads, dilation: int, groups: int) -> jax.A
     kernel, pads = kernel[rows, columns], (above, beside)
     pointwise = kernel.shape[:2] == (1, 1) and (strides, pads, groups) == (1, ((0, 0), (0, 0)), 1)
     by_channel = groups == x.shape[3] == kernel.shape[3] > 1 and not explicitly_sharded(x, kernel)
-    # oneDNN's form is a reference loop where the window reaches further: 12 ms for 2.4 at 4x32x32x512, dilated by 12.
+    # oneDNN falls back to a reference loop for larger windows: 12 ms instead of 2.4 at 4x32x32x512, dilated by 12.
     near = dilation * (max(kernel.shape[:2]) - 1) <= 12
     as_depthwise = {"strides": strides, "padding": pads, "dilation": dilation, "onednn": onednn() and near}
     in_layout = groups == 1 and not pointwise and not explicitly_sharded(x, kernel)
@@ -116,7 +116,7 @@ def _conv(x, kernel, *, strides: int, pads, dilation: int, groups: int) -> jax.A
         on_gpu = {"cuda": gradients_by_blocks} if few else {}
         return jax.lax.platform_dependent(*saved, jnp.asarray(g), cpu=gradients_on_cpu, **on_gpu, default=gradients)
 
-    # The first convolution of an encoder: cuDNN is far from the GPU's speed with three channels.
+    # The first convolution of an encoder: with three channels, cuDNN does not reach the GPU's speed.
     few = strides > 1 and x.shape[3] <= 4 and (dilation, groups) == (1, 1) and not explicitly_sharded(x, kernel)
     by_blocks = functools.partial(_by_blocks, strides=strides, padding=pads)
 
@@ -148,7 +148,7 @@ def _by_blocks(x, kernel, *, strides: int, padding) -> jax.Array:
     """
     sizes = kernel.shape[:2]
     (rows, more_rows), (columns, more_columns) = (
-        # Windows, and zeros that bring the kernel to whole blocks.
+        # The windows, with zeros that extend the kernel to whole blocks.
         ((side + sum(pads) - size) // strides + 1, -size % strides)
         for side, size, pads in zip(x.shape[1:3], sizes, padding, strict=True)
     )
@@ -182,7 +182,7 @@ def _read_taps(
     If the dilation is at least the map's side, as in the ASPP of a small image, a 3x3 convolution becomes a 1x1 one.
     """
     before, after = padding
-    if jax.export.is_symbolic_dim(side):  # it may be any
+    if jax.export.is_symbolic_dim(side):  # any side is possible
         return slice(0, size), padding
     last = (side + before + after - dilation * (size - 1) - 1) // strides  # window
     taps = [
@@ -192,7 +192,7 @@ def _read_taps(
     ]
     if not taps:
         return slice(0, size), padding
-    # No more than the padding gives: what is cut off the map itself would need a negative one.
+    # At most the padding: cropping the map itself would need a negative one.
     first, end = min(taps[0], before // dilation), min(size - 1 - taps[-1], after // dilation)
     return slice(first, size - end), (before - first * dilation, after - end * dilation)
 
@@ -244,7 +244,7 @@ def _kernel_gradient(x, g, shape: tuple[int, ...], strides: int, pads, dilation:
     least three times the columns of autodiff's form, whose output is a map of the kernel's size.
     """
     size, channels = shape[:2], x.shape[3]
-    ends = [(n - 1) * strides + k for n, k in zip(g.shape[1:3], size, strict=True)]  # what the windows reach of x
+    ends = [(n - 1) * strides + k for n, k in zip(g.shape[1:3], size, strict=True)]  # the extent of the windows in x
     x = x[:, : ends[0] - pads[0][0], : ends[1] - pads[1][0]]
     rows, columns = ((low, end - low - n) for end, (low, _), n in zip(ends, pads, x.shape[1:3], strict=True))
     y = jax.lax.conv_general_dilated(

@@ -12,7 +12,7 @@ from densezoo.ops.implementation import chosen
 from densezoo.types import Size
 
 Resize = Callable[[Any, Size], Any]
-"""A map of the size at hand to one of the size given, which is the same map if the sizes are."""
+"""Resizes a map to the given size, or returns it unchanged if it already has that size."""
 
 
 def resize_concat_linear(
@@ -25,17 +25,17 @@ def resize_concat_linear(
 ) -> Float[Array, "b _ _ e"]:
     """`concat([resize(x @ K + k) for x, (K, k) in ...]) @ kernel + bias`, without building the concatenation.
 
-    The kernel is a kernel F for each map, and the result the sum of `resize(x @ K + k) @ F`. Nothing in it is nonlinear
-    if the resizes interpolate (weights that add up to 1). So the products are taken at the map's own size or the
-    result's, whichever is the coarser; where a map has more pixels than channels they are one, by `K @ F`; and the
-    biases become one, `sum(k @ F) + bias`. The result equals the plain form's up to rounding.
+    The kernel consists of one kernel F per map, and the result is the sum of `resize(x @ K + k) @ F`. All of this is
+    linear if the resizes interpolate (with weights that add up to 1). So the products are computed at the coarser of
+    the map's and the result's size. If a map has more pixels than channels, they are merged into one by `K @ F`. The
+    biases are merged into `sum(k @ F) + bias`. The result equals the plain form's up to rounding.
 
     Args:
         maps: NHWC maps.
         layers: for each map the kernel, (channels, d), and bias of its linear layer.
-        kernel: of the last layer, (number of maps times d, e).
-        bias: of the last layer.
-        resizes: for each map how it gets to `size`, by interpolation.
+        kernel: kernel of the last layer, (number of maps times d, e).
+        bias: bias of the last layer.
+        resizes: for each map, the function that resizes it to `size` by interpolation.
         size: (height, width) of the result.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Masks of single objects from a map of their numbers."""
+"""Masks of individual objects, cut from a map of object numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +10,19 @@ from densezoo.ops.checks import check_boxes, check_whole
 def crop_instances(
     instances: Integer[Array, "h w"], numbers: Integer[Array, " n"], boxes: Float[Array, "n 4"], size: int
 ) -> Float[Array, "n size size"]:
-    """For each box the mask of one object, resized to a square: what Mask R-CNN's masks are to be.
+    """Cuts the mask of one object for each box, resized to a square: the training targets of Mask R-CNN's masks.
 
-    It is `roi_align` of the object's mask, with as many samples as a bin covers pixels (`sampling_ratio=0`), computed
+    This is `roi_align` of the object's mask with one sample per pixel that a bin covers (`sampling_ratio=0`), computed
     as a product of a matrix for the rows and one for the columns.
 
     Args:
         instances: the object's number at each pixel.
-        numbers: of each box's object.
+        numbers: the object's number for each box.
         boxes: x0, y0, x1, y1 in pixels.
-        size: side of the squares.
+        size: side length of the squares.
 
     Returns:
-        From 0 to 1, float32.
+        Values from 0 to 1, float32.
 
     Raises:
         ValueError: if shapes do not match, or `size` is not a positive integer.
@@ -47,12 +47,12 @@ def crop_instances(
         mask = (instances == number).astype(jnp.float32)
         return jnp.matmul(jnp.matmul(rows, mask, precision="highest"), columns.T, precision="highest")
 
-    # A few at a time: the masks of all objects in full size could fill the memory.
+    # In small chunks: the full-size masks of all objects could exhaust memory.
     return jax.lax.map(crop, (numbers, boxes), batch_size=min(16, max(boxes.shape[0], 1)))
 
 
 def _samples(low: jax.Array, high: jax.Array, bins: int, side: int) -> Float[Array, "bins side"]:
-    """How much each pixel counts in each bin, along one axis."""
+    """The weight of each pixel in each bin, along one axis."""
     step = jnp.maximum(high - low, 1) / bins
     count = jnp.clip(jnp.ceil(step), 1, -(-side // bins))
     starts = low + jnp.arange(bins, dtype=jnp.float32) * step
@@ -64,4 +64,4 @@ def _samples(low: jax.Array, high: jax.Array, bins: int, side: int) -> Float[Arr
         taps = jnp.maximum(1 - jnp.abs(jnp.clip(position, 0, side - 1)[:, None] - pixels), 0)
         return total + jnp.where(counts[:, None], taps / count, 0)
 
-    return jax.lax.fori_loop(0, -(-side // bins), add, jnp.zeros((bins, side), jnp.float32))
+    return jax.lax.fori_loop(0, -(-side // bins), add, jnp.zeros_like(starts, shape=(bins, side)))

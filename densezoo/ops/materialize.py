@@ -1,18 +1,18 @@
-"""Stopping XLA:CPU from fusing a step with those that read it."""
+"""Prevents XLA:CPU from fusing a step with its consumers."""
 
 import jax
 
 
 def materialize(x: jax.Array) -> jax.Array:
-    """`x`, as an array that XLA:CPU builds once: for what is compiled for a CPU alone.
+    """Returns `x` as an array that XLA:CPU builds once, for programs that are only compiled for CPU.
 
-    XLA:CPU would compute an array anew for each step, or each pixel, that reads it, inside the loop that does. An
-    update in place is not fused, and it is not known to give the same array; a barrier is gone by then.
+    XLA:CPU would recompute an array inside the loop of each step, or each pixel, that reads it. An in-place update is
+    not fused, and the compiler cannot tell that it returns the same array; a barrier is removed before fusion.
     """
-    first = x[:, :, :1, :1]  # all of the axes over which devices may share the array
+    first = x[:, :, :1, :1]  # contains whole axes over which devices may share the array
     return jax.lax.dynamic_update_slice(x, first, (0,) * x.ndim)
 
 
 def materialize_on_cpu(x: jax.Array) -> jax.Array:
-    """`materialize` where the program is compiled for a CPU, `x` itself elsewhere."""
+    """Returns `materialize(x)` if the program is compiled for a CPU, `x` otherwise."""
     return jax.lax.platform_dependent(x, cpu=materialize, default=lambda x: x)

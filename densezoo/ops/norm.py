@@ -66,10 +66,10 @@ def group_norm(
     Args:
         x: NHWC maps. The result has its dtype; statistics are taken in float32 (float64 for float64).
         scale: factor of each channel.
-        bias: what is added to each channel.
+        bias: offset of each channel.
         groups: number of groups, which divides the channels.
-        epsilon: is added to the variance.
-        relu: apply a ReLU to the result.
+        epsilon: constant that is added to the variance.
+        relu: whether to apply a ReLU to the result.
 
     Raises:
         ValueError: if `scale` and `bias` do not have an entry for each channel, or `groups` does not divide them.

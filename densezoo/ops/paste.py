@@ -1,4 +1,4 @@
-"""Putting the masks that a detector predicts, one small square for each box, into the picture."""
+"""Pastes a detector's masks, one small square per box, into the picture."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -10,14 +10,15 @@ from densezoo.types import Size, accumulator_dtype
 def paste_masks(
     masks: Float[Array, "n side side"], boxes: Float[Array, "n 4"], size: Size, *, threshold: float | None = 0.5
 ) -> Bool[Array, "n h w"] | Float[Array, "n h w"]:
-    """Resizes each mask bilinearly to its box and puts it there, 0 elsewhere, with the numbers of torchvision.
+    """Resizes each mask bilinearly to its box and pastes it into an empty picture, with torchvision's results.
 
-    As there, a mask gets a border of zeros one pixel wide, its box grows by as much and then loses its fractions.
-    A box that is NaN gives an empty mask; one without area covers at most a pixel or two.
+    As in torchvision, a mask gets a border of zeros one pixel wide, its box grows accordingly, and the box's
+    coordinates are then truncated to integers. A NaN box gives an empty mask; one without area covers at most a pixel
+    or two.
 
     Args:
         masks: probabilities, the picture's n masks; use `jax.vmap` for a batch of pictures.
-        boxes: their boxes in pixels of the picture; what lies beyond it is left out.
+        boxes: their boxes in pixels of the picture; parts outside are cut off.
         size: (height, width) of the picture.
         threshold: a pixel belongs to a mask if its probability is greater; None returns the probabilities.
 
@@ -32,11 +33,11 @@ def paste_masks(
     """
     check_boxes(2, boxes=boxes)
     if masks.ndim != 3 or masks.shape[1] != masks.shape[2] or not masks.shape[1]:
-        raise ValueError(f"masks are squares, (n, side, side), got shape {masks.shape}")
+        raise ValueError(f"masks must be squares, (n, side, side), got shape {masks.shape}")
     if masks.shape[0] != boxes.shape[0]:
-        raise ValueError(f"as many masks as boxes are needed, got shapes {masks.shape} and {boxes.shape}")
+        raise ValueError(f"expected as many masks as boxes, got shapes {masks.shape} and {boxes.shape}")
     if not jnp.issubdtype(masks.dtype, jnp.floating):
-        raise TypeError(f"masks are of a float type, got {masks.dtype}: cast them first")
+        raise TypeError(f"masks must be of a float type, got {masks.dtype}: cast them first")
     height, width = check_size(size)
     wide = masks.astype(accumulator_dtype(masks.dtype))
     wide = jnp.pad(wide, ((0, 0), (1, 1), (1, 1)))
@@ -48,10 +49,10 @@ def paste_masks(
 
 
 def _weights(low, high, side: int, pixels: int):
-    """(n, pixels, side): how much each pixel of the picture takes of each of the mask, along one axis."""
+    """(n, pixels, side): the weight of each mask pixel in each pixel of the picture, along one axis."""
     centre, half = (low + high) / 2, (high - low) / 2
-    # The product passes through a maximum: fused with the sums, it would be rounded otherwise than in torch, and a
-    # whole number could lose more than its fractions.
+    # The product passes through a maximum: fused with the sums, it would be rounded differently from torch, and the
+    # truncation could then give a different integer.
     half = jnp.maximum(half * (side / (side - 2)), 0)
     first, last = jnp.trunc(centre - half)[:, None], jnp.trunc(centre + half)[:, None]
     length = last - first + 1
@@ -60,6 +61,6 @@ def _weights(low, high, side: int, pixels: int):
     position = jnp.maximum((pixel - first + 0.5) * (side / length) - 0.5, 0)
     position = jnp.where(inside, position, 0)[:, :, None]
     taps = jnp.arange(side, dtype=low.dtype)[None, None]
-    # Beyond the last pixel it repeats.
+    # Past the last pixel, the border is repeated.
     weights = jnp.maximum(1 - jnp.abs(jnp.minimum(position, side - 1) - taps), 0)
     return jnp.where(inside[:, :, None], weights, 0)

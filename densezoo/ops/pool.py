@@ -1,4 +1,4 @@
-"""Max-pooling that remembers where the maximum stood, its inverse, and means of windows and over a grid of bins."""
+"""Max-pooling that stores the positions of the maxima, its inverse, and average pooling over windows and bins."""
 
 import functools
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from densezoo.types import Side, Size, accumulator_dtype
 
 
 def _taps(x: jax.Array, window: int, stride: int, padding: int = 0) -> list[jax.Array]:
-    """The strided slice of `x` that each position of the window reads, row by row, with the least value around `x`.
+    """The strided slices of `x` for the window's positions, row by row, padded with the minimum value.
 
-    Each slice is padded by itself: XLA fuses these pads into what reads them, and would store a padded map.
+    Each slice is padded separately: XLA fuses these pads into their consumers, but would store a padded map.
     """
     counts = [_windows(side, window, stride, padding) for side in x.shape[1:3]]
 
     def span(offset: int, side: Side, count: Side) -> tuple[int, Side]:
-        """The windows, from the first to before the last, for which the pixel at `offset` lies within the map."""
+        """The range of windows for which the pixel at `offset` is inside the map; the end is exclusive."""
         return max(0, -(-(padding - offset) // stride)), min(count, (side - 1 + padding - offset) // stride + 1)
 
     def tap(i: int, j: int) -> jax.Array:
         spans = [span(offset, side, count) for offset, side, count in zip((i, j), x.shape[1:3], counts, strict=True)]
-        if any(last <= first for first, last in spans):  # this far from the middle there is only padding
+        if any(last <= first for first, last in spans):  # at this offset there is only padding
             return jnp.full((x.shape[0], *counts, x.shape[3]), _lowest(x.dtype))
         starts = [first * stride + offset - padding for (first, _), offset in zip(spans, (i, j), strict=True)]
         ends = [start + (last - first - 1) * stride + 1 for start, (first, last) in zip(starts, spans, strict=True)]
@@ -44,17 +44,17 @@ def _taps(x: jax.Array, window: int, stride: int, padding: int = 0) -> list[jax.
 
 
 def _windows(side: Side, window: int, stride: int, padding: int) -> Side:
-    """How many windows there are along an axis."""
+    """The number of windows along an axis."""
     return (side + 2 * padding - window) // stride + 1
 
 
 def _lowest(dtype: Any) -> np.ndarray:
-    """What no value is less than."""
+    """The minimum value of the dtype."""
     return np.asarray(-np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min, dtype)
 
 
 def _maxima(x, window, stride, padding):
-    """The greatest value of each window."""
+    """The maximum of each window."""
 
     def along(axes, x):
         windows, strides = ([size if axis in axes else 1 for axis in range(4)] for size in (window, stride))
@@ -62,9 +62,9 @@ def _maxima(x, window, stride, padding):
         return jax.lax.reduce_window(x, _lowest(x.dtype), jax.lax.max, windows, strides, pads)
 
     def on_cpu(x):
-        # An axis at a time is four times faster on CPU, in float32 eight times more than in bfloat16.
+        # One axis at a time is four times faster on CPU, in float32 eight times more than in bfloat16.
         wide = x.astype(accumulator_dtype(x.dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
-        # One pass over the taps is twice as fast again where the windows do not overlap much or reach beyond the end.
+        # A single pass over the taps is twice as fast again if windows barely overlap and stay inside the map.
         ends = [
             (_windows(side, window, stride, padding) - 1) * stride + window - padding - side for side in x.shape[1:3]
         ]
@@ -80,9 +80,9 @@ def _maxima(x, window, stride, padding):
 
 
 def _pool(x, window, stride, padding):
-    """The maxima and where they stand: a position is found by comparing, which is a map less to write than both."""
+    """The maxima and their positions. A position is found by comparing, which writes one map less than storing both."""
     best, floating = _maxima(x, window, stride, padding), jnp.issubdtype(x.dtype, jnp.floating)
-    # A NaN is not less than infinity, and everything else in its window is (but infinity itself).
+    # NaN is not less than infinity, but every other value in its window is (except infinity itself).
     bound = jnp.where(jnp.isnan(best), jnp.asarray(np.inf, x.dtype), best) if floating else best
     index = jnp.zeros(best.shape, jnp.int8)
     for position, tap in reversed(list(enumerate(_taps(x, window, stride, padding)))):
@@ -91,16 +91,16 @@ def _pool(x, window, stride, padding):
 
 
 def _unpool_windows(g, index, shape, window, stride, padding):
-    """Adjoint of max-pooling: each value of `g` goes to where its maximum stood; overlapping windows add up.
+    """Adjoint of max-pooling: each value of `g` is added at the position of its maximum.
 
-    For each phase (a row and a column modulo the stride) a sum over the few windows that reach its pixels, all of which
-    see them at the same positions; a window's values spread over the map with zeros between are five times slower.
+    For each phase (a row and a column modulo the stride), this sums the few windows that cover its pixels, all of which
+    see them at the same positions. Spreading a window's values over the map with zeros between is five times slower.
     """
     zero = jnp.zeros((), g.dtype)
     counts = [-(-side // stride) for side in shape[1:3]]
 
     def reaching(phase: int) -> list[tuple[int, int]]:
-        """The positions along an axis at which windows see this phase, and how much later their pixels come."""
+        """The positions along an axis at which windows see this phase, and the offset of their pixels."""
         return [(i, (i - phase - padding) // stride) for i in range((phase + padding) % stride, window, stride)]
 
     def gather(row: int, column: int) -> jax.Array:
@@ -120,7 +120,7 @@ def _unpool_windows(g, index, shape, window, stride, padding):
 
 
 def _interleave(phases: Sequence[Sequence[jax.Array]]) -> jax.Array:
-    """The map of which each phase, a row and a column modulo their number, is given: `phases[row][column]`."""
+    """Interleaves phases, given by row and column modulo their number (`phases[row][column]`), to a map."""
     batch, height, width, channels = phases[0][0].shape
     rows = [jnp.stack(row, axis=3).reshape(batch, height, len(row) * width, channels) for row in phases]
     return jnp.stack(rows, axis=2).reshape(batch, len(rows) * height, len(phases[0]) * width, channels)
@@ -131,10 +131,10 @@ def max_pool_with_indices(
 ) -> tuple[Float[Array, "b h2 w2 c"], Int8[Array, "b h2 w2 c"]]:
     """Max-pooling, and for every maximum its position in the window, counted row by row.
 
-    Rows and columns that do not fill a window are left out, as in torch. Of equal values the first wins; a NaN wins
-    over any number, and of several the first. The backward pass uses the saved indices, which on CPU is many times
-    faster than the select-and-scatter of `flax.linen.max_pool`. It is a custom VJP: reverse mode works, forward mode
-    does not.
+    Rows and columns that do not fill a window are dropped, as in torch. Ties select the first value. A NaN is greater
+    than any number, and the first of several is selected. The backward pass uses the saved indices, which on CPU is
+    many times faster than the select-and-scatter of `flax.linen.max_pool`. It is a custom VJP: reverse mode works,
+    forward mode does not.
 
     Args:
         x: NHWC maps.
@@ -143,8 +143,8 @@ def max_pool_with_indices(
         padding: pixels of minus infinity added on every side.
 
     Raises:
-        ValueError: if `x` is not NHWC or is empty, a window, stride or padding that cannot be, or a map smaller than
-          the window.
+        ValueError: if `x` is not NHWC or is empty, a window, stride or padding is invalid, or a map is smaller than the
+          window.
 
     Example:
         >>> import jax.numpy as jnp
@@ -157,7 +157,7 @@ def max_pool_with_indices(
     check_whole(1, window=window, stride=stride)
     check_whole(0, padding=padding)
     if window > 11 or padding > window // 2:
-        raise ValueError(f"window is 1 to 11 and padding at most half of it; got {window=} {padding=}")
+        raise ValueError(f"window must be 1 to 11 and padding at most half of it; got {window=} {padding=}")
     if any(side + 2 * padding < window for side in x.shape[1:3]):
         raise ValueError(f"a {window}x{window} window does not fit into shape {x.shape} with padding {padding}")
     if chosen() == "reference":
@@ -170,7 +170,7 @@ def max_pool_with_indices(
 
     def forward(x):
         y, index = _pool(x, window, stride, padding)
-        # Otherwise XLA:CPU would find every position anew for every pixel that asks for it in the backward pass.
+        # Otherwise XLA:CPU would recompute every position for every pixel that reads it in the backward pass.
         return (y, index), materialize_on_cpu(index)
 
     def backward(index, cotangents):
@@ -183,7 +183,7 @@ def max_pool_with_indices(
 def max_pool(
     x: Float[Array, "b h w c"], window: int = 2, stride: int | None = None, padding: int = 0
 ) -> Float[Array, "b h2 w2 c"]:
-    """Max-pooling with torch's padding and a lean backward pass; see `max_pool_with_indices`.
+    """Max-pooling with torch's padding and a memory-saving backward pass; see `max_pool_with_indices`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -196,18 +196,18 @@ def max_pool(
 def max_unpool(
     x: Float[Array, "b h w c"], indices: Int8[Array, "b h w c"], size: Size | None = None
 ) -> Float[Array, "b _ _ c"]:
-    """Puts every value back to where its maximum stood in a 2x2 window, zeros elsewhere (SegNet's upsampling).
+    """Puts every value at the position of its maximum in a 2x2 window, zeros elsewhere (SegNet's upsampling).
 
     Args:
         x: NHWC maps.
-        indices: positions 0..3 in the window, as 2x2 `max_pool_with_indices` gives them. Inside `jit`, where values
+        indices: positions 0..3 in the window, as returned by 2x2 `max_pool_with_indices`. Inside `jit`, where values
           cannot be checked, another index drops its value.
         size: (height, width) before the pooling, twice `x`'s or one pixel more; None means twice.
 
     Raises:
-        ValueError: shapes that do not match, a size that 2x2 pooling does not bring to `x`'s, or, outside of `jit`, an
-          index outside of the window.
-        TypeError: indices that are not integers.
+        ValueError: if shapes do not match, 2x2 pooling of `size` does not give `x`'s size, or, outside `jit`, an index
+          is outside the window.
+        TypeError: if indices are not integers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -220,13 +220,13 @@ def max_unpool(
     """
     check_maps(x, floating=False)
     if x.shape != indices.shape:
-        raise ValueError(f"values and indices have the same NHWC shape, got {x.shape} and {indices.shape}")
+        raise ValueError(f"values and indices must have the same NHWC shape, got {x.shape} and {indices.shape}")
     if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise TypeError(f"indices are integers, as max_pool_with_indices gives them; got {indices.dtype}")
+        raise TypeError(f"indices must be integers, as from max_pool_with_indices; got {indices.dtype}")
     if not isinstance(indices, Tracer):
-        values = np.asarray(indices)  # with numpy, so that nothing is traced
+        values = np.asarray(indices)  # with NumPy, so that nothing is traced
         if values.min() < 0 or values.max() > 3:
-            raise ValueError(f"indices are positions 0..3 in a 2x2 window; got {values.min()}..{values.max()}")
+            raise ValueError(f"indices must be positions 0..3 in a 2x2 window; got {values.min()}..{values.max()}")
     height, width = x.shape[1:3]
     size = (2 * height, 2 * width) if size is None else check_size(size)
     if (size[0] // 2, size[1] // 2) != (height, width):
@@ -240,7 +240,7 @@ def max_unpool(
 
 
 def avg_pool(x: Float[Array, "b h w c"], window: int = 2, stride: int | None = None) -> Float[Array, "b h2 w2 c"]:
-    """Means of square windows, summed in float32; rows and columns that do not fill a window are left out.
+    """Averages square windows, summed in float32; rows and columns that do not fill a window are dropped.
 
     Args:
         x: NHWC float maps.
@@ -267,9 +267,9 @@ def avg_pool(x: Float[Array, "b h w c"], window: int = 2, stride: int | None = N
 
 
 def global_avg_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
-    """The mean over the pixels of each map, summed in float32.
+    """Averages the pixels of each map, summed in float32.
 
-    On CPU rows are summed first, which took a fifteenth of the time of XLA's own loop at 4x16x16x2048.
+    On CPU, rows are summed first, which took a fifteenth of the time of XLA's own loop at 4x16x16x2048.
 
     Example:
         >>> import jax.numpy as jnp
@@ -284,15 +284,15 @@ def global_avg_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
 
 
 def adaptive_avg_pool(x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b _ _ c"]:
-    """Means over a grid of bins, with the numbers of `torch.nn.functional.adaptive_avg_pool2d`.
+    """Averages a grid of bins, with the results of `torch.nn.functional.adaptive_avg_pool2d`.
 
-    Of n pixels along an axis, bin i of m holds those from floor(i n / m) to before ceil((i + 1) n / m). Bins overlap
-    where m does not divide n, and there may be more bins than pixels. Sums are taken in float32. A value that is not
-    finite reaches every bin of its channel.
+    Of n pixels along an axis, bin i of m contains those from floor(i n / m) to ceil((i + 1) n / m) - 1. Bins overlap if
+    m does not divide n, and there may be more bins than pixels. Sums are computed in float32. A NaN or infinity reaches
+    every bin of its channel.
 
     Args:
         x: NHWC float maps.
-        size: bins along the height and the width.
+        size: number of bins along the height and the width.
 
     Raises:
         ValueError: if `x` is not NHWC or is empty, or `size` is not two positive integers.
@@ -313,7 +313,7 @@ def adaptive_avg_pool(x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b
 
 
 def _bins(inputs: Side, outputs: int) -> np.ndarray | jax.Array:
-    """The matrix (outputs x inputs) that takes the mean of each bin; for a symbolic size the program computes it."""
+    """The matrix (outputs x inputs) of the bins' averages; for a symbolic size, the program computes it."""
     symbolic = jax.export.is_symbolic_dim(inputs)
     columns = jnp.arange(inputs, dtype=jnp.int32)[None] if symbolic else np.arange(inputs)[None]
     rows = np.arange(outputs, dtype=columns.dtype)[:, None]

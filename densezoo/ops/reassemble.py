@@ -1,4 +1,4 @@
-"""CARAFE's reassembly: every output pixel is a weighted sum of its source's neighbourhood, with weights of its own."""
+"""CARAFE's reassembly: every output pixel is a weighted sum of its source's neighbourhood, with its own weights."""
 
 import functools
 
@@ -22,18 +22,18 @@ def carafe(
     factor: int = 2,
     groups: int = 1,
 ) -> Float[Array, "b h2 w2 c"]:
-    """Content-aware reassembly: enlarges `x` by a whole factor with a kernel given for every output pixel.
+    """Content-aware reassembly: enlarges `x` by an integer factor with a kernel given for every output pixel.
 
     Output pixel (i, j) is `sum_n masks[i, j, n] x[i // factor + n // k - k // 2, j // factor + n % k - k // 2]`, with
-    zeros outside of `x` (equation 4 of the paper). The tensor of all neighbourhoods, k * k times as large as `x`, is
-    never built, neither here nor in the backward pass. It is a custom VJP: reverse mode works, forward mode does not.
+    zeros outside `x` (equation 4 of the paper). The tensor of all neighbourhoods, k * k times as large as `x`, is never
+    built, not even in the backward pass. It is a custom VJP: reverse mode works, forward mode does not.
 
     Args:
         x: NHWC maps.
         masks: (batch, factor * h, factor * w, groups * k * k); the caller normalises them, with a softmax over k * k.
         kernel_size: k, the odd side of the neighbourhood in pixels.
         factor: output size over input size.
-        groups: the channels are split into so many runs of neighbours, each with its own k * k weights in `masks`.
+        groups: number of groups of neighbouring channels, each with its own k * k weights in `masks`.
 
     Raises:
         ValueError: if the kernel size is even, `factor` or `groups` is not positive, or shapes do not match them.
@@ -50,7 +50,7 @@ def carafe(
     """
     check_whole(1, kernel_size=kernel_size, factor=factor, groups=groups)
     if kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size is odd, got {kernel_size}")
+        raise ValueError(f"kernel_size must be odd, got {kernel_size}")
     if x.ndim != 4 or 0 in x.shape or x.shape[3] % groups:
         raise ValueError(f"expected NHWC maps with channels in multiples of groups={groups}, got shape {x.shape}")
     batch, height, width, _ = x.shape
@@ -69,13 +69,13 @@ def carafe(
 
 
 def _padded(x: jax.Array, reach: int, groups: int) -> jax.Array:
-    """`x` in the type of sums, with zeros around it and its channels split: (b, h, w, groups, channels of a group)."""
+    """`x` in the dtype of sums, padded with zeros and split into groups: (b, h, w, groups, channels of a group)."""
     x = jnp.pad(x.astype(accumulator_dtype(x.dtype)), ((0, 0), (reach, reach), (reach, reach), (0, 0)))
     return x.reshape(*x.shape[:3], groups, -1)
 
 
 def _blocks(y: jax.Array, factor: int, groups: int) -> jax.Array:
-    """(b, factor * h, factor * w, m) as (b, h, factor, w, factor, groups, m / groups), in the type of sums."""
+    """(b, factor * h, factor * w, m) as (b, h, factor, w, factor, groups, m / groups), in the dtype of sums."""
     batch, height, width, _ = y.shape
     shape = (batch, height // factor, factor, width // factor, factor, groups, -1)
     return y.astype(accumulator_dtype(y.dtype)).reshape(shape)
@@ -106,13 +106,13 @@ def _backward(kernel_size, factor, groups, saved, g):
 
 
 def _to_x(g, masks, kernel_size):
-    """Every source pixel gathers from the blocks around it that read it."""
+    """Every source pixel gathers from the surrounding blocks that read it."""
     (_, height, factor, width, *_), reach = g.shape, kernel_size // 2
     pads = ((0, 0), (reach, reach), (0, 0), (reach, reach), (0, 0), (0, 0), (0, 0))
     g, masks = jnp.pad(g, pads), jnp.pad(masks, pads)
     total = jnp.zeros((), g.dtype)
     for tap, (i, j) in enumerate(np.ndindex(kernel_size, kernel_size)):
-        # The block that reads by tap (i, j) lies as far on the other side.
+        # The block that reads by tap (i, j) is at the opposite offset.
         rows, columns = slice(2 * reach - i, 2 * reach - i + height), slice(2 * reach - j, 2 * reach - j + width)
         for di, dj in np.ndindex(factor, factor):
             weights = masks[:, rows, di, columns, dj, :, tap, None]
@@ -123,8 +123,8 @@ def _to_x(g, masks, kernel_size):
 def _to_masks(g, padded, kernel_size):
     """The products over the channels of `g` with the neighbours, as matrix products of short runs of pixels.
 
-    A run of 16 pixels is multiplied with all the columns that one of them reads, and the diagonals are kept: some four
-    times the multiplications that are needed, but in matrix products, which on CPU is four times as fast as sums.
+    A run of 16 pixels is multiplied with all columns that any of them reads, and only the diagonals are kept. This is
+    about four times the necessary multiplications, but as matrix products they are four times as fast as sums on CPU.
     """
     batch, height, factor, width, _, groups, channels = g.shape
     run = min(16, width)

@@ -1,11 +1,11 @@
-"""Every operation as one would write it down: what the fast forms in the files beside this one are checked against.
+"""The plain form of every operation, which the fast forms are compared with.
 
-Plain JAX without custom gradients, so all of it differentiates in forward and in reverse mode, any number of times.
+Plain JAX without custom gradients, so everything can be differentiated in forward and reverse mode, repeatedly.
 `densezoo.ops.implementation("reference")` makes the operations trace these. Input is validated there, not here.
 
-Half-precision input is computed in float32 and returned in its own dtype; convolutions compute in the dtype they get.
-Resizing reads only taps whose weight is not zero: an infinity or a NaN stays where it has weight, while in torch, which
-multiplies it by 0, it also turns the neighbours that would not see it into NaN.
+Half-precision input is computed in float32 and returned in its own dtype; convolutions compute in their input's dtype.
+Resizing only reads taps with nonzero weights, so an infinity or a NaN only affects outputs in which it has weight. In
+torch, which multiplies by 0, it also turns other neighbours into NaN.
 """
 
 import jax
@@ -19,7 +19,7 @@ from densezoo.types import Size, accumulator_dtype
 def resize_nearest(x: Shaped[Array, "b h w c"], size: Size, *, half_pixel: bool) -> Shaped[Array, "b _ _ c"]:
     """Reads the pixel at floor((i + 1/2) n / m), or at floor(i n / m)."""
     rows, columns = (
-        # Whole numbers throughout, so that nothing is rounded the wrong way.
+        # Integers throughout, to avoid rounding errors.
         (2 * np.arange(m) + 1) * n // (2 * m) if half_pixel else np.arange(m) * n // m
         for n, m in zip(x.shape[1:3], size, strict=True)
     )
@@ -27,7 +27,7 @@ def resize_nearest(x: Shaped[Array, "b h w c"], size: Size, *, half_pixel: bool)
 
 
 def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bool) -> Float[Array, "b _ _ c"]:
-    """Weighs the two nearest pixels along each axis by 1 - distance; beyond the border the border repeats."""
+    """Weights the two nearest pixels along each axis by 1 - distance; the border is repeated outside."""
     y = x.astype(accumulator_dtype(x.dtype))
     for axis in (1, 2):
         n = x.shape[axis]
@@ -38,7 +38,7 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bo
 
 
 def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: bool) -> Float[Array, "b _ _ c"]:
-    """Weighs the four nearest pixels along each axis by Keys's cubic kernel with a = -0.75, as torch does."""
+    """Weights the four nearest pixels along each axis by Keys's cubic kernel with a = -0.75, as torch does."""
     y, a = x.astype(accumulator_dtype(x.dtype)), -0.75
     for axis in (1, 2):
         n = x.shape[axis]
@@ -51,7 +51,7 @@ def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: boo
 
 
 def _positions(inputs: int, outputs: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Where each output pixel lies among the inputs: the whole part and the fraction, exact where it is a whole."""
+    """The position of each output pixel among the inputs: the integer part and the fraction, exact at integers."""
     i = np.arange(outputs)
     if align_corners:
         numerator, denominator = i * (inputs - 1), max(outputs - 1, 1)
@@ -71,7 +71,7 @@ def _weigh(x: jax.Array, axis: int, indices: np.ndarray, weights: np.ndarray) ->
 def conv_transpose(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], *, stride: int, padding: int
 ) -> Float[Array, "b h2 w2 d"]:
-    """Convolves `x`, spread out with stride - 1 zeros between its pixels, with the flipped kernel."""
+    """Convolves `x`, with stride - 1 zeros between its pixels, with the flipped kernel."""
     border = kernel.shape[0] - 1 - padding
     return jax.lax.conv_general_dilated(
         x,
@@ -93,7 +93,7 @@ def pixel_shuffle(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b h2
 def max_pool_with_indices(
     x: Shaped[Array, "b h w c"], window: int, stride: int, padding: int
 ) -> tuple[Shaped[Array, "b h2 w2 c"], Int8[Array, "b h2 w2 c"]]:
-    """Stacks the pixels of every window and takes the first greatest; as in torch the last NaN wins over all."""
+    """Stacks the pixels of every window and takes the first maximum; as in torch, the last NaN is the maximum."""
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     x = jnp.pad(x, pads, constant_values=-np.inf if floating else np.iinfo(x.dtype).min)
@@ -105,7 +105,7 @@ def max_pool_with_indices(
 
 
 def max_unpool(x: Shaped[Array, "b h w c"], indices: Int8[Array, "b h w c"], size: Size) -> Shaped[Array, "b _ _ c"]:
-    """Puts each value where its index says in a block of 2x2 zeros, and pads with zeros to `size`."""
+    """Puts each value at its index in a block of 2x2 zeros, and pads with zeros to `size`."""
     batch, height, width, channels = x.shape
     blocks = jnp.stack([jnp.where(indices == k, x, jnp.zeros((), x.dtype)) for k in range(4)], -1)
     y = pixel_shuffle(blocks.reshape(batch, height, width, 4 * channels), 2)
@@ -177,7 +177,7 @@ def carafe(
 
 
 def sample_bilinear(x: Float[Array, "b h w c"], positions: Float[Array, "b h2 w2 *g 2"]) -> Float[Array, "b h2 w2 c"]:
-    """Gathers the four pixels around every position, clamped to the image, and weighs them by 1 - distance."""
+    """Gathers the four pixels around every position, clamped to the image, and weights them by 1 - distance."""
     (batch, height, width, channels), out = x.shape, positions.shape[1:3]
     compute = accumulator_dtype(x.dtype)
     p = positions.astype(compute).reshape(batch, *out, -1, 2)
@@ -185,7 +185,7 @@ def sample_bilinear(x: Float[Array, "b h w c"], positions: Float[Array, "b h2 w2
     group = np.arange(p.shape[3]).reshape(1, 1, -1)
     read = jax.vmap(lambda map, rows, columns: map[rows, columns, group])
     row, column = (
-        # Beyond the border nothing changes with the position: the gradient is 0 there, and on the border itself.
+        # Outside the border the value is constant: the gradient is 0 there, and on the border itself.
         jnp.where(c <= 0, 0, jnp.where(c >= n - 1, n - 1, c))
         for c, n in ((p[..., 0], height), (p[..., 1], width))
     )
@@ -194,27 +194,27 @@ def sample_bilinear(x: Float[Array, "b h w c"], positions: Float[Array, "b h2 w2
     y = jnp.zeros((batch, *out, *maps.shape[3:]), compute)
     for i, vertical in ((top, 1 - down), (top + 1, down)):
         for j, horizontal in ((left, 1 - right), (left + 1, right)):
-            # A position in the last row has weight 0 for the row after it, which there is not.
+            # A position in the last row has weight 0 for the next row, which does not exist.
             corner = (jnp.clip(i.astype(int), 0, height - 1), jnp.clip(j.astype(int), 0, width - 1))
             y = y + vertical * horizontal * read(maps, *corner)
     return y.reshape(batch, *out, channels).astype(x.dtype)
 
 
 def linear(x: Float[Array, "b h w c"], kernel: Float[Array, "c d"], bias: Float[Array, " d"] | None = None):
-    """A linear layer of every pixel, in the maps' dtype."""
+    """Applies a linear layer to every pixel, in the maps' dtype."""
     y = x @ kernel.astype(x.dtype)
     return y if bias is None else y + jnp.expand_dims(bias.astype(x.dtype), (0, 1, 2))
 
 
 def resize_concat_linear(maps, layers, kernel, bias, resizes, size: Size) -> Float[Array, "b _ _ e"]:
-    """The layers of the maps, resized, concatenated, and one layer more."""
+    """Applies the maps' layers, resizes, concatenates, and applies one more layer."""
     results = [linear(x, *layer) for x, layer in zip(maps, layers, strict=True)]
     results = [resize(x, size) for x, resize in zip(results, resizes, strict=True)]
     return linear(jnp.concatenate(results, axis=-1), kernel, bias)
 
 
 def roi_align(features, boxes, output_size: Size, scale, sampling_ratio: int, aligned: bool):
-    """Two small matrices a box, the means of the bins' samples down and across, around its whole map."""
+    """Applies two small matrices per box to its whole map, which average the bins' samples along both axes."""
     compute = accumulator_dtype(features.dtype)
     x1, y1, x2, y2 = jnp.moveaxis(boxes.astype(compute) * scale, -1, 0)
     rows = _bins_of_boxes(y1, y2, output_size[0], features.shape[1], sampling_ratio, aligned)
@@ -224,7 +224,7 @@ def roi_align(features, boxes, output_size: Size, scale, sampling_ratio: int, al
 
 
 def _bins_of_boxes(low, high, bins: int, side: int, sampling_ratio: int, aligned: bool):
-    """(batch, boxes, bins, side): how much each pixel along an axis counts in the mean of each bin's samples."""
+    """(batch, boxes, bins, side): the weight of each pixel along an axis in the average of each bin's samples."""
     start, length = (low - 0.5, high - low) if aligned else (low, jnp.maximum(high - low, 1))
     most = sampling_ratio or -(-side // bins)
     samples = jnp.full_like(length, most) if sampling_ratio else jnp.clip(jnp.ceil(length / bins), 0, most)
@@ -240,7 +240,7 @@ def _bins_of_boxes(low, high, bins: int, side: int, sampling_ratio: int, aligned
 
 
 def multiscale_roi_align(maps, boxes, levels, output_size: Size, scales, sampling_ratio: int, aligned: bool):
-    """Reads every box from every map and takes the one of its level."""
+    """Reads every box from every map and selects the one of its level."""
     results = [
         roi_align(x, boxes, output_size, scale, sampling_ratio, aligned) for x, scale in zip(maps, scales, strict=True)
     ]

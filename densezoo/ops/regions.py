@@ -1,4 +1,4 @@
-"""RoIAlign: a small map of fixed size for each box, averaged from bilinear samples of a map or of a pyramid."""
+"""RoIAlign: a small fixed-size map for each box, averaged from bilinear samples of a map or of a pyramid."""
 
 import functools
 import math
@@ -14,6 +14,7 @@ from densezoo.ops import reference
 from densezoo.ops.boxes import box_area
 from densezoo.ops.checks import check_boxes, check_maps, check_size, check_whole
 from densezoo.ops.implementation import chosen
+from densezoo.ops.sharding import per_device
 from densezoo.types import Size, accumulator_dtype, size_of
 
 
@@ -26,21 +27,22 @@ def roi_align(
     sampling_ratio: int = 2,
     aligned: bool = False,
 ) -> Float[Array, "b n p q c"]:
-    """Divides each box into bins and takes the mean of samples in each, with the numbers of torchvision.
+    """Divides each box into bins and averages samples in each, with torchvision's results.
 
-    The maps get gradients, the boxes none. A sample more than a pixel beyond the map counts as 0; a box that is NaN
-    gives zeros. It is a custom VJP: forward-mode differentiation needs `ops.implementation("reference")`.
+    The maps get gradients, the boxes do not. A sample more than a pixel outside the map is 0; a NaN box gives zeros.
+    This is a custom VJP: forward-mode differentiation needs `ops.implementation("reference")`.
 
     Args:
         features: NHWC maps.
         boxes: for each map the same number of boxes, in pixels of the image.
-        output_size: bins down and across; one number for both.
-        spatial_scale: map pixels an image pixel, such as 1/16.
-        sampling_ratio: samples a bin along each axis. 0 takes one for each map pixel that a bin covers, rounded up, as
-          torchvision does for 0 and -1: exact for boxes up to the map's size; larger ones get as many as those.
-        aligned: whole positions are the centres of pixels, as everywhere else in densezoo. False, the first version's
-          convention, which torchvision's detectors have, reads half a pixel further down and right, and takes boxes
-          for at least one map pixel wide and high.
+        output_size: number of bins vertically and horizontally; one number for both.
+        spatial_scale: map pixels per image pixel, such as 1/16.
+        sampling_ratio: number of samples per bin along each axis. 0 takes one for each map pixel that a bin covers,
+          rounded up, as torchvision does for 0 and -1. This is exact for boxes up to the map's size; the number does
+          not grow beyond that.
+        aligned: integer positions are pixel centres, as everywhere else in densezoo. False is the convention of the
+          first version, which torchvision's detectors use: it reads half a pixel further down and right, and enlarges
+          boxes to at least one map pixel.
 
     Returns:
         (b, n, *output_size, c), in the maps' dtype.
@@ -60,11 +62,15 @@ def roi_align(
     """
     check_maps(features)
     output_size = _check(boxes, features.shape[0], output_size, sampling_ratio)
-    boxes = jax.lax.stop_gradient(boxes)
-    if chosen() == "reference":
-        return reference.roi_align(features, boxes, output_size, spatial_scale, sampling_ratio, aligned)
-    levels = jnp.zeros(boxes.shape[:2], jnp.int32)
-    return _align((features,), boxes, levels, output_size, (spatial_scale,), sampling_ratio, aligned)
+
+    def read(features, boxes):
+        if chosen() == "reference":
+            return reference.roi_align(features, boxes, output_size, spatial_scale, sampling_ratio, aligned)
+        levels = jnp.zeros(boxes.shape[:2], jnp.int32)
+        return _align((features,), boxes, levels, output_size, (spatial_scale,), sampling_ratio, aligned)
+
+    # XLA would gather the maps of the batch for a table that has all of them.
+    return per_device(read, features, jax.lax.stop_gradient(boxes), auto=True)
 
 
 def multiscale_roi_align(
@@ -78,7 +84,7 @@ def multiscale_roi_align(
     canonical_size: float | int = 224,
     canonical_level: int = 4,
 ) -> Float[Array, "b n p q c"]:
-    """`roi_align` in which the size of a box decides from which map of a pyramid it reads.
+    """`roi_align` from a pyramid: a box's size determines the map that it reads from.
 
     A box of `canonical_size` reads from the map of stride 2 ** `canonical_level`, one of twice the side from the next
     coarser map. All boxes are read in one pass.
@@ -86,12 +92,13 @@ def multiscale_roi_align(
     Args:
         maps: NHWC maps of the same channels, each half as large as the one before.
         boxes: for each image the same number of boxes, in pixels of the image.
-        image_size: (height, width) of the images; with the maps' sizes, rounded to a power of two, it gives the scales.
-        output_size: bins down and across; one number for both.
-        sampling_ratio: see `roi_align`, as for `aligned`, and for what it raises.
-        aligned: see `roi_align`.
-        canonical_size: pixels, the square root of a box's area.
-        canonical_level: the map that boxes of that size read from.
+        image_size: (height, width) of the images. Its ratio to the maps' sizes, rounded to a power of two, gives the
+            scales.
+        output_size: number of bins vertically and horizontally; one number for both.
+        sampling_ratio: as in `roi_align`; the errors are also the same.
+        aligned: as in `roi_align`.
+        canonical_size: the square root of a box's area, in pixels.
+        canonical_level: the level that boxes of that size read from.
 
     Example:
         >>> import jax.numpy as jnp
@@ -108,44 +115,46 @@ def multiscale_roi_align(
         check_maps(x)
     alike = {(x.shape[0], x.shape[3], x.dtype) for x in maps}
     if len(alike) != 1:
-        raise ValueError(f"maps have the same batch, channels and dtype, got {[(x.shape, x.dtype.name) for x in maps]}")
+        raise ValueError(f"maps need equal batch, channels and dtype, got {[(x.shape, x.dtype.name) for x in maps]}")
     output_size = _check(boxes, maps[0].shape[0], output_size, sampling_ratio)
     height, _ = check_size(image_size)
     scales = tuple(2.0 ** round(math.log2(x.shape[1] / height)) for x in maps)
-    boxes = jax.lax.stop_gradient(boxes)
     finest, coarsest = (int(-math.log2(scale)) for scale in (scales[0], scales[-1]))
-    levels = _levels(boxes, finest, coarsest, canonical_size, canonical_level)
-    if chosen() == "reference":
-        return reference.multiscale_roi_align(maps, boxes, levels, output_size, scales, sampling_ratio, aligned)
-    return _align(tuple(maps), boxes, levels, output_size, scales, sampling_ratio, aligned)
+
+    def read(maps, boxes):
+        levels = _levels(boxes, finest, coarsest, canonical_size, canonical_level)
+        form = reference.multiscale_roi_align if chosen() == "reference" else _align
+        return form(maps, boxes, levels, output_size, scales, sampling_ratio, aligned)
+
+    return per_device(read, tuple(maps), jax.lax.stop_gradient(boxes), auto=True)
 
 
 def _check(boxes, batch, output_size, sampling_ratio):
-    """The size of the output, or what is wrong."""
+    """Checks the arguments and returns the size of the output."""
     check_boxes(3, boxes=boxes)
     if boxes.shape[0] != batch:
-        raise ValueError(f"boxes are (batch, n, 4) for {batch} maps, got {boxes.shape}")
+        raise ValueError(f"boxes must be (batch, n, 4) for {batch} maps, got {boxes.shape}")
     check_whole(0, sampling_ratio=sampling_ratio)
     return check_size((output_size, output_size) if isinstance(output_size, int) else output_size)
 
 
 def _levels(boxes, finest, coarsest, canonical_size, canonical_level):
-    """The number of the map for each box."""
+    """The index of the map for each box."""
     area = box_area(boxes)
-    # An area of 0, or NaN, is for the finest map.
+    # Boxes with an area of 0 or NaN read from the finest map.
     size = jnp.sqrt(jnp.where(area > 0, area, 0))
     level = jnp.floor(canonical_level + jnp.log2(size / canonical_size) + 1e-6)
     return (jnp.clip(level, finest, coarsest) - finest).astype(jnp.int32)
 
 
 class _Axis(NamedTuple):
-    """Where the samples of all boxes lie along an axis; arrays are (boxes,).
+    """The positions of all boxes' samples along an axis; arrays are (boxes,).
 
     Attributes:
-        start: of the box, in map pixels.
-        step: a bin's length.
-        samples: a whole number, how many a bin has.
-        side: of the map.
+        start: start of the box, in map pixels.
+        step: length of a bin.
+        samples: number of samples in a bin, an integer.
+        side: side length of the map.
     """
 
     start: jax.Array
@@ -163,14 +172,14 @@ class _Axis(NamedTuple):
         position = jnp.clip(jnp.where(counts, position, 0), 0, side - 1)
         low = jnp.floor(position)
         weight = jnp.where(counts, 1 / samples, 0)
-        # A sample on the last pixel has weight 0 for the one after it, which there is not.
+        # A sample on the last pixel has weight 0 for the next one, which does not exist.
         high = jnp.minimum(low + 1, side - 1)
         pixels = (low.astype(jnp.int32), high.astype(jnp.int32))
         return tuple(zip(pixels, (weight * (1 - (position - low)), weight * (position - low)), strict=True))
 
 
 def _axis(low, high, bins, side, sampling_ratio, aligned):
-    """The samples of boxes that reach from `low` to `high` in map pixels."""
+    """The samples of boxes that extend from `low` to `high` in map pixels."""
     start, length = (low - 0.5, high - low) if aligned else (low, jnp.maximum(high - low, 1))
     step = length / bins
     if sampling_ratio:
@@ -182,7 +191,7 @@ def _axis(low, high, bins, side, sampling_ratio, aligned):
 
 
 class _Regions(NamedTuple):
-    """Where all boxes lie in a table of pixels: each one's first row of it, its map's width, and its samples."""
+    """The positions of all boxes in a table of pixels: each one's first row in it, its map's width, and its samples."""
 
     first: jax.Array
     width: jax.Array
@@ -197,12 +206,12 @@ class _Regions(NamedTuple):
                 yield index, vertical[:, :, None] * horizontal[:, None, :]
 
     def most_samples(self):
-        """How many samples down and across the box with the most has in a bin."""
+        """The maximum number of samples in a bin, vertically and horizontally."""
         return self.rows.samples.max().astype(jnp.int32), self.columns.samples.max().astype(jnp.int32)
 
 
 def _align(maps, boxes, levels, output_size, scales, sampling_ratio, aligned):
-    """Reads all maps as one table, a row a pixel, in which each box has a first row, a height and a width."""
+    """Reads all maps as one table with a row per pixel. Each box has a first row, a height and a width in it."""
     batch, channels = maps[0].shape[0], maps[0].shape[3]
     compute = accumulator_dtype(maps[0].dtype)
     sizes = np.array([size_of(x) for x in maps], np.int32)
@@ -225,7 +234,7 @@ def _align(maps, boxes, levels, output_size, scales, sampling_ratio, aligned):
 
 
 def _over_samples(regions, output_size, sampling_ratio, body, total):
-    """Applies `body` to the corners of all samples of a bin at once or, if the boxes choose how many, in a loop."""
+    """Applies `body` to the corners of all samples of a bin at once, or in a loop if the number depends on the box."""
     if sampling_ratio:
         samples = np.ndindex(sampling_ratio, sampling_ratio)
         return body([corner for sample in samples for corner in regions.corners(*sample, output_size)], total)
@@ -248,7 +257,7 @@ def _read(table, regions, output_size, sampling_ratio, _):
             total = total + weight[..., None] * table.at[index].get(mode="promise_in_bounds").astype(compute)
         return total
 
-    total = jnp.zeros((regions.first.shape[0], *output_size, table.shape[1]), compute)
+    total = jnp.zeros_like(table, compute, (regions.first.shape[0], *output_size, table.shape[1]))
     return _over_samples(regions, output_size, sampling_ratio, add, total).astype(table.dtype)
 
 
@@ -257,7 +266,7 @@ def _forward(table, regions, *options):
 
 
 def _backward(output_size, sampling_ratio, pixels, regions, g):
-    total = jnp.zeros((pixels, g.shape[-1]), accumulator_dtype(g.dtype))
+    total = jnp.zeros_like(g, accumulator_dtype(g.dtype), (pixels, g.shape[-1]))
     if not g.size:
         return total.astype(g.dtype), None
     wide = g.astype(total.dtype)
@@ -269,14 +278,14 @@ def _backward(output_size, sampling_ratio, pixels, regions, g):
 
 
 def _add(table, corners, g):
-    """Every pixel of `g`, weighed, to its corners' rows of the table."""
+    """Adds every pixel of `g`, weighted, to its corners' rows of the table."""
     for index, weight in corners:
         table = table.at[index].add(weight[..., None] * g, mode="promise_in_bounds")
     return table
 
 
 def _add_by_box(table, corners, g):
-    """The same in a loop over boxes and corners, a tenth of the time on CPU: what is added stays in the caches."""
+    """The same in a loop over boxes and corners, which takes a tenth of the time on CPU because it stays in cache."""
     boxes, bins, channels = g.shape[0], g.shape[1] * g.shape[2], g.shape[3]
     indices, weights = (jnp.stack(parts, 1).reshape(-1, bins) for parts in zip(*corners, strict=True))
     of = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
@@ -285,8 +294,7 @@ def _add_by_box(table, corners, g):
         weighed = of(weights, step)[:, None] * of(g.reshape(boxes, bins, channels), step // len(corners))
         return table.at[of(indices, step)].add(weighed, mode="promise_in_bounds")
 
-    # The first by itself, so that inside `jax.shard_map` the loop begins with what varies as its results do.
-    return jax.lax.fori_loop(1, boxes * len(corners), add, add(0, table))
+    return jax.lax.fori_loop(0, boxes * len(corners), add, table)
 
 
 _read.defvjp(_forward, _backward)

@@ -261,7 +261,7 @@ def _bilinear_of_any_size(x: jax.Array, size: Size, align_corners: bool) -> jax.
         fraction = (numerator - low * denominator).astype(y.dtype) / denominator.astype(y.dtype)
         fraction = jnp.expand_dims(fraction, [other for other in range(4) if other != axis])
         near, far = (jnp.take(y, jnp.minimum(index, inputs - 1), axis=axis, mode="clip") for index in (low, low + 1))
-        # What has no weight is not read, not even NaN.
+        # A tap without weight is not read, not even if it is NaN.
         y = (1 - fraction) * near + jnp.where(fraction > 0, fraction * far, jnp.zeros((), y.dtype))
     return y.astype(x.dtype)
 

@@ -49,7 +49,7 @@ def sample_bilinear(x: Float[Array, "b h w c"], positions: Float[Array, "b h2 w2
     if positions.ndim not in (4, 5) or 0 in positions.shape or positions.shape[-1] != 2:
         raise ValueError(f"positions are (batch, H, W, 2) or (batch, H, W, groups, 2), got shape {positions.shape}")
     if positions.shape[0] != x.shape[0]:
-        raise ValueError(f"as many maps as sets of positions are needed, got {x.shape} and {positions.shape}")
+        raise ValueError(f"expected as many maps as sets of positions, got {x.shape} and {positions.shape}")
     if positions.ndim == 5 and x.shape[3] % positions.shape[3]:
         raise ValueError(f"{positions.shape[3]} groups must divide the {x.shape[3]} channels")
     for name, array in (("maps", x), ("positions", positions)):
@@ -67,7 +67,7 @@ def _by_groups(x, positions):
 
 
 def _corners(shape, positions, compute):
-    """The four pixels around each position as rows of its map seen as a table, their weights, and how those change.
+    """The four pixels around each position as rows of the map's table, their weights, and the weights' derivatives.
 
     A corner is (row of the table, weight, its derivative by the row position, by the column position).
     """
@@ -81,7 +81,7 @@ def _corners(shape, positions, compute):
         low = jnp.floor(clamped)
         fractions.append(clamped - low)
         moves.append(((raw > 0) & (raw < side - 1)).astype(compute))
-        # A position in the last row has weight 0 for the row after it, which there is not.
+        # A position in the last row has weight 0 for the next row, which does not exist.
         wholes.append([jnp.clip(low.astype(jnp.int32) + step, 0, side - 1) for step in (0, 1)])
     group = np.arange(groups, dtype=np.int32).reshape(1, 1, 1, -1)
     (down, right), (moves_down, moves_right) = fractions, moves
@@ -99,7 +99,7 @@ def _tables(x, groups):
 
 
 def _read(tables, index):
-    """The rows of each map at (batch, H, W, groups) indices: map by map, so that no device needs another's."""
+    """The rows of each map at (batch, H, W, groups) indices. Per map, so that devices do not need each other's maps."""
     return jax.vmap(lambda table, index: table.at[index].get(mode="promise_in_bounds"))(tables, index)
 
 
@@ -125,20 +125,20 @@ def _backward(saved, g):
     to_tables = jax.lax.platform_dependent(corners, g, cpu=on_cpu, default=add)
     to_positions, unlike = [], positions
     for axis in (0, 1):
-        # Or XLA:CPU stores what is gathered once for both axes, four maps of the result's size; to gather it for each,
-        # in the loop that weighs it, takes a quarter of the time.
+        # Otherwise XLA:CPU stores the gathered values once for both axes, four maps of the result's size. Gathering
+        # for each axis, in the loop that weights the values, takes a quarter of the time.
         unlike = materialize_on_cpu(unlike)
         slope = jnp.zeros((), compute)
         for index, _, *slopes in _corners(x.shape, unlike, compute):
             slope = slope + slopes[axis][..., None] * _read(tables, index).astype(compute)
-        # XLA:CPU adds up the last axis twice as fast in a product of matrices.
+        # XLA:CPU sums over the last axis twice as fast as a matrix product.
         ones = jnp.ones((g.shape[-1],), compute)
         to_positions.append(jnp.einsum("...c,c->...", slope * g, ones, precision="highest"))
     return to_tables.reshape(x.shape).astype(x.dtype), jnp.stack(to_positions, -1).astype(positions.dtype)
 
 
 def _add(tables, corners, g):
-    """The gradient of the tables: every pixel of `g`, weighed, to its corners' rows."""
+    """The gradient of the tables: adds every pixel of `g`, weighted, to its corners' rows."""
     add = jax.vmap(lambda table, index, parts: table.at[index].add(parts, mode="promise_in_bounds"))
     total = jnp.zeros(tables.shape, g.dtype)
     for index, weight in corners:
@@ -147,20 +147,20 @@ def _add(tables, corners, g):
 
 
 def _add_by_map(tables, corners, g):
-    """The same in a loop over maps and corners: XLA:CPU would store all weighed maps at once, far beyond its caches."""
+    """The same in a loop over maps and corners: XLA:CPU would store all weighted maps at once, beyond its caches."""
     batch, channels = g.shape[0], g.shape[-1]
     indices, weights = (
         jnp.stack([part.reshape(batch, -1) for part in parts], 1) for parts in zip(*corners, strict=True)
     )
     first = tables.shape[1] * jnp.arange(batch, dtype=jnp.int32)[:, None, None]
-    indices = indices + first  # as rows of all tables, one below the other
+    indices = indices + first  # as rows of all tables, stacked vertically
     of = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
 
     def add(step, table):
         weighed = of(weights.reshape(4 * batch, -1), step)[:, None] * of(g.reshape(batch, -1, channels), step // 4)
         return table.at[of(indices.reshape(4 * batch, -1), step)].add(weighed, mode="promise_in_bounds")
 
-    # The first by itself, so that inside `jax.shard_map` the loop begins with what varies as its results do.
+    # The first iteration is separate, so that inside `jax.shard_map` the loop starts with a correctly varying carry.
     zeros = jnp.zeros((batch * tables.shape[1], channels), g.dtype)
     return jax.lax.fori_loop(1, 4 * batch, add, add(0, zeros)).reshape(tables.shape)
 

@@ -19,81 +19,85 @@ def reduced_like(cotangent: jax.Array, primal: jax.Array) -> jax.Array:
 
 
 def explicitly_sharded(*arrays: jax.Array) -> bool:
-    """Whether the types of the arrays say how devices share them, which most reshapes would have to say again."""
+    """Whether the arrays' types contain their sharding, so that most reshapes would have to specify it."""
     return any(part is not None for x in arrays for part in jax.typeof(x).sharding.spec)
 
 
 def in_auto_mesh(x: jax.Array) -> bool:
-    """Whether XLA may divide `x` among the devices of a mesh, in a way that its type does not say.
+    """Whether XLA may shard `x` over the devices of a mesh in a way that its type does not show.
 
-    False also where a `jit` gets its mesh from `in_shardings` alone, which is not known while it is traced.
+    It is also False if a `jit` gets its mesh only from `in_shardings`, which is unknown during tracing.
     """
     mesh = jax.typeof(x).sharding.mesh
     return mesh.size > 1 and AxisType.Auto in mesh.axis_types
 
 
-def per_device(
-    function: Callable[..., Any], *maps: jax.Array, weights: Sequence[jax.Array] = (), auto: bool = False
-) -> Any:
+def per_device(function: Callable[..., Any], *maps: Any, weights: Sequence[Any] = (), auto: bool = False) -> Any:
     """Computes `function(*maps, *weights)` on each device for its own part of the batch.
 
     In a mesh with explicit axes, JAX requires the result's sharding for most reshapes and gathers; this avoids it.
-    Without a mesh, or if more than the batch is sharded, `function` is simply called.
+    Without a mesh, or if other axes than the batch are sharded, `function` is called directly.
 
     Args:
-        function: takes the arrays, and gives arrays with the batch as their first axis. No sample affects another.
-        maps: arrays with the batch as their first axis.
-        weights: arrays that every device has.
-        auto: the same in a mesh with automatic axes, for what XLA would compute for the whole batch on every device.
-            All of its devices are taken to share the batch, if they divide it.
+        function: maps the arrays to arrays with the batch as their first axis. Samples must be independent.
+        maps: arrays with the batch as their first axis, or pytrees of them.
+        weights: arrays that every device has, or Python numbers, which `function` gets as such.
+        auto: do the same in a mesh with automatic axes, for operations that XLA would compute for the whole batch on
+            every device. The batch is assumed to be sharded over all of its devices, if they divide it.
     """
-    specs = [jax.typeof(x).sharding.spec for x in maps]
+    leaves, arrays = jax.tree.leaves(maps), [x for x in weights if isinstance(x, jax.Array)]
+    shardings = [jax.typeof(x).sharding for x in leaves]
     batch, mesh = next(
-        ((spec[0], jax.typeof(x).sharding.mesh) for x, spec in zip(maps, specs, strict=True) if spec[0] is not None),
-        (None, jax.typeof(maps[0]).sharding.mesh),
+        ((sharding.spec[0], sharding.mesh) for sharding in shardings if sharding.spec[0] is not None),
+        (None, shardings[0].mesh),
     )
     if batch is not None:
-        if explicitly_sharded(*weights) or any(part is not None for spec in specs for part in spec[1:]):
+        if explicitly_sharded(*arrays) or any(part is not None for s in shardings for part in s.spec[1:]):
             return function(*maps, *weights)
-        maps = tuple(
-            x if spec[0] == batch else jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(batch)))
-            for x, spec in zip(maps, specs, strict=True)
+        shared = NamedSharding(mesh, PartitionSpec(batch))
+        maps = jax.tree.map(
+            lambda x: x if jax.typeof(x).sharding.spec[0] == batch else jax.sharding.reshard(x, shared), maps
         )
         kind = AxisType.Explicit
-    elif auto and set(mesh.axis_types) == {AxisType.Auto} and _divides(mesh.size, maps[0].shape[0]):
+    elif auto and set(mesh.axis_types) == {AxisType.Auto} and _divides(mesh.size, leaves[0].shape[0]):
         batch, kind = mesh.axis_names, AxisType.Auto
     else:
         return function(*maps, *weights)
+
+    def with_numbers(maps: Any, arrays: Any) -> Any:
+        given = iter(arrays)
+        return function(*maps, *(next(given) if isinstance(x, jax.Array) else x for x in weights))
+
     return jax.shard_map(
-        function,
+        with_numbers,
         mesh=mesh,
-        in_specs=(PartitionSpec(batch),) * len(maps) + (PartitionSpec(),) * len(weights),
+        in_specs=(PartitionSpec(batch), PartitionSpec()),
         out_specs=PartitionSpec(batch),
         axis_names={name for name, its in zip(mesh.axis_names, mesh.axis_types, strict=True) if its == kind},
-    )(*maps, *weights)
+    )(maps, arrays)
 
 
 def reshape(x: jax.Array, *shape: Any) -> jax.Array:
-    """`x.reshape(*shape)` where the first axis begins with the batch in both shapes.
+    """`x.reshape(*shape)` for shapes whose first axis starts with the batch.
 
-    In a mesh with explicit axes, JAX has to be told that the devices go on sharing the batch.
+    In a mesh with explicit axes, JAX must be told that the batch stays sharded.
     """
     return jnp.reshape(x, shape, out_sharding=_by_batch(x))
 
 
 def repeat_for(maps: jax.Array, x: jax.Array) -> jax.Array:
-    """`x`, which is one sample, for each sample in the batch of `maps`, shared by the devices as these are."""
+    """Repeats one sample `x` for each sample in the batch of `maps`, with the sharding of `maps`."""
     return jnp.broadcast_to(x, (maps.shape[0], *x.shape[1:]), out_sharding=_by_batch(maps))
 
 
 def shared_like(x: jax.Array, maps: jax.Array) -> jax.Array:
-    """`x`, which begins with the batch and which every device has, shared as `maps` are if their type says how."""
+    """Shards `x`, which is replicated and starts with the batch, like `maps`, if their type contains a sharding."""
     batch = _by_batch(maps)
     return x if batch is None else jax.sharding.reshard(x, batch)
 
 
 def _by_batch(x: jax.Array) -> NamedSharding | None:
-    """How devices share maps of which they share the batch alone, if their type says so."""
+    """The sharding of maps that are sharded only along the batch, if their type contains it."""
     batch, *others = jax.typeof(x).sharding.spec
     if batch is None or any(part is not None for part in others):
         return None
@@ -101,11 +105,11 @@ def _by_batch(x: jax.Array) -> NamedSharding | None:
 
 
 def _divides(parts: int, size: Any) -> bool:
-    return parts > 1 and isinstance(size, int) and size % parts == 0  # a symbolic size is none of a mesh
+    return parts > 1 and isinstance(size, int) and size % parts == 0  # a symbolic size is never sharded
 
 
 def _varying(x: jax.Array) -> frozenset[str]:
     """The axes of a manual mesh along which the values differ."""
     kind = jax.typeof(x)
-    # jax 0.10 and later keep them in the type of the manual axes, earlier ones in `vma`.
+    # jax 0.10 and later store them in the type's manual axes, earlier versions in `vma`.
     return getattr(getattr(kind, "manual_axis_type", kind), "varying", None) or getattr(kind, "vma", frozenset())

@@ -1,4 +1,4 @@
-"""Non-maximum suppression: of boxes that overlap, the one with the highest score."""
+"""Non-maximum suppression: of overlapping boxes, only the one with the highest score is kept."""
 
 import numbers
 
@@ -12,7 +12,7 @@ from densezoo.ops.checks import check_boxes, check_whole
 from densezoo.types import accumulator_dtype
 
 _BLOCK = 256
-"""Candidates that are compared with one another, and kept boxes with which they are compared, at a time."""
+"""Block size: the number of candidates, and of kept boxes, that are compared at a time."""
 
 
 def nms(
@@ -22,22 +22,22 @@ def nms(
     max_outputs: int,
     valid: Bool[Array, " n"] | None = None,
 ) -> tuple[Int[Array, " outputs"], Bool[Array, " outputs"]]:
-    """Takes boxes from the highest score down, leaving out those that overlap one that was taken.
+    """Selects boxes in descending order of score and skips those that overlap a selected one.
 
-    The set and its order are those of the greedy loop, exactly; of equal scores the first box comes first. Candidates
-    are taken in blocks: memory grows with the number of boxes, not with its square, and the work ends as soon as there
-    are `max_outputs`. Use `jax.vmap` for a batch.
+    The result equals that of the greedy loop exactly, including the order; ties keep the order of the boxes. Candidates
+    are processed in blocks: memory grows linearly with the number of boxes, and the work stops once `max_outputs` boxes
+    are selected. Use `jax.vmap` for a batch.
 
     Args:
-        boxes: candidates in pixels. One with a NaN is never taken and suppresses none.
-        scores: theirs; a NaN is never taken.
+        boxes: candidates in pixels. A box with a NaN is never selected and suppresses none.
+        scores: scores of the boxes; a NaN is never selected.
         threshold: two boxes overlap if their intersection over union is greater than this, from 0 to 1.
-        max_outputs: how many to return.
+        max_outputs: the number of boxes to return.
         valid: which candidates are real; None means all.
 
     Returns:
-        Indices in the order of falling scores, and which of them are real: where there are fewer boxes than
-        `max_outputs`, the others are 0 and False.
+        Indices in descending order of score, and which of them are real. With fewer boxes than `max_outputs`, the
+        remaining entries are 0 and False.
 
     Raises:
         ValueError: if shapes do not match, `threshold` is outside [0, 1], or `max_outputs` is below 1.
@@ -61,17 +61,17 @@ def batched_nms(
     max_outputs: int,
     valid: Bool[Array, " n"] | None = None,
 ) -> tuple[Int[Array, " outputs"], Bool[Array, " outputs"]]:
-    """`nms` in which only boxes of the same label suppress each other; the order is that of all scores.
+    """`nms` in which only boxes with the same label suppress each other. The order is by score over all labels.
 
-    Labels are compared. To move the boxes of each label apart instead, as is often done, would round their corners.
+    Labels are compared directly. The common trick of shifting the boxes of each label apart would round their corners.
 
     Args:
         boxes: candidates in pixels.
-        scores: theirs.
+        scores: scores of the boxes.
         labels: their classes, or the maps that they come from.
-        threshold: see `nms`, as for what else is given, returned and raised.
-        max_outputs: how many to return, of all labels together.
-        valid: which candidates are real.
+        threshold: as in `nms`; results and errors are also the same.
+        max_outputs: the number of boxes to return, over all labels.
+        valid: which candidates are real; None means all.
 
     Example:
         >>> import jax.numpy as jnp
@@ -103,7 +103,7 @@ def _suppress(boxes, scores, labels, threshold, max_outputs, valid):
 
 
 def _limit(threshold, dtype):
-    """The threshold, rounded down: an overlap of 3/10 is greater than 0.3 once both are rounded, as in torchvision."""
+    """The threshold, rounded down: after rounding, an overlap of 3/10 is greater than 0.3, as in torchvision."""
     if not isinstance(threshold, numbers.Real):
         return threshold
     rounded = np.asarray(threshold, dtype)
@@ -113,12 +113,12 @@ def _limit(threshold, dtype):
 def _overlapping(a, b, a_labels, b_labels, limit):
     """(n, m), 1 where a column of the table `a` and one of `b` overlap too much, 0 elsewhere.
 
-    The coordinates and areas are rows of their own: XLA:CPU takes eight pairs at a time then.
+    Each coordinate and the areas are separate rows, so that XLA:CPU processes eight pairs at a time.
     """
     (ax1, ay1, ax2, ay2, a_area), (bx1, by1, bx2, by2, b_area) = a[:, :, None], b[:, None]
     width = jnp.minimum(ax2, bx2) - jnp.maximum(ax1, bx1)
     height = jnp.minimum(ay2, by2) - jnp.maximum(ay1, by1)
-    # A `where` for the reason that boxes.py gives. Empty or infinite boxes give 0, or a NaN, which is not greater.
+    # The `where` prevents a fusion, as in boxes.py. Empty or infinite boxes give 0, or NaN, which is not greater.
     common = jnp.where((width > 0) & (height > 0), width * height, 0)
     much = common / (a_area + b_area - common) > limit
     much = much if a_labels is None else much & (a_labels[:, None] == b_labels[None])
@@ -126,10 +126,10 @@ def _overlapping(a, b, a_labels, b_labels, limit):
 
 
 def _taken(order, table, labels, alive, limit, most, block):
-    """The indices of the boxes to take among those in order, then zeros, and how many there are.
+    """The indices of the selected boxes among those in order, padded with zeros, and their number.
 
-    Each block of candidates is compared with all boxes taken before it, then within itself. Whether any box counts is
-    a product of matrices everywhere, which is many times faster on CPU than a reduction.
+    Each block of candidates is compared with all previously selected boxes, then within itself. "Any overlap" is always
+    computed as a matrix product, which is many times faster on CPU than a reduction.
     """
     end = jnp.where(alive, jnp.arange(alive.shape[0]) + 1, 0).max()
     room = -(-most // _BLOCK) * _BLOCK
@@ -150,7 +150,7 @@ def _taken(order, table, labels, alive, limit, most, block):
             return hits + much @ (first + jnp.arange(_BLOCK) < count).astype(much.dtype)
 
         chunks = (count + _BLOCK - 1) // _BLOCK
-        hits = jax.lax.fori_loop(0, chunks, compare, jnp.zeros(block, table.dtype))
+        hits = jax.lax.fori_loop(0, chunks, compare, jnp.zeros_like(table, shape=block))
         left = part(alive, start, block) & (hits == 0)
         much = _overlapping(these, these, labels_of_these, labels_of_these, limit) * earlier
         keep = _settle(left, much)
@@ -161,21 +161,23 @@ def _taken(order, table, labels, alive, limit, most, block):
             labels_taken = labels_taken.at[place].set(labels_of_these, mode="drop")
         return start + block, indices, taken, labels_taken, count + keep.sum(dtype=jnp.int32)
 
-    start = count = jnp.zeros((), jnp.int32)
-    taken, labels_taken = jnp.zeros((5, room), table.dtype), None if labels is None else jnp.zeros(room, labels.dtype)
-    state = (start, jnp.zeros(room, jnp.int32), taken, labels_taken, count)
+    # As zeros of what is read, they vary among devices like it inside `jax.shard_map`, which loops there require.
+    start = count = jnp.zeros_like(table, jnp.int32, ())
+    taken = jnp.zeros_like(table, shape=(5, room))
+    labels_taken = None if labels is None else jnp.zeros_like(table, labels.dtype, room)
+    state = (start, jnp.zeros_like(table, jnp.int32, room), taken, labels_taken, count)
     if table.shape[1] == block:
-        state = take_block(state)  # where the compiler leaves out what is for later blocks
+        state = take_block(state)  # a single block: the compiler omits the code for later ones
     else:
         state = jax.lax.while_loop(lambda state: (state[0] < end) & (state[-1] < most), take_block, state)
     return state[1][:most], state[-1]
 
 
 def _settle(left, much):
-    """Which of a block's boxes the greedy loop takes: those that are left and that no earlier taken one overlaps.
+    """Which of a block's boxes the greedy loop selects: remaining ones that overlap no earlier selected box.
 
-    It has one solution. Every round settles at least the first box that is not, and mostly many: a box is settled once
-    those before it that it overlaps are.
+    The solution is unique. Every round settles at least the first unsettled box, and usually many: a box is settled
+    once all earlier boxes that it overlaps are.
     """
 
     def again(state):
@@ -189,9 +191,9 @@ def _check(boxes, scores, labels, threshold, max_outputs, valid):
     check_boxes(2, boxes=boxes)
     for name, array in (("scores", scores), ("labels", labels), ("valid", valid)):
         if array is not None and array.shape != boxes.shape[:1]:
-            raise ValueError(f"{name} are one for each of the {boxes.shape[0]} boxes, got shape {array.shape}")
+            raise ValueError(f"{name} needs an entry for each of the {boxes.shape[0]} boxes, got shape {array.shape}")
     if not jnp.issubdtype(scores.dtype, jnp.floating):
-        raise TypeError(f"scores are of a float type, got {scores.dtype}: cast them first")
+        raise TypeError(f"scores must be of a float type, got {scores.dtype}: cast them first")
     if isinstance(threshold, numbers.Real) and not 0 <= float(threshold) <= 1:
         raise ValueError(f"threshold must be from 0 to 1, got {threshold}")
     check_whole(1, max_outputs=max_outputs)

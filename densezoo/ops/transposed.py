@@ -1,4 +1,4 @@
-"""Convolutions that give larger maps: transposed, by phases, and the pixel shuffle after one."""
+"""Convolutions with larger outputs: transposed, by phases, and the pixel shuffle."""
 
 import functools
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def conv_transpose(
         x: NHWC maps.
         kernel: (height, width, in, out); a pixel of value 1 produces the unflipped kernel.
         stride: distance in pixels between the kernels of neighbouring pixels.
-        padding: pixels that are cut off on every side.
+        padding: number of pixels to crop on every side.
 
     Raises:
         ValueError: if shapes do not match, the padding exceeds the kernel, or options are not integers.
@@ -49,12 +49,12 @@ def conv_transpose(
     size = kernel.shape[0]
     if padding >= size or kernel.shape[1] != size:
         raise ValueError(
-            f"the kernel is square and padding less than its side; got {padding=} and a kernel of {kernel.shape[:2]}"
+            f"expected a square kernel, and padding less than its side; got {padding=}, kernel {kernel.shape[:2]}"
         )
     if chosen() == "reference":
         return reference.conv_transpose(x, kernel, stride=stride, padding=padding)
     if (size, stride, padding) == (4, 2, 1):
-        # Row 2i of the result sees rows i - 1 and i by the kernel's rows 3 and 1, row 2i + 1 sees i and i + 1 by 2, 0.
+        # Row 2i of the result reads rows i - 1, i with the kernel's rows 3, 1; row 2i + 1 reads i, i + 1 with 2, 0.
         taps = ((3, 1), (2, 0))
         return phase_conv(
             x,
@@ -73,9 +73,9 @@ def conv_transpose(
 
 
 def _tiles(x, kernel):
-    """Transposed convolution whose painted kernels touch without overlap: a product of two matrices.
+    """Transposed convolution whose output tiles touch without overlap: a matrix product.
 
-    So are both of its gradients, if one moves rows of tiles and not single pixels before and after.
+    Both of its gradients are matrix products too, if whole rows of tiles are moved before and after, not single pixels.
     """
     batch, height, width, channels = x.shape
     size, features = kernel.shape[0], kernel.shape[3]
@@ -100,7 +100,7 @@ def _tiles(x, kernel):
 
 
 def phase_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d4"]) -> Float[Array, "b h2 w2 d"]:
-    """Doubles a map's size by one convolution to four times the channels, whose results are interleaved.
+    """Doubles a map's size with one convolution to four times the channels, whose results are interleaved.
 
     Args:
         x: NHWC maps.
@@ -127,9 +127,9 @@ def phase_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d4"]) -> 
 
 
 def _phases_by_three(x, kernel):
-    """Each phase as a 3x3 window that has zeros where it does not read: more products, in the shapes of cuDNN.
+    """Each phase as a 3x3 window with zeros at unused taps: more products, in shapes for which cuDNN is fast.
 
-    With 2x2 windows, XLA:GPU hands the gradient of the kernel to a form that takes 30 times as long on an H100.
+    With 2x2 windows, XLA:GPU uses a form for the kernel's gradient that takes 30 times as long on an H100.
     """
     batch, height, width, channels = x.shape
     features = kernel.shape[-1] // 4
@@ -138,16 +138,16 @@ def _phases_by_three(x, kernel):
         jnp.pad(phases[..., 2 * p + q, :], ((p, 1 - p), (q, 1 - q), (0, 0), (0, 0))) for p in (0, 1) for q in (0, 1)
     ]
     y = conv(x, jnp.concatenate(placed, axis=-1), padding=1)
-    # Step by step: where the types say how devices share the batch, a reshape that does all of it is refused.
+    # In several steps: with explicit sharding, JAX rejects a reshape that does all of it at once.
     y = y.reshape(batch, height, width, 2, 2 * features).swapaxes(2, 3).reshape(batch, 2 * height, width, -1)
     return y.reshape(batch, 2 * height, width, 2, features).reshape(batch, 2 * height, 2 * width, features)
 
 
 def _phases_by_two(x, kernel):
-    """2x2 windows over a grid that is larger by one, of which each phase reads a part."""
+    """2x2 windows over a grid that is larger by one; each phase reads a part of it."""
     batch, height, width, _ = x.shape
     features = kernel.shape[-1] // 4
-    # With the zeros as padding of the convolution, XLA:CPU takes 15 times longer for the gradient of the kernel.
+    # If the zeros are padding of the convolution, XLA:CPU takes 15 times longer for the gradient of the kernel.
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
     @jax.custom_vjp
@@ -168,7 +168,7 @@ def _phases_by_two(x, kernel):
 
 
 def _side_by_side(maps: Sequence[jax.Array]) -> jax.Array:
-    """The channels of all maps, by adding them up with zeros around: XLA:CPU takes four times longer to concatenate."""
+    """Concatenates channels by adding zero-padded maps: XLA:CPU takes four times longer to concatenate."""
     channels = maps[0].shape[-1]
     placed = [
         jnp.pad(each, (*((0, 0),) * (each.ndim - 1), (i * channels, (len(maps) - 1 - i) * channels)))
@@ -183,7 +183,7 @@ def pixel_shuffle(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "
     Output channel d at offset (i, j) of the block comes from input channel d * factor**2 + i * factor + j.
 
     Raises:
-        ValueError: if the channels do not divide by factor**2.
+        ValueError: if the number of channels is not a multiple of factor**2.
 
     Example:
         >>> import jax.numpy as jnp

@@ -57,7 +57,7 @@ def upsample_concat_conv(
             return per_device(lambda x, kernel: plain(x, None, kernel), x, weights=(kernel,))
         return per_device(plain, x, skip, weights=(kernel,))
     if skip is not None and skip_first:
-        kernel = jnp.roll(kernel, x.shape[-1], axis=2)  # x's channels come first from here on
+        kernel = jnp.roll(kernel, x.shape[-1], axis=2)  # from here on, x's channels are first
     y = _upsample_conv(x, kernel[:, :, : x.shape[-1]], method)
     return y if skip is None else y + conv(skip, kernel[:, :, x.shape[-1] :], padding=1)
 

@@ -2,16 +2,20 @@
 
 Objects are padded: `boxes` (b, n, 4) and `labels` (b, n), with a label of -1 in rows without an object. The boxes in
 those rows have no effect. For a batch without any object, the loss and gradients are finite.
+
+Devices that share the batch match and sample for their own pictures, and exchange sums only: of losses and of counts.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from densezoo import losses, ops
 from densezoo.heads import BOX_WEIGHTS, AnchorOutputs, PointOutputs
+from densezoo.ops.sharding import per_device
 
 Losses = dict[str, Float[Array, ""]]
 BETA = 1 / 9
@@ -35,15 +39,34 @@ def of_anchors(outputs: AnchorOutputs, boxes: Float[Array, "b n 4"], labels: Int
         return jnp.where(matched == ops.BETWEEN, 0, focal).sum() / count, jnp.where(found, box, 0).sum() / count
 
     grid = outputs.grid
-    classes, box = jax.vmap(of_image)(outputs.logits, outputs.deltas, grid.anchors, grid.inside, boxes, labels)
+    of_each = (outputs.logits, outputs.deltas, grid.anchors, grid.inside, boxes, labels)
+    classes, box = per_device(jax.vmap(of_image), *of_each, auto=True)
     return {"classification": classes.mean(), "box": box.mean()}
 
 
 def of_points(outputs: PointOutputs, boxes: Float[Array, "b n 4"], labels: Integer[Array, "b n"]) -> Losses:
     """FCOS's losses: focal loss, box overlap, and the centerness of each pixel that has an object."""
     grid = outputs.grid
-    levels = jnp.concatenate([jnp.full(count, level) for level, count in enumerate(grid.counts)])
+    levels = np.repeat(np.arange(len(grid.counts)), grid.counts)
     least, most = levels == 0, levels == len(grid.counts) - 1
+
+    def of_image(logits, distances, centerness, anchors, inside, boxes, labels):
+        matched = match(anchors, inside, boxes, labels)
+        found = matched >= 0
+        target = jax.nn.one_hot(jnp.where(found, labels[matched], -1), logits.shape[-1])
+        focal = losses.sigmoid_focal_loss(logits, target).sum(-1)
+        wanted = _safe(boxes[matched], found)
+        box = losses.giou_loss(ops.decode_distances(distances, anchors), wanted)
+        edges = jnp.where(found[:, None], ops.encode_distances(wanted, anchors), 1)
+        across, down = edges[:, 0::2], edges[:, 1::2]
+        central = jnp.sqrt(across.min(-1) / across.max(-1) * (down.min(-1) / down.max(-1)))
+        centered = losses.binary_cross_entropy(centerness, jax.lax.stop_gradient(central))
+        parts = {
+            "classification": jnp.where(inside, focal, 0).sum(),
+            "box": jnp.where(found, box, 0).sum(),
+            "centerness": jnp.where(found, centered, 0).sum(),
+        }
+        return parts, found.sum()
 
     def match(anchors, inside, boxes, labels):
         centre, side = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2] - anchors[:, 0]
@@ -59,22 +82,10 @@ def of_points(outputs: PointOutputs, boxes: Float[Array, "b n 4"], labels: Integ
         quality = jnp.where(fits, 1e8 - ops.box_area(boxes)[None], 0)  # the smallest object
         return jnp.where(quality.max(1) < 1e-5, ops.BELOW, quality.argmax(1))
 
-    matched = jax.vmap(match)(grid.anchors, grid.inside, boxes, labels)
-    found = matched >= 0
-    label = jnp.where(found, jnp.take_along_axis(labels, matched, 1), -1)
-    focal = losses.sigmoid_focal_loss(outputs.logits, jax.nn.one_hot(label, outputs.logits.shape[-1])).sum(-1)
-    wanted = _safe(jnp.take_along_axis(boxes, matched[..., None], 1), found)
-    box = losses.giou_loss(ops.decode_distances(outputs.distances, grid.anchors), wanted)
-    distances = jnp.where(found[..., None], ops.encode_distances(wanted, grid.anchors), 1)
-    across, down = distances[..., 0::2], distances[..., 1::2]
-    central = jnp.sqrt(across.min(-1) / across.max(-1) * (down.min(-1) / down.max(-1)))
-    centerness = losses.binary_cross_entropy(outputs.centerness, jax.lax.stop_gradient(central))
+    predicted = (outputs.logits, outputs.distances, outputs.centerness)
+    parts, found = per_device(jax.vmap(of_image), *predicted, grid.anchors, grid.inside, boxes, labels, auto=True)
     count = _at_least_one(found.sum())
-    return {
-        "classification": jnp.where(grid.inside, focal, 0).sum() / count,
-        "box": jnp.where(found, box, 0).sum() / count,
-        "centerness": jnp.where(found, centerness, 0).sum() / count,
-    }
+    return {name: each.sum() / count for name, each in parts.items()}
 
 
 def of_proposals(
@@ -99,9 +110,8 @@ def of_proposals(
         return jnp.where(real, score, 0).sum(), jnp.where(positive, box, 0).sum(), real.sum()
 
     grid, keys = outputs.grid, jax.random.split(key, boxes.shape[0])
-    score, box, drawn = jax.vmap(of_image)(
-        outputs.logits, outputs.deltas, grid.anchors, grid.inside, boxes, labels, keys
-    )
+    of_each = (outputs.logits, outputs.deltas, grid.anchors, grid.inside, boxes, labels, keys)
+    score, box, drawn = per_device(jax.vmap(of_image), *of_each, auto=True)
     total = _at_least_one(drawn.sum())
     return {"objectness": score.sum() / total, "proposal_box": box.sum() / total}
 
@@ -114,12 +124,12 @@ def draw_regions(
     key: Any,
     count: int,
     share: float,
-) -> tuple[Float[Array, "b s 4"], Integer[Array, "b s"], Integer[Array, "b s"]]:
+) -> tuple[Float[Array, "b s 4"], Integer[Array, "b s"], Integer[Array, "b s"], Float[Array, "b s 4"]]:
     """Samples the training boxes of the second stage from the proposals and the ground-truth boxes.
 
     Returns:
-        The boxes, those with an object first; the class of each, 0 for background and -1 for an unused row; and the
-        row of its object.
+        The boxes, those with an object first; the class of each, 0 for background and -1 for an unused row; the row of
+        its object; and the object's box.
     """
 
     def of_image(proposals, valid, boxes, labels, key):
@@ -128,10 +138,11 @@ def draw_regions(
         matched = ops.match(ops.box_iou(boxes, candidates), 0.5, 0.5, valid=labels >= 0)
         classes = jnp.where(real, jnp.where(matched >= 0, labels[matched], 0), -1)
         rows, drawn = ops.sample_matches(key, classes, count, share)
-        return candidates[rows], jnp.where(drawn, classes[rows], -1), jnp.maximum(matched[rows], 0)
+        objects = jnp.maximum(matched[rows], 0)
+        return candidates[rows], jnp.where(drawn, classes[rows], -1), objects, boxes[objects]
 
     keys = jax.random.split(key, boxes.shape[0])
-    return jax.vmap(of_image)(jax.lax.stop_gradient(proposals), valid, boxes, labels, keys)
+    return per_device(jax.vmap(of_image), jax.lax.stop_gradient(proposals), valid, boxes, labels, keys, auto=True)
 
 
 def of_regions(
@@ -150,17 +161,19 @@ def of_regions(
         classes: classes of the boxes; -1 for an unused row.
         wanted: the ground-truth box of each.
     """
-    drawn, found = classes >= 0, classes > 0
-    label = jnp.maximum(classes, 0)
-    entropy = -jnp.take_along_axis(jax.nn.log_softmax(logits), label[..., None], -1)[..., 0]
-    mine = jnp.take_along_axis(deltas, label[..., None, None], 2)[:, :, 0]
-    target = ops.encode_boxes(_safe(wanted, found), _safe(regions, found), weights=BOX_WEIGHTS)
-    box = losses.smooth_l1_loss(mine, target, beta=BETA).sum(-1)
+
+    def of_image(logits, deltas, regions, classes, wanted):
+        drawn, found = classes >= 0, classes > 0
+        label = jnp.maximum(classes, 0)
+        entropy = -jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], -1)[:, 0]
+        mine = jnp.take_along_axis(deltas, label[:, None, None], 1)[:, 0]
+        target = ops.encode_boxes(_safe(wanted, found), _safe(regions, found), weights=BOX_WEIGHTS)
+        box = losses.smooth_l1_loss(mine, target, beta=BETA).sum(-1)
+        return jnp.where(drawn, entropy, 0).sum(), jnp.where(found, box, 0).sum(), drawn.sum()
+
+    entropy, box, drawn = per_device(jax.vmap(of_image), logits, deltas, regions, classes, wanted, auto=True)
     total = _at_least_one(drawn.sum())
-    return {
-        "region_class": jnp.where(drawn, entropy, 0).sum() / total,
-        "region_box": jnp.where(found, box, 0).sum() / total,
-    }
+    return {"region_class": entropy.sum() / total, "region_box": box.sum() / total}
 
 
 def of_masks(
@@ -179,12 +192,17 @@ def of_masks(
         rows: row of each box's object. Its number in `instances` is one larger.
         instances: the number of the object at each pixel.
     """
-    found = classes > 0
-    crop = jax.vmap(lambda numbers, map_, boxes: ops.crop_instances(map_, numbers, boxes, logits.shape[2]))
-    target = jax.lax.stop_gradient(crop(jnp.where(found, rows + 1, -1), instances, _safe(regions, found)))
-    mine = jnp.take_along_axis(logits, jnp.maximum(classes, 0)[..., None, None, None], -1)[..., 0]
-    entropy = losses.binary_cross_entropy(mine, target).mean((-1, -2))
-    return {"mask": jnp.where(found, entropy, 0).sum() / _at_least_one(found.sum())}
+
+    def of_image(logits, regions, classes, rows, instances):
+        found = classes > 0
+        numbers = jnp.where(found, rows + 1, -1)
+        target = ops.crop_instances(instances, numbers, _safe(regions, found), logits.shape[1])
+        mine = jnp.take_along_axis(logits, jnp.maximum(classes, 0)[:, None, None, None], -1)[..., 0]
+        entropy = losses.binary_cross_entropy(mine, jax.lax.stop_gradient(target)).mean((-1, -2))
+        return jnp.where(found, entropy, 0).sum(), found.sum()
+
+    entropy, found = per_device(jax.vmap(of_image), logits, regions, classes, rows, instances, auto=True)
+    return {"mask": entropy.sum() / _at_least_one(found.sum())}
 
 
 def _match(anchors: Any, inside: Any, boxes: Any, labels: Any, high: float, low: float) -> Integer[Array, " n"]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from densezoo import metrics, ops
 from densezoo.data import transforms
 from densezoo.heads import AnchorOutputs, PointOutputs
+from densezoo.messages import option
 from densezoo.tasks import _targets
 from densezoo.types import Detections
 
@@ -98,6 +99,11 @@ class Detection:
         return ("image", "boxes", "labels", *(("instances",) if self.masks else ()), "size")
 
     @property
+    def scored_fields(self) -> tuple[str, ...]:
+        """Entries of a batch that `measure` also reads if the source has them: areas of objects, and crowds."""
+        return ("areas", "boxes_crowd", "labels_crowd", *(("instances_crowd",) if self.masks else ()))
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The name of each class, or its number if it has none."""
         return self.class_names or tuple(map(str, range(self.num_classes)))
@@ -124,15 +130,19 @@ class Detection:
             parts = _targets.of_points(outputs, boxes, labels)
         else:
             parts = self._of_two_stages(apply, outputs, batch, boxes, labels, key)
+        return self._total(parts, labels), parts
+
+    def _total(self, parts: _targets.Losses, labels: Any) -> Float[Array, ""]:
         # Values cannot be checked here. A class that the model does not have gives NaN, as in the pixel losses.
         total = jnp.sum(jnp.stack(list(parts.values())))
-        return jnp.where((labels < self.num_classes).all(), total, jnp.nan), parts
+        return jnp.where((labels < self.num_classes).all(), total, jnp.nan)
 
     def _check_classes(self, logits: Any) -> None:
         if logits.shape[-1] != self.num_classes:
             raise ValueError(
-                f"the task has num_classes={self.num_classes} and the model gives logits of {logits.shape[-1]} classes:"
-                " make both with the same number, which counts the background if the model has one"
+                f"the task has {option('num_classes', self.num_classes)} and the model gives logits of"
+                f" {logits.shape[-1]} classes: make both with the same number, which counts the background if the model"
+                " has one"
             )
 
     def _of_two_stages(
@@ -146,32 +156,42 @@ class Detection:
         drawn = _targets.draw_regions(
             outputs.boxes, outputs.valid, boxes, labels, region_key, self.region_samples, share
         )
-        regions, classes, rows = drawn
-        wanted = jnp.take_along_axis(boxes, rows[..., None], 1)
+        regions, classes, _, wanted = drawn
         logits, deltas = apply(outputs.pyramid, regions, method="box_outputs")
         self._check_classes(logits)
         parts |= _targets.of_regions(logits, deltas, regions, classes, wanted)
         if self.masks:
             # Boxes with an object come first.
-            regions, classes, rows = (x[:, : max(1, int(self.region_samples * share))] for x in drawn)
+            regions, classes, rows, _ = (x[:, : max(1, int(self.region_samples * share))] for x in drawn)
             masks = apply(outputs.pyramid, regions, method="mask_logits")
             parts |= _targets.of_masks(masks, regions, classes, rows, batch["instances"])
         return parts
 
     def measure(self, apply: Callable[..., Any], batch: Mapping[str, Any]) -> metrics.Collected:
         """Returns the detections and the objects of a batch."""
-        boxes, labels = self._objects(batch)
         found: Detections = apply(batch["image"], batch.get("size"), method=self.method)
+        return metrics.Collected.of(in_coco_format, **self._measured(found, batch))
+
+    def _measured(self, found: Detections, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The arrays of a batch that `in_coco_format` reads."""
+        boxes, labels = self._objects(batch)
         arrays = {name: value for name, value in vars(found).items() if value is not None}
         height, width = batch["image"].shape[1:3]
-        size = batch["size"] if "size" in batch else jnp.full((boxes.shape[0], 2), jnp.array([height, width]))
+        arrays["size"] = batch["size"] if "size" in batch else jnp.full((boxes.shape[0], 2), jnp.array([height, width]))
+        arrays |= {"true_boxes": boxes, "true_labels": labels}
         arrays |= {"instances": batch["instances"]} if self.masks else {}
-        return metrics.Collected.of(_in_coco_format, **arrays, size=size, true_boxes=boxes, true_labels=labels)
+        arrays |= {name: batch[name] for name in self.scored_fields if name in batch}
+        if "labels_crowd" in batch:
+            crowds = batch["labels_crowd"]
+            arrays["labels_crowd"] = jnp.where(crowds >= 0, crowds + self.first_label, -1)
+        return arrays
 
     def scores(self, counts: metrics.Collected) -> dict[str, float]:
         """Returns COCO's average precision: `box_ap`, `box_ap50`, ..., and with `masks` also `mask_ap`, ...
 
-        See `metrics.average_precision` for the other names. Areas are in pixels of the evaluated pictures.
+        See `metrics.average_precision` for the other names. Areas are in pixels of the evaluated pictures; they are the
+        annotated ones (`areas`) where the source has them. Detections in crowds do not count. Of masks that overlap,
+        the visible parts are compared; `detect.py --data` compares whole masks at the pictures' own sizes.
         """
         dataset: dict[str, Any] = {"images": [], "annotations": []}
         named = list(enumerate(self.names))[self.first_label :]  # without the background
@@ -224,7 +244,7 @@ class Detection:
 _Records = list[dict[str, Any]]
 
 
-def _in_coco_format(batch: dict[str, Any]) -> tuple[_Records, _Records, _Records]:
+def in_coco_format(batch: dict[str, Any]) -> tuple[_Records, _Records, _Records]:
     """Images, annotations and results of a batch, without the rows of size 0 that only fill up the batch."""
     images, annotations, results = [], [], []
     for row in np.flatnonzero(batch["size"].min(-1) > 0):
@@ -232,8 +252,9 @@ def _in_coco_format(batch: dict[str, Any]) -> tuple[_Records, _Records, _Records
         number = len(images) + 1
         images.append({"id": number, "height": height, "width": width})
         sample = {"boxes": batch["true_boxes"][row], "labels": batch["true_labels"][row]}
-        if "instances" in batch:
-            sample["instances"] = batch["instances"][row, :height, :width]
+        sample |= {name: batch[name][row] for name in ("areas", "boxes_crowd", "labels_crowd") if name in batch}
+        maps = ("instances", "instances_crowd")
+        sample |= {name: batch[name][row, :height, :width] for name in maps if name in batch}
         annotations += metrics.coco_annotations(sample, number)
         rows = np.flatnonzero(batch["valid"][row])
         boxes, masks = batch["boxes"][row, rows], None

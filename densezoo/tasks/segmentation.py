@@ -11,9 +11,12 @@ from jaxtyping import Array, Float, Integer
 
 from densezoo import losses, metrics
 from densezoo.data import transforms
+from densezoo.messages import option
 
 if TYPE_CHECKING:
     from densezoo.train.recipe import Recipe
+
+Value = int | tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,9 @@ class Segmentation:
             and each class has its own sigmoid.
         ignore_index: mask value of unlabelled pixels, which must not be a class. None if there are none.
         class_names: names for the scores and the legend. Empty for numbers.
+        labels: the class of each number or colour in mask files, such as `{7: 0, 11: 1}` or `{(128, 64, 128): 1}`, for
+            sources: `ImageMaskFolder(root, labels=dict(task.labels))`. Kept as pairs, and stored in model files. Empty
+            if the numbers are the classes.
         auxiliary_weight: total weight of the auxiliary heads' losses, for a model with deep supervision.
 
     Raises:
@@ -52,29 +58,39 @@ class Segmentation:
     multilabel: bool = False
     ignore_index: int | None = 255
     class_names: tuple[str, ...] = ()
+    labels: Mapping[Value, int] | tuple[tuple[Value, int], ...] = ()
     auxiliary_weight: float = 0.4
 
     inputs: ClassVar[tuple[str, ...]] = ("image",)
     best: ClassVar[str] = "mean_iou"
 
     def __post_init__(self):
+        pairs = self.labels.items() if isinstance(self.labels, Mapping) else self.labels
+        try:
+            labels = tuple((tuple(map(int, v)) if isinstance(v, (tuple, list)) else int(v), int(k)) for v, k in pairs)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{option('labels')} must map numbers or colours (red, green, blue) to classes, got {self.labels}"
+            ) from None
+        object.__setattr__(self, "labels", labels)
         if self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+            raise ValueError(f"{option('num_classes')} must be at least 1, got {self.num_classes}")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
+            raise ValueError(f"{option('label_smoothing')} must be at least 0 and below 1, got {self.label_smoothing}")
         for name, given in (("class_weights", self.class_weights), ("class_names", self.class_names or None)):
             if given is not None and len(given) != self.classes:
-                raise ValueError(f"{name} needs {self.classes} entries, one per class; got {given}")
+                raise ValueError(f"{option(name)} needs {self.classes} entries, one per class; got {given}")
         if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError(f"class_names contains duplicates: {self.class_names}")
+            raise ValueError(f"{option('class_names')} contains duplicates: {self.class_names}")
         if self.class_weights is not None and (min(self.class_weights) < 0 or sum(self.class_weights) == 0):
-            raise ValueError(f"class_weights must be at least 0, and not all 0; got {self.class_weights}")
+            raise ValueError(f"{option('class_weights')} must be at least 0, and not all 0; got {self.class_weights}")
         values = 2 if self.multilabel else self.classes
         if self.ignore_index is not None and 0 <= self.ignore_index < values:
             raise ValueError(
-                f"ignore_index={self.ignore_index} is one of the mask values 0 to {values - 1}, so that class would be"
-                " ignored. If every class counts, pass ignore_index=None, or a number that is not a class, such as -1"
-                f" or 65535. To ignore a class, give it a number outside 0 to {values - 1} in the masks"
+                f"{option('ignore_index', self.ignore_index)} is one of the mask values 0 to {values - 1}, so"
+                f" that class would be ignored. If every class counts, pass {option('ignore_index', None)}, or a number"
+                " that is not a class, such as -1 or 65535. To ignore a class, give it a number outside 0 to"
+                f" {values - 1} in the masks"
             )
         self._criterion()  # raises errors now instead of in the first step
 

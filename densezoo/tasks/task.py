@@ -12,7 +12,8 @@ class Task(Protocol):
 
     `apply(*inputs)` runs the model, with `train=True` in training and without it in evaluation. Batches are dicts of
     arrays from `densezoo.data`, with normalised images. A task may have a `method`, the name of a model method whose
-    outputs `predict` takes instead of those of `__call__`.
+    outputs `predict` takes instead of those of `__call__`, and `scored_fields`, further entries that `measure` reads if
+    the source has them.
     """
 
     @property

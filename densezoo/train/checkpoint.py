@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from densezoo.messages import option
 from densezoo.train.checksums import write_checksums
 from densezoo.train.state import TrainState
 
@@ -107,7 +108,7 @@ class CheckpointWriter:
             raise OSError(
                 f"could not write a checkpoint into {self._folder} (is the disk full?): {first_line(error)}. "
                 + (f"The previous one is complete: {kept.name}." if kept else "There is no previous one.")
-                + " Free disk space and continue with resume=True."
+                + f" Free disk space and continue with {option('resume', True)}."
             ) from error
 
     def _unfinished(self) -> list[Path]:

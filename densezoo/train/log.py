@@ -141,6 +141,8 @@ def display(enabled: bool, done: int, steps: int) -> Iterator[Callable[[int, Rec
     if not enabled:
         yield lambda step, record: None
         return
+    if done:
+        print(f"continuing after step {done} of {steps}", file=sys.stderr, flush=True)
     try:
         console, bars = require("rich.console").Console(stderr=True), require("rich.progress")
     except ModuleNotFoundError:

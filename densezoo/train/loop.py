@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from densezoo.messages import option
 from densezoo.train.checkpoint import UNLOGGED, CheckpointWriter, checkpoint_of_step, newest_checkpoint
 from densezoo.train.log import Log, Meter, Record, display
 from densezoo.train.process import only_run, stop_signals
@@ -63,7 +64,8 @@ def fit(
             not donate the state.
         on_record: called with each new record of the history when it is written, for instance to send it to TensorBoard
             or Weights & Biases. Only called in the first process.
-        progress: whether to show a progress line on stderr (plain lines if stderr is not a terminal).
+        progress: whether to show on stderr after which step a resumed run continues, and a progress line (plain lines
+            if stderr is not a terminal).
 
     Returns:
         The trained state and the history, whose records are also the lines of `log.jsonl`. Every `log_every` steps, a
@@ -96,7 +98,7 @@ def fit(
     """
     for name, every in (("evaluate", evaluate_every), ("checkpoint", checkpoint_every), ("log", log_every)):
         if every is not None and every < 1:
-            raise ValueError(f"{name}_every must be a number of steps, at least 1; got {every}")
+            raise ValueError(f"{option(f'{name}_every')} must be a number of steps, at least 1; got {every}")
     if evaluate is None and (best is not None or evaluate_every is not None):
         raise ValueError("best and evaluate_every need evaluate=, a function from the state to a dict of scores")
     if directory is None and resume:
@@ -109,7 +111,8 @@ def fit(
             stack.enter_context(only_run(directory))
             if not resume and _holds_run(directory):
                 raise FileExistsError(
-                    f"{directory} holds a run: continue it with resume=True, or choose another directory"
+                    f"{directory} holds a run: continue it with {option('resume', True)}, or choose another"
+                    f" {option('directory')}"
                 )
             if newest_checkpoint(directory, "last"):
                 state, facts = restore_newest(directory, state)
@@ -118,7 +121,7 @@ def fit(
         done = int(state.step)
         if done > steps:
             raise ValueError(
-                f"steps={steps} is the length of the whole training, of which {done} steps are done already"
+                f"{option('steps', steps)} is the length of the whole training, of which {done} steps are done already"
             )
         saved = done if facts else 0
         log = Log(directory, done)
@@ -307,7 +310,7 @@ def _not_finite(step: int, values: Mapping[str, float], directory: Path | None) 
     return (
         f"training stopped at step {step}: {what}. "
         + (f"The last good state is in {kept}. " if kept else "")
-        + "Often the learning rate is too high (try a tenth, or clip_norm=1.0 in make_optimizer); else look for labels "
+        + f"Often the learning rate is too high (try a tenth, or {option('clip_norm', 1.0)}); else look for labels "
         "outside the classes, batches in which every label is ignored, or images that are not finite."
     )
 

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from densezoo.freezing import check_names, is_frozen
 
 
 def one_cycle(peak: float, steps: int) -> optax.Schedule:
@@ -99,7 +101,7 @@ def freeze(optimizer: optax.GradientTransformation, names: Sequence[str]) -> opt
 
     Args:
         optimizer: for the other parameters.
-        names: top-level subtrees of the parameters, such as `model.frozen`.
+        names: parts of the model, such as `model.frozen`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -112,11 +114,8 @@ def freeze(optimizer: optax.GradientTransformation, names: Sequence[str]) -> opt
     frozen = (names,) if isinstance(names, str) else tuple(names)
 
     def labels(params):
-        if unknown := sorted(set(frozen) - set(params)):
-            raise ValueError(f"the parameters have no {unknown}; they have {sorted(params)}")
-        return {
-            name: jax.tree.map(lambda _, name=name: "frozen" if name in frozen else "trained", subtree)
-            for name, subtree in params.items()
-        }
+        check_names(params, frozen)
+        kinds = {path: "frozen" if is_frozen(path, frozen) else "trained" for path in flatten_dict(params)}
+        return unflatten_dict(kinds)
 
     return optax.multi_transform({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)

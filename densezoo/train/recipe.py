@@ -14,6 +14,7 @@ import numpy as np
 
 from densezoo.data import Source, eval_batches, train_batches
 from densezoo.data.resizing import ResizeTo
+from densezoo.messages import option
 from densezoo.preprocessing import Preprocessing
 from densezoo.train.loop import fit
 from densezoo.train.optimizer import make_optimizer, one_cycle
@@ -77,19 +78,23 @@ class Recipe:
         for name in positive:
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise ValueError(f"{option(name)} must be at least 1, got {value}")
         if min(self.crop) < 1:
-            raise ValueError(f"crop_size must be at least 1, got {self.crop_size}")
+            raise ValueError(f"{option('crop_size')} must be at least 1, got {self.crop_size}")
         if self.rotate and self.crop[0] != self.crop[1]:
-            raise ValueError(f"rotate, by 90 degrees, needs square crops; got crop_size={self.crop_size}")
+            raise ValueError(
+                f"{option('rotate')}, by 90 degrees, needs square crops; got {option('crop_size', self.crop_size)}"
+            )
         for name in ("learning_rate", "weight_decay", "clip_norm", "ema_decay", "scale", "color_jitter"):
             values = np.array(getattr(self, name) or 0.0, float)
             if not np.isfinite(values).all() or (values < 0).any():
-                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
+                raise ValueError(f"{option(name)} must be a number of at least 0, got {getattr(self, name)}")
         if self.learning_rate == 0:
-            raise ValueError("learning_rate must be above 0, got 0")
+            raise ValueError(f"{option('learning_rate')} must be above 0, got 0")
         if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
+            raise ValueError(
+                f"{option('accumulate', self.accumulate)} does not divide {option('batch_size', self.batch_size)}"
+            )
 
     @property
     def crop(self) -> tuple[int, int]:
@@ -227,12 +232,13 @@ def evaluator(
         preprocessing = Preprocessing(source[0][task.inputs[0]].shape[-1])
     step = make_eval_step(task.measure)
     normalize = jax.jit(preprocessing.normalize())
+    there = source[0]
     batches = eval_batches(
         preprocessing.view(source),
         batch_size=batch_size,
         resize=_resize_of(preprocessing),
         ignore_index=task.fill,
-        fields=task.fields,
+        fields=(*task.fields, *(name for name in getattr(task, "scored_fields", ()) if name in there)),
     )
 
     def evaluate(state: TrainState) -> dict[str, float]:

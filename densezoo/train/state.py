@@ -11,8 +11,9 @@ from flax import struct
 from flax.core import unfreeze
 from jaxtyping import Array, Int, Key, PyTree
 
+from densezoo import freezing
 from densezoo.compiling import jitted_once
-from densezoo.messages import indented
+from densezoo.messages import indented, option
 
 
 class TrainState(struct.PyTreeNode):
@@ -27,7 +28,7 @@ class TrainState(struct.PyTreeNode):
         key: random key of the run. It never changes: a step uses `fold_in(key, step)`.
         apply_fn: the model's `apply`.
         optimizer: optax gradient transformation.
-        frozen: names of the top-level parameter subtrees that are not trained.
+        frozen: names of the parts that are not trained, as in `SegmentationModel`.
         ema_decay: decay of the moving average, or None.
     """
 
@@ -45,7 +46,7 @@ class TrainState(struct.PyTreeNode):
     @property
     def trainable(self) -> dict[str, Any]:
         """The parameters that the optimizer updates."""
-        return without(self.params, self.frozen)
+        return freezing.trainable(self.params, self.frozen)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -55,17 +56,12 @@ class TrainState(struct.PyTreeNode):
     @property
     def ema_variables(self) -> dict[str, Any]:
         """Variables for `model.apply` with averaged parameters; equal to `variables` if there is no average."""
-        return {"params": self.params | (self.ema or {}), **self.collections}
+        return {"params": freezing.merged(self.params, self.ema or {}), **self.collections}
 
     @property
     def batch_stats(self) -> dict[str, Any]:
         """Running statistics of the norms; an empty dict for a model without any."""
         return self.collections.get("batch_stats", {})
-
-
-def without(params: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """The subtrees of `params` whose names are not in `names`."""
-    return {name: subtree for name, subtree in params.items() if name not in names}
 
 
 def create_state(
@@ -78,7 +74,7 @@ def create_state(
 ) -> TrainState:
     """Creates the state of a training run at step 0.
 
-    Parameters are initialised in one compiled function. The subtrees named by `model.frozen` (if it has that field) get
+    Parameters are initialised in one compiled function. The parts named by `model.frozen` (if it has that field) get
     neither gradients nor optimizer state.
 
     Args:
@@ -97,7 +93,7 @@ def create_state(
 
     Raises:
         TypeError: if `key` is not a typed random key.
-        ValueError: if `model.frozen` names an unknown subtree, or `variables` belong to another model.
+        ValueError: if `model.frozen` names an unknown part, or `variables` belong to another model.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -112,13 +108,16 @@ def create_state(
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise TypeError(f"key must be a random key such as jax.random.key(0); got {type(key).__name__}")
     if ema_decay is not None and not 0 < ema_decay < 1:
-        raise ValueError(f"ema_decay must be between 0 and 1, for instance 0.999; got {ema_decay}")
+        raise ValueError(f"{option('ema_decay')} must be between 0 and 1, for instance 0.999; got {ema_decay}")
 
     def init(key) -> dict[str, Any]:
         return unfreeze(model.init(key, *(jnp.zeros(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)) for x in inputs)))
 
     expected = jax.eval_shape(init, key)
-    frozen = _check_frozen(getattr(model, "frozen", ()), expected["params"])
+    frozen = getattr(model, "frozen", ())
+    freezing.check_names(expected["params"], frozen)
+    if not freezing.trainable(expected["params"], frozen):
+        raise ValueError(f"model.frozen = {tuple(frozen)} leaves nothing to train")
     if variables is not None:
         variables = unfreeze(dict(variables))
         _check_variables(variables, expected)
@@ -129,7 +128,7 @@ def create_state(
             variables = init(init_key)
         else:  # Copies, because a train step donates the state and the caller keeps its variables.
             variables = jax.tree.map(lambda x, like: jnp.array(x, like.dtype, copy=True), variables, expected)
-        trainable = without(variables["params"], frozen)
+        trainable = freezing.trainable(variables["params"], frozen)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes ints and floats.
             opt_state = optimizer.init(trainable)
         return TrainState(
@@ -141,7 +140,7 @@ def create_state(
             key=step_key,
             apply_fn=model.apply,
             optimizer=optimizer,
-            frozen=frozen,
+            frozen=tuple(frozen),
             ema_decay=ema_decay,
         )
 
@@ -165,16 +164,6 @@ def describe_differences(here: PyTree, given: PyTree, given_name: str) -> list[s
             want, have = (f"{tuple(x.shape)} {x.dtype}" for x in (expected[name], found[name]))
             lines.append(f"{name}: {want} expected, {have} in {given_name}")
     return lines
-
-
-def _check_frozen(frozen: tuple[str, ...], params: Mapping[str, Any]) -> tuple[str, ...]:
-    if isinstance(frozen, str):
-        raise ValueError(f"model.frozen must be a tuple of names; got the string {frozen!r}: write ({frozen!r},)")
-    if unknown := sorted(set(frozen) - set(params)):
-        raise ValueError(f"model.frozen names {unknown}, but the parameter subtrees are {sorted(params)}")
-    if not set(params) - set(frozen):
-        raise ValueError(f"model.frozen = {tuple(frozen)} leaves nothing to train")
-    return tuple(frozen)
 
 
 def _check_variables(variables: PyTree, expected: PyTree) -> None:

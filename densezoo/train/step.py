@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
+from densezoo import freezing
 from densezoo.compiling import Jitted
 from densezoo.ops.sharding import explicitly_sharded
 from densezoo.train.state import TrainState
@@ -82,7 +83,7 @@ def make_train_step(
         trainable = state.trainable
 
         def part_loss(trainable, collections, part, key):
-            apply = _Apply(state, state.params | trainable, collections, key)
+            apply = _Apply(state, freezing.merged(state.params, trainable), collections, key)
             value, reported = _scalars(loss(apply, part, jax.random.fold_in(key, 1)))
             return value, (apply.collections, {"loss": value} | reported)
 
@@ -117,7 +118,7 @@ def make_train_step(
         step = state.step + 1
         state = state.replace(
             step=step,
-            params=state.params | trainable,
+            params=freezing.merged(state.params, trainable),
             collections=collections,
             opt_state=opt_state,
             ema=_average(state.ema, trainable, state.ema_decay, step),

@@ -1,6 +1,6 @@
 """Pictures: architectures, feature maps, predictions, training curves.
 
-Every function gives a matplotlib figure or an array; nothing is shown, and pyplot is not touched. `import densezoo`
+Every function returns a matplotlib figure or an array. It shows nothing and does not use pyplot. `import densezoo`
 does not import this package, nor matplotlib: write `from densezoo import viz`.
 """
 
@@ -13,13 +13,16 @@ from densezoo.viz.diagrams import diagram
 from densezoo.viz.features import feature_maps
 from densezoo.viz.figures import save
 from densezoo.viz.masks import predictions
+from densezoo.viz.panoptic import panoptic
 from densezoo.viz.pictures import save_image, save_mask
+from densezoo.viz.receptive import receptive_fields
 from densezoo.viz.spectrum import lattice_energy, power_spectrum, spectra
-from densezoo.viz.structure import Architecture, Box, Link, architecture
+from densezoo.viz.structure import Architecture, Box, Head, Link, architecture
 
 __all__ = [
     "Architecture",
     "Box",
+    "Head",
     "Link",
     "architecture",
     "boundaries",
@@ -31,8 +34,10 @@ __all__ = [
     "lattice_energy",
     "overlay",
     "palette",
+    "panoptic",
     "power_spectrum",
     "predictions",
+    "receptive_fields",
     "save",
     "save_image",
     "save_mask",

@@ -1,4 +1,4 @@
-"""Where the borders of predicted classes run, beside those of the truth."""
+"""Pictures of predicted class boundaries, compared with the true ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,24 +23,24 @@ def boundaries(
     *,
     class_names: Sequence[str] | None = None,
 ) -> Figure:
-    """Shows for each image, a row, the truth, and what each model predicts: its classes and where it sets boundaries.
+    """Compares the classes and class boundaries that each model predicts with the truth. One row per image.
 
-    Boundaries are the pixels whose class differs from that of the pixel to the right or below; a boundary counts as
-    found only where both are at the same pixel. Under them the image is darkened and enlarged, so that single pixels
-    can be seen. Below each prediction stands the share of pixels with a wrong class.
+    Boundaries are the pixels whose class differs from that of the pixel to the right or below. A boundary counts as
+    found only where prediction and truth have it at the same pixel. The image is drawn darkened behind the boundaries
+    and enlarged, so that single pixels are visible. The text below a prediction is the share of wrong pixels.
 
     Args:
         images: (h, w, c) each.
         masks: true classes, (h, w) each.
-        predictions: by the name of the model, its classes for every image.
+        predictions: each model's name and its predicted classes for every image.
         class_names: for the legend, in the order of the classes.
 
     Returns:
         A matplotlib figure, for `viz.save`.
 
     Raises:
-        ValueError: if there are no images, or not as many masks and predictions as images, or sizes differ, or a label
-            has no name.
+        ValueError: if there are no images, the numbers of images, masks and predictions differ, sizes differ, or a
+            label has no name.
 
     Example:
         >>> image, mask = np.zeros((8, 8, 3)), np.eye(8, dtype=int)
@@ -53,7 +53,7 @@ def boundaries(
     palette = legend.class_palette(every, class_names)
     entries = legend.class_entries(every, class_names, palette)
     columns = 2 + 2 * len(predictions)
-    per_line = legend.per_line(entries, columns * PANEL - 2)  # beside the legend of boundaries
+    per_line = legend.per_line(entries, columns * PANEL - 2)  # leaves room for the legend of the boundaries
     lines = max(3, -(-len(entries) // per_line))
     size = (PANEL * columns, (PANEL + 0.25) * len(images) + 0.4 + 0.27 * lines)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
@@ -72,7 +72,7 @@ def boundaries(
             _panel(right, shown, f"{name}:\nboundaries" if row == 0 else "")
     kinds = [
         Patch(facecolor=legend.hexadecimal(colour), edgecolor="0.4", label=label)
-        for colour, label in ((AGREED, "boundary found"), (MISSED, "boundary missed"), (INVENTED, "boundary made up"))
+        for colour, label in ((AGREED, "boundary found"), (MISSED, "boundary missed"), (INVENTED, "false boundary"))
     ]
     figure.legend(handles=entries, ncols=per_line, loc="outside lower left", frameon=False, fontsize=10)
     figure.legend(handles=kinds, loc="outside lower right", frameon=False, fontsize=10)

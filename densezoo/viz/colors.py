@@ -1,4 +1,4 @@
-"""Colours for classes, and images and masks as pictures: arrays in, uint8 arrays out."""
+"""Colours for classes. Functions that turn images and masks into uint8 pictures."""
 
 import functools
 from typing import Any
@@ -8,7 +8,7 @@ from jaxtyping import Int, UInt8
 from numpy.typing import ArrayLike
 
 IGNORED = (200, 200, 200)
-"""Colour of the pixels that are ignored: no class has a similar one."""
+"""Colour of ignored pixels; no class colour is similar to it."""
 
 _FIRST = (
     (0, 0, 0),
@@ -21,7 +21,7 @@ _FIRST = (
     (204, 121, 167),
 )
 
-# What people without one kind of cone see, as a change of linear RGB.
+# How people without one type of cone see colours, as a change of linear RGB.
 _DEUTERANOPIA = np.array(
     [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
 )
@@ -31,14 +31,14 @@ _PROTANOPIA = np.array(
 
 
 def palette(n: int) -> UInt8[np.ndarray, "n 3"]:
-    """Colours for `n` classes that can be told apart, also by people who do not see red or green.
+    """Colours for `n` classes, distinguishable also by people with red-green colour blindness.
 
-    The first 8 are those of Okabe and Ito, black first (for the background). Each further one is the colour that is
-    furthest from all before it, for normal, deuteranopic and protanopic eyes alike; so `palette(n)` begins with
-    `palette(n - 1)`. After 256 colours, all but the black repeat.
+    The first 8 are those of Okabe and Ito, black first (for the background). Each further colour is the one furthest
+    from all previous ones, for normal, deuteranopic and protanopic vision. So `palette(n)` starts with
+    `palette(n - 1)`. After 256 colours, all except black repeat.
 
     Args:
-        n: number of classes. Beyond about 20, colours alone do not tell classes apart.
+        n: number of classes. Above about 20, colours alone do not distinguish classes.
 
     Returns:
         RGB, 0 to 255.
@@ -56,7 +56,7 @@ def palette(n: int) -> UInt8[np.ndarray, "n 3"]:
         Ottosson, A perceptual color space for image processing, 2020. https://bottosson.github.io/posts/oklab/
     """
     if n < 1:
-        raise ValueError(f"a palette has at least 1 colour, got n={n}")
+        raise ValueError(f"a palette has at least 1 colour; got n={n}")
     numbers = np.arange(n)
     return _colours(min(n, 256))[np.where(numbers < 256, numbers, 1 + (numbers - 1) % 255)]
 
@@ -66,15 +66,15 @@ def _colours(n: int) -> np.ndarray:
     chosen = list(_FIRST[:n])
     levels = np.linspace(0, 255, 16).round().astype(np.uint8)
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
-    # Dark colours all look black on a screen.
+    # On a screen, all dark colours look black.
     candidates = candidates[_seen(candidates)[0, :, 0] > 0.36]
     seen = _seen(candidates)
 
     def distance(colour: Any) -> np.ndarray:
-        """From the candidates, for those eyes to which it is least."""
+        """Distance from each candidate, for the type of vision that distinguishes them least."""
         return np.linalg.norm(seen - _seen(np.array([colour])), axis=-1).min(axis=0)
 
-    # White, which is paper, and the ignored pixels' grey are taken.
+    # White is the paper, and grey marks ignored pixels.
     nearest = functools.reduce(np.minimum, map(distance, [*_FIRST, IGNORED, (255, 255, 255)]))
     while len(chosen) < n:
         best = candidates[nearest.argmax()]
@@ -84,7 +84,7 @@ def _colours(n: int) -> np.ndarray:
 
 
 def _seen(rgb: np.ndarray) -> np.ndarray:
-    """Colours in Oklab, where distances are about as we perceive them, for three kinds of eyes."""
+    """Colours in Oklab, where distances approximate perceived differences, for three types of vision."""
     x = rgb / 255.0
     linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     seen = np.stack([linear, linear @ _DEUTERANOPIA.T, linear @ _PROTANOPIA.T]).clip(0, 1)
@@ -102,18 +102,18 @@ def _seen(rgb: np.ndarray) -> np.ndarray:
 
 
 def to_rgb(image: ArrayLike) -> UInt8[np.ndarray, "h w 3"]:
-    """An image as RGB in uint8, to be looked at.
+    """Converts an image to RGB in uint8 for display.
 
-    - Channels: 1 or 2 give grey, from the first one; 3 or more give red, green, blue, from the first three.
-    - Values: uint8, and floats within 0..1 (by 0.01), are shown as they are; bool as black and white. All others
-      (16-bit, standardised, 0..255 in float) are stretched, all channels alike, so that the image's 1st percentile is
-      black and its 99th white. Values that are not finite are black.
+    - Channels: with 1 or 2, the first one as grey; with 3 or more, the first three as red, green and blue.
+    - Values: uint8, and floats within 0..1 (with a tolerance of 0.01), are shown unchanged; bool as black and white.
+      Others (16-bit, standardised, 0..255 in float) are stretched, all channels alike, so that the image's 1st
+      percentile is black and its 99th white. NaN and infinite values are black.
 
     Args:
         image: (h, w) or (h, w, c).
 
     Raises:
-        ValueError: if it does not have 2 or 3 axes, or one is empty.
+        ValueError: if the image does not have 2 or 3 axes, or an axis is empty.
 
     Example:
         >>> to_rgb(np.array([[0.0, 1.0]])).tolist()
@@ -138,16 +138,16 @@ def to_rgb(image: ArrayLike) -> UInt8[np.ndarray, "h w 3"]:
 def colorize(
     mask: ArrayLike, palette: ArrayLike | None = None, *, ignore_index: int | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A mask of class indices in colours.
+    """Converts a mask of class indices to colours.
 
     Args:
-        mask: (h, w), whole numbers or bool.
-        palette: a colour for each class; None takes `palette(n)` for as many classes as the mask needs.
-        ignore_index: a label that is no class: it becomes light grey.
+        mask: (h, w), integers or bool.
+        palette: a colour for each class; by default `palette(n)` for as many classes as the mask needs.
+        ignore_index: label of ignored pixels, which become light grey.
 
     Raises:
-        TypeError: if the mask has floats.
-        ValueError: if it is not (h, w), or has a label that the palette has no colour for.
+        TypeError: if the mask contains floats.
+        ValueError: if the mask is not (h, w), or contains a label without a colour in the palette.
 
     Example:
         >>> colorize(np.array([[0, 1, 255]]), ignore_index=255).tolist()
@@ -159,8 +159,8 @@ def colorize(
     if known.size and (known.min() < 0 or known.max() >= len(colours)):
         wrong = known.min() if known.min() < 0 else known.max()
         raise ValueError(
-            f"the mask has the label {wrong}, and the palette has colours for 0..{len(colours) - 1}: give a longer"
-            " palette, or ignore_index if the label means no class"
+            f"the mask contains the label {wrong}, but the palette has colours for 0..{len(colours) - 1}: pass a longer"
+            " palette, or ignore_index if the label is not a class"
         )
     ignored = np.zeros(labels.shape, bool) if ignore_index is None else labels == ignore_index
     return np.where(ignored[..., None], np.array(IGNORED, np.uint8), colours[np.where(ignored, 0, labels)])
@@ -174,21 +174,21 @@ def overlay(
     palette: ArrayLike | None = None,
     ignore_index: int | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """An image with the colours of a mask over it.
+    """Blends an image with the colours of a mask.
 
     Args:
         image: (h, w) or (h, w, c), shown as by `to_rgb`.
         mask: (h, w), class indices.
-        alpha: how much of the colours: 0 shows the image, 1 the mask.
+        alpha: weight of the colours: 0 shows only the image, 1 only the mask.
         palette: as in `colorize`.
-        ignore_index: a label that is no class: the image stays as it is there.
+        ignore_index: label of ignored pixels, which show only the image.
 
     Raises:
-        TypeError: if the mask has floats.
-        ValueError: if image and mask differ in size, or as in `colorize`.
+        TypeError: if the mask contains floats.
+        ValueError: if image and mask differ in size, `alpha` is outside 0..1, or as in `colorize`.
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha lies between 0 (the image) and 1 (the mask), got {alpha}")
+        raise ValueError(f"alpha must be between 0 (the image) and 1 (the mask); got {alpha}")
     below, above = to_rgb(image), colorize(mask, palette, ignore_index=ignore_index)
     if below.shape != above.shape:
         raise ValueError(f"the mask has {above.shape[:2]} pixels and the image {below.shape[:2]}: resize one of them")
@@ -198,20 +198,23 @@ def overlay(
     return (below + weight[..., None] * (above.astype(np.float64) - below)).round().astype(np.uint8)
 
 
-def to_labels(mask: ArrayLike) -> Int[np.ndarray, "h w"]:
-    """A mask as an integer array, checked."""
+def to_labels(mask: ArrayLike, *, several: bool = False) -> Int[np.ndarray, "h w *classes"]:
+    """A mask as an integer array, checked: (h, w), or with `several` labels per pixel (h, w, classes)."""
     labels = np.asarray(mask)
-    if labels.ndim != 2 or 0 in labels.shape:
-        raise ValueError(f"expected one mask of shape (h, w), got shape {labels.shape}: of logits take argmax(axis=-1)")
+    if labels.ndim != 2 + several or 0 in labels.shape:
+        shape = "(h, w, classes), as the predictions have" if several else "(h, w)"
+        raise ValueError(
+            f"expected one mask of shape {shape}, got shape {labels.shape}: of logits take argmax(axis=-1)"
+        )
     if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
         raise TypeError(
-            f"a mask holds class indices, whole numbers; got {labels.dtype}: of logits take argmax(axis=-1)"
+            f"a mask contains class indices, which are integers; got {labels.dtype}: for logits, use argmax(axis=-1)"
         )
     return labels.astype(np.int64)
 
 
 def enough(label: Any) -> int:
-    """Number of colours for labels up to this one; not more than labels of 16 bits need, or one odd label takes all."""
+    """Number of colours for labels up to this one. Bounded by 16-bit labels, so that one odd label costs no memory."""
     return min(2**16, max(2, int(label) + 1))
 
 
@@ -220,5 +223,5 @@ def _palette_for(labels: np.ndarray, given: ArrayLike | None) -> np.ndarray:
         return palette(enough(labels.max(initial=0)))
     colours = np.asarray(given)
     if colours.ndim != 2 or colours.shape[1] != 3 or colours.dtype != np.uint8:
-        raise ValueError(f"a palette is uint8 of shape (n, 3), got {colours.dtype} of shape {colours.shape}")
+        raise ValueError(f"a palette is uint8 of shape (n, 3); got {colours.dtype} of shape {colours.shape}")
     return colours

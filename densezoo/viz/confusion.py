@@ -7,22 +7,22 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 _WRITTEN = 20
-"""The most classes whose shares are written into the cells."""
+"""The maximum number of classes for which the cells contain numbers."""
 
 
 def confusion_matrix(counts: ArrayLike, class_names: Sequence[str] | None = None) -> Figure:
-    """Draws which classes are taken for which: of each true class, the share that is predicted as each class.
+    """Draws a confusion matrix: the share of each true class's pixels that is predicted as each class.
 
     Args:
-        counts: numbers of pixels (classes, classes), a row for each true class, as `metrics.confusion_matrix` gives
-            them.
-        class_names: of the classes; None takes their numbers.
+        counts: numbers of pixels, (classes, classes), with a row for each true class, as returned by
+            `metrics.confusion_matrix`.
+        class_names: names of the classes; by default their numbers.
 
     Returns:
         A matplotlib figure, for `viz.save`. A class without pixels has an empty row.
 
     Raises:
-        ValueError: if the matrix is not square, or the number of names is another.
+        ValueError: if the matrix is not square, or the number of names differs from the number of classes.
 
     Example:
         >>> figure = confusion_matrix([[90, 10], [5, 95]], ["sky", "ground"])
@@ -35,7 +35,7 @@ def confusion_matrix(counts: ArrayLike, class_names: Sequence[str] | None = None
     classes = len(matrix)
     names = list(map(str, range(classes))) if class_names is None else list(class_names)
     if len(names) != classes:
-        raise ValueError(f"there are {classes} classes and {len(names)} class_names: give one for each class")
+        raise ValueError(f"there are {classes} classes and {len(names)} class_names: pass one name for each class")
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.where(totals > 0, matrix / np.maximum(totals, 1), np.nan)
 

@@ -1,4 +1,4 @@
-"""Curves of a training from its log."""
+"""Training curves from a log."""
 
 import json
 import math
@@ -15,36 +15,36 @@ _NOT_SHOWN = ("step", "epoch", "time", "seconds", "images_per_second", "input_wa
 _SMOOTHED = ("loss", "reported", "gradient norm")
 _TRAINING = (*_SMOOTHED, "learning rate")
 _OF_CLASSES = "of each class"
-_SHORT = 100  # records up to which a curve is not smoothed
+_SHORT = 100  # a curve with at most this many records is not smoothed
 _SPELT = {"iou": "IoU", "dice": "Dice"}
-_LEGEND = 16  # the most curves that a panel's legend names
+_LEGEND = 16  # the maximum number of curves in a panel's legend
 _PER_LINE = 3
-_COLOURS = [5, 6, 3, 7, 1, 2]  # of the palette, those that are seen on white
+_COLOURS = [5, 6, 3, 7, 1, 2]  # indices of the palette's colours that are visible on white
 _DASHES = ["-", "--", ":", "-."]
 Curve = tuple[list[float], list[float]]
 """Steps, and values."""
 
 
 def training_curves(log: str | Path | Iterable[Mapping[str, Any]], *, smoothing: float | None = None) -> Figure:
-    """Draws the log of a training: losses, scores, learning rate, gradient norm; a panel for each that the log has.
+    """Draws a training log: a panel each for the losses, scores, learning rate and gradient norm that it contains.
 
-    Training records are flat, such as `{"step": 10, "loss": 0.7}`; evaluation records have their scores in a mapping,
-    such as `{"step": 50, "scores": {"mean_iou": 0.6}}`. What else a loss reports has a panel of its own. Where there is
-    a score `mean_iou`, the scores `iou_<class>` have a panel of their own too, with the mean as a bold line on top;
-    likewise for other means. Lines that are not such records (the last one of a run that was killed) are left out, and
-    so are values that are not finite.
+    Training records are flat, such as `{"step": 10, "loss": 0.7}`. Evaluation records have their scores in a mapping,
+    such as `{"step": 50, "scores": {"mean_iou": 0.6}}`. Other values that a loss reports get panels of their own. If
+    there is a score `mean_iou`, the scores `iou_<class>` also get a panel, with the mean as a bold line on top; other
+    means work in the same way. Lines that are not such records (the last line of an interrupted run) are ignored, and
+    so are NaN and infinite values.
 
     Args:
-        log: a `log.jsonl`, the directory that has it, or the records that `train.fit` returns.
-        smoothing: weight of the records before in a moving average that is drawn as a thin black line over a training
-            curve. 0 draws none; None takes 0.9 for curves of more than 100 records, and none for shorter ones.
+        log: a `log.jsonl`, the directory that contains it, or the records that `train.fit` returns.
+        smoothing: decay of the exponential moving average that is drawn as a thin black line over a training curve. 0
+            draws none. By default 0.9 for curves of more than 100 records, and none for shorter ones.
 
     Returns:
         A matplotlib figure, for `viz.save`.
 
     Raises:
         FileNotFoundError: if there is no such log.
-        ValueError: if it has no record, or `smoothing` is not within [0, 1).
+        ValueError: if the log has no records, or `smoothing` is not within [0, 1).
 
     Example:
         >>> records = [{"step": step, "loss": 1 / step} for step in range(1, 9)] + [{"step": 8, "scores": {"iou": 0.6}}]
@@ -52,7 +52,7 @@ def training_curves(log: str | Path | Iterable[Mapping[str, Any]], *, smoothing:
         ['loss', 'scores']
     """
     if smoothing is not None and not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing must be at least 0 and less than 1, got {smoothing}")
+        raise ValueError(f"smoothing must be at least 0 and less than 1; got {smoothing}")
     panels = _panels(_records(log))
     if not panels:
         raise ValueError('the log has no record such as {"step": 10, "loss": 0.7}')
@@ -99,7 +99,7 @@ def _draw(axes: Any, title: str, curves: dict[str, Curve], smoothing: float | No
     axes.spines[["top", "right"]].set_visible(False)
     handles = axes.get_legend_handles_labels()[0]
     if len(handles) > 1 or title in ("scores", "reported"):
-        # Beside the axes where there are many, so that it hides none of them.
+        # With many entries the legend is beside the axes, so that it hides no curve.
         beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False}
         axes.legend(
             handles=handles[:_LEGEND],
@@ -113,7 +113,7 @@ def _records(log: str | Path | Iterable[Mapping[str, Any]]) -> list[Mapping[str,
     if isinstance(log, str | Path):
         path = Path(log) / "log.jsonl" if Path(log).is_dir() else Path(log)
         if not path.is_file():
-            raise FileNotFoundError(f"there is no log {path}: give a log.jsonl or the directory of a run")
+            raise FileNotFoundError(f"there is no log {path}: pass a log.jsonl or the directory of a run")
         log = [
             record
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -134,7 +134,7 @@ def _finite(value: Any) -> bool:
 
 
 def _panels(records: list[Mapping[str, Any]]) -> dict[str, dict[str, Curve]]:
-    """Titles of panels, each with its named curves; those without any left out."""
+    """Titles of panels, each with its named curves, without empty panels."""
     panels: dict[str, dict[str, Curve]] = {}
     for record in records:
         values = [(_panel(name), name, value) for name, value in record.items() if name not in _NOT_SHOWN]
@@ -149,7 +149,7 @@ def _panels(records: list[Mapping[str, Any]]) -> dict[str, dict[str, Curve]]:
 
 
 def _score_values(record: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
-    """Panel, name and value of each score; a mean of classes stands in two panels."""
+    """Panel, name and value of each score; a mean over classes is in two panels."""
     scores = {name: value for key in record if isinstance(record[key], Mapping) for name, value in record[key].items()}
     values = []
     for kind in [name.removeprefix("mean_") for name in scores if name.startswith("mean_")]:
@@ -170,7 +170,7 @@ def _panel(name: str) -> str:
 
 
 def _smoothed(values: list[float], keep: float) -> list[float]:
-    """Exponential moving average, each the weighted mean of the values so far (so the start is not drawn to zero)."""
+    """Exponential moving average, normalised by the sum of its weights, so that the start is not biased to zero."""
     total = weight = 0.0
     means = []
     for value in values:

@@ -1,4 +1,4 @@
-"""Boxes and masks of detections over their pictures."""
+"""Pictures of detected boxes and masks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from densezoo.viz import colors
 
 WIDTH = 3.2
-"""Inches of a picture."""
+"""Width of a picture in inches."""
 
 
 def detections(
@@ -24,21 +24,21 @@ def detections(
     truths: Sequence[tuple[ArrayLike, ArrayLike]] | None = None,
     score_threshold: float = 0.5,
 ) -> Figure:
-    """A picture for each image with the boxes found, their classes, scores and masks; with truth, that beside it.
+    """Draws detected boxes with their classes, scores and masks, one picture per image; with truths, beside the truth.
 
     Args:
         images: of any sizes, (h, w, c) each, shown as by `to_rgb`.
-        found: for each image its `Detections` without the batch axis, as a predictor gives them: boxes (n, 4), scores,
-            labels, valid, and masks (n, 28, 28) or None.
-        class_names: of the labels; None takes their numbers.
-        truths: for each image boxes (m, 4) and labels (m,) of its objects, a negative label in rows without one.
+        found: for each image its `Detections` without the batch axis, as a predictor returns them: boxes (n, 4),
+            scores, labels, valid, and masks (n, 28, 28) or None.
+        class_names: names of the labels; by default their numbers.
+        truths: for each image, the boxes (m, 4) and labels (m,) of its objects. Rows with a negative label are padding.
         score_threshold: detections with a lower score are not drawn.
 
     Returns:
         A matplotlib figure, for `viz.save`.
 
     Raises:
-        ValueError: if numbers of images, detections and truths differ, there is no image, or a label has no name.
+        ValueError: if the numbers of images, detections and truths differ, there is no image, or a label has no name.
 
     Example:
         >>> import densezoo as dz
@@ -81,7 +81,7 @@ def detections(
 def _with_masks(
     picture: UInt8[np.ndarray, "h w 3"], boxes: np.ndarray, masks: np.ndarray, labels: np.ndarray
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture with the masks' pixels coloured, better ones on top."""
+    """The picture with coloured mask pixels; masks with higher scores are on top."""
     import jax.numpy as jnp
 
     from densezoo.ops import paste_masks
@@ -99,7 +99,7 @@ def _name(label: Any, class_names: Sequence[str] | None) -> str:
     if class_names is None:
         return f"class {label}"
     if not 0 <= label < len(class_names):
-        raise ValueError(f"there are {len(class_names)} class_names, and an object has the label {label}")
+        raise ValueError(f"there are {len(class_names)} class_names, but an object has the label {label}")
     return str(class_names[label])
 
 
@@ -110,7 +110,7 @@ def _draw(axes: Any, picture: np.ndarray, boxes: np.ndarray, labels: np.ndarray,
     palette = colors.palette(colors.enough(int(max(labels, default=0)))) / 255
     rim = [patheffects.withStroke(linewidth=2, foreground="black")]
     for (x0, y0, x1, y1), label, text in zip(boxes, labels, texts, strict=True):
-        # Pixel k covers k to k + 1, and is drawn around k.
+        # Pixel k covers k to k + 1, but matplotlib centres it on k.
         axes.add_patch(
             Rectangle(
                 (x0 - 0.5, y0 - 0.5),

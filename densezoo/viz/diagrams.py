@@ -1,27 +1,27 @@
-"""Diagrams of architectures side by side, drawn from the models themselves."""
+"""Side-by-side diagrams of architectures, generated from the models."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import Rectangle
 
 from densezoo.types import Size
+from densezoo.viz.heads import draw_heads
 from densezoo.viz.layout import Layout, Place, arrange, rows, terminal_text, terminals
+from densezoo.viz.strokes import INK, Point, draw_arrow, draw_rounded, write
 from densezoo.viz.structure import Architecture, Link, architecture
 
-INK = "#222222"
 FAINT = "#8a8a8a"
 FILLS = ("#bcdcf2", "#fbdca4", "#b9e3d3", "#e5c6da", "#dcdcdc", "#f3b8a4")
-"""Of the parts by their names, in the order in which they first occur."""
+"""Colours of the parts, in order of first occurrence."""
 COLOURS = {"concat": "#c04a00", "add": "#00785a", "indices": "#8c3d77", "down": "#3d6f96", "up": "#a06c00"}
 MEANINGS = {"down": "down to a coarser map", "up": "up to a finer map", "forward": "same size"}
 DASHES = {"concat": "-", "add": (0, (5, 2)), "indices": (0, (1.2, 1.6))}
-"""Skips differ in more than their colour."""
+"""Dash patterns, so that skips differ in more than colour."""
 GAP = 0.6
-LEFT = 0.55
+LEFT = 0.6
 TITLE = 0.78
 FOOT = 0.72
 LEGEND_LINE = 0.27
@@ -34,23 +34,24 @@ def diagram(
     channels: int = 3,
     per_line: int | None = None,
 ) -> Figure:
-    """Draws models side by side: their maps as boxes, one row for each scale, and how they are computed as arrows.
+    """Draws models side by side: their maps as boxes, with one row per scale, and the data flow as arrows.
 
-    Everything is read off the models (`architecture`): a box is as wide as it has channels and as high as it has pixels
-    (both less than proportional), and an arrow is a flow of data in the traced program. Parts of the same name have the
-    same colour, which the legend names. The class of an upsampler stands below its part, that of a head at its arrow.
+    Everything is derived from the models (`architecture`). A box's width represents its channels and its height its
+    resolution (both on a compressed scale). An arrow is a data dependency in the traced program. Parts of the same name
+    have the same colour, which the legend names. The class of an upsampler is below its part, that of a head at its
+    arrow. The heads of a detector are round boxes on the right, from top to bottom in the order in which they run.
 
     Args:
-        models: a model, several, or several by their titles.
-        image_size: (height, width) of the image that they are shown.
-        channels: of that image.
-        per_line: how many stand side by side before a new line begins; None means all.
+        models: one model, several, or a mapping from titles to models.
+        image_size: (height, width) of the input image.
+        channels: channels of the input image.
+        per_line: the number of models in a line; by default all.
 
     Returns:
         A matplotlib figure, for `viz.save`.
 
     Raises:
-        TypeError: if something is not a Flax Linen module.
+        TypeError: if an object is not a Flax Linen module.
         ValueError: if there is no model, `per_line` is not positive, or a model's parts do not fit together.
 
     Example:
@@ -60,7 +61,7 @@ def diagram(
         >>> figure = diagram(models)
     """
     if per_line is not None and per_line < 1:
-        raise ValueError(f"per_line is how many models stand side by side, at least 1; got {per_line}")
+        raise ValueError(f"per_line is the number of models in a line, at least 1; got {per_line}")
     reads = _read(models, image_size, channels)
     most = max(box.channels for _, read in reads for box in read.boxes)
     per_line = per_line or len(reads)
@@ -69,7 +70,7 @@ def diagram(
     for line in lines:
         middles = rows([read for _, read in line])
         drawn.append((middles, [(title, read, arrange(read, middles, most)) for title, read in line]))
-    heights = [TITLE - min(middles.values()) + FOOT for middles, _ in drawn]
+    heights = [TITLE - _lowest(*line) + FOOT for line in drawn]
     width = LEFT + max(sum(_width(*model) + GAP for model in line) for _, line in drawn)
     fills = _fills([read for _, read in reads])
     legend = _legend([read for _, read in reads], fills, width)
@@ -84,7 +85,7 @@ def diagram(
         x = LEFT
         for title, read, layout in line:
             offset = x + (_width(title, read, layout) - layout.right + layout.left) / 2 - layout.left
-            _draw_model(axes, title, read, _moved(layout, offset, y - TITLE), min(middles.values()) + y - TITLE, fills)
+            _draw_model(axes, title, read, _moved(layout, offset, y - TITLE), _lowest(middles, line) + y - TITLE, fills)
             x += _width(title, read, layout) + GAP
         y -= line_height
     _draw_legend(axes, legend, y - LEGEND_LINE / 2)
@@ -101,6 +102,12 @@ def _read(models: Any, image_size: Size, channels: int) -> list[tuple[str, Archi
     return reads
 
 
+def _lowest(middles: dict[int, float], line: list[tuple[str, Architecture, Layout]]) -> float:
+    """The y of the lowest row, or of the lowest head's middle line."""
+    heads = [place.bottom + 0.12 for *_, layout in line for place in layout.heads]
+    return min(*middles.values(), *heads) if heads else min(middles.values())
+
+
 def _texts(title: str, read: Architecture) -> tuple[str, str]:
     """Title and subtitle."""
     millions = read.parameters / 1e6
@@ -114,9 +121,11 @@ def _width(title: str, read: Architecture, layout: Layout) -> float:
 
 
 def _moved(layout: Layout, x: float, y: float) -> Layout:
-    places = tuple(Place(p.x + x, p.y + y, p.width, p.height) for p in layout.places)
+    places, heads = (
+        tuple(Place(p.x + x, p.y + y, p.width, p.height) for p in each) for each in (layout.places, layout.heads)
+    )
     columns = tuple((name, middle + x) for name, middle in layout.columns)
-    return Layout(places, columns, layout.left + x, layout.right + x)
+    return Layout(places, columns, layout.left + x, layout.right + x, heads)
 
 
 def _draw_rows(axes: Any, middles: dict[int, float], y: float, width: float) -> None:
@@ -133,7 +142,7 @@ def _part(column: str) -> str:
 
 
 def _fills(reads: list[Architecture]) -> dict[str, str]:
-    """Colours of the parts by their names."""
+    """Colours of the parts by name."""
     boxes = [box for read in reads for i, box in enumerate(read.boxes) if i not in terminals(read)]
     parts = dict.fromkeys(_part(box.column) for box in boxes)
     return {part: FILLS[number % len(FILLS)] for number, part in enumerate(parts)}
@@ -148,32 +157,25 @@ def _draw_model(
     axes.text(middle, top + 0.44, title, fontsize=14, weight="bold", color=INK, ha="center", va="center")
     axes.text(middle, top + 0.21, subtitle, fontsize=9.5, color="#555555", ha="center", va="center")
     for column, x in layout.columns:
-        _text(axes, x, lowest - 0.34, _part(column), color="#555555")
+        write(axes, x, lowest - 0.34, _part(column), color="#555555")
         upsamplers = dict.fromkeys(box.upsample for box in read.boxes if box.column == column and box.upsample)
         if upsamplers:
-            _text(axes, x, lowest - 0.52, f"up: {', '.join(upsamplers)}", color=COLOURS["up"], fontsize=9.5)
+            write(axes, x, lowest - 0.52, f"up: {', '.join(upsamplers)}", color=COLOURS["up"], fontsize=9.5)
     for i, (box, place) in enumerate(zip(read.boxes, layout.places, strict=True)):
         if i in terminals(read):
-            style = FancyBboxPatch(
-                (place.left, place.bottom), place.width, place.height, boxstyle="round,pad=0,rounding_size=0.13"
-            )
-            style.set(facecolor="white", edgecolor=INK, linewidth=1.1, zorder=3)
-            axes.add_patch(style)
-            _text(axes, place.x, place.y, terminal_text(read, i))
+            draw_rounded(axes, place)
+            write(axes, place.x, place.y, terminal_text(read, i))
             continue
         corner = (place.left, place.bottom)
         fill = fills[_part(box.column)]
         axes.add_patch(
             Rectangle(corner, place.width, place.height, facecolor=fill, edgecolor=INK, linewidth=1.0, zorder=3)
         )
-        _text(axes, place.x, place.y, str(box.channels))
+        write(axes, place.x, place.y, str(box.channels))
     labelled: set[int] = set()
     for link in read.links:
         _draw_link(axes, read, layout.places, link, labelled)
-
-
-def _text(axes: Any, x: float, y: float, text: str, **options: Any) -> None:
-    axes.text(x, y, text, **{"fontsize": 10, "color": INK, "ha": "center", "va": "center", "zorder": 5} | options)
+    draw_heads(axes, read, layout)
 
 
 def _draw_link(axes: Any, read: Architecture, places: tuple[Place, ...], link: Link, labelled: set[int]) -> None:
@@ -181,49 +183,34 @@ def _draw_link(axes: Any, read: Architecture, places: tuple[Place, ...], link: L
     skip = link.kind == "skip"
     colour = COLOURS.get(link.join if skip else _direction(read, link), INK)
     points, word = _route(read, places, link)
-    _draw_arrow(axes, points, colour, 1.9 if skip else 1.3, DASHES.get(link.join, "-") if skip else "-")
-    # Where nothing but branches of one part meet, it is said once.
+    draw_arrow(axes, points, colour, 1.9 if skip else 1.3, DASHES.get(link.join, "-") if skip else "-")
+    # Where only branches of one part meet, the label is drawn once.
     meets = end.x < start.x and link.join and not any(o.kind == "skip" and o.end == link.end for o in read.links)
     fits = abs(points[-1][0] - points[0][0]) > 0.1 + 0.07 * len(link.join)
     if word is not None and ((skip and fits) or (meets and link.end not in labelled)):
         labelled.add(link.end)
-        _text(axes, *word, link.join, color=colour, va="bottom", fontsize=9.5)
+        write(axes, *word, link.join, color=colour, va="bottom", fontsize=9.5)
 
     if link.kind == "head" and _direction(read, link) == "up" and read.boxes[link.end].upsample:
         times = round(read.boxes[link.start].stride / read.boxes[link.end].stride)
         middle = (points[0][1] + points[-1][1]) / 2
         words = f"up x{times}: {read.boxes[link.end].upsample}"
-        _text(axes, points[-1][0] - 0.11, middle, words, color=COLOURS["up"], fontsize=9.5, rotation=90)
+        write(axes, points[-1][0] - 0.11, middle, words, color=COLOURS["up"], fontsize=9.5, rotation=90)
 
 
 def _direction(read: Architecture, link: Link) -> str:
-    """Whether a link, that of the image or of a head too, goes down, up, or stays at one size."""
+    """Whether a link (also the image's or a head's) goes down, up, or stays at the same size."""
     before, after = read.boxes[link.start].size, read.boxes[link.end].size
     return "forward" if before == after else "down" if before[0] * before[1] > after[0] * after[1] else "up"
 
 
-def _draw_arrow(axes: Any, points: list[tuple[float, float]], colour: str, width: float, dashes: Any) -> None:
-    (x, y), (before_x, before_y) = points[-1], points[-2]
-    length = math.hypot(x - before_x, y - before_y)
-    neck = (x - 0.06 * (x - before_x) / length, y - 0.06 * (y - before_y) / length)
-    xs, ys = zip(*points[:-1], neck, strict=True)
-    axes.plot(xs, ys, color=colour, linewidth=width, linestyle=dashes, solid_joinstyle="miter", zorder=2)
-    # The head by itself, because dashes would run through its outline too.
-    head = FancyArrowPatch(neck, (x, y), arrowstyle="-|>,head_length=4.5,head_width=2.4", shrinkA=0, shrinkB=0)
-    head.set(color=colour, linewidth=1, zorder=2)
-    axes.add_patch(head)
-
-
-Point = tuple[float, float]
-
-
 def _route(read: Architecture, places: tuple[Place, ...], link: Link) -> tuple[list[Point], Point | None]:
-    """The corners of an arrow, and where a word on it may stand."""
+    """The corners of an arrow, and a position for its label."""
     start, end = places[link.start], places[link.end]
     upwards = end.y > start.y
     if start.y == end.y:
         between = [p for p in places if p.y == start.y and min(start.x, end.x) < p.x < max(start.x, end.x)]
-        if between:  # Over the heads of what stands between.
+        if between:  # Route the arrow above the arrow heads between its ends.
             above = start.top + 0.04 + 0.05 * len(between)
             xs = (start.right - 0.07, end.left + 0.07) if start.x < end.x else (start.left + 0.07, end.right - 0.07)
             return [(xs[0], start.top), (xs[0], above), (xs[1], above), (xs[1], end.top)], None
@@ -243,14 +230,15 @@ def _route(read: Architecture, places: tuple[Place, ...], link: Link) -> tuple[l
 
 
 Entry = tuple[str, str, float]
-"""Of the legend: the text; its arrow's kind, the colour of its box, or nothing; x."""
+"""Legend entry: text, arrow kind or box colour or nothing, x."""
 
 
 def _legend(reads: list[Architecture], fills: dict[str, str], width: float) -> list[list[Entry]]:
-    """Lines of entries."""
+    """The legend's entries, line by line."""
     found = {_direction(read, link) for read in reads for link in read.links if link.kind != "skip"}
     joins = dict.fromkeys(link.join for read in reads for link in read.links if link.kind == "skip")
     boxes = [*fills.items(), ("number and width: channels", ""), ("height: resolution", "")]
+    boxes += [("round: head, with the shapes of its outputs", "")] if any(read.heads for read in reads) else []
     arrows = [(meaning, kind) for kind, meaning in MEANINGS.items() if kind in found]
     arrows += [(f"skip: {join}", join) for join in joins]
     lines: list[list[Entry]] = []
@@ -277,6 +265,6 @@ def _draw_legend(axes: Any, lines: list[list[Entry]], y: float) -> None:
             if key.startswith("#"):
                 axes.plot([x + 0.08], [at], "s", color=key, markersize=10, markeredgecolor=INK, markeredgewidth=0.8)
             elif key:
-                _draw_arrow(axes, [(x, at), (x + 0.42, at)], COLOURS.get(key, INK), 1.6, DASHES.get(key, "-"))
+                draw_arrow(axes, [(x, at), (x + 0.42, at)], COLOURS.get(key, INK), 1.6, DASHES.get(key, "-"))
             colour = INK if key else "#555555"
-            _text(axes, x + _key_width(key), at, text, ha="left", fontsize=9.5, color=colour)
+            write(axes, x + _key_width(key), at, text, ha="left", fontsize=9.5, color=colour)

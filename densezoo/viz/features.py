@@ -1,4 +1,4 @@
-"""The feature maps of a model for one image: the encoder's going down, beside them the decoder's going up."""
+"""Pictures of a model's feature maps for one image: the encoder's beside the decoder's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,19 +17,19 @@ from densezoo.viz.structure import Architecture, Box, architecture
 from densezoo.viz.tracing import run_with_maps
 
 PANEL = 0.86
-"""Inches of a channel's picture, with the gap to the next."""
+"""Width of one channel's picture in inches, with the gap to the next."""
 GAP = 0.04
 GROUP_GAP = 0.45
 ROW_GAP = 0.27
 LEFT = 0.5
 TOP = 0.42
 LINE = 0.17
-"""Inches of a line of the caption."""
+"""Height of a caption line in inches."""
 CAPTION = (
-    "Rows: scales; 1/2 means half of the image's height and width. Of each map, the channels that vary most over this"
-    " image, the one with the largest standard deviation first; the number in the corner is the channel's index. Each"
-    " channel is stretched by itself, from its least value (dark) to its greatest (yellow), so that brightness cannot"
-    " be compared between channels."
+    "Rows: scales; 1/2 means half of the image's height and width. Each map shows the channels with the largest"
+    " standard deviation over this image, in descending order; the number in the corner is the channel's index. Each"
+    " channel has its own colour scale, from its minimum (dark) to its maximum (yellow), so brightness cannot be"
+    " compared between channels."
 )
 
 
@@ -41,19 +41,19 @@ def feature_maps(
     channels: int = 4,
     class_names: Sequence[str] | None = None,
 ) -> Figure:
-    """Shows what a model makes of an image, scale by scale.
+    """Draws a model's feature maps for an image, scale by scale.
 
-    Columns are the model's parts (encoder, decoder, a pyramid in it), rows its scales; for each the channels that vary
-    most over the image, each stretched from its least value to its greatest. Names, scales and numbers of channels are
-    read off the maps. Where a decoder has several maps at one scale, the first is shown. On top stand the image and the
-    predicted class of every pixel. A caption says which channels are shown and how.
+    Columns are the model's parts (encoder, decoder, a pyramid in it) and rows are its scales. Each map shows the
+    channels that vary most over the image, each scaled from its minimum to its maximum. If a decoder has several maps
+    at one scale, the first is shown. The image and the predicted class of every pixel are at the top. A caption
+    explains which channels are shown and how.
 
     Args:
-        model: such as `create_model` gives.
-        variables: of the model.
-        image: (h, w, c) float, as the model takes it.
-        channels: how many of each map are shown, at most.
-        class_names: for a legend beside the prediction; None draws no legend.
+        model: a model, for example from `create_model`.
+        variables: the model's variables.
+        image: (h, w, c) float, as the model expects it.
+        channels: the maximum number of channels shown for each map.
+        class_names: class names for a legend beside the prediction; without them, no legend is drawn.
 
     Returns:
         A matplotlib figure, for `viz.save`.
@@ -70,9 +70,9 @@ def feature_maps(
     """
     shape = jnp.shape(image)
     if len(shape) != 3 or 0 in shape:
-        raise ValueError(f"expected one image of shape (h, w, c), got shape {shape}: of a batch take images[0]")
+        raise ValueError(f"expected one image of shape (h, w, c), got shape {shape}: for a batch, pass images[0]")
     if channels < 1:
-        raise ValueError(f"channels is how many of each map are shown, at least 1; got {channels}")
+        raise ValueError(f"channels is the number of channels shown for each map, at least 1; got {channels}")
     read = architecture(model, image_size=shape[:2], channels=shape[2])
     boxes = _shown(read)
     wanted = {box.key for box in boxes.values()}
@@ -94,7 +94,7 @@ def feature_maps(
 
 
 def _shown(read: Architecture) -> dict[tuple[str, int], Box]:
-    """For each part and scale the first of its maps; not the image, and not what heads give."""
+    """The first map of each part and scale, without the image and the outputs of heads."""
     logits = {link.end for link in read.links if link.kind == "head"}
     boxes: dict[tuple[str, int], Box] = {}
     for i, box in enumerate(read.boxes):
@@ -112,7 +112,7 @@ def _labels(result: Any) -> np.ndarray | None:
 
 
 def _most_varied(x: np.ndarray, count: int) -> list[int]:
-    """Channels by their standard deviation over the image, greatest first; of equal ones the first first."""
+    """The channels with the largest standard deviation over the image, in descending order; ties keep channel order."""
     spread = np.nan_to_num(x.std(axis=(0, 1), dtype=np.float64), nan=-1.0)
     return np.argsort(-spread, kind="stable")[:count].tolist()
 
@@ -139,7 +139,7 @@ def _draw(
             entries = legend.class_entries([labels], class_names, palette, most=14)
     legend_columns = -(-len(entries) // 5)
     longest = max((len(str(entry.get_label())) for entry in entries), default=0)
-    # The legend stands beside the prediction, where a map has its further channels.
+    # The legend is beside the prediction, where other rows have more channels.
     width += max(0, legend_columns * (0.35 + 0.055 * longest) - (channels - 1) * PANEL)
     caption = wrapped(CAPTION, width - LEFT, 8.5)
     height = TOP + (1 + len(strides)) * row_height + 0.25 + LINE * (caption.count("\n") + 1)
@@ -201,6 +201,6 @@ def _draw(
 
 
 def _goes_up(boxes: dict[tuple[str, int], Box], column: str) -> bool:
-    """Whether a part's coarser maps come first."""
+    """Whether a part's coarser maps are computed first."""
     strides = [stride for name, stride in boxes if name == column]
     return len(strides) > 1 and strides[0] > strides[-1]

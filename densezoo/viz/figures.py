@@ -1,4 +1,4 @@
-"""Figures to files."""
+"""Saving figures to files."""
 
 import sys
 import textwrap
@@ -17,20 +17,20 @@ def wrapped(text: str, inches: float, fontsize: float) -> str:
 
 
 def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
-    """Writes a figure to a file, whole or not at all, and closes it.
+    """Writes a figure to a file atomically, and clears it.
 
-    The same figure gives the same file: no date is written into it.
+    The file contains no date, so that the same figure always produces the same file.
 
     Args:
-        figure: a matplotlib figure; it is empty afterwards, so that its memory is free.
-        path: of the file; its ending (.png, .pdf, .svg, .jpg) says the format. Folders are made.
-        dpi: pixels per inch.
+        figure: a matplotlib figure; it is empty afterwards, to free its memory.
+        path: path of the file; its suffix (.png, .pdf, .svg, .jpg) determines the format. Missing folders are created.
+        dpi: resolution in dots per inch.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: if matplotlib does not know the ending.
+        ValueError: if matplotlib does not support the suffix.
         OSError: if the file cannot be written.
 
     Example:
@@ -44,10 +44,10 @@ def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
     ending = path.suffix.lower()
     if ending[1:] not in formats:
         raise ValueError(
-            f"the ending of {path.name!r} says no format that can be drawn; there are: {', '.join(formats)}"
+            f"{path.name!r} has no suffix of a supported picture format; expected one of: {', '.join(formats)}"
         )
     replace(path, lambda temporary: figure.savefig(temporary, dpi=dpi, metadata=_NO_DATES.get(ending)))
-    if "matplotlib.pyplot" in sys.modules:  # Where pyplot made the figure, pyplot holds on to it.
+    if "matplotlib.pyplot" in sys.modules:  # A figure that pyplot created stays in memory until pyplot closes it.
         sys.modules["matplotlib.pyplot"].close(figure)
     figure.clear()
     return path

@@ -1,25 +1,28 @@
-"""Where the boxes of architectures stand in a diagram, in inches; nothing is drawn here.
+"""The layout of architecture diagrams in inches; this file draws nothing.
 
 A model's parts are columns from left to right, its scales are rows from fine to coarse. Chains of maps within a part
-stand side by side in lanes. The image and the logits stand in a row of their own on top.
+are placed side by side in lanes. The image and the logits have a row of their own at the top.
 """
 
 import dataclasses
 import math
 
-from densezoo.viz.structure import Architecture
+from densezoo.viz.structure import Architecture, Head
 
 TERMINAL_HEIGHT = 0.28
 ROW_GAP = 0.3
 LANE_GAP = 0.18
 COLUMN_GAP = 0.4
-SKIP_GAP = 0.8  # Room for the word on the arrow.
+SKIP_GAP = 0.8  # Room for the label of the arrow.
 CHARACTER = 0.085
+HEAD_LINE = 0.19
+HEAD_GAP = 0.34
+BUS_GAP = 0.2  # Between the lines down which the maps of a pyramid reach the heads.
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A rectangle by its centre, width and height; y grows upwards."""
+    """A rectangle, given by its centre, width and height; y increases upwards."""
 
     x: float
     y: float
@@ -49,33 +52,35 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where a model's boxes stand.
+    """The positions of a model's boxes.
 
     Attributes:
-      places: of the boxes, in their order.
-      columns: the name of each part and the x of its middle, from left to right.
-      left: least x.
-      right: greatest x.
+      places: the boxes' rectangles, in the boxes' order.
+      columns: the name of each part and the x of its centre, from left to right.
+      left: the minimum x.
+      right: the maximum x.
+      heads: the rectangles of the heads and the detections, from top to bottom.
     """
 
     places: tuple[Place, ...]
     columns: tuple[tuple[str, float], ...]
     left: float
     right: float
+    heads: tuple[Place, ...] = ()
 
 
 def box_height(stride: int) -> float:
-    """Height of a box: the finer the higher, but less than proportional, or coarse maps could not be seen."""
+    """Height of a box, on a compressed scale: finer maps are higher, and coarse ones stay visible."""
     return 0.88 * stride**-0.36
 
 
 def box_width(channels: int, most: int) -> float:
-    """Width of a box, by the square root of its channels (`most` are those of the widest), with room for the number."""
+    """Width of a box, with room for its number: the square root of its channels relative to `most`, the maximum."""
     return max(0.1 + 0.62 * math.sqrt(channels / most), 0.12 + CHARACTER * len(str(channels)))
 
 
 def rows(reads: list[Architecture]) -> dict[int, float]:
-    """The middle of each scale's row below the row of the images, whose middle is 0."""
+    """The centre of each scale's row, below the row of the images, whose centre is 0."""
     y, middles = -TERMINAL_HEIGHT / 2, {}
     shown = {box.stride for read in reads for i, box in enumerate(read.boxes) if i not in terminals(read)}
     for stride in sorted(shown):
@@ -85,13 +90,13 @@ def rows(reads: list[Architecture]) -> dict[int, float]:
 
 
 def terminals(read: Architecture) -> dict[int, int]:
-    """The image and the logits, each with the box that it stands above."""
+    """The boxes of the image and the logits, each with the box below it."""
     after = {link.start: link.end for link in read.links if link.start == 0}
     return after | {link.end: link.start for link in read.links if link.kind == "head"}
 
 
 def arrange(read: Architecture, middles: dict[int, float], most: int) -> Layout:
-    """Places a model's boxes; `middles` and `most` are those of all models of a diagram."""
+    """Places a model's boxes; `middles` and `most` are those of all models in the diagram."""
     above, lanes = terminals(read), _lanes(read)
     shown = [i for i in range(len(read.boxes)) if i not in above]
     x, places, columns = 0.0, {}, []
@@ -110,31 +115,56 @@ def arrange(read: Architecture, middles: dict[int, float], most: int) -> Layout:
         columns.append((column, (start + x) / 2))
     right = 0.0
     for i, below in above.items():
-        while below in above:  # A head on a head.
+        while below in above:  # A head on top of a head.
             below = above[below]
         width = 0.15 + CHARACTER * len(terminal_text(read, i))
-        # Several heads on one map stand side by side.
+        # Several heads on one map are placed side by side.
         middle = max(places[below].x, right + width / 2 + 0.1) if i else places[below].x
         places[i] = Place(middle, 0.0, width, TERMINAL_HEIGHT)
         right = places[i].right
+    heads = _stacked(read, max(place.right for place in places.values()))
     return Layout(
         places=tuple(places[i] for i in range(len(read.boxes))),
         columns=tuple(columns),
         left=min(place.left for place in places.values()),
-        right=max(place.right for place in places.values()),
+        right=max(place.right for place in (*places.values(), *heads)),
+        heads=heads,
     )
 
 
+def _stacked(read: Architecture, right: float) -> tuple[Place, ...]:
+    """The heads, one below the other, to the right of all maps and of the lines that the maps reach them by."""
+    left = right + BUS_GAP * (1 + len(buses(read)))
+    widths = [max(map(len, head_lines(head))) * CHARACTER * 0.85 + 0.2 for head in read.heads]
+    y, places = TERMINAL_HEIGHT / 2, []
+    for head in read.heads:
+        height = HEAD_LINE * len(head_lines(head)) + 0.12
+        places.append(Place(left + max(widths) / 2, y - height / 2, max(widths), height))
+        y -= height + HEAD_GAP
+    return tuple(places)
+
+
+def buses(read: Architecture) -> list[tuple[int, ...]]:
+    """The different sets of maps that heads read."""
+    return list(dict.fromkeys(head.maps for head in read.heads if head.maps))
+
+
+def head_lines(head: Head) -> list[str]:
+    """What stands in the box of a head: its name, and its outputs with their shapes."""
+    outputs = [f"{name} {' x '.join(map(str, shape))}".strip() for name, shape in head.outputs]
+    return [head.name or head.kind.lower(), *outputs]
+
+
 def terminal_text(read: Architecture, i: int) -> str:
-    """What stands in the box of the image or of logits."""
+    """The text in the box of the image or the logits."""
     return f"{read.boxes[i].name} {read.boxes[i].channels}"
 
 
 def _lanes(read: Architecture) -> dict[int, int]:
     """Lanes of the boxes within their parts.
 
-    A box stands in the lane of the coarser one that it comes from. What begins at a finer scale stands to the left,
-    near to where it comes from.
+    A box has the lane of the coarser box that it is computed from. A chain that starts at a finer scale is placed to
+    the left, near its source.
     """
     lanes: dict[int, int] = {}
     taken: dict[tuple[str, int], set[int]] = {}

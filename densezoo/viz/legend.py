@@ -1,4 +1,4 @@
-"""The legend that names the classes of masks."""
+"""The legend of class names."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from densezoo.viz import colors
 
 MOST = 40
-"""The most classes that a legend names."""
+"""The maximum number of classes in a legend."""
 
 
 def class_palette(
@@ -23,7 +23,7 @@ def class_palette(
     """
     classes = [label for label in _pixels(masks) if label != ignore_index]
     if class_names is not None and classes and not 0 <= max(classes) < len(class_names):
-        raise ValueError(f"there are {len(class_names)} class_names, and a mask has the label {max(classes)}")
+        raise ValueError(f"there are {len(class_names)} class_names, but a mask contains the label {max(classes)}")
     return colors.palette(colors.enough(max([len(class_names or ()) - 1, *classes])))
 
 
@@ -34,7 +34,7 @@ def class_entries(
     ignore_index: int | None = None,
     most: int = MOST,
 ) -> list[Patch]:
-    """An entry for each class that occurs; of more than `most`, for the largest ones."""
+    """A legend entry for each class that occurs; if there are more than `most`, for the most frequent ones."""
     pixels = _pixels(masks)
     classes = [label for label in pixels if label != ignore_index]
     shown = sorted(sorted(classes, key=lambda label: -pixels[label])[:most])
@@ -48,7 +48,7 @@ def class_entries(
 
 
 def per_line(entries: Sequence[Patch], width: float) -> int:
-    """How many entries stand side by side within `width` inches, with the longest one's width for each."""
+    """How many entries of the longest one's width fit side by side into `width` inches."""
     longest = max((len(str(entry.get_label())) for entry in entries), default=0)
     return max(1, min(len(entries), int(width / (0.55 + 0.085 * longest))))
 
@@ -59,5 +59,5 @@ def _pixels(masks: Sequence[np.ndarray]) -> dict[int, int]:
 
 
 def hexadecimal(colour: Any) -> str:
-    """RGB, 0 to 255, as matplotlib takes it."""
+    """Converts RGB values from 0 to 255 to a colour string for matplotlib."""
     return "#{:02x}{:02x}{:02x}".format(*(int(value) for value in colour))

@@ -1,4 +1,4 @@
-"""Predicted masks beside images and truth."""
+"""Pictures of predicted masks beside images and truth."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
-from densezoo.viz import colors, legend
+from densezoo.viz import colors, legend, multilabel
 
 WIDTH = 2.2
-"""Inches of a picture."""
+"""Width of a picture in inches."""
 WRONG = (213, 0, 50)
 
 
@@ -23,22 +23,27 @@ def predictions(
     palette: ArrayLike | None = None,
     ignore_index: int | None = None,
 ) -> Figure:
-    """A row for each image: image, truth, prediction and errors; without truth, the prediction over the image.
+    """Draws image, truth, prediction and errors, one row per image; without truth, the prediction over the image.
+
+    With several labels per pixel, a row has the image and a panel for each class, which shows its correct, missed and
+    falsely predicted pixels.
 
     Args:
         images: (n, h, w, c), or a list of images of any sizes; shown as by `to_rgb`.
-        masks: (n, h, w) class indices, the truth; None if there is none.
-        predictions: (n, h, w) class indices.
-        class_names: for the legend, in the order of the indices.
-        palette: a colour for each class, uint8 (classes, 3); None takes `palette(classes)`.
-        ignore_index: a label of the truth that is no class; those pixels are not counted as right or wrong.
+        masks: (n, h, w) class indices of the truth, or None. With several labels per pixel, (n, h, w,
+            classes) of 0 and 1.
+        predictions: (n, h, w) class indices, or (n, h, w, classes) of 0 and 1.
+        class_names: names for the legend, in the order of the indices.
+        palette: a colour for each class, uint8 (classes, 3); by default `palette(classes)`. Not used with several
+            labels per pixel.
+        ignore_index: label of ignored pixels in the truth; they count neither as right nor as wrong.
 
     Returns:
         A matplotlib figure, for `viz.save`.
 
     Raises:
-        TypeError: if masks or predictions are floats, such as logits.
-        ValueError: if numbers or sizes of images, masks and predictions differ, or labels have no name or colour.
+        TypeError: if masks or predictions contain floats, such as logits.
+        ValueError: if the numbers or sizes of images, masks and predictions differ, or a label has no name or colour.
 
     Example:
         >>> image, truth = np.zeros((1, 8, 8, 3)), np.eye(8, dtype=int)[None]
@@ -46,10 +51,13 @@ def predictions(
         >>> [axes.get_title() for axes in figure.axes]
         ['image', 'truth', 'prediction', 'errors: 0.0 %']
     """
-    guesses = [colors.to_labels(mask) for mask in predictions]
-    truths = None if masks is None else [colors.to_labels(mask) for mask in masks]
+    several = all(np.ndim(mask) == 3 for mask in predictions)
+    guesses = [colors.to_labels(mask, several=several) for mask in predictions]
+    truths = None if masks is None else [colors.to_labels(mask, several=several) for mask in masks]
     pictures = [colors.to_rgb(image) for image in images]
     _check(pictures, truths, guesses)
+    if several:
+        return _draw(*multilabel.rows(pictures, truths, guesses, class_names, ignore_index), every_title=True)
     every = [*guesses, *(truths or [])]
     named = legend.class_palette(every, class_names, ignore_index)  # raises an error for a label without a name
     palette = named if palette is None else palette
@@ -78,16 +86,16 @@ def _check(pictures: list[np.ndarray], truths: list[np.ndarray] | None, guesses:
         if given is None:
             continue
         if len(given) != len(pictures):
-            raise ValueError(f"there are {len(pictures)} images and {len(given)} {name}: give one for each image")
+            raise ValueError(f"there are {len(pictures)} images and {len(given)} {name}: pass one for each image")
         for index, (picture, mask) in enumerate(zip(pictures, given, strict=True)):
-            if picture.shape[:2] != mask.shape:
+            if picture.shape[:2] != mask.shape[:2]:
                 raise ValueError(f"image {index} has {picture.shape[:2]} pixels and its entry in {name} {mask.shape}")
 
 
 def _errors(
     picture: np.ndarray, truth: np.ndarray, guess: np.ndarray, ignore_index: int | None
 ) -> tuple[str, np.ndarray]:
-    """The pixels that are wrong in red over the image in pale grey, and their share as a title."""
+    """A title with the share of wrong pixels, and a picture with these in red over the image in pale grey."""
     counted = np.ones(truth.shape, bool) if ignore_index is None else truth != ignore_index
     wrong = (truth != guess) & counted
     share = wrong.sum() / max(1, counted.sum())
@@ -95,8 +103,8 @@ def _errors(
     return f"errors: {100 * share:.1f} %", np.where(wrong[..., None], WRONG, grey).astype(np.uint8)
 
 
-def _draw(rows: list[list[tuple[str, np.ndarray]]], entries: list[Patch]) -> Figure:
-    heights = [WIDTH * max(picture.shape[0] / picture.shape[1] for _, picture in row) for row in rows]
+def _draw(rows: Sequence[Sequence[multilabel.Panel]], entries: Sequence[Patch], *, every_title: bool = False) -> Figure:
+    heights = [WIDTH * max(panel[1].shape[0] / panel[1].shape[1] for panel in row if panel) for row in rows]
     columns = len(rows[0])
     per_line = legend.per_line(entries, columns * WIDTH)
     legend_height = 0.25 * -(-len(entries) // per_line) + 0.15
@@ -104,10 +112,13 @@ def _draw(rows: list[list[tuple[str, np.ndarray]]], entries: list[Patch]) -> Fig
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for line, axes_of_row in zip(rows, grid, strict=True):
-        for (title, picture), axes in zip(line, axes_of_row, strict=True):
-            axes.imshow(picture, interpolation="nearest")
+        for panel, axes in zip(line, axes_of_row, strict=True):
             axes.set_axis_off()
-            if line is rows[0] or ":" in title:
+            if panel is None:
+                continue
+            title, picture = panel
+            axes.imshow(picture, interpolation="nearest")
+            if every_title or line is rows[0] or ":" in title:
                 axes.set_title(title, fontsize=10)
-    figure.legend(handles=entries, loc="outside lower center", ncols=per_line, frameon=False, fontsize=9)
+    figure.legend(handles=list(entries), loc="outside lower center", ncols=per_line, frameon=False, fontsize=9)
     return figure

@@ -1,4 +1,4 @@
-"""Arrays to picture files."""
+"""Saving arrays as picture files."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from densezoo.files import replace
 
 
 def save_image(image: UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"], path: str | Path) -> Path:
-    """Writes an RGB or grey picture, whole or not at all; the path's ending says the format. Folders are made.
+    """Writes an RGB or grey picture atomically. The path's suffix determines the format. Missing folders are created.
 
     Returns:
         The path.
@@ -24,7 +24,7 @@ def save_image(image: UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"], pat
 def save_mask(
     mask: Int[np.ndarray, "h w"], path: str | Path, *, palette: UInt8[np.ndarray, "n 3"] | None = None
 ) -> Path:
-    """Writes a mask as a PNG whose values are the classes, whole or not at all; with a palette it can be looked at.
+    """Writes a mask atomically as a PNG whose values are the classes. A palette makes it viewable.
 
     Args:
         mask: classes, 0 to 65535. The file has 8 bits; if a class is above 255, or the palette has more than 256

@@ -1,6 +1,6 @@
 """The zoo's tables in a Markdown file, from the registry that builds the models.
 
-`python -m densezoo.viz.readme README.md` writes them between the two markers; with `--check` it writes nothing and
+`python -m densezoo.viz.readme README.md` writes them between the two markers. With `--check` it writes nothing and
 exits with 1 if they are out of date.
 """
 
@@ -25,15 +25,15 @@ class Arguments:
     file: Annotated[Path, tyro.conf.Positional]
     """The Markdown file."""
     check: bool = False
-    """Write nothing; exit with 1 if the file's tables are not those of the zoo."""
+    """Write nothing; exit with 1 if the tables in the file are out of date."""
 
 
 def zoo_tables() -> str:
-    """The families and the encoders of the zoo as two Markdown tables.
+    """The zoo's families and encoders as two Markdown tables.
 
     Example:
-      >>> print(zoo_tables().splitlines()[0])
-      | family | what it is | skips | excels at | paper | default encoder |
+        >>> print(zoo_tables().splitlines()[0])
+        | family | what it is | skips | excels at | paper | default encoder |
     """
     families = [
         (f"`{b.name}`", b.description, b.skip_strategy, b.excels_at, _linked(b.paper), f"`{b.encoder}`")
@@ -57,20 +57,20 @@ def zoo_tables() -> str:
 
 
 def with_tables(text: str) -> str:
-    """A Markdown text with the zoo's tables between the markers, whatever stands there.
+    """Inserts the zoo's tables between the markers of a Markdown text. Replaces previous tables.
 
     Raises:
-      ValueError: if the text does not have each marker once, the first one first.
+        ValueError: if the text does not contain each marker exactly once, the first one first.
     """
     lines = text.splitlines()
     if lines.count(BEGIN) != 1 or lines.count(END) != 1 or lines.index(BEGIN) > lines.index(END):
-        raise ValueError(f"it needs a line {BEGIN} and after it a line {END}, each once")
+        raise ValueError(f"expected a line {BEGIN} followed by a line {END}, each exactly once")
     before, after = lines[: lines.index(BEGIN) + 1], lines[lines.index(END) :]
     return "\n".join([*before, zoo_tables(), *after]) + "\n"
 
 
 def main(arguments: Arguments) -> int:
-    """Writes or checks a file; gives the exit status."""
+    """Writes or checks a file; returns the exit status."""
     file = arguments.file
     try:
         text = file.read_text(encoding="utf-8")
@@ -95,12 +95,12 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _linked(paper: str) -> str:
-    """`Authors year, address` as a link; several are separated by semicolons."""
+    """Converts `Authors year, address` to a link; semicolons separate several papers."""
     return re.sub(r"([^;\s][^;]*?), (https?://[^\s;]+)", r"[\1](\2)", paper)
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """resnet18 before resnet101."""
+    """Sort key that puts resnet18 before resnet101."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
 
 

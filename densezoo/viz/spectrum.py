@@ -1,4 +1,4 @@
-"""Checkerboards as a number and as a picture: what a map's spectrum holds at the frequencies of a sampling lattice."""
+"""Measures and draws checkerboards: a map's energy at the frequencies of a sampling lattice."""
 
 import textwrap
 from collections.abc import Mapping
@@ -11,28 +11,28 @@ from matplotlib.patches import Rectangle
 from densezoo.viz.figures import wrapped
 
 PANEL = 1.25
-"""Inches of a panel."""
+"""Width of a panel in inches."""
 RANGE = 6
-"""Powers of ten that a picture of a spectrum spans."""
+"""Dynamic range of a spectrum's picture, in powers of ten."""
 CAPTION = (
-    "Below each map is its power spectrum: frequency 0 in the middle, half a cycle per pixel at the borders, six powers"
+    "Below each map is its power spectrum: frequency 0 in the centre, half a cycle per pixel at the edges, six powers"
     " of ten from black to white. White frames mark the frequencies of the upsampling lattice; the percentage is the"
-    " share of the map's energy (squared deviation from its mean) within them. In a map that should be smooth, that"
+    " share of the map's energy (squared deviation from its mean) within them. In a map that should be smooth, this"
     " share is the checkerboard."
 )
 
 
 def power_spectrum(maps: Float[np.ndarray, "b h w c"]) -> Float[np.ndarray, "h w"]:
-    """Mean power of the maps' variation by spatial frequency, with frequency 0 in the middle.
+    """Mean power of the maps' variation by spatial frequency, with frequency 0 in the centre.
 
-    Each channel of each map has its mean taken off and is multiplied by a Hann window, so that its borders, which do
-    not meet, add nothing to high frequencies.
+    The mean of each channel of each map is subtracted, and the rest is multiplied by a Hann window, so that the jump
+    between opposite borders adds nothing at high frequencies.
 
     Args:
         maps: NHWC.
 
     Returns:
-        |FFT|**2, the mean over maps and channels; row i is for `numpy.fft.fftshift(numpy.fft.fftfreq(h))[i]` cycles per
+        |FFT|**2, averaged over maps and channels; row i is for `numpy.fft.fftshift(numpy.fft.fftfreq(h))[i]` cycles per
         pixel.
 
     Raises:
@@ -40,29 +40,29 @@ def power_spectrum(maps: Float[np.ndarray, "b h w c"]) -> Float[np.ndarray, "h w
     """
     maps = np.asarray(maps, np.float64)
     if maps.ndim != 4 or 0 in maps.shape:
-        raise ValueError(f"expected NHWC maps with no empty axis, got shape {maps.shape}: of one map take map[None]")
+        raise ValueError(f"expected NHWC maps with no empty axis, got shape {maps.shape}: for one map, pass map[None]")
     window = np.outer(*(np.hanning(side + 2)[1:-1] for side in maps.shape[1:3]))
     waves = np.fft.fft2((maps - maps.mean((1, 2), keepdims=True)) * window[None, :, :, None], axes=(1, 2))
     return np.fft.fftshift((np.abs(waves) ** 2).mean((0, 3)))
 
 
 def lattice_energy(maps: Float[np.ndarray, "b h w c"], stride: int) -> float:
-    """The share of the maps' energy at the frequencies of a lattice of `stride` pixels: how much checkerboard there is.
+    """The share of the maps' energy at the frequencies of a lattice of `stride` pixels, as a measure of checkerboards.
 
     Upsampling by s repeats its input's spectrum around every harmonic (m / s, n / s) of the lattice, m and n from 0 to
-    s - 1, and then attenuates what is not around (0, 0), well or less well: what is left there is the checkerboard.
-    So this is the power within 1 / (4 s) of a harmonic other than (0, 0), along both axes, over all power. The mean of
-    a map counts in neither; see `power_spectrum`.
+    s - 1, and then attenuates the copies around all harmonics except (0, 0). What remains of them is the checkerboard.
+    So the result is the power within 1 / (4 s) of a harmonic other than (0, 0), along both axes, over the total power.
+    The mean of a map counts in neither; see `power_spectrum`.
 
-    It says most of smooth maps: 0 for a map without detail finer than 4 s pixels; white noise has (s**2 - 1) / (4 s**2)
-    of its energy there, and sharp edges have some too, so compare maps of the same content.
+    The measure suits smooth maps: it is 0 for a map without detail finer than 4 s pixels. White noise has
+    (s**2 - 1) / (4 s**2) of its energy there, and sharp edges have some too, so compare maps of the same content.
 
     Args:
-        maps: NHWC; of several maps and channels the energies are summed.
-        stride: s, pixels from one point of the lattice to the next.
+        maps: NHWC; the energies of all maps and channels are added.
+        stride: s, the lattice's spacing in pixels.
 
     Returns:
-        From 0 to 1; 0 for maps that do not vary beyond rounding.
+        A number from 0 to 1; 0 for maps that do not vary beyond rounding errors.
 
     Raises:
         ValueError: if `stride` is less than 2, or the maps are smaller than 4 strides or not NHWC.
@@ -86,16 +86,16 @@ def lattice_energy(maps: Float[np.ndarray, "b h w c"], stride: int) -> float:
 
 
 def _varies(maps: np.ndarray) -> bool:
-    """Whether there is more than what float32's rounding leaves of a constant."""
+    """Whether a map varies by more than float32's rounding of a constant."""
     spread = np.std(np.asarray(maps, np.float64), axis=(1, 2))
     return bool((spread > 1e-5 * np.abs(maps).max()).any())
 
 
 def _harmonics(shape: tuple[int, ...], stride: int) -> Bool[np.ndarray, "h w"]:
-    """Which entries of a centred spectrum lie around a harmonic of the lattice other than 0."""
+    """Which entries of a centred spectrum are near a harmonic of the lattice other than (0, 0)."""
     near, zero = [], []
     for side in shape:
-        # In strides per cycle, so that harmonics are whole numbers.
+        # In cycles per stride, so that harmonics are integers.
         frequency = np.fft.fftshift(np.fft.fftfreq(side)) * stride
         near.append(np.abs(frequency - np.round(frequency)) <= 0.25 + 1e-9)
         zero.append(np.round(frequency) % stride == 0)
@@ -103,21 +103,21 @@ def _harmonics(shape: tuple[int, ...], stride: int) -> Bool[np.ndarray, "h w"]:
 
 
 def spectra(rows: Mapping[str, Mapping[str, Float[np.ndarray, "h w"]]], strides: Mapping[str, int]) -> Figure:
-    """Shows maps, and under each its spectrum with the frequencies of the lattice framed and their share of the energy.
+    """Draws maps, and below each its spectrum, with framed lattice frequencies and their share of the energy.
 
-    A caption explains the picture. Every map is stretched from its least value to its greatest, unless it varies by
-    rounding alone ("flat"); every spectrum is logarithmic, six powers of ten from its greatest value down, with
-    frequency 0 in the middle and half a cycle per pixel at the borders.
+    A caption explains the picture. Every map is scaled from its minimum to its maximum, unless it varies only by
+    rounding errors ("flat"). Every spectrum is logarithmic over six powers of ten below its maximum. Frequency 0 is in
+    the centre and half a cycle per pixel at the edges.
 
     Args:
-        rows: by the name of the row and of the column, one map; all rows have the same columns.
-        strides: by the name of the row, the stride of its lattice.
+        rows: maps by row name and column name; all rows have the same columns.
+        strides: the stride of the lattice, by row name.
 
     Returns:
         A matplotlib figure, for `viz.save`.
 
     Raises:
-        ValueError: if there is nothing to show, rows differ in their columns, or a row has no stride.
+        ValueError: if there are no maps, rows differ in their columns, or a row has no stride.
 
     Example:
         >>> board = np.indices((16, 16)).sum(0) % 2.0
@@ -126,7 +126,7 @@ def spectra(rows: Mapping[str, Mapping[str, Float[np.ndarray, "h w"]]], strides:
     columns = list(next(iter(rows.values()), {}))
     if not columns or any(list(row) != columns for row in rows.values()) or set(rows) != set(strides):
         got = {name: list(row) for name, row in rows.items()}
-        raise ValueError(f"expected rows with the same columns, and a stride for each; got {got}, {dict(strides)}")
+        raise ValueError(f"expected rows with the same columns, and a stride for each row; got {got}, {dict(strides)}")
     width = PANEL * len(columns) + 0.6
     caption = wrapped(CAPTION, width, 10)
     height = (2 * PANEL + 0.25) * len(rows) + 0.5 + 0.18 * (caption.count("\n") + 1)
@@ -155,7 +155,7 @@ def _draw_spectrum(axes, x: np.ndarray, stride: int, flat: bool) -> None:
     power = np.zeros(x.shape[1:3]) if flat else power_spectrum(x)
     share = lattice_energy(x, stride)
     floor = max(power.max(), 1e-30) * 10.0**-RANGE
-    # Pixels are centred on their frequencies, of which an even side has -1/2 but not 1/2.
+    # Pixels are centred on their frequencies. An even side has the frequency -1/2 but not 1/2.
     low, high = (
         [np.fft.fftshift(np.fft.fftfreq(n))[end] + sign / (2 * n) for n in power.shape]
         for end, sign in ((0, -1), (-1, 1))

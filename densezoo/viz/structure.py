@@ -1,4 +1,4 @@
-"""What a model looks like, read off the model: its maps as boxes, and which map goes into which as links."""
+"""A model's architecture, derived from the model: its maps as boxes, and their dependencies as links."""
 
 import dataclasses
 from functools import partial
@@ -12,21 +12,21 @@ from densezoo.types import Size
 from densezoo.viz.tracing import Map, Trace, trace
 
 _JOINS = {"concatenate": "concat", "add": "add", "add_any": "add", "mul": "multiply"}
-"""Our words for the primitives in which maps meet."""
+"""Display names of the primitives that combine maps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """A map of the model: the last of those that follow each other at one size.
+    """A map of the model: the last one in a chain of maps of the same size.
 
     Attributes:
-        name: where it comes from, such as `encoder.maps[1]` or `decoder.block0`.
+        name: the module or output that it comes from, such as `encoder.maps[1]` or `decoder.block0`.
         column: the part that it belongs to, such as `encoder`, `decoder.top_down`, `head`; `image` for the input.
         size: (height, width).
-        channels: of the map.
-        stride: image size over `size`, rounded.
-        upsample: class of the upsampler that brought a map to this size; empty if there is none.
-        key: finds the map again when the model runs (`viz.tracing.run_with_maps`).
+        channels: number of channels.
+        stride: image size divided by `size`, rounded.
+        upsample: class of the upsampler that enlarged a map to this size; empty if there is none.
+        key: identifies the map in a run of the model (`viz.tracing.run_with_maps`).
     """
 
     name: str
@@ -40,15 +40,15 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """A map that another one is computed from.
+    """A dependency of one map on another.
 
     Attributes:
-        start: index of a box.
-        end: index of a box.
-        kind: `skip` to a map of the same size that something else goes into as well; `head` to the model's logits; else
+        start: index of the source box.
+        end: index of the target box.
+        kind: `skip` to a map of the same size that has other inputs too; `head` to the model's logits; otherwise
           `down` to a coarser map, `up` to a finer one, `forward` at the same size.
-        join: how it meets what else goes into `end`: `concat`, `add`, `indices` (of poolings, by which a map is
-          unpooled) or another primitive's name; empty if nothing else does.
+        join: how it is combined with the other inputs of `end`: `concat`, `add`, `indices` (pooling indices for
+          unpooling) or another primitive's name; empty if there are no other inputs.
     """
 
     start: int
@@ -58,20 +58,41 @@ class Link:
 
 
 @dataclasses.dataclass(frozen=True)
+class Head:
+    """A head of a detector that predicts for anchors or regions, or the detections at the end.
+
+    Attributes:
+        name: such as `box_head`; empty for the detections.
+        kind: its class.
+        outputs: name and shape, without the batch, of each array that it gives; names may be empty.
+        maps: indices of the boxes that it reads.
+        heads: indices of the heads that come directly before it.
+    """
+
+    name: str
+    kind: str
+    outputs: tuple[tuple[str, tuple[int, ...]], ...]
+    maps: tuple[int, ...]
+    heads: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Architecture:
     """A model's boxes and links.
 
     Attributes:
-        title: classes of the model's parts.
-        boxes: the maps, about in the order in which they are computed; the first one is the image.
-        links: what goes into what.
-        parameters: how many numbers the model has in its collection `params`.
+        title: class names of the model's parts.
+        boxes: the maps, roughly in the order in which they are computed; the first one is the image.
+        links: the dependencies between the boxes.
+        parameters: number of values in the collection `params`.
+        heads: a detector's heads, in the order in which they run; the detections are the last.
     """
 
     title: str
     boxes: tuple[Box, ...]
     links: tuple[Link, ...]
     parameters: int
+    heads: tuple[Head, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -80,24 +101,24 @@ class Architecture:
 
     @property
     def encoder(self) -> str:
-        """The part that the image goes into."""
+        """The part whose input is the image."""
         return next(self.boxes[link.end].column for link in self.links if link.start == 0)
 
 
 def architecture(model: nn.Module, *, image_size: Size = (256, 256), channels: int = 3) -> Architecture:
-    """Reads a model's maps and their data flow off the model, without computing them.
+    """Derives a model's maps and their data flow from the model, without computing them.
 
-    The parts that take or give maps of several sizes (encoder, decoder, a pyramid in it) are looked into. What they
-    consist of is taken as it is, and maps that follow each other at the same size are one box.
+    Parts whose inputs or outputs are maps of several sizes (encoder, decoder, a pyramid in it) are shown in detail.
+    Other modules are not, and consecutive maps of the same size form one box.
 
     Args:
-        model: a model of images, such as `create_model` gives.
-        image_size: (height, width) of the image that the model is shown; with powers of 2 the strides are exact.
-        channels: of that image.
+        model: a model of images, for example from `create_model`.
+        image_size: (height, width) of the input image; powers of 2 give exact strides.
+        channels: channels of the input image.
 
     Raises:
         TypeError: if `model` is not a Flax Linen module.
-        ValueError: if the parts do not fit together, or no module gives a map.
+        ValueError: if the parts do not fit together, or no module returns a map.
 
     Example:
         >>> import densezoo as dz
@@ -109,12 +130,12 @@ def architecture(model: nn.Module, *, image_size: Size = (256, 256), channels: i
         ['concat']
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a Flax Linen module such as create_model gives, got {type(model).__name__}")
+        raise TypeError(f"expected a Flax Linen module, for example from create_model; got {type(model).__name__}")
     image = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
     variables = jax.eval_shape(lambda image: model.init(jax.random.key(0), image), image)
     found = trace(model, variables, image)
     if len(found.maps) == 1:
-        raise ValueError(f"found no map of shape (b, h, w, c) that a module in {type(model).__name__} gives")
+        raise ValueError(f"no module in {type(model).__name__} returns a map of shape (b, h, w, c)")
     groups = _group(found)
     parts = dict.fromkeys(m.path[0] for m in found.maps[1:] if m.path[:1] in found.parts)
     return Architecture(
@@ -122,19 +143,49 @@ def architecture(model: nn.Module, *, image_size: Size = (256, 256), channels: i
         boxes=tuple(_box(found, group, image_size) for group in groups),
         links=_links(found, groups),
         parameters=sum(x.size for x in jax.tree.leaves(variables.get("params", {}))),
+        heads=_heads(found, groups),
     )
 
 
+def _heads(found: Trace, groups: list[list[int]]) -> tuple[Head, ...]:
+    box_of = {i: box for box, group in enumerate(groups) for i in group}
+    paths = list(dict.fromkeys(output.path for output in found.outputs))
+    head_of = {len(found.maps) + i: paths.index(output.path) for i, output in enumerate(found.outputs)}
+    heads, before = [], []
+    for number, path in enumerate(paths):
+        outputs = [output for output in found.outputs if output.path == path and output.sources]
+        sources = {source for output in outputs for source in output.sources}
+        earlier = {head_of[source] for source in sources if source in head_of} - {number}
+        # Those before the ones that come directly before it are left out.
+        direct = earlier - {further for head in earlier for further in before[head]}
+        before.append(earlier | {further for head in earlier for further in before[head]})
+        heads.append(
+            Head(
+                ".".join(path),
+                next(output.kind for output in found.outputs if output.path == path),
+                tuple((output.inside.rsplit(".")[-1].split("[")[0], _of_one_image(output.shape)) for output in outputs),
+                tuple(sorted({box_of[source] for source in sources if source in box_of})),
+                tuple(sorted(direct)),
+            )
+        )
+    return tuple(heads)
+
+
+def _of_one_image(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the batch. Heads of regions have those of all images as their batch."""
+    return shape[1:] if shape[0] == 1 else shape
+
+
 def _group(found: Trace) -> list[list[int]]:
-    """Lists of maps, a list for each box: maps of one part that follow each other at one size."""
+    """Groups the maps into boxes: consecutive maps of one part at one size."""
     member: dict[int, int] = {}
     groups: dict[int, list[int]] = {}
     for i, m in enumerate(found.maps):
-        if m.integer and m.sources:  # Pooling indices belong to what was pooled.
+        if m.integer and m.sources:  # Pooling indices belong to the pooled map.
             joined = [member[next(iter(m.sources))]]
         else:
             within = [s for s in m.sources if not found.maps[s].integer and found.part(found.maps[s]) == found.part(m)]
-            # A map that arrives from another size begins a new box.
+            # A map whose input has another size starts a new box.
             same_size = all(found.maps[s].size == m.size for s in within)
             joined = sorted({member[s] for s in within}) if same_size else []
         target = joined[0] if joined else i
@@ -142,7 +193,7 @@ def _group(found: Trace) -> list[list[int]]:
         member |= dict.fromkeys(groups[target], target)
 
     def when(group: list[int]) -> int:
-        # What a part gives in a container, it gives at its end.
+        # A part returns the maps of a container at its end.
         return max((i for i in group if not found.maps[i].inside), default=group[-1])
 
     return sorted(groups.values(), key=when)
@@ -153,7 +204,7 @@ def _box(found: Trace, group: list[int], image_size: Size) -> Box:
     last, part = _last(maps), found.part(_last(maps))
     if last.module is None:
         return Box("image", part[0], last.size, last.shape[-1], 1, "", last.key)
-    # A module that nobody named, such as Dropout_0, gives the part's own result.
+    # An automatically named module, such as Dropout_0, computes the part's own result.
     unnamed = last.path[-1].startswith(f"{type(last.module).__name__}_")
     return Box(
         name=".".join(part if unnamed else last.path) + last.inside,
@@ -171,7 +222,7 @@ def _last(maps: list[Map]) -> Map:
 
 
 def _upsamplers(found: Trace, m: Map) -> list[str]:
-    """Classes of the outermost upsamplers in the module that gave a map; a head is not one, but may have one."""
+    """Classes of the outermost upsamplers in the module that computed a map. A head is not one, but may contain one."""
     if m.path in found.parts:
         return []
     inside = {path: name for path, name in found.upsamplers.items() if path[: len(m.path)] == m.path and len(path) > 1}
@@ -197,7 +248,7 @@ def _links(found: Trace, groups: list[list[int]]) -> tuple[Link, ...]:
         before, after = last[start], last[end]
         if found.is_head(after):
             return "head"
-        # Within a decoder too, if it has several maps at a scale, or if it is not told from the encoder.
+        # A skip within a decoder also counts, if the decoder has several maps at a scale or contains the encoder.
         may_skip = after.path[:1] != encoder and (before.path[:1] == encoder or found.part(before) == found.part(after))
         if may_skip and join and (before.size == after.size or (join == "indices" and only_indices(start, end))):
             return "skip"
@@ -212,7 +263,7 @@ def _links(found: Trace, groups: list[list[int]]) -> tuple[Link, ...]:
 
 
 def _join(found: Trace, group: list[int], i: int, source: int) -> str:
-    """How `source`, which enters a box at its map `i`, meets what else enters it."""
+    """How `source`, an input of the box's map `i`, is combined with the box's other inputs."""
     if found.maps[source].integer:
         return "indices"
     while True:
@@ -225,7 +276,7 @@ def _join(found: Trace, group: list[int], i: int, source: int) -> str:
 
 
 def _skip_class(module: nn.Module | None) -> str:
-    """What a block's skip is, by its class: a block may compute what a concatenation gives without ever building it."""
+    """The join implied by the skip's class: a fused block does not build the concatenated map."""
     skip = getattr(module, "skip", type(module))
     skip = skip.func if isinstance(skip, partial) else skip
     known = {ConcatSkip: "concat", LateralAdd: "add"}

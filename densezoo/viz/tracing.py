@@ -1,6 +1,6 @@
-"""The maps of a model and the data flow between them, found by tracing it: nothing here knows an architecture.
+"""Finds a model's maps and their data flow by tracing; nothing here depends on an architecture.
 
-Every map that a module gives is marked on its way (`checkpoint_name`), and the marks are found again in the traced
+Every map that a module returns is marked (`checkpoint_name`), and the marks are then located in the traced
 program.
 """
 
@@ -14,22 +14,22 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 
-from densezoo.inspect.walk import Path, as_reference, called_program, module_calls
+from densezoo.inspect.walk import Path, as_reference, called_program, inference_method, module_calls
 from densezoo.types import Size
 
 
 @dataclasses.dataclass
 class Map:
-    """A map that a module gave.
+    """A map that a module returns.
 
     Attributes:
-        key: the same in every run of a model on images of one shape.
-        path: of the module; empty for the image.
-        module: that gave it; None for the image.
-        inside: where the array is in what the module gives, such as `.maps[1]`; empty if it is all of it.
+        key: identifier, equal in every run of a model on images of one shape.
+        path: path of the module; empty for the image.
+        module: the module that returns the map; None for the image.
+        inside: position of the array in the module's output, such as `.maps[1]`; empty if it is the whole output.
         shape: NHWC.
-        integer: it holds whole numbers, such as pooling indices.
-        sources: the maps that it is computed from directly, each with the primitive in which it first met another one.
+        integer: whether it contains integers, such as pooling indices.
+        sources: the maps that it directly depends on, each with the primitive that first combined it with another.
     """
 
     key: str
@@ -47,40 +47,69 @@ class Map:
 
 
 @dataclasses.dataclass
-class Trace:
-    """What tracing a model finds.
+class Output:
+    """An array that a head of a detector gives, or the detections at the end.
 
     Attributes:
-        maps: in the order in which they are computed; the first is the image.
-        parts: paths of the modules that take or give containers of maps of several sizes (encoder, decoder, a pyramid
-          in it). `maps` has what their children give, and of their own results those in containers; nothing from
-          further inside.
-        upsamplers: paths and class names of the modules that are called as upsamplers are (densezoo/blocks).
+        path: of the head; empty for the detections.
+        kind: class of the head, or of the detections.
+        inside: where the array is in what the head gives, such as `.logits`.
+        shape: with the batch, or the regions of all images, first.
+        sources: as those of a map; numbers from the number of maps on are outputs.
+    """
+
+    path: Path
+    kind: str
+    inside: str
+    shape: tuple[int, ...]
+    sources: dict[int, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Trace:
+    """The result of tracing a model.
+
+    Attributes:
+        maps: the maps in the order in which they are computed; the first is the image.
+        outputs: the outputs of the heads that predict for anchors or regions, and of the whole detector.
+        parts: paths of the modules whose inputs or outputs are containers of maps of several sizes (encoder, decoder, a
+          pyramid in it). `maps` contains the outputs of their children and those of their own outputs that are in
+          containers, and nothing from further inside.
+        upsamplers: paths and class names of the modules that are called like upsamplers (densezoo/blocks).
     """
 
     maps: list[Map]
+    outputs: list[Output]
     parts: set[Path]
     upsamplers: dict[Path, str]
 
     def part(self, m: Map) -> Path:
-        """The part that a map belongs to; the image and a head are their own."""
+        """The part that a map belongs to; the image and each head are parts of their own."""
         if m.module is None:
             return ("image",)
         return m.path if m.path in self.parts or self.is_head(m) else m.path[:-1]
 
     def is_head(self, m: Map) -> bool:
-        """Whether a map comes from a child of the model that is not a part, beside parts."""
+        """Whether a map is the output of a child of the model that is not a part, in a model with parts."""
         return len(m.path) == 1 and m.path not in self.parts and len(self.parts) > 1
 
 
-def run_with_maps(model: nn.Module, variables: Any, images: jax.Array, visit: Callable[..., jax.Array]) -> Any:
-    """`model.apply(variables, images)`, in which every map that a module gives goes through `visit`.
+def run_with_maps(
+    model: nn.Module,
+    variables: Any,
+    images: jax.Array,
+    visit: Callable[..., jax.Array],
+    visit_output: Callable[..., jax.Array] | None = None,
+) -> Any:
+    """Runs a model on images and passes every map that a module returns through `visit`.
 
     Args:
         model: a Flax Linen module.
-        variables: of the model.
+        variables: the model's variables.
         images: NHWC.
-        visit: called with (key, x, module, inside, arguments of the module), gives x back.
+        visit: called with (key, x, module, inside, arguments of the module); returns x.
+        visit_output: called with (x, module, inside) for outputs of the model's own parts that are not maps, such as
+            logits for each region; returns x.
     """
     calls = 0
 
@@ -90,16 +119,18 @@ def run_with_maps(model: nn.Module, variables: Any, images: jax.Array, visit: Ca
         number, calls = calls, calls + 1
 
         def visit_map(path, x):
-            if getattr(x, "ndim", 0) != 4:
-                return x
             inside = jax.tree_util.keystr(path)
+            if getattr(x, "ndim", 0) != 4 or x.shape[0] != images.shape[0]:
+                if visit_output is None or len(module.path) != 1 or not isinstance(x, jax.Array):
+                    return x
+                return visit_output(x, module, inside)
             return visit(f"{number}{inside}", x, module, inside, (*args, *kwargs.values()))
 
         return jax.tree_util.tree_map_with_path(visit_map, given)
 
-    # Written plainly, so that every map is there and every upsampler and skip is called.
+    # With the plain forms, every map exists and every upsampler and skip is called.
     with as_reference(model) as model, module_calls(note):
-        return model.apply(variables, images, train=False)
+        return model.apply(variables, images, train=False, method=inference_method(model))
 
 
 def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trace:
@@ -107,10 +138,11 @@ def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trac
 
     Args:
         model: a Flax Linen module.
-        variables: of the model; shapes are enough.
+        variables: the model's variables; shapes are enough.
         image: NHWC.
     """
     maps = [Map("", (), None, "", image.shape, False)]
+    outputs: list[Output] = []
     containers: dict[str, list[jax.Array]] = {}
     parts: set[Path] = {()}
     upsamplers: dict[Path, str] = {}
@@ -119,7 +151,7 @@ def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trac
         maps.append(Map(key, module.path, module, inside, x.shape, not jnp.issubdtype(x.dtype, jnp.inexact)))
         given = containers.setdefault(key.removesuffix(inside), [])
         given.append(x)
-        # Single maps of several sizes do not count: a U-Net's block takes two.
+        # Separate maps of several sizes do not count: a U-Net's block has two inputs.
         if any(_several_sizes(value) for value in (*args, given)):
             parts.add(module.path)
         match args:
@@ -127,7 +159,14 @@ def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trac
                 upsamplers[module.path] = type(module).__name__
         return checkpoint_name(x, str(len(maps) - 1))
 
-    program = jax.make_jaxpr(lambda v, x: run_with_maps(model, v, checkpoint_name(x, "0"), visit))(variables, image)
+    def visit_output(x, module, inside):
+        outputs.append(Output(module.path, type(module).__name__, inside, x.shape))
+        return checkpoint_name(x, f"output {len(outputs) - 1}")
+
+    def run(variables, image):
+        return run_with_maps(model, variables, checkpoint_name(image, "0"), visit, visit_output)
+
+    program, result = jax.make_jaxpr(run, return_shape=True)(variables, image)
     parts = {path for path in parts if all(path[:depth] in parts for depth in range(len(path)))}
 
     def is_shown(m: Map) -> bool:
@@ -135,8 +174,29 @@ def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trac
 
     kept = [i for i, m in enumerate(maps) if i == 0 or is_shown(m)]
     maps = [maps[i] for i in kept]
-    _follow(program.jaxpr, [{} for _ in program.jaxpr.invars], {str(i): new for new, i in enumerate(kept)}, maps)
-    return Trace(maps, parts, upsamplers)
+    numbers = {str(i): new for new, i in enumerate(kept)}
+    of_heads = [i for i, output in enumerate(outputs) if output.path not in parts]  # a part may give tokens
+    outputs = [outputs[i] for i in of_heads]
+    numbers |= {f"output {i}": len(maps) + new for new, i in enumerate(of_heads)}
+    same: dict[int, int] = {}
+    ends = _follow(program.jaxpr, [{} for _ in program.jaxpr.invars], numbers, [*maps, *outputs], same)
+    if outputs:
+        kind = "output" if hasattr(result, "shape") else type(result).__name__
+        for (path, leaf), marks in zip(jax.tree_util.tree_leaves_with_path(result), ends, strict=True):
+            outputs.append(Output((), kind, jax.tree_util.keystr(path), leaf.shape, marks))
+    return _without(same, Trace(maps, outputs, parts, upsamplers))
+
+
+def _without(same: dict[int, int], found: Trace) -> Trace:
+    """Leaves out maps that a part only hands on from another part."""
+    maps = found.maps
+    same = {i: j for i, j in same.items() if i < len(maps) and found.part(maps[i]) != found.part(maps[j])}
+    new: dict[int, int] = {}
+    for i in range(len(maps) + len(found.outputs)):
+        new[i] = new[same[i]] if i in same else len(set(new.values()))
+    for node in (*maps, *found.outputs):
+        node.sources = {new[i]: join for i, join in node.sources.items()}
+    return dataclasses.replace(found, maps=[m for i, m in enumerate(maps) if i not in same])
 
 
 def _several_sizes(value: Any) -> bool:
@@ -145,12 +205,18 @@ def _several_sizes(value: Any) -> bool:
 
 
 Marks = dict[int, str]
-"""The maps that an array is computed from, each with the primitive in which it met another one, empty before that."""
+"""The maps that an array is computed from, each with the primitive that combined it with another, or empty."""
 
 
-def _follow(program: Any, given: list[Marks], numbers: dict[str, int], maps: list[Map]) -> list[Marks]:
-    """Carries the marks through a traced program, from arguments to results, and notes the sources of each map."""
+def _follow(
+    program: Any, given: list[Marks], numbers: dict[str, int], nodes: list[Any], same: dict[int, int]
+) -> list[Marks]:
+    """Propagates the marks through a traced program, from arguments to results.
+
+    Records the sources of each map and output, and which of them are the `same` as an earlier one.
+    """
     known: dict[Any, Marks] = dict(zip(program.invars, given, strict=True))
+    marked: dict[Any, int] = {}
 
     def look_up(variable: Any) -> Marks:
         return {} if isinstance(variable, Literal) else known.get(variable, {})
@@ -160,10 +226,13 @@ def _follow(program: Any, given: list[Marks], numbers: dict[str, int], maps: lis
         number = numbers.get(equation.params["name"]) if equation.primitive.name == "name" else None
         inner = called_program(equation)
         if number is not None:
-            maps[number].sources = inputs[0]
+            nodes[number].sources = inputs[0]
             outputs = [{number: ""}]
-        elif inner is not None:
-            outputs = _follow(inner, inputs, numbers, maps)
+            if equation.invars[0] in marked:
+                same[number] = marked[equation.invars[0]]
+            marked[equation.outvars[0]] = number
+        elif inner is not None and equation.primitive.name not in ("while", "scan"):
+            outputs = _follow(inner, inputs, numbers, nodes, same)
         else:
             outputs = [_meet(equation.primitive.name, inputs)] * len(equation.outvars)
         known.update(zip(equation.outvars, outputs, strict=True))

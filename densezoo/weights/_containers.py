@@ -1,4 +1,4 @@
-"""Which of a checkpoint's entries are the weights: it may be a dictionary of dictionaries, with several copies."""
+"""Finds the weights in a checkpoint, which may be a dictionary of dictionaries with several copies of them."""
 
 import warnings
 from collections.abc import Mapping
@@ -11,22 +11,22 @@ _USUAL = ("state_dict", "model_state_dict", "model")
 
 
 class NoWeights(ValueError):
-    """A checkpoint that can be read, but whose weights are not found."""
+    """A readable checkpoint in which no weights are found."""
 
 
 def is_array(value: Any) -> bool:
-    """Whether it is an array of torch, JAX or NumPy, or a file's record of a tensor."""
+    """Whether a value is an array of torch, JAX or NumPy, or a file's record of a tensor."""
     return isinstance(value, Tensor) or hasattr(value, "shape")
 
 
 def open_containers(contents: Any, entry: str | None = None) -> Mapping[Any, Any]:
-    """The weights in what a checkpoint holds: opens the dictionaries that training scripts put around them.
+    """Returns the weights in a checkpoint's contents. Opens the dictionaries that training scripts put around them.
 
-    Warns of a second copy, such as averaged weights, that was not taken.
+    Warns of a second copy, such as averaged weights, that is not used.
 
     Args:
-        contents: of the file.
-        entry: which weights to take, by their key or by what is before their names.
+        contents: contents of the file.
+        entry: selects the weights, by their key or by the prefix of their names.
 
     Raises:
         NoWeights: if there are none, or the choice is ambiguous.
@@ -36,8 +36,8 @@ def open_containers(contents: Any, entry: str | None = None) -> Mapping[Any, Any
     for _ in range(4):  # a dictionary could contain itself, so this has an end
         if not isinstance(contents, Mapping):
             what = str(contents) if isinstance(contents, Opaque) else f"a {type(contents).__name__}"
-            hint = "; give its state_dict()" if hasattr(contents, "state_dict") else ""
-            raise NoWeights(f"expected a dictionary of tensors in it, found {what}{hint}")
+            hint = "; pass its state_dict()" if hasattr(contents, "state_dict") else ""
+            raise NoWeights(f"expected it to contain a dictionary of tensors, found {what}{hint}")
         found = [key for key in _USUAL if isinstance(contents.get(key), Mapping)]
         others = [key for key, value in contents.items() if key not in found[:1] and _has_arrays(value)]
         if not found and (any(map(is_array, contents.values())) or not contents):
@@ -60,7 +60,7 @@ def open_containers(contents: Any, entry: str | None = None) -> Mapping[Any, Any
 
 
 def _entry(contents: Any, entry: str) -> Any:
-    """The value of a key, also within the usual dictionaries; or what has names that begin with it, without it."""
+    """The value of a key, also inside the usual dictionaries; or the entries with this prefix, without the prefix."""
     for _ in range(4):
         if not isinstance(contents, Mapping):
             break
@@ -78,7 +78,7 @@ def _entry(contents: Any, entry: str) -> Any:
 
 
 def _has_arrays(value: Any) -> bool:
-    """Whether it is a dictionary of arrays by name, or one such dictionary within another."""
+    """Whether a value is a dictionary of arrays by name, or such a dictionary inside another one."""
     for _ in range(3):
         if not isinstance(value, Mapping):
             return False
@@ -92,7 +92,7 @@ def _has_arrays(value: Any) -> bool:
 
 
 def _same_names(copy: Mapping[Any, Any], weights: Mapping[Any, Any]) -> bool:
-    """Whether most of the weights' names end the names of the other dictionary, which may have prefixes."""
+    """Whether most of the weights' names are suffixes of the other dictionary's names, which may have prefixes."""
 
     def ends(value: Mapping[Any, Any]) -> set[str]:
         while not any(map(is_array, value.values())) and len(value) == 1:

@@ -1,22 +1,23 @@
-"""Whether a model computes what a checkpoint's reference computes, where names and shapes are the same."""
+"""Detects checkpoints whose names and shapes fit but whose reference computes something else than the model."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 
+from densezoo.blocks import FrozenBatchNorm
 from densezoo.encoders import ENCODERS, Encoder
 from densezoo.messages import shortened
-from densezoo.naming import TORCHVISION, Naming
+from densezoo.naming import DETECTORS, TORCHVISION, Naming
 from densezoo.weights._fingerprints import names_of
 from densezoo.weights._parameters import Path, epsilon_of, namings_of
 
 
 def unseen(encoder: nn.Module, naming: Naming | None = None) -> dict[str, Any]:
-    """What changes an encoder's results and no array: its fields of that kind, and its norms' epsilon.
+    """The properties of an encoder that change its results but no array: such fields, and its norms' epsilon.
 
-    Not the epsilon where `naming` says the reference's, which is then allowed for.
+    The epsilon is omitted if `naming` contains the reference's, because loading then compensates for it.
     """
     fields = encoder.unseen if isinstance(encoder, Encoder) else ()
     values: dict[str, Any] = {}
@@ -29,13 +30,13 @@ def unseen(encoder: nn.Module, naming: Naming | None = None) -> dict[str, Any]:
 
 
 def difference(came: nn.Module, ours: nn.Module, naming: Naming | None = None) -> list[str]:
-    """What the two encoders compute in another way, such as "padding='SAME' where the model's encoder has None"."""
+    """The differences between two encoders' computations, such as "act=silu where the model's encoder has relu"."""
     theirs, mine = unseen(came, naming), unseen(ours, naming)
     return [f"{k}={v!r} where the model's encoder has {mine.get(k)!r}" for k, v in theirs.items() if mine.get(k) != v]
 
 
 def check_architecture(architecture: str, encoder: nn.Module, naming: Naming | None) -> None:
-    """Refuses an encoder that computes something else than the one of this name.
+    """Rejects an encoder that computes something else than the one of this name.
 
     Raises:
         ValueError: if there is no such encoder, or it differs.
@@ -49,18 +50,18 @@ def check_architecture(architecture: str, encoder: nn.Module, naming: Naming | N
         raise ValueError(f"{architecture} is a {type(there).__name__}, the model's encoder a {type(encoder).__name__}")
     if lines := difference(there, encoder, naming):
         raise ValueError(
-            f"{architecture} has {', and '.join(lines)}: with its weights the results would be other ones. Create the"
+            f"{architecture} has {', and '.join(lines)}: with its weights, the results would differ. Create the"
             f" encoder as {architecture!r}"
         )
 
 
 def doubt(encoder: nn.Module, naming: Naming, shapes: Mapping[Path, tuple[int, ...]], stem: Path | None) -> str:
-    """Other encoders of the zoo whose weights have these names and shapes and mean something else; empty for none.
+    """Other encoders of the zoo whose weights have the same names and shapes but another meaning.
 
     Args:
-        encoder: that takes the weights.
-        naming: by which their names are known.
-        shapes: of the encoder's arrays.
+        encoder: the encoder to load into.
+        naming: the naming of its weights.
+        shapes: shapes of the encoder's arrays.
         stem: path of its first kernel.
     """
     rivals = {}
@@ -82,13 +83,35 @@ def doubt(encoder: nn.Module, naming: Naming, shapes: Mapping[Path, tuple[int, .
     )
 
 
+def doubt_of_frozen_norms(encoder: nn.Module, naming: Naming, names: Iterable[str]) -> str:
+    """A warning if a detector's frozen norms, whose epsilon no array shows, become ordinary ones; empty otherwise.
+
+    torchvision sets the epsilon of `FrozenBatchNorm2d` to 0 when it loads its published weights of the first versions
+    of RetinaNet, Faster and Mask R-CNN over a ResNet.
+    """
+    norm, epsilon = getattr(encoder, "norm", None), epsilon_of(encoder)
+    if naming.source != DETECTORS or naming.epsilon is not None or norm is None or not epsilon:
+        return ""
+    body = [name for name in names if name.startswith(naming.prefix)]
+    ends = {name.rpartition(".")[2] for name in body}
+    fcos = any("bbox_ctrness" in name for name in names)
+    if isinstance(norm(), FrozenBatchNorm) or "running_var" not in ends or "num_batches_tracked" in ends or fcos:
+        return ""
+    return (
+        "the backbone's batch norms were frozen, for they have no num_batches_tracked. torchvision's published weights"
+        f" of its first versions (COCO_V1) are for an epsilon of 0, and the model's encoder has {epsilon}: for these,"
+        " create it with norm=partial(dz.FrozenBatchNorm, epsilon=0.0); for weights that you trained, with"
+        " norm=dz.FrozenBatchNorm"
+    )
+
+
 def contradictions(namings: Mapping[str, Naming | None], names: Mapping[str, Any]) -> list[str]:
-    """What the references of these names compute in another way than the model's parts."""
+    """The differences between the computations of these references and those of the model's parts."""
     return [
         naming.differs
         for naming in namings.values()
         if naming is not None
         and naming.differs
-        # `backbone.` alone may be anyone's.
+        # `backbone.` alone is ambiguous.
         and (naming.source != TORCHVISION or any(name.startswith("classifier.") for name in names))
     ]

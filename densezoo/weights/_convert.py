@@ -1,5 +1,6 @@
 """PyTorch checkpoints -> the variables of a model."""
 
+import dataclasses
 import os
 import re
 import warnings
@@ -13,11 +14,9 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from densezoo.encoders import Encoder
-from densezoo.messages import shortened
 from densezoo.naming import NEVER_NEEDED, TORCHVISION, Naming
-from densezoo.weights._containers import is_array, open_containers
-from densezoo.weights._conventions import check_architecture, contradictions, doubt
-from densezoo.weights._files import read_with_metadata
+from densezoo.weights._conventions import check_architecture, contradictions, doubt, doubt_of_frozen_norms
+from densezoo.weights._names import Names, as_numpy, read_names
 from densezoo.weights._parameters import (
     Parameter,
     Path,
@@ -97,6 +96,50 @@ def from_torch(
         >>> sorted(from_torch(model, arrays, part="encoder")["params"])
         ['decoder', 'encoder', 'head']
     """
+    loaded = fill(model, checkpoint, part, strict, in_channels, entry, architecture)
+    report, values = loaded.report, loaded.values
+    if report:
+        came = [name for name in report.came if not re.fullmatch(NEVER_NEEDED, name)]
+        if strict or 10 * len(values) < min(len(report.parameters), len(came)):
+            raise ValueError(report.message(strict=True))
+        warnings.warn(report.message(strict=False), stacklevel=2)
+    return loaded.completed(model, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """The arrays of a model that a checkpoint has.
+
+    Attributes:
+        values: the arrays by path.
+        report: what does not match.
+        tree: the shapes of all of the model's arrays.
+        channels: the number of image channels.
+    """
+
+    values: dict[Path, jax.Array]
+    report: Report
+    tree: Mapping[Path, Any]
+    channels: int
+
+    def completed(self, model: nn.Module, key: jax.Array | None) -> dict[str, Any]:
+        """The variables, with newly initialised arrays for those that the checkpoint lacks."""
+        rest = [path for path in self.tree if path not in self.values]
+        key = jax.random.key(0) if key is None else key
+        new = initialise(model, rest, self.channels, key) if rest else {}
+        return unflatten_dict(self.values | new)
+
+
+def fill(
+    model: nn.Module,
+    checkpoint: str | os.PathLike[str] | Mapping[str, Any],
+    part: str | None = None,
+    strict: bool = True,
+    in_channels: int | None = None,
+    entry: str | None = None,
+    architecture: str | None = None,
+) -> Filled:
+    """Finds the arrays of a model in a checkpoint; the arguments are those of `from_torch`."""
     if in_channels is not None and in_channels < 1:
         raise ValueError(f"in_channels must be at least 1, or None for the checkpoint's number; got {in_channels}")
     names = read_names(checkpoint, entry)
@@ -137,72 +180,7 @@ def from_torch(
     elsewhere = {p.name for p in others} | set(folded_biases(others, names))
     ignored = _ignored(wanted, {name: namings[name] for name in wanted}, parameters)
     report.unexpected = [n for n in names if n not in used | elsewhere and not re.fullmatch(ignored, n)]
-    if report:
-        came = [name for name in names if not re.fullmatch(NEVER_NEEDED, name)]
-        if strict or 10 * len(values) < min(len(parameters), len(came)):
-            raise ValueError(report.message(strict=True))
-        warnings.warn(report.message(strict=False), stacklevel=2)
-    rest = [path for path in tree if path not in values]
-    if rest:
-        values |= initialise(model, rest, channels, jax.random.key(0) if key is None else key)
-    return unflatten_dict(values)
-
-
-class Names(dict[str, Any]):
-    """A checkpoint's arrays by name.
-
-    Attributes:
-        source: where they came from, for messages.
-        wrapper: the prefix that was removed.
-        beside: the arrays without the prefix, by their full names.
-    """
-
-    def __init__(self, arrays: Mapping[str, Any], source: str):
-        super().__init__(arrays)
-        self.source, self.wrapper = source, ""
-        self.beside: dict[str, Any] = {}
-
-    def take_off(self, wrapper: str) -> None:
-        """Removes a prefix. Arrays without it are moved to `beside`."""
-        if not wrapper:
-            return
-        arrays = dict(self)
-        self.clear()
-        for name, array in arrays.items():
-            inside = name.startswith(wrapper)
-            (self if inside else self.beside)[name.removeprefix(wrapper)] = array
-        self.wrapper = wrapper
-
-    def warn_of_others(self) -> None:
-        """Warns of skipped arrays without the prefix."""
-        if self.beside:
-            warnings.warn(
-                f"{self.source}: names begin with {self.wrapper!r}, and {len(self.beside)} do not; these were left out:"
-                f" {shortened(list(self.beside), ', ')}",
-                stacklevel=3,
-            )
-
-
-def read_names(checkpoint: str | os.PathLike[str] | Mapping[str, Any], entry: str | None = None) -> Names:
-    """The arrays of a file or mapping by their names, without containers around them."""
-    source = "the checkpoint"
-    if isinstance(checkpoint, (str, os.PathLike)):
-        source = os.fspath(checkpoint)
-        read, metadata = read_with_metadata(checkpoint, entry)
-        arrays: dict[str, Any] = dict(read)
-        if metadata is not None:
-            raise ValueError(f"{source} is a file of dz.save: load it with dz.load(path, model=model)")
-    elif isinstance(checkpoint, Mapping):
-        source = getattr(checkpoint, "source", source)
-        arrays = {str(name): array for name, array in open_containers(checkpoint, entry).items() if is_array(array)}
-    else:
-        hint = "; give its state_dict()" if hasattr(checkpoint, "state_dict") else ""
-        raise TypeError(
-            f"checkpoint must be a path or a mapping of names to arrays, got a {type(checkpoint).__name__}{hint}"
-        )
-    if not arrays:
-        raise ValueError(f"{source} contains no arrays")
-    return Names(arrays, source)
+    return Filled(values, report, tree, channels)
 
 
 def _check_conventions(
@@ -224,17 +202,19 @@ def _check_conventions(
         )
         if strict and len(wanted) > 1:
             raise ValueError(f"{message}. strict=False loads the weights anyway")
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=4)
     part = "encoder" if "encoder" in wanted else "" if "" in wanted else None
     naming = None if part is None else chosen[part]
     if part is None or naming is None:
         return
+    if message := doubt_of_frozen_norms(wanted[part], naming, list(names)):
+        warnings.warn(f"{names.source}: {message}", stacklevel=3)
     if architecture is not None:
         check_architecture(architecture, wanted[part], naming)
     elif any(p.name in names for p in parameters_of(part, tree, naming)):
         shapes = {path: tuple(tree[path].shape) for path in paths_of(part, tree)}
         if message := doubt(wanted[part], naming, shapes, stem_path(model)):
-            warnings.warn(f"{names.source}: {message}", stacklevel=3)
+            warnings.warn(f"{names.source}: {message}", stacklevel=4)
 
 
 def _ignored(parts: Mapping[str, nn.Module], namings: Mapping[str, Naming | None], parameters: list[Parameter]) -> str:
@@ -255,7 +235,7 @@ def _ignored(parts: Mapping[str, nn.Module], namings: Mapping[str, Naming | None
 
 
 def _spread(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """An OIHW kernel for another number of input channels: summed up for one, else repeated and scaled by the ratio."""
+    """Adapts an OIHW kernel to another number of input channels: summed for one, else repeated and scaled."""
     if channels == 1:
         return kernel.sum(1, keepdims=True, dtype=np.float32)
     repeated = kernel[:, np.arange(channels) % kernel.shape[1]]
@@ -308,14 +288,3 @@ def folded_biases(parameters: list[Parameter], names: Mapping[str, Any]) -> dict
         if name in names and np.shape(names[name]) == sizes[mean]:
             folded[name] = mean
     return folded
-
-
-def as_numpy(array: Any) -> np.ndarray:
-    """Converts an array of torch, JAX or NumPy to NumPy."""
-    if hasattr(array, "detach"):
-        array = array.detach().cpu()
-        try:
-            return array.numpy()
-        except TypeError:  # bfloat16, which NumPy itself does not have
-            return array.float().numpy()
-    return np.asarray(array)

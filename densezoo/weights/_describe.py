@@ -1,4 +1,4 @@
-"""Models as plain data and back: what a file says of its model, and nothing that could be executed."""
+"""Converts models to plain data and back: the description in a file, which contains nothing executable."""
 
 import dataclasses
 import functools
@@ -28,22 +28,22 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 class Unknown(ValueError):
-    """A description names something that is not known here."""
+    """A description contains an unknown name."""
 
 
 def describe(value: Any, where: str) -> Any:
-    """A field's value as JSON can write it; modules by the names of their classes, with all of their fields.
+    """Converts a field's value to JSON. Modules become the names of their classes with all of their fields.
 
-    A default is written too, since another version may have another, which an old file would then silently get. Only
-    one that has no name is left to the class: those are initialisers, which a model with its variables does not need. A
-    factory has the keywords that it was given, for its caller adds others.
+    Defaults are included, because another version may have other defaults, which would silently change the meaning of
+    an old file. Only defaults without a name are omitted: these are initialisers, which a model with its variables does
+    not need. A factory has only the keywords that it was given, because its caller adds others.
 
     Args:
-        value: a module, a factory of modules, a function or type of the lists here, or plain data.
-        where: what it is, for messages.
+        value: a module, a factory of modules, one of the listed functions or types, or plain data.
+        where: description of the value, for messages.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: if it is none of these.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -71,19 +71,19 @@ def describe(value: Any, where: str) -> Any:
 
 
 def build(description: Any, largest: float = math.inf) -> Any:
-    """What `describe` described. Only classes and functions of the lists here are looked up, by name.
+    """The inverse of `describe`. Only looks up the listed classes and functions, by name.
 
     Args:
-        description: of a module or a field's value.
-        largest: number that a field may have.
+        description: description of a module or a field's value.
+        largest: maximum number in a field.
 
     Raises:
-        Unknown: it names something else.
+        Unknown: if it contains another name.
         ValueError: if a number is larger.
     """
     if type(description) in _PLAIN:
         if isinstance(description, (int, float)) and abs(description) > largest:
-            raise ValueError(f"it has the number {description:g}, more than any that arrays of this size allow")
+            raise ValueError(f"it contains the number {description:g}, more than any that arrays of this size allow")
         return description
     if isinstance(description, list):
         return tuple(build(item, largest) for item in description)
@@ -114,7 +114,7 @@ def _describe_partial(value: functools.partial, where: str) -> dict[str, Any]:
 
 
 def _arguments(function: Any, described: dict[str, Any], largest: float) -> dict[str, Any]:
-    """The arguments of a class or function, under their present names where they were renamed."""
+    """The arguments of a class or function; renamed ones under their current names."""
     names = new_names(function)
     arguments = {names.get(name, name): build(value, largest) for name, value in described.items()}
     for name in arguments if isinstance(function, type) else ():
@@ -128,7 +128,7 @@ def _fields(cls: Any) -> dict[str, dataclasses.Field]:
 
 
 def _dtype(value: Any) -> str | None:
-    """The name of a type of numbers, such as `jnp.bfloat16` or `np.dtype("bfloat16")`."""
+    """The name of a dtype, such as `jnp.bfloat16` or `np.dtype("bfloat16")`."""
     if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
         name = np.dtype(value).name
     else:
@@ -159,7 +159,7 @@ def _indescribable(value: Any, where: str) -> ValueError:
 
 
 def _modules() -> list[ModuleType]:
-    """The packages that hold modules, and the files in them."""
+    """The packages that contain modules, and their files."""
     packages = [importlib.import_module(f"densezoo.{package}") for package in _PACKAGES]
     return packages + [
         value
@@ -171,7 +171,7 @@ def _modules() -> list[ModuleType]:
 
 @functools.cache
 def _classes() -> dict[str, type[nn.Module]]:
-    """The modules here by name: those that a package exports by their own, the others as `encoders.resnet.ResNet`."""
+    """The modules by name: those that a package exports by their own names, others as `encoders.resnet.ResNet`."""
     classes: dict[str, type[nn.Module]] = {f"flax.linen.{name}": getattr(nn, name) for name in _FLAX}
     exported: dict[str, list[type[nn.Module]]] = {}
     for module in _modules():
@@ -203,7 +203,7 @@ def _functions() -> dict[str, Callable[..., Any]]:
 
 @functools.cache
 def _class_names() -> dict[int, str]:
-    return {id(value): name for name, value in _classes().items()}  # the shorter names come last
+    return {id(value): name for name, value in _classes().items()}  # shorter names come last and win
 
 
 @functools.cache

@@ -11,7 +11,8 @@ from flax.traverse_util import flatten_dict
 
 from densezoo.messages import shortened
 from densezoo.naming import DETECTORS, SMP, TIMM, Naming
-from densezoo.weights._convert import Names, as_numpy, folded_biases, read_names
+from densezoo.weights._convert import folded_biases
+from densezoo.weights._names import Names, as_numpy, read_names
 from densezoo.weights._parameters import (
     Parameter,
     Path,

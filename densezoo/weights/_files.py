@@ -1,4 +1,4 @@
-"""Checkpoint files: .safetensors, and .pth or .pt without torch and without executing what is in them."""
+"""Reads checkpoint files: .safetensors, and .pth or .pt without torch and without executing anything in them."""
 
 import io
 import json
@@ -40,15 +40,15 @@ _SAFETENSORS_DTYPES = {
     "BOOL": np.bool_,
 }
 NATIVE = "densezoo"
-"""What the metadata of a file of `dz.save` has under this name describes its model."""
+"""The metadata key under which a file of `dz.save` describes its model."""
 
-_LONGEST_HEADER = 100_000_000  # as safetensors has it
-# Of an archive's first entry, or of one that has none. "PK" alone may begin the length of a safetensors header.
+_LONGEST_HEADER = 100_000_000  # the limit of safetensors
+# Signatures of an archive's first entry, and of an empty one. "PK" alone could be the length of a safetensors header.
 _ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
-# How `torch.save` began before torch 1.6: a pickled magic number, then the protocol 1001.
+# The start of files of `torch.save` before torch 1.6: a pickled magic number, then the protocol 1001.
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_PROTOCOL = 1001
-# What zipfile and numpy raise, one or the other, for archives in which bytes were changed.
+# Exceptions of zipfile and numpy for corrupted archives.
 _DAMAGED = (ValueError, OSError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile)
 
 

@@ -1,6 +1,6 @@
-"""Which encoder of the zoo a set of weights is, by how many arrays and numbers it has.
+"""Identifies the encoder of the zoo that a set of weights belongs to, by the number of arrays and values.
 
-The counts of every encoder are in `fingerprints.json`, because counting takes a minute; this writes them:
+The counts of every encoder are in `fingerprints.json`, because counting takes a minute. To write it:
 `python -c "from densezoo.weights._fingerprints import write; write()"`.
 """
 
@@ -19,7 +19,7 @@ FILE = File(__file__).with_name("fingerprints.json")
 _CLASSIFIERS = r"(fc|_fc|classifier|head|last_linear)\..*"
 Shape = tuple[int, ...]
 Fingerprint = tuple[int, int]
-"""Number of arrays, and of numbers in them without the first convolution, which depends on the images' channels."""
+"""Number of arrays, and of their values without the first convolution, which depends on the images' channels."""
 
 
 def fingerprint(shapes: Iterable[Shape], stem: Shape) -> Fingerprint:
@@ -29,7 +29,7 @@ def fingerprint(shapes: Iterable[Shape], stem: Shape) -> Fingerprint:
 
 
 def names_of(shapes: Mapping[Path, Shape], stem: Path | None) -> list[str]:
-    """The names of the encoders that have arrays of these shapes here."""
+    """The names of the encoders whose arrays have these shapes."""
     if stem is None or stem not in shapes:
         return []
     counts = fingerprint(shapes.values(), shapes[stem])
@@ -37,9 +37,9 @@ def names_of(shapes: Mapping[Path, Shape], stem: Path | None) -> list[str]:
 
 
 def identify(shapes: Mapping[str, Shape]) -> list[str]:
-    """The encoders of the zoo whose weights a checkpoint has, on their own or within a larger model; largest first.
+    """The encoders of the zoo whose weights a checkpoint contains, alone or inside a larger model; largest first.
 
-    Several have the same weights, or those of another but for what `ignored` leaves out.
+    Several encoders may have the same weights, or may differ only in arrays that `ignored` excludes.
     """
 
     @functools.cache
@@ -52,7 +52,7 @@ def identify(shapes: Mapping[str, Shape]) -> list[str]:
         kernel = f"{found[0]}.weight" if found else ""
         if kernel not in shapes:
             return False
-        # `ignored` may be of names that some members of a family have.
+        # `ignored` may contain names that only some members of a family have.
         choices = (naming.ignored, "", re.escape(naming.prefix) + _CLASSIFIERS)
         return any(fingerprint(within(naming.prefix, ignored), shapes[kernel]) == counts for ignored in choices)
 
@@ -72,7 +72,7 @@ def known() -> dict[str, Fingerprint]:
 
 
 def write() -> None:
-    """Writes `fingerprints.json` for the encoders that have a known first convolution."""
+    """Writes `fingerprints.json` for the encoders with a known first convolution."""
     lines = []
     for name in sorted(ENCODERS):
         encoder = ENCODERS[name]()

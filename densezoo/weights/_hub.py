@@ -75,7 +75,7 @@ def from_hub(
     if model is None:
         if "_model_class" in config:
             raise ValueError(
-                f"{repository} holds a whole {config['_model_class']} over {config.get('encoder_name')}: create that"
+                f"{repository} contains a whole {config['_model_class']} over {config.get('encoder_name')}: create that"
                 " model, dz.create_model(...), and pass it as `model`"
             )
         model = _encoder(repository, config.get("architecture"), architecture)
@@ -125,13 +125,13 @@ def preprocessing(
         ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
     """
     config = _config(repository, revision)
-    # timm has them within its settings of the weights, segmentation_models_pytorch beside the others.
+    # timm stores them in its settings of the weights, segmentation_models_pytorch at the top level.
     settings = config.get("pretrained_cfg", config)
     try:
-        scale = float(settings.get("input_range", (0, 1))[1])  # 255 where the images are not in 0..1
+        scale = float(settings.get("input_range", (0, 1))[1])  # 255 if the images are not in 0..1
         mean, std = (tuple(float(number) / scale for number in settings[name]) for name in ("mean", "std"))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
-        raise ValueError(f"the config.json of {repository} gives no mean and std of its images") from None
+        raise ValueError(f"the config.json of {repository} contains no mean and std of its images") from None
     return mean, std
 
 
@@ -152,7 +152,7 @@ def _config(repository: str | os.PathLike[str], revision: str | None) -> dict[st
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} is not the configuration of a model: it holds a {type(config).__name__}")
+        raise ValueError(f"{path} is not the configuration of a model: it contains a {type(config).__name__}")
     return config
 
 

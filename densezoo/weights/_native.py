@@ -86,7 +86,7 @@ def save(
         raise ValueError(f"these dtypes cannot be saved: {shortened(wrong)}")
     metadata = {"format": _FORMAT, "version": _version(), "model": description}
     if task is not None:
-        from densezoo import tasks  # which needs more packages than a model does
+        from densezoo import tasks  # needs more packages than a model
 
         metadata["task"] = tasks.describe(task)
         classes = classes or getattr(task, "class_names", None)
@@ -105,9 +105,10 @@ def load(
     Args:
         path: path of the file.
         model: a model to use instead of the one that the file describes.
-        strict: whether all variables must match. If False, a head with another number of classes is initialised, as in
-            `dz.weights.start_from`, which also takes a random key.
-        part: the part of `model` to load, such as "encoder"; the others are initialised.
+        strict: whether all variables must match. False initialises what of the heads does not match. The variables are
+            then `dz.weights.start_from(model, path)`, which has more options.
+        part: the part of `model` to load, such as "encoder"; the others are initialised. The variables are
+            `dz.weights.start_from(model, path, part=part)`.
 
     Returns:
         The model and its variables.
@@ -138,16 +139,16 @@ def load_with_metadata(
     tree = {tuple(name.split("/")): _array(value) for name, value in arrays.items()}
     hint = ""
     if model is None:
-        # No field of a model is larger than its largest axis, but for sizes in pixels and the like.
+        # No field of a model is larger than its largest axis, except for sizes in pixels and similar fields.
         largest = max(_ALWAYS_ALLOWED, len(arrays), *(side for array in arrays.values() for side in array.shape), 0)
         model = _build(path, metadata, largest)
         try:
             lines = differences(model, tree)
-        except Exception as error:  # of Flax, JAX or a module: anything may stand in a field
+        except Exception as error:  # from Flax, JAX or a module: a field may contain any value
             raise _not_buildable(path, error) from error
     else:
         lines = differences(model, tree)
-        hint = ". For other classes: dz.load(path, model=model, strict=False)"
+        hint = ". For other classes or another decoder: variables = dz.weights.start_from(model, path)"
     if lines:
         raise ValueError(f"the variables in {path} are not those of the model: {shortened(lines)}{hint}")
     return model, unflatten_dict(tree), metadata
@@ -183,6 +184,6 @@ def _array(value: np.ndarray) -> Any:
 
 
 def _version() -> str:
-    import densezoo  # which imports this
+    import densezoo  # imports this module
 
     return densezoo.__version__

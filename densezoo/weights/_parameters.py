@@ -1,4 +1,4 @@
-"""Which array of a model is which array of a reference: paths here, names and axes there."""
+"""The correspondence of a model's arrays to a reference's: paths in densezoo, names and axes in the reference."""
 
 import dataclasses
 from collections.abc import Container, Mapping
@@ -17,24 +17,24 @@ from densezoo.models import COMPOSITIONS
 from densezoo.naming import COLUMN, KERNELS, LEAVES, Named, Naming
 
 Path = tuple[str, ...]
-"""Where an array is in the variables, the collection first."""
+"""The path of an array in the variables; the collection is first."""
 
 AUXILIARY = "auxiliary"
-"""The part of a model that no checkpoint has."""
+"""The part of a model that no checkpoint contains."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """An array of the model, and where in the reference it comes from.
+    """An array of the model, and its source in the reference.
 
     Attributes:
-        path: where it is in the variables, collection first.
-        shape: its shape here.
-        dtype: its type here.
-        name: its name in the reference; None if that has no such array.
-        axes: which axis there becomes each axis here.
-        ones: axes of size one that end the shape there.
-        offset: what is added to the values from there.
+        path: its path in the variables; the collection is first.
+        shape: its shape in densezoo.
+        dtype: its dtype in densezoo.
+        name: its name in the reference; None if the reference has no such array.
+        axes: the reference's axis for each axis in densezoo.
+        ones: number of axes of size one at the end of the reference's shape.
+        offset: a number that is added to the reference's values.
     """
 
     path: Path
@@ -47,25 +47,25 @@ class Parameter:
 
     @property
     def shape_there(self) -> tuple[int, ...]:
-        """The shape that the reference's array must have."""
+        """The required shape of the reference's array."""
         return tuple(self.shape[self.axes.index(axis)] for axis in range(len(self.shape))) + (1,) * self.ones
 
     def from_there(self, array: np.ndarray) -> np.ndarray:
-        """The array here of the reference's; a copy."""
+        """Converts the reference's array to densezoo's; a copy."""
         here = array.reshape(array.shape[: len(self.shape)]).transpose(self.axes)
-        # An array of the caller's must not be the parameter itself.
+        # The parameter must not be the caller's own array.
         here = here.astype(self.dtype, order="C", copy=True)
         return here + np.asarray(self.offset, here.dtype) if self.offset else here
 
     def to_there(self, array: np.ndarray) -> np.ndarray:
-        """The reference's array of the one here."""
+        """Converts densezoo's array to the reference's."""
         if self.offset:
             array = np.maximum(array - np.asarray(self.offset, array.dtype), 0)  # a variance
         return array.transpose(np.argsort(self.axes)).reshape(self.shape_there)
 
 
 def images_for(model: nn.Module, channels: int) -> jax.ShapeDtypeStruct:
-    """Images to initialise a model with: large enough for it, and the parameters do not depend on the size."""
+    """Images to initialise a model with: large enough for it; the parameters do not depend on the size."""
     encoder = parts_of(model).get("encoder", model)
     side = max(64, 2 * encoder.reductions[-1], encoder.min_size) if isinstance(encoder, Encoder) else 64
     return jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
@@ -78,7 +78,7 @@ def shapes_of(model: nn.Module, channels: int) -> dict[Path, jax.ShapeDtypeStruc
 
 
 def initialise(model: nn.Module, paths: list[Path], channels: int, key: jax.Array) -> dict[Path, jax.Array]:
-    """Some of the arrays of `model.init`; only those are computed."""
+    """Some of the arrays of `model.init`; only these are computed."""
 
     def some(key: jax.Array) -> list[jax.Array]:
         images = images_for(model, channels)
@@ -89,9 +89,9 @@ def initialise(model: nn.Module, paths: list[Path], channels: int, key: jax.Arra
 
 
 def parts_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that a model is composed of, by the names of their subtrees; "" for an encoder on its own.
+    """The modules that a model is composed of, by the names of their subtrees; "" for a single encoder.
 
-    Without the auxiliary heads: they are for training only, and no reference has them.
+    Auxiliary heads are excluded: they are only for training, and no reference has them.
     """
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}  # pyright: ignore
     parts = {k: v for k, v in fields.items() if isinstance(v, nn.Module) and k not in ("parent", AUXILIARY)}
@@ -99,7 +99,7 @@ def parts_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def namings_of(module: nn.Module) -> list[Naming]:
-    """The ways in which references name a module's arrays; none for a module that gives none."""
+    """The namings of a module's arrays in references; empty if the module defines none."""
     return list(module.reference_names()) if isinstance(module, Named) else []
 
 
@@ -109,7 +109,7 @@ def paths_of(part: str, tree: Mapping[Path, Any]) -> list[Path]:
 
 
 def epsilon_of(module: nn.Module) -> float | None:
-    """Of a module's batch norms; None if it has none, or they do not say."""
+    """The epsilon of a module's batch norms; None if it has none, or if it is unknown."""
     norm = getattr(module, "norm", None)
     try:
         return None if norm is None else getattr(norm(), "epsilon", None)
@@ -120,10 +120,10 @@ def epsilon_of(module: nn.Module) -> float | None:
 def parameters_of(
     part: str, tree: Mapping[Path, Any], naming: Naming | None, module: nn.Module | None = None
 ) -> list[Parameter]:
-    """A part's arrays with their names in the reference; `module` is the part, whose norms may be others than there."""
+    """A part's arrays with their names in the reference; `module` is the part, whose norms may differ from its."""
     parameters = []
     epsilon = None if naming is None or naming.epsilon is None or module is None else epsilon_of(module)
-    # norm(x; var, there) = norm(x; var + there - here, here).
+    # norm(x; var, theirs) = norm(x; var + theirs - ours, ours).
     offset = 0.0 if epsilon is None or naming is None else (naming.epsilon or 0.0) - epsilon
     for path in paths_of(part, tree):
         array = tree[path]
@@ -138,7 +138,7 @@ def parameters_of(
 
 
 def expected_names(parts: Mapping[str, nn.Module], tree: Mapping[Path, Any]) -> dict[str, list[set[str]]]:
-    """For each part, the names that its arrays have in each of its namings."""
+    """For each part, the names of its arrays in each of its namings."""
     return {
         part: [{p.name for p in parameters_of(part, tree, naming) if p.name} for naming in namings_of(module)]
         for part, module in parts.items()
@@ -146,7 +146,7 @@ def expected_names(parts: Mapping[str, nn.Module], tree: Mapping[Path, Any]) -> 
 
 
 def whole(parameters: list[Parameter], tree: Mapping[Path, Any]) -> list[Parameter]:
-    """The arrays of all parts, and nameless ones for what belongs to none of them."""
+    """The arrays of all parts, and arrays without a name for those that belong to no part."""
     owned = {p.path for p in parameters}
     others = [path for path in tree if path not in owned and path[1] != AUXILIARY]
     return parameters + [Parameter(path, tuple(tree[path].shape), tree[path].dtype, None, ()) for path in others]
@@ -155,9 +155,9 @@ def whole(parameters: list[Parameter], tree: Mapping[Path, Any]) -> list[Paramet
 def choose(
     parts: Mapping[str, nn.Module], expected: Mapping[str, list[set[str]]], names: Container[str]
 ) -> dict[str, Naming | None]:
-    """For each part the naming of which `names` has most; where it has none, that of the other parts.
+    """For each part, the naming with the most matches in `names`; without a match, that of the other parts.
 
-    `expected` is what `expected_names` gives.
+    `expected` is the result of `expected_names`.
     """
     chosen: dict[str, Naming | None] = {}
     unknown = []
@@ -175,7 +175,7 @@ def choose(
 
 
 def stem_path(model: nn.Module) -> Path | None:
-    """Where the kernel of the encoder's first convolution is, if that is known."""
+    """The path of the kernel of the encoder's first convolution, if known."""
     parts = parts_of(model)
     part = "encoder" if "encoder" in parts else ""
     encoder = parts.get(part)
@@ -184,12 +184,12 @@ def stem_path(model: nn.Module) -> Path | None:
 
 
 def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
-    """What of a tree of arrays does not fit the model, a line each, for any number of input channels.
+    """The mismatches between a tree of arrays and the model, one line each, for any number of input channels.
 
-    Only models and encoders of the kinds that are here can be checked.
+    Only densezoo's models and encoders can be checked.
 
     Raises:
-        ValueError: if the model has far more layers than such a tree: a small file may describe a million of them.
+        ValueError: if the model has far more layers than such a tree: a small file can describe a million of them.
     """
     if not isinstance(model, (*COMPOSITIONS, Encoder)):
         return []
@@ -208,7 +208,7 @@ def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
     lines += [f"{'/'.join(path)} is unexpected" for path in tree if path not in expected]
     wrong = {p: (array.shape, tuple(tree[p].shape)) for p, array in expected.items() if p in tree}
     wrong = {path: shapes for path, shapes in wrong.items() if shapes[0] != shapes[1]}
-    # What reads images of c channels has c for 3 in its kernel.
+    # The kernel that reads images of c channels has c instead of 3.
     if len({(wanted[-2:-1], came[-2:-1]) for wanted, came in wrong.values()}) == 1 and all(
         path[-1] == "kernel"
         and len(wanted) == len(came)
@@ -221,7 +221,7 @@ def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
 
 
 def check_variables(model: nn.Module, variables: Any) -> None:
-    """Refuses what is no model, or the variables of another one.
+    """Rejects objects that are not a model, or variables of another model.
 
     Raises:
         TypeError: if the model and the variables are swapped.
@@ -236,7 +236,7 @@ def check_variables(model: nn.Module, variables: Any) -> None:
 
 
 def _reference(path: Path, naming: Naming | None, start: int) -> tuple[str | None, str]:
-    """Name there of the array at `path`, whose module's path begins at `start`, and its kernel's kind."""
+    """The reference's name for the array at `path`, whose module's path starts at `start`, and its kernel's kind."""
     *module, leaf = path[start:]
     if naming is None:
         return None, "conv"

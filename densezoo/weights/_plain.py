@@ -15,14 +15,15 @@ from densezoo.heads import SegmentationHead
 from densezoo.models import SegmentationModel
 from densezoo.naming import PLAIN, Named, Naming
 from densezoo.types import ModuleDef
-from densezoo.weights._convert import from_torch, read_names
+from densezoo.weights._convert import from_torch
+from densezoo.weights._names import read_names
 from densezoo.weights._prefix import prefix_of
 
-_BILINEAR = partial(Bilinear, align_corners=True)  # as most of these have it
+_BILINEAR = partial(Bilinear, align_corners=True)  # as in most plain U-Nets
 
 
 def _plain(module: Named) -> list[Naming]:
-    """The namings of plain U-Nets alone."""
+    """The namings of only plain U-Nets."""
     return [naming for naming in module.reference_names() if naming.source == PLAIN]
 
 
@@ -72,7 +73,7 @@ def plain_unet(
         return shapes.get(f"{found[0]}.weight") if found else None
 
     def all_shapes(naming: Naming, path: str) -> list[tuple[int, ...]]:
-        """Shapes of the kernels at a path with the levels 0, 1, ... in it, as long as there are any."""
+        """Shapes of the kernels at a path for the levels 0, 1, ..., as long as they exist."""
         found = (shape(naming, path.format(level)) for level in itertools.count())
         return list(itertools.takewhile(lambda s: s is not None, found))  # pyright: ignore[reportReturnType]
 

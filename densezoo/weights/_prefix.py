@@ -1,4 +1,4 @@
-"""What wrappers put before the names of a checkpoint: `module.`, or the attribute of a Lightning module, and so on."""
+"""Finds the prefix that wrappers add to the names of a checkpoint: `module.`, a Lightning attribute, and so on."""
 
 import warnings
 from collections.abc import Collection, Iterable, Sequence
@@ -6,21 +6,21 @@ from collections.abc import Collection, Iterable, Sequence
 from densezoo.messages import shortened
 
 _WRAPPERS = ("module", "_orig_mod", "model", "net", "network")
-"""What is taken where several prefixes fit: the names that wrappers and most training scripts have."""
+"""Preferred prefixes if several fit: those of wrappers and most training scripts."""
 
 Expected = Sequence[Collection[str]]
 """The names of a part of the model, one collection for each naming."""
 
 
 def prefix_of(names: Iterable[str], parts: Iterable[Expected], source: str) -> str:
-    """The prefix without which most names of a checkpoint are the model's; "" where none helps.
+    """The prefix without which most names of a checkpoint match the model's; "" if none helps.
 
-    Whatever it is counts, as long as at least half of the names of a part are there behind it.
+    Any prefix is possible, as long as at least half of the names of a part follow it.
 
     Args:
-        names: of the checkpoint.
+        names: names in the checkpoint.
         parts: the names that the model's parts expect.
-        source: of the checkpoint, for messages.
+        source: source of the checkpoint, for messages.
 
     Raises:
         ValueError: if several prefixes match, and none is a conventional one.
@@ -45,7 +45,7 @@ def prefix_of(names: Iterable[str], parts: Iterable[Expected], source: str) -> s
             fitting[prefix] = set().union(*(sets[part][naming] for part, naming in enumerate(best)))
     most = max(map(len, fitting.values()), default=0)
     rivals: list[str] = []
-    # Shorter prefixes first: `encoder.` may also belong to the names, and then it is no other set of arrays.
+    # Shorter prefixes first: `encoder.` may also belong to the names, and is then not a separate set of arrays.
     for prefix in sorted(fitting, key=lambda prefix: (-len(fitting[prefix]), len(prefix))):
         if 10 * len(fitting[prefix]) >= 9 * most and all(fitting[prefix].isdisjoint(fitting[r]) for r in rivals):
             rivals.append(prefix)

@@ -1,4 +1,4 @@
-"""What a torch checkpoint's pickle may ask for, and the records that stand for it; nothing of the file is called."""
+"""The objects that a torch checkpoint's pickle may request, and their records; nothing in the file is called."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,12 +9,12 @@ import numpy as np
 
 
 class UnpickleError(ValueError):
-    """The pickle asks for something that has no place beside weights."""
+    """The pickle requests something that does not belong beside weights."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """A global name that the file mentions; only a name."""
+    """A global name in the file; nothing is looked up."""
 
     module: str
     name: str
@@ -25,7 +25,7 @@ class Name:
 
 @dataclasses.dataclass(frozen=True)
 class Opaque:
-    """An object of the file that is no tensor and no plain container: the name of its class or function alone."""
+    """An object of the file that is neither a tensor nor a plain container: only the name of its class or function."""
 
     name: Name
 
@@ -35,7 +35,7 @@ class Opaque:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A run of numbers in the file: `numel` of them from `offset`, in the storage named `key`.
+    """A range of numbers in the file: `numel` of them from `offset`, in the storage named `key`.
 
     `dtype` is None for an untyped storage, whose `numel` counts bytes.
     """
@@ -102,7 +102,7 @@ def _ordered_dict(pairs: list | tuple = ()) -> dict:
     for key, value in pairs:
         set_item(result, key, value)
     if pairs:
-        # Python 2 wrote a list for one dictionary. Emptied, it cannot be multiplied into as many as the file likes.
+        # Python 2 wrote a list for one dictionary. Clearing it prevents the file from multiplying it.
         check(type(pairs) is list, "it has a dictionary made of something else than a list of pairs")
         pairs.clear()  # pyright: ignore[reportAttributeAccessIssue]
     return result
@@ -129,13 +129,13 @@ def _tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype, metad
 
 
 def _subclass(function: Any, kind: Any, args: Any, state: Any) -> Tensor:
-    """A tensor of a subclass, or with attributes: `function(*args)` makes the tensor."""
+    """A tensor of a subclass, or with attributes: `function(*args)` creates the tensor."""
     check(function in TENSORS and type(args) is tuple, "it has a tensor of an unknown kind")
     return TENSORS[function](*args)
 
 
 def _attribute(owner: Any, name: Any) -> Opaque:
-    """What Python makes of a member of an enumeration."""
+    """A member of an enumeration."""
     check(isinstance(owner, (Name, Opaque)) and type(name) is str, "it asks for an attribute of something else")
     return owner if isinstance(owner, Opaque) else Opaque(owner)
 
@@ -160,7 +160,7 @@ def _is_size(number: Any) -> bool:
 
 
 def check(right: bool, wrong: str) -> None:
-    # These messages do not show values: lists within lists, each twice in the next, would fill the memory.
+    # These messages show no values: lists within lists, each twice in the next one, would exhaust memory.
     if not right:
         raise ValueError(wrong)
 
@@ -172,7 +172,7 @@ TENSORS: dict[Name, Callable[..., Tensor]] = {
     Name("torch._utils", "_rebuild_parameter"): parameter,
     Name("torch._utils", "_rebuild_parameter_with_state"): parameter,
 }
-# What the file may ask for, and the record that it gets.
+# The names that the file may request, and their records.
 RECORDS: dict[Name, Callable[..., Any]] = TENSORS | {
     Name("collections", "OrderedDict"): _ordered_dict,
     Name("collections", "defaultdict"): lambda default=None: {},
@@ -183,7 +183,7 @@ RECORDS: dict[Name, Callable[..., Any]] = TENSORS | {
     Name("torch", "device"): _device,
 }
 KNOWN = {*RECORDS, *DTYPES, *STORAGE_DTYPES, PARAMETER}
-# None of this would be executed either, but a file that asks for it was made to run something: the user should know.
+# These would not be executed either, but a file that requests them was made to run code, so the user should know.
 PROGRAMS = {
     *("os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "ctypes", "importlib", "runpy", "pty", "code"),
     *("io", "_io", "pickle", "_pickle", "webbrowser", "builtins", "__builtin__"),
@@ -195,8 +195,8 @@ BUILTINS = (
 
 
 def set_item(target: dict, key: Any, value: Any) -> None:
-    # A tuple of tuples of tuples would be hashed through and through, which a file could make take forever. No weights
-    # have such names, so these entries are left out.
+    # Hashing a tuple of tuples of tuples visits everything, which a file could make take forever. Weights have no such
+    # names, so these entries are skipped.
     if type(key) in (str, int, float, bool, bytes, type(None)):
         target[key] = value
     else:

@@ -20,15 +20,15 @@ class Report:
     """Mismatches between a checkpoint and a model; truthy if there are any.
 
     Attributes:
-      source: the source of the checkpoint.
-      model: the model to load into.
-      part: the part of the model to load, None for all.
-      parameters: the arrays of the model.
-      came: names and shapes in the checkpoint.
-      missing: names that the checkpoint lacks.
-      unexpected: names in the checkpoint without an array in the model.
-      mismatched: names with another shape or dtype, with the found and the expected ones.
-      unnamed: paths of the model's arrays without a known name.
+        source: the source of the checkpoint.
+        model: the model to load into.
+        part: the part of the model to load, None for all.
+        parameters: the arrays of the model.
+        came: names and shapes in the checkpoint.
+        missing: names that the checkpoint lacks.
+        unexpected: names in the checkpoint without an array in the model.
+        mismatched: names with another shape or dtype, with the found and the expected ones.
+        unnamed: paths of the model's arrays without a known name.
     """
 
     source: str

@@ -1,4 +1,4 @@
-"""Checkpoints in several files, with an index that says which array is in which."""
+"""Checkpoints in several files, with an index of the file of each array."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,11 +10,11 @@ from densezoo.weights._containers import open_containers
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS = (*_SINGLE, *(f"{name}.index.json" for name in _SINGLE))
-"""What the Hugging Face hub's repositories call their weights, and the index of those in several files."""
+"""File names of weights in repositories of the Hugging Face hub, and of the index of several files."""
 
 
 def folder_file(path: Path) -> Path:
-    """The checkpoint in a folder, or the path itself where it is none.
+    """Finds the checkpoint in a folder. Returns other paths unchanged.
 
     Raises:
         ValueError: if the folder has none of `WEIGHTS`.
@@ -35,10 +35,10 @@ def folder_file(path: Path) -> Path:
 
 
 def shards_of(index: Path) -> dict[str, str]:
-    """The file of each array, by an index; files are beside it or in folders there.
+    """Reads the file of each array from an index; files are beside it or in folders there.
 
     Raises:
-        ValueError: it is not such an index, or a file is elsewhere.
+        ValueError: if it is not such an index, or a file is elsewhere.
     """
     try:
         weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
@@ -47,8 +47,8 @@ def shards_of(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError(f"{index} is not the index of a checkpoint: its weight_map has no names of files")
     for name in set(weight_map.values()):
-        # By Windows' rules, in which both slashes divide and a drive is absolute. Links are followed: the cache of the
-        # hub is made of them.
+        # By Windows' rules, in which both slashes are separators and a drive is absolute. Links are followed, because
+        # the hub's cache consists of links.
         path = PureWindowsPath(name)
         if not path.name or path.drive or path.root or ".." in path.parts or "\0" in name:
             raise ValueError(f"{index} names the file {name[:100]!r}, which is not in its folder; nothing was read")
@@ -56,11 +56,11 @@ def shards_of(index: Path) -> dict[str, str]:
 
 
 def read_index(index: Path, read: Callable[[Path], Mapping[str, Any]], entry: str | None = None) -> dict[str, Any]:
-    """The arrays of all files that an index names; `read` reads one of them.
+    """Reads the arrays of all files in an index with `read`, which reads one file.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if the index cannot be read, or a file lacks what the index says.
+        ValueError: if the index cannot be read, or a file lacks an array of the index.
     """
     weight_map = shards_of(index)
     files = dict.fromkeys(weight_map.values())
@@ -72,6 +72,6 @@ def read_index(index: Path, read: Callable[[Path], Mapping[str, Any]], entry: st
     for name in files:
         shard = read(index.parent / name)
         if lacking := [array for array, file in weight_map.items() if file == name and array not in shard]:
-            raise ValueError(f"{index} says of {name} that it has what is not in it: {shortened(lacking)}")
+            raise ValueError(f"{index} lists arrays of {name} that are not in it: {shortened(lacking)}")
         arrays |= {array: shard[array] for array, file in weight_map.items() if file == name}
     return dict(open_containers(arrays, entry))

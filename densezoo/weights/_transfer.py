@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from densezoo.messages import shortened
-from densezoo.weights._convert import from_torch
+from densezoo.weights._convert import fill, from_torch
 from densezoo.weights._files import read_with_metadata
 from densezoo.weights._parameters import Path, initialise, parts_of, shapes_of
 
@@ -29,14 +29,15 @@ def start_from(
 ) -> dict[str, Any]:
     """Initialises a model's variables from a trained model, for fine-tuning, also to other classes.
 
-    Encoder and decoder must match. A head with another number of classes is initialised with `key`, and a warning is
-    logged. With `part="encoder"`, only the encoder is loaded, into a model with any decoder.
+    Encoder and decoder must match. All arrays of the heads that match are loaded. Those that do not, such as the last
+    layer if the classes differ, are initialised with `key`, and a logged warning lists them. With `part="encoder"`,
+    only the encoder is loaded, into a model with any decoder.
 
     Args:
         model: the model to train.
         path: a file of `dz.save` or of a training run (`model.safetensors`), or a PyTorch checkpoint as in `from_torch`
             (a file or a mapping of names to arrays), of a whole model or of an encoder.
-        part: the part to load, such as "encoder". None loads everything but a head that does not match.
+        part: the part to load, such as "encoder". None loads the whole model.
         in_channels: channels of the images; None for those of the file.
         key: random key for arrays that are not loaded; None means `jax.random.key(0)`.
 
@@ -64,57 +65,56 @@ def start_from(
         raise ValueError(f"part must be one of {', '.join(parts)}, or None for the whole model; got {part!r}")
     arrays, metadata = ({}, None) if isinstance(path, Mapping) else read_with_metadata(path)
     if metadata is None:
-        return _from_pytorch(model, path, parts, part, in_channels, key)
+        return _from_pytorch(model, path, part, in_channels, key)
     tree: dict[Path, Any] = {tuple(name.split("/")): value for name, value in arrays.items()}
     if part is not None and not any(len(name) > 1 and name[1] == part for name in tree):
-        tree = {(collection, part, *rest): value for (collection, *rest), value in tree.items()}  # the part alone
+        tree = {(collection, part, *rest): value for (collection, *rest), value in tree.items()}  # only this part
     channels = in_channels or metadata.get("preprocessing", {}).get("channels", 3)
     expected = shapes_of(model, channels)
     taken, lines = {}, []
     wanted = [name for name in expected if part is None or name[1] == part]
-    refitted = {
-        name[1]
-        for name in wanted
-        if part is None and name[1] in _HEADS and (name not in tree or np.shape(tree[name]) != expected[name].shape)
-    }
+    renewed = []
     for name in wanted:
-        if name[1] in refitted:
-            continue
-        if name not in tree:
-            lines.append(f"{'/'.join(name)} is missing")
-        elif np.shape(tree[name]) != expected[name].shape:
-            lines.append(f"{'/'.join(name)} is mismatched: {np.shape(tree[name])}, expected {expected[name].shape}")
-        else:
+        if name in tree and np.shape(tree[name]) == expected[name].shape:
             taken[name] = jax.numpy.asarray(tree[name], expected[name].dtype)
-    within = {name[1] for name in wanted} - refitted
+        elif part is None and name[1] in _HEADS:
+            renewed.append(name)
+        elif name not in tree:
+            lines.append(f"{'/'.join(name)} is missing")
+        else:
+            lines.append(f"{'/'.join(name)} is mismatched: {np.shape(tree[name])}, expected {expected[name].shape}")
+    within = {name[1] for name in wanted} - {name[1] for name in renewed}
     lines += [f"{'/'.join(n)} is unexpected" for n in tree if n[1] in within and n not in expected]
     if lines:
         raise ValueError(f"{path} does not fit the model: {shortened(lines)}")
-    for name in sorted(refitted):
-        _log.warning("the %s of %s does not match this model (other classes?): it is newly initialised", name, path)
+    _warn_of(renewed, path)
     rest = [name for name in expected if name not in taken]
     return unflatten_dict(taken | initialise(model, rest, channels, jax.random.key(0) if key is None else key))
 
 
-def _from_pytorch(
-    model: nn.Module, path: Any, parts: dict[str, nn.Module], part: str | None, in_channels: int | None, key: Any
-) -> dict[str, Any]:
-    options = {"in_channels": in_channels, "key": key}
+def _from_pytorch(model: nn.Module, path: Any, part: str | None, in_channels: int | None, key: Any) -> dict[str, Any]:
     if part is not None:
-        return from_torch(model, path, part=part, **options)
-    try:
-        return from_torch(model, path, **options)
-    except ValueError:
-        if not set(_HEADS) & set(parts):
-            raise
-    variables = from_torch(model, path, part="encoder", **options)
-    for name in parts:
-        if name != "encoder" and name not in _HEADS:
-            other = from_torch(model, path, part=name, **options)
-            variables = {
-                collection: tree | {name: other[collection][name]} if name in other[collection] else tree
-                for collection, tree in variables.items()
-            }
-    name = "the checkpoint" if isinstance(path, Mapping) else path
-    _log.warning("the head of %s does not match this model (other classes?): it is newly initialised", name)
-    return variables
+        return from_torch(model, path, part=part, in_channels=in_channels, key=key)
+    # Not strict about conventions, of which it warns: training goes on from these values anyway.
+    loaded = fill(model, path, strict=False, in_channels=in_channels)
+    report = loaded.report
+    new = [parameter for parameter in report.parameters if parameter.path not in loaded.values]
+    others = [parameter for parameter in report.parameters if parameter.path[1] not in _HEADS]
+    beyond = {_first(name) for name in report.unexpected} - {_first(p.name) for p in new if p.name}
+    if any(parameter in others for parameter in new) or beyond or (report.unexpected and not new):
+        raise ValueError(report.message(strict=True))
+    _warn_of([parameter.path for parameter in new], "the checkpoint" if isinstance(path, Mapping) else path)
+    return loaded.completed(model, key)
+
+
+def _first(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _warn_of(new: list[Path], source: Any) -> None:
+    """Lists the arrays of the heads that are newly initialised."""
+    for head in dict.fromkeys(path[1] for path in new):
+        names = shortened(["/".join(path) for path in new if path[1] == head], ", ", 20)
+        _log.warning(
+            "the %s of %s does not match this model (other classes?): newly initialised: %s", head, source, names
+        )

@@ -32,19 +32,19 @@ _SET = Opaque(Name("builtins", "set"))
 
 
 def unpickle(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
-    """Reads one pickle from a stream in memory and stops right behind it.
+    """Reads one pickle from a stream in memory and stops right after it.
 
     Args:
         stream: the bytes, all of them in memory.
-        storages: is filled with the storages that the pickle mentions.
+        storages: is filled with the storages in the pickle.
 
     Returns:
         Dicts, lists, tuples, numbers and strings, with a `Tensor` record for every tensor and an `Opaque` one for every
-        other object. Entries of a dictionary whose keys are neither text nor numbers are left out.
+        other object. Dictionary entries whose keys are neither text nor numbers are skipped.
 
     Raises:
-        UnpickleError: the pickle asks for programs, for an unknown kind of tensor, or uses an opcode that torch does
-          not write.
+        UnpickleError: if the pickle requests code or an unknown kind of tensor, or uses an opcode that torch does not
+          write.
         ValueError: if the pickle is damaged.
     """
     try:
@@ -152,7 +152,7 @@ def _run(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
                 args, name = stack.pop(), stack.pop()
                 check(type(args) is tuple, "it makes an object without arguments")
                 if name == PARAMETER and opcode.name == "NEWOBJ":
-                    # Of torch before 0.4: the tensor comes as an argument or in the state.
+                    # Before torch 0.4, the tensor is an argument or in the state.
                     stack.append(parameter(*args) if args else PARAMETER)
                 else:
                     stack.append(_opaque(name, "it makes an object of something that is not a class"))
@@ -162,7 +162,7 @@ def _run(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
                     check(type(state) is tuple, "it has a parameter without a tensor")
                     stack[-1] = parameter(*state)
                 else:
-                    # A state_dict's `_metadata`, or whether a parameter trains: neither is needed.
+                    # A state_dict's `_metadata`, or whether a parameter is trained: neither is needed.
                     check(type(target) in (dict, Tensor, Opaque), "it sets the state of something that has none")
             case "BINPERSID":
                 storage = storage_of(stack.pop())
@@ -178,7 +178,7 @@ def _name(module: Any, name: Any) -> Name:
     found = Name(module, name)
     package = module.partition(".")[0]
     harmless = package not in PROGRAMS or (package in ("builtins", "__builtin__") and name in BUILTINS)
-    # What else torch's `_utils` makes are tensors of kinds that are not read here.
+    # The other functions in torch's `_utils` create kinds of tensors that are not supported.
     if found not in KNOWN and (not harmless or module == "torch._utils"):
         raise UnpickleError(
             f"the pickle in it asks for {str(found)[:200]}, which does not belong beside weights; nothing was executed"
@@ -187,7 +187,7 @@ def _name(module: Any, name: Any) -> Name:
 
 
 def _opaque(name: Any, wrong: str) -> Opaque:
-    """The record of an object that `name`, a class or function or another object, makes."""
+    """The record of an object that is created by `name`, a class, a function or another object."""
     if isinstance(name, Opaque):
         return name
     check(isinstance(name, Name) and name not in KNOWN, wrong)

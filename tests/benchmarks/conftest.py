@@ -1,4 +1,4 @@
-"""What every test of the benchmarks needs."""
+"""Fixtures for all tests of the benchmarks."""
 
 import jax
 import pytest
@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def own_compilation_cache():
-    """Benchmarks turn the compilation cache off or to a folder of their own; the setting is put back."""
+    """Benchmarks disable the compilation cache or move it to their own folder; this restores the setting."""
     before = jax.config.jax_enable_compilation_cache
     yield
     jax.config.update("jax_enable_compilation_cache", before)

@@ -1,4 +1,4 @@
-"""A worker for the tests: torch's place is taken by NumPy and by densezoo itself. Run as a program."""
+"""A worker for the tests, with NumPy and densezoo in place of torch. Run as a program."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Where the time of a compiled model goes."""
+"""The profile of a compiled model."""
 
 import jax
 import jax.numpy as jnp

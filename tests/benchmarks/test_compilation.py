@@ -1,4 +1,4 @@
-"""How long compiling takes: a tiny model measured for real, and the table made of such rows."""
+"""Compile times: a tiny model is measured, and such rows are formatted as a table."""
 
 import dataclasses
 import json

@@ -35,7 +35,7 @@ def test_results_that_differ_are_not_timed():
     suppress, align = detection.cases(quick=True)[0], detection.cases(quick=True)[-1]
     kept = [np.array([4, 2, 0]), np.array([True, True, False])]
     assert detection.check(suppress, kept, [np.array([4, 2])], "cpu") == {"kept": 2}
-    with pytest.raises(options.Mismatch, match="2 boxes are kept, 3 by torchvision"):
+    with pytest.raises(options.Mismatch, match="keeps 2 boxes, torchvision 3"):
         detection.check(suppress, kept, [np.array([4, 2, 1])], "cpu")
     with pytest.raises(options.Mismatch, match="differs from torchvision"):
         detection.check(align, [np.ones(3)], [np.array([1, 1, 2.0])], "cpu")

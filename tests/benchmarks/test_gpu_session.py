@@ -1,4 +1,4 @@
-"""The limits' part of the GPU session, rehearsed, and the table of its files; the whole rehearsal is in .ci/run."""
+"""A test run of the GPU session's limits part, and the table of its files; .ci/run runs the whole session."""
 
 import json
 
@@ -30,7 +30,7 @@ def test_limits_are_measured_and_become_a_table(tmp_path, capsys):
     capsys.readouterr()
     assert gpu.main(["--table", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "a rehearsal with tiny shapes" in text and "| copy bfloat16 | - | jax |" in text
+    assert "a test run with tiny shapes" in text and "| copy bfloat16 | - | jax |" in text
 
 
 def test_the_table_has_shares_of_the_limits_and_marks_what_was_stopped(tmp_path):
@@ -66,4 +66,4 @@ def test_without_a_gpu_only_a_rehearsal_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_jax.jax, "default_backend", lambda: "cpu")
     assert gpu.main(["--part", "limits", "--out", str(tmp_path)]) == 0
     content = json.loads((tmp_path / "limits.json").read_text())
-    assert content["notes"] == ["left out: this part needs a GPU, and jax sees only cpu"] and content["rows"] == []
+    assert content["notes"] == ["skipped: this part needs a GPU, but jax only sees cpu"] and content["rows"] == []

@@ -10,7 +10,7 @@ from benchmarks import machine
 
 @pytest.fixture
 def started(monkeypatch):
-    """What the program would be replaced by, instead of that."""
+    """The program that would replace this one."""
     calls = []
     monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
     monkeypatch.setattr(sys, "platform", "linux")

@@ -15,7 +15,7 @@ TINY = ("--quick", "--rounds", "1", "--models", "unet:resnet18", "--shapes", "1x
 
 
 def tiny_model(pair, arguments, shape, impl, dtype):
-    """What stands for every name: the real ones take too long to compile."""
+    """Replaces every model, because the real ones take too long to compile."""
     return dz.create_model("unet", dz.PlainEncoder((4, 8)), arguments.num_classes, impl=impl)
 
 
@@ -76,7 +76,7 @@ def test_training_compiles_again_from_the_cache(tmp_path, monkeypatch):
 def test_another_loss_is_an_error():
     truth = {"first loss": 1.0, "gradient norm": 2.0, "second loss": 0.9}
     training.check("m", truth | {"second loss": 0.9001}, truth, "float32", "cpu")
-    with pytest.raises(options.Mismatch, match=r"m: the gradient norm is 2\.1 and the reference's 2: nothing is timed"):
+    with pytest.raises(options.Mismatch, match=r"m: the gradient norm is 2\.1, but the reference's is 2: not timed"):
         training.check("m", truth | {"gradient norm": 2.1}, truth, "float32", "cpu")
 
 

@@ -23,12 +23,12 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def several_blocks(monkeypatch):
-    """Small blocks, so that these small maps take several, the last of them ragged, and haloes are read."""
+    """Small blocks, so that these small maps need several, the last of them partial, and haloes are read."""
     monkeypatch.setattr(pallas_kernels, "MAX_ROWS", 2)
 
 
 def whole(shape, dtype=jnp.float32, seed=0):
-    """Small whole numbers: their sums, products and sixteenths are exact in float32."""
+    """Small integers: their sums, products and sixteenths are exact in float32."""
     return jnp.asarray(np.random.default_rng(seed).integers(-8, 9, shape), dtype)
 
 
@@ -81,7 +81,7 @@ def test_unpool(shape, dtype):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("shape", [(2, 5, 7, 3), (1, 4, 8, 256)])
 def test_lowering_for_tpu(shape, dtype):
-    """Each kernel and that of its gradient are in the TPU's module."""
+    """The TPU's module contains each kernel and that of its gradient."""
     x, index = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape, jnp.int8)
     for kernel, arguments in ((bilinear_x2, (x,)), (max_unpool_x2, (x, index))):
 

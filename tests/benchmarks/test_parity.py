@@ -1,4 +1,4 @@
-"""The comparison with segmentation_models_pytorch: what it writes down, and the tables made of that; without torch."""
+"""The comparison with segmentation_models_pytorch: its records and tables; without torch."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_the_report_has_every_pair_in_both_tables(arguments):
     assert parity.main(with_fields(arguments, report=True)) == 0
     text = arguments.docs.read_text()
     errors, parameters = text.split("<!-- errors:end -->")
-    assert "old" not in text and "2 pairs, the largest error 2.0e-06; 1 refused, 1 not there." in errors
+    assert "old" not in text and "2 pairs, largest error 2.0e-06; 1 rejected, 1 without a reference." in errors
     assert "| encoder | unet | pan |" in errors
     assert "| resnet18 | 2e-06 | 2e-06 |" in errors and "| resnet18 | 14.3 | 11.4 |" in parameters
     assert "| swin | no reference | - |" in errors and "| swin | no reference | - |" in parameters

@@ -1,4 +1,4 @@
-"""The other process: its protocol, and the benchmarks beside a fake one; the real one where torch is."""
+"""The worker process: its protocol, and the benchmarks with a fake one, or the real one if torch is installed."""
 
 import importlib.util
 import io
@@ -20,7 +20,7 @@ LIMITS = {"copy_bandwidth": 1e10, "copy_bandwidth_by_mib": {"4": 1e10}, "matmul_
 
 @pytest.fixture
 def beside_a_fake(monkeypatch, tmp_path):
-    """Runs a benchmark beside the fake worker; gives the exit code and the result."""
+    """Runs a benchmark with the fake worker; returns the exit code and the result."""
     monkeypatch.setattr(options, "Worker", lambda command, setup: Worker(FAKE, setup))
     monkeypatch.setattr(options, "PAUSE", 0.0)
     monkeypatch.setattr(machine, "busy_cores", lambda: 0.0)
@@ -92,7 +92,7 @@ def test_models_beside_peers(beside_a_fake, tiny, capsys):
     assert rows["torch"]["milliseconds"]["median"] == 500 and rows["torch"]["error"] < 1e-3
     assert rows["torch"]["compile_seconds"] is None and rows["openvino"]["compile_seconds"] == 3.0
     assert set(rows["densezoo"]["ratios"]) == {"torch", "torch.compile", "torch.compile, frozen", "openvino"}
-    assert "onnxruntime is left out: ImportError: no such runtime" in capsys.readouterr().err
+    assert "onnxruntime is skipped: ImportError: no such runtime" in capsys.readouterr().err
 
 
 def test_what_is_there_is_not_measured_again(beside_a_fake, tiny, monkeypatch):

@@ -45,7 +45,7 @@ def model_row(model, form, ms, mode="inference", **ratios):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Results of kernels, models and memory, and a document whose prose is to stay."""
+    """Results of kernels, models and memory, and a document whose prose must not change."""
     results, docs = tmp_path / "results", tmp_path / "docs"
     rows = [
         kernel_row("conv_1x1", [4, 64, 64, 64], jax=0.125, torch=1.05),
@@ -230,7 +230,7 @@ def test_running_it_twice_changes_nothing(folders):
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [("x.json", "[1]", "is no result of these benchmarks"), ("x.json", json.dumps({"schema": 9}), "schema 9")],
+    [("x.json", "[1]", "is not a result of these benchmarks"), ("x.json", json.dumps({"schema": 9}), "schema 9")],
 )
 def test_other_files_in_the_folder_are_named(folders, capsys, name, content, message):
     (folders[0] / name).write_text(content)

@@ -8,7 +8,7 @@ from benchmarks import timing
 
 
 class Clock:
-    """Time that passes only in the functions that it makes."""
+    """A clock that only advances in the functions that it creates."""
 
     def __init__(self):
         self.now, self.calls = 0.0, []
@@ -66,7 +66,7 @@ def test_ratios_are_taken_round_by_round():
     ours, theirs = timing.Timing((1.0, 30.0, 3.0), 1), timing.Timing((0.5, 15.0, 2.0), 1)
     ratio = ours.ratio_to(theirs)
     assert (ratio.median, ratio.q1, ratio.q3, ratio.minimum) == (2.0, 1.75, 2.0, 1.5)
-    with pytest.raises(ValueError, match="3 rounds, the other 1"):
+    with pytest.raises(ValueError, match="3 rounds and the other 1"):
         ours.ratio_to(timing.Timing((1.0,), 1))
 
 

@@ -14,7 +14,7 @@ LIMITS = {"copy_bandwidth": 1e10, "copy_bandwidth_by_mib": {"4": 1e10}, "matmul_
 
 @pytest.fixture(autouse=True)
 def quick_machine(monkeypatch):
-    """The machine's limits take seconds and gigabytes."""
+    """Measuring the machine's limits takes seconds and gigabytes."""
     monkeypatch.setattr(upsampling, "measure_limits", lambda quick: LIMITS)
     monkeypatch.setattr(machine, "busy_cores", lambda: 0.0)
 

@@ -1,4 +1,4 @@
-"""What several tests of data need."""
+"""Fixtures that several tests of data share."""
 
 import runpy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pictures for the tests of data: noise, and files of it."""
+"""Pictures for the tests of data: noise, and files with it."""
 
 import numpy as np
 from PIL import Image

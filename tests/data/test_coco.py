@@ -1,4 +1,4 @@
-"""Pictures with objects, from annotation files and from maps of instances."""
+"""Pictures with objects, from annotation files and from instance maps."""
 
 import copy
 import json
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densezoo.data import CocoDetection, InstanceFolder
+from densezoo.data import CocoDetection, CocoPanoptic, InstanceFolder, eval_batches
 
 HEIGHT, WIDTH = 10, 12
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
@@ -58,7 +58,7 @@ def test_items(folder):
     assert first["image"].shape == (HEIGHT, WIDTH, 3) and first["image_id"] == 1
     np.testing.assert_array_equal(first["boxes"], [[2, 3, 6, 8], [3, 4, 5, 6]])
     np.testing.assert_array_equal(first["labels"], [0, 1])
-    # The smaller object lies on the larger one.
+    # The smaller object is on top of the larger one.
     expected = np.zeros((HEIGHT, WIDTH), np.int32)
     expected[3:8, 2:6] = 1
     expected[4:6, 3:5] = 2
@@ -72,8 +72,22 @@ def test_crowds_are_no_objects(folder, dataset):
     runs = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
     dataset["annotations"].append(annotation(3, iscrowd=1, segmentation=runs))
     source = CocoDetection(folder())
-    assert (source[0]["labels"] >= 0).sum() == 2
+    first, second = source[0], source[1]
+    assert (first["labels"] >= 0).sum() == 2
     assert len(source.dataset["annotations"]) == 3
+    np.testing.assert_array_equal(first["boxes_crowd"], [[2, 3, 6, 8]])
+    assert first["labels_crowd"].tolist() == [0] and second["labels_crowd"].tolist() == [-1]
+    assert (first["instances_crowd"] == 1).all() and not second["instances_crowd"].any()
+
+
+def test_areas_are_those_of_the_file_and_follow_the_size(folder, dataset):
+    dataset["annotations"][0]["area"] = 17.5
+    source = CocoDetection(folder())
+    np.testing.assert_array_equal(source[0]["areas"], [17.5, np.nan])
+    batches = eval_batches(source, batch_size=2, multiple=1, resize=(2 * HEIGHT, 3 * WIDTH), fields=("boxes", "areas"))
+    (batch,) = batches
+    np.testing.assert_array_equal(batch["areas"], [[105, np.nan], [0, 0]])
+    np.testing.assert_array_equal(batch["boxes"][0, 0], [6, 6, 18, 16])
 
 
 def test_run_lengths_equal_pycocotools(folder, dataset):
@@ -114,6 +128,12 @@ def test_polygons_equal_pycocotools(folder, dataset):
         (lambda d: d["images"][0].update(height=11), "image 4: .* is 10x12 .* says 11x12"),
         (lambda d: d["annotations"][0].update(bbox=[1, 2, float("nan"), 3]), "annotation 1: the box .*nan"),
         (lambda d: d["annotations"][0].update(bbox=[20, 2, 3, 3]), "annotation 1: the box .* outside image 1"),
+        (lambda d: d["annotations"][0].update(image_id=[1]), r"annotation 1: there is no image \[1\]"),
+        (lambda d: d["annotations"][0].update(iscrowd="0"), "annotation 1: iscrowd is '0'; expected 0 or 1"),
+        (lambda d: d["categories"][0].update(name="cat"), r"categories \[9, 5\] have the same name, 'cat'"),
+        (lambda d: d["images"][0].update(file_name="1.png"), r"images \[1, 4\] have the same file_name, '1.png'"),
+        (lambda d: d["annotations"][0].update(area=-1), "annotation 1: the area -1; expected 0 or more"),
+        (lambda d: d["annotations"][0].update(iscrowd=1, bbox=[1, 2]), r"annotation 1: the box \[1, 2\]"),
         (lambda d: d["annotations"][0].pop("segmentation"), "annotation 1 has no segmentation: pass masks=False"),
         (lambda d: d.pop("categories"), "'categories' is missing"),
         (lambda d: d["categories"].clear(), "lists no categories"),
@@ -136,7 +156,7 @@ def test_a_wrong_file_is_named_with_the_id(folder, dataset, change, message):
         ({"size": [HEIGHT, WIDTH], "counts": [5, 2]}, "add up to 7 pixels; expected 10 x 12"),
         ({"size": [WIDTH, HEIGHT], "counts": [120]}, r"expected \[10, 12\]"),
         ({"size": [HEIGHT, WIDTH], "counts": [-5, 125]}, "at least 0"),
-        ({"size": [HEIGHT, WIDTH], "counts": "\x05"}, "cannot have"),
+        ({"size": [HEIGHT, WIDTH], "counts": "\x05"}, "is invalid in run lengths"),
         ({"size": [HEIGHT, WIDTH], "counts": "P"}, "middle of a number"),
         ("circle", "expected polygons"),
     ],
@@ -165,7 +185,7 @@ def test_boxes_over_the_border_are_named_and_cut(folder, dataset):
 
 def test_check_compares_boxes_and_masks(folder, dataset):
     dataset["annotations"][0]["bbox"] = [0, 0, 12, 10]
-    with pytest.raises(ValueError, match=r"annotation 1: the box .* is not that of its mask, \[2, 3, 6, 8\]"):
+    with pytest.raises(ValueError, match=r"annotation 1: the box .* differs from its mask's, \[2, 3, 6, 8\]"):
         CocoDetection(folder()).check()
 
 
@@ -178,7 +198,7 @@ def test_more_objects_than_rows(folder, tmp_path, kind):
             root / "instances" / f"{name}.png"
         )
     make = CocoDetection if kind == "coco" else InstanceFolder
-    with pytest.raises(ValueError, match="has 2 objects, and max_objects is 1"):
+    with pytest.raises(ValueError, match="has 2 objects, but max_objects is 1"):
         make(root, max_objects=1)
     assert make(root, max_objects=5)[0]["boxes"].shape == (5, 4)
 
@@ -206,3 +226,80 @@ def test_instance_folder(tmp_path):
     np.testing.assert_array_equal(plain["labels"], [0, 0, 0, 0])
     with pytest.raises(ValueError, match="divisor"):
         InstanceFolder(tmp_path, class_names=("a", "b"))
+
+
+@pytest.fixture
+def panoptic(tmp_path):
+    """A picture with a cat, a crowd of cats, sky and sea, and one without an annotation."""
+    numbers = np.zeros((HEIGHT, WIDTH), int)
+    numbers[:4], numbers[4:8, 2:5], numbers[8:], numbers[4:6, 8:] = 70000, 300, 2, 5
+    colours = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], -1).astype(np.uint8)
+    for name in ("images", "panoptic"):
+        (tmp_path / name).mkdir()
+    for number in (4, 1):
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), number, np.uint8)).save(tmp_path / "images" / f"{number}.png")
+    Image.fromarray(colours).save(tmp_path / "panoptic" / "1.png")
+    segments = [
+        {"id": 70000, "category_id": 20, "area": 48},
+        {"id": 300, "category_id": 3, "area": 12, "bbox": [2, 4, 3, 4]},
+        {"id": 2, "category_id": 9},
+        {"id": 5, "category_id": 3, "iscrowd": 1},
+    ]
+    things = [{"id": 3, "name": "cat", "isthing": 1}]
+    stuff = [{"id": 20, "name": "sky", "isthing": 0}, {"id": 9, "name": "sea", "isthing": 0}]
+    dataset = {
+        "images": [{"id": number, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH} for number in (4, 1)],
+        "categories": stuff + things,
+        "annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": segments}],
+    }
+
+    def write(change=lambda dataset: None):
+        change(dataset)
+        (tmp_path / "panoptic.json").write_text(json.dumps(dataset))
+        return tmp_path
+
+    return write
+
+
+def test_panoptic_items(panoptic):
+    with pytest.warns(UserWarning, match="1 images have no annotation: 4"):
+        source = CocoPanoptic(panoptic())
+    source.check()
+    assert source.class_names == ("cat",) and source.stuff_names == ("sea", "sky") and source.stuff == (2, 3)
+    first, second = source[0], source[1]
+    np.testing.assert_array_equal(first["boxes"], [[2, 4, 5, 8]])
+    assert first["labels"].tolist() == [0] and first["areas"].tolist() == [12]
+    expected = np.zeros((HEIGHT, WIDTH), int)
+    expected[:4], expected[4:8, 2:5], expected[8:], expected[4:6, 8:] = 3, 1, 2, 1
+    np.testing.assert_array_equal(first["mask"], expected)
+    expected[...] = 0
+    expected[4:8, 2:5] = 1
+    np.testing.assert_array_equal(first["instances"], expected)
+    np.testing.assert_array_equal(first["boxes_crowd"], [[8, 4, 12, 6]])
+    assert (first["instances_crowd"] == 1).sum() == 8
+    assert not second["mask"].any() and second["labels"].tolist() == second["labels_crowd"].tolist() == [-1]
+
+
+@pytest.mark.filterwarnings("ignore:.*have no annotation")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d, s: d["annotations"][0].update(image_id=77), "of image 77, which the file does not list"),
+        (lambda d, s: d["annotations"].append(d["annotations"][0]), "image 1 has more than one annotation"),
+        (lambda d, s: d["annotations"][0].update(file_name="no.png"), "image 1: .*no.png is missing"),
+        (lambda d, s: d["annotations"][0].pop("segments_info"), "image 1: segments_info is None"),
+        (lambda d, s: d["categories"][0].pop("isthing"), r"categories \[20\] have no isthing"),
+        (lambda d, s: d["categories"].pop(), "0 categories of things and 2 of stuff"),
+        (lambda d, s: s[1].update(category_id=4), "image 1: segment 300: there is no category 4"),
+        (lambda d, s: s[1].update(id=2), "image 1: the segment id 2 occurs more than once"),
+        (lambda d, s: s[1].update(area="big"), "image 1: segment 300: the area 'big'"),
+        (lambda d, s: s[1].update(bbox=[0, 0, 3, 4]), r"image 1, segment 300: the box .* its pixels, \[2, 4, 5, 8\]"),
+        (lambda d, s: s.pop(), r"image 1: .*1.png has the segments \[5\]"),
+        (lambda d, s: s.append({"id": 9, "category_id": 3}), r"image 1: .*1.png .* lacks \[9\]"),
+    ],
+)
+def test_a_wrong_panoptic_file_is_named(panoptic, change, message):
+    root = panoptic(lambda dataset: change(dataset, dataset["annotations"][0]["segments_info"]))
+    with pytest.raises(ValueError, match=message) as error:
+        CocoPanoptic(root).check()
+    assert "panoptic.json" in str(error.value)

@@ -22,21 +22,21 @@ def noise(*shape, dtype=np.uint8, stop=None):
 
 
 def lzw(data):
-    """Literals alone, with the table cleared before codes outgrow 9 bits."""
+    """LZW with literals only; the table is cleared before codes exceed 9 bits."""
     codes = [code for start in range(0, len(data), 200) for code in (256, *data[start : start + 200])] + [257]
     bits = "".join(f"{code:09b}" for code in codes) + "0" * 7
     return bytes(int(bits[start : start + 8], 2) for start in range(0, len(bits) - 7, 8))
 
 
 def write_tiff(path, *strips, **tags):
-    """A TIFF of one strip a band with any tags (`t256=[50]`), also those that no library writes."""
+    """A TIFF of one strip per band with any tags (`t256=[50]`), including those that no library writes."""
     starts = np.cumsum([8, *map(len, strips)]).tolist()
     tags = {f"t{code}": [value] for code, value in {258: 8, 259: 1, 262: 1, 277: 1}.items()} | tags
     tags |= {"t273": starts[:-1], "t278": tags["t257"], "t279": [len(strip) for strip in strips]}
     data, entries, more = b"".join(strips), b"", b""
     for name, values in sorted(tags.items()):
         field = struct.pack(f"<{len(values)}H", *values).ljust(4, b"\0")
-        if len(field) > 4:  # stands behind the page
+        if len(field) > 4:  # is stored after the page
             more, field = more + field, struct.pack("<I", 8 + len(data) + 2 + 12 * len(tags) + 4 + len(more))
         entries += struct.pack("<HHI", int(name[1:]), 3, len(values)) + field
     page = struct.pack("<H", len(tags)) + entries + bytes(4)
@@ -132,7 +132,7 @@ def test_palette_of_one_bit(tmp_path):
 def test_jpegs_whose_colours_are_unclear(tmp_path, photometric, planes):
     tags = {"t258": [8, 8, 8], "t259": [7], "t262": [photometric], "t277": [3], "t284": [planes]}
     path = write_tiff(tmp_path / "a.tif", *[b"?"] * (3 if planes == 2 else 1), t256=[8], t257=[8], **tags)
-    with pytest.raises(ValueError, match=r"a\.tif: its JPEG compression of several channels is not read"):
+    with pytest.raises(ValueError, match=r"a\.tif: its JPEG compression of several channels is not supported"):
         read_image(path)
 
 
@@ -290,7 +290,7 @@ def test_pages_without_end(tmp_path, alarm):
     offsets = range(8, 8 + 6 * 20_000, 6)  # pages of no tags
     pages = b"".join(struct.pack("<HI", 0, offset + 6) for offset in offsets)
     (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + pages)
-    with pytest.raises(ValueError, match="more than 10000 pages: save one picture a file"):
+    with pytest.raises(ValueError, match="more than 10000 pages: save one picture per file"):
         read_image(tmp_path / "a.tif")
 
 
@@ -326,7 +326,7 @@ def test_decoded_bytes_are_limited(tmp_path, monkeypatch):
     for pixels in (few, many):
         tifffile.imwrite(tmp_path / f"{pixels.shape[2]}.tif", pixels, photometric="minisblack", planarconfig="contig")
     np.testing.assert_array_equal(read_image(tmp_path / "20.tif"), few)
-    write_png(tmp_path / "a.png", 4, 16, noise(4, 4 * 8), colour_type=6)  # RGBA of 16 bits a channel
+    write_png(tmp_path / "a.png", 4, 16, noise(4, 4 * 8), colour_type=6)  # RGBA of 16 bits per channel
     for path in (tmp_path / "21.tif", tmp_path / "a.png"):
         for read in (read_image, _decode.read_size):
             with pytest.raises(ValueError, match=r"Decoded size \(12\d bytes\) exceeds limit of 120.*Cut the picture"):

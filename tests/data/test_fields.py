@@ -76,14 +76,14 @@ def test_types_in_batches():
 
 
 def surface(width=8):
-    """A smooth height over a square, of one sample."""
+    """A smooth height map over a square, for one sample."""
     a, b, c = RNG.random(3) + 0.5
     rows, columns = np.mgrid[:width, :width] / width
     return a * np.sin(3 * rows * b + columns) + c * rows * columns
 
 
 def normals_of(height, y_up):
-    """The unit normals of a surface, from its differences."""
+    """The unit normals of a surface, from finite differences."""
     down, right = np.gradient(height)
     normals = np.stack([-right, down if y_up else -down, np.ones_like(right)], -1)
     return normals / np.linalg.norm(normals, axis=-1, keepdims=True)
@@ -150,7 +150,7 @@ def test_a_field_of_the_users_own(monkeypatch):
         transforms.random_flip()(KEY, {"flow": jnp.zeros((1, 4, 4, 3))})
 
 
-# --- several labels a pixel ---
+# --- several labels per pixel ---
 
 
 def test_masks_of_several_labels_move_with_the_picture():
@@ -170,7 +170,7 @@ def test_masks_of_several_labels_move_with_the_picture():
 
 
 def crowd(count=24, suffix=""):
-    """Samples of 8x8 with an instance of 4x4 in each of two corners, the second with a box that is twice as wide."""
+    """Samples of 8x8 with an instance of 4x4 in each of two corners; the second one's box is twice as wide."""
     ids = np.zeros((count, 8, 8), np.int32)
     ids[:, :4, :4], ids[:, 4:, 4:] = 1, 2
     boxes = np.zeros((count, 3, 4), np.float32)
@@ -180,7 +180,7 @@ def crowd(count=24, suffix=""):
 
 
 def check_instances(ids, boxes, labels):
-    """What has left one of the three has left all; returns which of the two instances are there."""
+    """An instance removed from one of the three fields is removed from all; returns which of the two are present."""
     present = {k for k in (1, 2) if (ids == k).any()}
     assert {k for k in (1, 2) if labels[k - 1] >= 0} == present and labels[2] == -1
     for k in (1, 2):

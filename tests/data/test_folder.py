@@ -19,7 +19,7 @@ noise, save = pictures["noise"], pictures["save"]
 
 
 def write_png16(path, pixels, *, sub_filter=True):
-    """A 16-bit PNG of any number of channels, which Pillow cannot write; rows by the Sub filter, or unfiltered."""
+    """A 16-bit PNG of any number of channels, which Pillow cannot write; with the Sub filter or unfiltered."""
     height, width, channels = pixels.shape
     rows = np.frombuffer(pixels.astype(">u2").tobytes(), np.uint8).reshape(height, -1)
     if sub_filter:
@@ -124,7 +124,7 @@ def test_compressed_tiff(tmp_path, compression):
 def test_tiff_that_stores_white_as_zero(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", noise(6, 7), photometric="miniswhite")
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), 255 - noise(6, 7, 1))
-    # Of 16 bits and more, tifffile, Pillow and GDAL give the numbers as they are stored.
+    # With 16 bits or more, tifffile, Pillow and GDAL return the stored numbers.
     for dtype in (np.uint16, np.uint32):
         tifffile.imwrite(tmp_path / "b.tif", noise(6, 7, dtype=dtype), photometric="miniswhite")
         np.testing.assert_array_equal(read_image(tmp_path / "b.tif"), noise(6, 7, 1, dtype=dtype))
@@ -132,11 +132,11 @@ def test_tiff_that_stores_white_as_zero(tmp_path):
 
 def test_stack_of_pictures_is_refused(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", noise(2, 3, 6, 7), photometric="minisblack")
-    with pytest.raises(ValueError, match=r"one picture a file"):
+    with pytest.raises(ValueError, match=r"one picture per file"):
         read_image(tmp_path / "a.tif")
 
 
-# Where the pixel (y, x) that is seen lies among the h rows and w columns that are stored.
+# The stored position, among h rows and w columns, of the displayed pixel (y, x).
 STORED = {
     1: lambda y, x, h, w: (y, x),
     2: lambda y, x, h, w: (y, w - 1 - x),
@@ -289,7 +289,7 @@ def test_missing_folders(tmp_path, folder):
     for path in (folder / "images").iterdir():
         path.unlink()
     (folder / "images" / "a.heic").write_bytes(b"?")
-    with pytest.raises(ValueError, match=r"images: the folder holds no images \(found: a\.heic\)"):
+    with pytest.raises(ValueError, match=r"images: the folder contains no images \(found: a\.heic\)"):
         ImageMaskFolder(folder)
 
 

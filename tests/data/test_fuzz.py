@@ -23,13 +23,13 @@ from densezoo.data import _decode, read_image
 
 REASONS = (
     "its JPEG compression|"
-    "pip install imagecodecs|its colours are|pixels are of type|one picture a file|has a palette and"
+    "pip install imagecodecs|its colours are|pixels are of type|one picture per file|has a palette and"
     "|which no array type|a mask of \\d+ channels|a mask of type|too large"
 )
 
 
 def noise(shape, dtype, bits=None):
-    """Noise that uses the type's whole range, or the given bits of it."""
+    """Noise over the type's whole range, or over the given number of bits."""
     rng, dtype = np.random.default_rng(sum(shape)), np.dtype(dtype)
     if dtype.kind in "fc":
         return rng.normal(size=shape).astype(dtype)
@@ -40,7 +40,7 @@ def noise(shape, dtype, bits=None):
 
 
 def picture(stored, bits=None, white_is_zero=False):
-    """What read_image gives for (h, w, c) numbers in a file."""
+    """The expected result of read_image for (h, w, c) numbers in a file."""
     if stored.dtype == bool:
         stored, bits = stored.astype(np.uint8), 1
     if white_is_zero and stored.dtype == np.uint8:
@@ -146,7 +146,7 @@ def by_pillow():
         )
     for mode, suffix in itertools.product(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"], [".png", ".bmp", ".webp"]):
         if (suffix == ".webp" and mode not in ("RGB", "RGBA")) or (suffix == ".bmp" and mode == "RGBA"):
-            continue  # WebP stores colours alone, and no reader takes the fourth byte of a BMP for alpha
+            continue  # WebP only stores colours, and no reader treats the fourth byte of a BMP as alpha
         image, numbers = pillow_image(mode)
         expected = picture(np.asarray(image.convert("RGB") if mode == "P" else image))
         expected = expected if expected.ndim == 3 else expected[:, :, None]
@@ -274,7 +274,7 @@ def by_gdal():
 
 
 def outcome(read, path, expected, tolerance):
-    """Compares what is read with what was written."""
+    """Compares the result with the written numbers."""
     try:
         found = read(path)
     except ValueError as error:
@@ -294,7 +294,7 @@ def outcome(read, path, expected, tolerance):
 
 
 def fuzz(cases, folder):
-    """Gives how often each outcome occurred by writer, and the failures."""
+    """Returns the counts of each outcome by writer, and the failures."""
     counts, failures = collections.defaultdict(collections.Counter), []
     for number, (title, suffix, write, image, mask, tolerance) in enumerate(cases):
         path, writer = pathlib.Path(folder, f"{number}{suffix}"), title.split()[0]

@@ -1,4 +1,4 @@
-"""Masks of every kind of file: class numbers, other numbers, colours, and several labels a pixel."""
+"""Masks from every kind of file: class numbers, other numbers, colours, and several labels per pixel."""
 
 import runpy
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_class_numbers_do_not_turn_with_white(tmp_path, compression):
         pytest.importorskip("imagecodecs")
     numbers = noise(6, 8) % 5
     save(tmp_path / "images" / "a.png", noise(6, 8))
-    # Pillow inverts what it writes with white as 0.
+    # Pillow inverts values when it writes with white as 0.
     inverted = Image.fromarray(255 - numbers)
     path = save(tmp_path / "masks" / "a.tif", inverted, compression=compression, tiffinfo={262: 0})
     with tifffile.TiffFile(path) as tiff:

@@ -10,7 +10,7 @@ from densezoo.data import DigitScenes, ImageMaskFolder, eval_batches, train_batc
 
 
 class Numbers:
-    """Samples whose pixels all hold the number of the sample, besides a text and a number a sample."""
+    """Samples whose pixels all equal the sample's number, with a text and a number for each sample."""
 
     def __init__(self, count, height=4, width=6, channels=1, sizes=None):
         self.shapes = sizes or [(height, width)] * count
@@ -32,7 +32,7 @@ class Numbers:
 
 
 class Pixels:
-    """Samples in which every pixel holds its place: row, column and sample are the channels."""
+    """Samples in which every pixel contains its position: row, column and sample are the channels."""
 
     def __init__(self, count, height, width):
         self.count, self.height, self.width = count, height, width
@@ -367,7 +367,7 @@ def test_missing_scenes_have_no_labels():
             {"batch_size": 2, "fields": ("image", "boxes")},
             "boxes is not in the samples; expected some of image, mask, number",
         ),
-        ({"batch_size": 2, "fields": ("name",)}, "name is no array of numbers"),
+        ({"batch_size": 2, "fields": ("name",)}, "name is not numeric"),
     ],
 )
 def test_arguments_out_of_range(make, arguments, message):

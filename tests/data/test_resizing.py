@@ -1,4 +1,4 @@
-"""Samples resized on the host, and the sizes that padded batches tell."""
+"""Resizing of samples on the host, and the sizes in padded batches."""
 
 import itertools
 
@@ -25,7 +25,7 @@ def nearest_by_loops(array, size):
 
 
 def linear_by_loops(array, size):
-    """Triangles around half-pixel centres, as wide as a pixel of the coarser of the two pictures."""
+    """Triangles around half-pixel centres, as wide as a pixel of the coarser picture."""
     result = np.zeros((*size, *array.shape[2:]))
     scales = [max(1.0, before / after) for before, after in zip(array.shape, size, strict=False)]
     for y, x in np.ndindex(*size):
@@ -63,7 +63,7 @@ def test_sizes_by_sides():
 
 
 class Corners:
-    """Pictures of several sizes, dark but for their right lower quarter, with its mask and box."""
+    """Pictures of several sizes, dark except for their lower right quarter, with its mask and box."""
 
     sizes = ((8, 12), (12, 8), (16, 24))
 

@@ -1,4 +1,4 @@
-"""A part of a source."""
+"""Subsets of a source."""
 
 import numpy as np
 import pytest

@@ -14,7 +14,7 @@ SAMPLES = 24
 
 
 def make_batch(height=5, width=7, channels=3, samples=SAMPLES):
-    """Images whose pixels are all different, and maps that hold the number of the pixel."""
+    """Images with unique pixels, and maps that contain the pixels' numbers."""
     pixels = np.arange(samples * height * width).reshape(samples, height, width)
     image = np.repeat(pixels[..., None], channels, 3) + np.linspace(0, 0.5, channels)
     return {
@@ -33,7 +33,7 @@ def with_boxes(batch, box=(1.0, 2.0, 4.0, 3.0)):
 
 
 def assert_same_geometry(result, batch, move):
-    """Every image and map of sample i is what `move(array, i)` makes of it."""
+    """Every image and map of sample i equals `move(array, i)`."""
     for name in ("image", "image_after", "mask", "instances", "depth"):
         for i in range(SAMPLES):
             np.testing.assert_array_equal(result[name][i], move(np.asarray(batch[name][i]), i), err_msg=f"{name} {i}")
@@ -41,7 +41,7 @@ def assert_same_geometry(result, batch, move):
 
 
 def box_of(region):
-    """The box around the non-zero pixels, by looking at each."""
+    """The box around the nonzero pixels, by a loop over all pixels."""
     points = [(x, y) for (y, x), value in np.ndenumerate(region) if value]
     xs, ys = zip(*points, strict=True)
     return min(xs), min(ys), max(xs) + 1, max(ys) + 1
@@ -161,7 +161,7 @@ def zoom_by_loops(image, labels, zoom, shift, ignore_index):
 def test_random_scale_zooms_about_a_random_centre(zoom):
     height, width = 9, 11
     rng = np.random.default_rng(0)
-    # The first two maps tell where the sample was put: a fine ramp along each axis.
+    # The first two maps, fine ramps along each axis, show the sample's new position.
     batch = with_boxes(
         {
             "image": jnp.asarray(rng.random((SAMPLES, height, width, 3)), jnp.float32),
@@ -174,7 +174,7 @@ def test_random_scale_zooms_about_a_random_centre(zoom):
     shifts = []
     for i in range(SAMPLES):
         box = np.asarray(result["boxes"][i, 0])
-        # One side of the box at least is inside; with the zoom it gives the shift.
+        # At least one side of the box is inside; with the zoom, it determines the shift.
         low, high = np.array([2.0, 3.0]) * zoom, np.array([8.0, 7.0]) * zoom
         shift = np.where(box[:2] > 0, box[:2] - low, box[2:] - high)
         shifts.append(tuple(np.round(shift, 4)))

@@ -1,4 +1,4 @@
-"""DeepLab: which maps take part, options, messages, and torchvision's model."""
+"""DeepLab: the maps that it reads, options, messages, and torchvision's model."""
 
 import runpy
 from functools import partial
@@ -17,7 +17,7 @@ SMALL = {"features": 8, "atrous_rates": (1, 2)}
 
 
 def pyramid_of(reductions, size=(33, 50), told=True):
-    """Shapes of maps, with as many channels as their place in the pyramid."""
+    """Shapes of maps, whose number of channels is their index in the pyramid."""
     sizes = [(-(-size[0] // r), -(-size[1] // r)) for r in reductions]
     maps = [jax.ShapeDtypeStruct((1, *size, level), jnp.float32) for level, size in enumerate(sizes, start=1)]
     return dz.Pyramid(tuple(maps), None, tuple(reductions) if told else None, size)
@@ -81,7 +81,7 @@ def test_an_encoder_by_its_name_is_dilated():
         assert dz.create_model(name, "resnet18").encoder.reductions == reductions
         with pytest.raises(ValueError, match=r"with output_stride.* vgg11 does not support.* resnet18"):
             dz.create_model(name, "vgg11")
-        # As it is, if that is what is wanted.
+        # Unchanged, if requested.
         dz.create_model(name, dz.create_encoder("vgg11"))
 
 

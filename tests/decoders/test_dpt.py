@@ -1,4 +1,4 @@
-"""DPT's decoder: readouts, scales, odd sizes, and encoders that do not go with it."""
+"""DPT's decoder: readouts, scales, odd sizes, and incompatible encoders."""
 
 from functools import partial
 
@@ -16,12 +16,12 @@ FLAT = {"intermediate_features": (4, 4), "features": 4}  # which compiles quickl
 
 
 def quick(function):
-    """`jax.jit` of what runs once or twice: not worth the compiler's optimisation."""
+    """`jax.jit` for functions that run once or twice, without the compiler's optimisation."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def filled(module, *arguments):
-    """Variables with random numbers, which are there sooner than those of `init`."""
+    """Variables with random numbers, which are faster than those of `init`."""
     shapes = jax.eval_shape(module.init, KEY, *arguments)
     rng = np.random.default_rng(1)
     variables = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(-0.5, 0.5, leaf.shape), leaf.dtype), shapes)
@@ -50,7 +50,7 @@ def test_the_result_is_half_of_the_image(size, reductions):
 
 
 def test_a_padded_image_is_cut_and_not_squeezed():
-    """Pixels of the image give what they give in the padded image, of which they are a part."""
+    """The image's pixels give the same outputs as in the padded image."""
     decoder = dz.DPTDecoder(**FLAT)
     padded = pyramid_of((64, 64), (16, 16))
     variables = filled(decoder, padded)
@@ -81,7 +81,7 @@ def test_what_the_readouts_read(readout):
     ("fields", "message"),
     [
         ({"readout": "mean"}, "got 'mean'"),
-        ({"intermediate_features": (4, 4)}, r"4 maps; got \(4, 4\)"),
+        ({"intermediate_features": (4, 4)}, r"needs 2 .* for intermediate_features=\(4, 4\), .* gives 4"),
     ],
 )
 def test_impossible_fields_are_named(fields, message):

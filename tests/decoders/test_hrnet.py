@@ -1,4 +1,4 @@
-"""HRNet's head: the maps at the finest one's size, the encoder that belongs to it."""
+"""HRNet's head: all maps at the finest one's size, and the encoder that it needs."""
 
 from functools import partial
 

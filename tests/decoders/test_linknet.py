@@ -1,4 +1,4 @@
-"""LinkNet's upsamplers and widths, and that it adds."""
+"""LinkNet: upsamplers, widths, and skips by addition."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""MA-Net's attention, against loops; its gates; and the pyramids that it takes."""
+"""MA-Net: its attention, compared with loops; its gates; and the pyramids that it accepts."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""PAN: which maps take part, small and odd sizes, options."""
+"""PAN: the maps that it reads, small and odd sizes, options."""
 
 import runpy
 from functools import partial
@@ -19,7 +19,7 @@ PARITY = Path(__file__).parents[1] / "weights" / "test_parity.py"
 
 
 def pyramid_of(reductions, size=(33, 50), told=True):
-    """Shapes of maps, with as many channels as their place in the pyramid."""
+    """Shapes of maps, whose number of channels is their index in the pyramid."""
     sizes = [(-(-size[0] // r), -(-size[1] // r)) for r in reductions]
     maps = [jax.ShapeDtypeStruct((2, *size, level), jnp.float32) for level, size in enumerate(sizes, start=1)]
     return dz.Pyramid(tuple(maps), None, tuple(reductions) if told else None, size)

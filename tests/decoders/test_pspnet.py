@@ -1,4 +1,4 @@
-"""PSPNet: what takes part, maps smaller than their grids, options."""
+"""PSPNet: the map that it reads, maps smaller than their grids, options."""
 
 from functools import partial
 

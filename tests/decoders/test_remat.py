@@ -1,4 +1,4 @@
-"""Working blocks out anew in the backward pass changes what is kept, and nothing else."""
+"""Rematerialisation only changes which values are stored."""
 
 import jax
 import jax.numpy as jnp

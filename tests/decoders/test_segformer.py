@@ -1,4 +1,4 @@
-"""SegFormer's decoder: its size, and that the fused products are those of the reference."""
+"""SegFormer's decoder: its size, and that its fused products equal the reference's."""
 
 from functools import partial
 
@@ -14,12 +14,12 @@ KEY = jax.random.key(0)
 
 
 def quick(function):
-    """`jax.jit` of what runs once or twice: not worth the compiler's optimisation."""
+    """`jax.jit` for functions that run once or twice, without the compiler's optimisation."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def filled(module, *arguments):
-    """Variables with random numbers, which are there sooner than those of `init`."""
+    """Variables with random numbers, which are faster than those of `init`."""
     shapes = jax.eval_shape(module.init, KEY, *arguments)
     rng = np.random.default_rng(1)
     variables = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(-0.5, 0.5, leaf.shape), leaf.dtype), shapes)
@@ -28,7 +28,7 @@ def filled(module, *arguments):
 
 
 def pyramid_of(reductions, size=(33, 50), told=True):
-    """Maps with as many channels as their place in the pyramid."""
+    """Maps whose number of channels is their index in the pyramid."""
     rng = np.random.default_rng(0)
     sizes = [(-(-size[0] // r), -(-size[1] // r)) for r in reductions]
     maps = [rng.standard_normal((2, *side, level)).astype(np.float32) for level, side in enumerate(sizes, start=1)]

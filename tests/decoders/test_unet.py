@@ -1,4 +1,4 @@
-"""The U-Net's attention, dropout and several scales; its other promises are those of every decoder."""
+"""The U-Net's attention, dropout and deep supervision; the contract suite tests the rest."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""U-Net++'s grid of blocks: which there are, what each reads, and what is supervised."""
+"""U-Net++'s grid of blocks: their number, their inputs, and which are supervised."""
 
 import jax
 import jax.numpy as jnp

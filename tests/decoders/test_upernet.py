@@ -1,4 +1,4 @@
-"""UPerNet: which maps take part, small and odd sizes, options."""
+"""UPerNet: the maps that it reads, small and odd sizes, options."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 
 
 def pyramid_of(reductions, size=(33, 50), told=True):
-    """Noise, with as many channels as their place in the pyramid, doubled."""
+    """Noise; the number of channels is twice the map's index in the pyramid."""
     sizes = [(-(-size[0] // r), -(-size[1] // r)) for r in reductions]
     rng = np.random.default_rng(0)
     maps = [

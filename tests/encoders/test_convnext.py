@@ -1,4 +1,4 @@
-"""What ConvNeXt promises beyond what every encoder does."""
+"""ConvNeXt, beyond the contract of all encoders."""
 
 import json
 import runpy
@@ -24,7 +24,7 @@ def small(**fields):
 
 
 def shallow(**fields):
-    """Two stages, which take every path and compile quickly."""
+    """Two stages, which cover every path and compile quickly."""
     return small(depths=(1, 1, 0, 0), coarsest=8, **fields)
 
 
@@ -74,7 +74,7 @@ def test_drop_path_drops_in_training_only():
         for train in (False, True)
     )
     np.testing.assert_allclose(still[1:], still[:-1], rtol=1e-5)
-    # A branch is dropped or doubled, for each sample by itself.
+    # A branch is dropped or doubled, independently for each sample.
     kinds = {tuple(sample.ravel().round(3).tolist()) for sample in np.asarray(trained)}
     assert len(kinds) == 2
     np.testing.assert_allclose(sum(map(np.array, kinds)) / 2, np.ravel(still[0]), atol=2e-3)

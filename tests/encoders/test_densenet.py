@@ -1,4 +1,4 @@
-"""What DenseNet promises beyond what every encoder does."""
+"""DenseNet, beyond the contract of all encoders."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""EfficientNet and what it shares with the MobileNets: padding, taps, dilation, stages left out, stochastic depth."""
+"""EfficientNet and its code shared with the MobileNets: padding, kernels, dilation, stages, stochastic depth."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ KEY = jax.random.key(0)
 
 
 class Tiny(InvertedResidualEncoder):
-    """All kinds of blocks, in few."""
+    """A short list with all kinds of blocks."""
 
     @property
     def plan(self):
@@ -91,7 +91,7 @@ def test_same_padding_is_that_of_tensorflow():
 
 
 def test_padding_for_one_size_equals_same_padding_at_that_size():
-    encoder = Tiny(padding="SAME", padded_for=44)  # 44, 22, 11, 6, 3, of which 11 alone is odd before a stride
+    encoder = Tiny(padding="SAME", padded_for=44)  # 44, 22, 11, 6, 3, of which only 11 is odd before a stride
     x = images(44, 44)
     variables = jax.jit(encoder.init)(KEY, x)
     same = run(Tiny(padding="SAME"), variables, x)

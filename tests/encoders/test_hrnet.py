@@ -1,4 +1,4 @@
-"""HRNet: what the scales exchange, which of them are built, recomputation."""
+"""HRNet: the exchange between scales, which of them are built, rematerialisation."""
 
 import jax
 import jax.numpy as jnp
@@ -81,5 +81,5 @@ def test_the_exchange_lays_odd_maps_as_strided_convolutions_do():
 
 
 def centred(key, shape, dtype):
-    """A kernel that gives the pixel in its middle."""
+    """A kernel that copies its centre pixel."""
     return jnp.zeros(shape, dtype).at[shape[0] // 2, shape[1] // 2].set(1)

@@ -1,4 +1,4 @@
-"""What the Mix Transformer promises beyond what every encoder does."""
+"""The Mix Transformer, beyond the contract of all encoders."""
 
 import flax.linen as nn
 import jax
@@ -13,12 +13,12 @@ IMAGES = np.random.default_rng(0).standard_normal((2, 33, 40, 3)).astype(np.floa
 
 
 def quick(function):
-    """`jax.jit` of what runs once or twice: not worth the compiler's optimisation."""
+    """`jax.jit` for functions that run once or twice, without the compiler's optimisation."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def filled(module, *arguments):
-    """Variables with random numbers, which are there sooner than those of `init`."""
+    """Variables with random numbers, which are faster than those of `init`."""
     shapes = jax.eval_shape(module.init, KEY, *arguments)
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(-0.5, 0.5, leaf.shape), leaf.dtype), shapes)
@@ -29,7 +29,7 @@ def small(**fields):
 
 
 def shallow(**fields):
-    """One stage, which takes every path and compiles quickly."""
+    """One stage, which covers every path and compiles quickly."""
     return small(**({"depths": (2,), "coarsest": 4} | fields))
 
 

@@ -1,4 +1,4 @@
-"""MobileNetV2 in its two forms, and MobileNetV3's own activations."""
+"""MobileNetV2 in its two forms, and MobileNetV3's activations."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What ResNet and its kin promise beyond what every encoder does."""
+"""ResNet and its variants, beyond the contract of all encoders."""
 
 import re
 from functools import partial
@@ -122,7 +122,7 @@ def test_senet_floors_odd_sides_and_takes_small_images():
     assert shapes(encoder, (encoder.min_size, encoder.min_size))[0].maps[-1].shape[1:3] == (1, 1)
     with pytest.raises(ValueError, match="at least 3x3"):
         shapes(encoder, (encoder.min_size - 1, 32))
-    # Half a window at the end counts what is there.
+    # Half a window at the end averages the existing pixels.
     x = -jnp.ones((1, 4, 4, 1)).at[0, 3, 3, 0].set(0.5)
     assert encoder.pool(x)[0, :, :, 0].tolist() == [[-1.0, -1.0], [-1.0, -0.5]]
 

@@ -1,4 +1,4 @@
-"""What Swin promises beyond what every encoder does."""
+"""Swin, beyond the contract of all encoders."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def test_images_smaller_than_a_patch_are_named():
 
 
 def influence(block, size, pixel):
-    """Which pixels of the map a pixel of the block's result depends on."""
+    """The pixels of the map that a pixel of the block's result depends on."""
     x = jax.random.normal(KEY, (1, *size, 4))
 
     @jax.jit
@@ -127,7 +127,7 @@ def test_drop_path_drops_in_training_only():
         for train in (False, True)
     )
     np.testing.assert_allclose(still[1:], still[:-1], rtol=1e-5, atol=1e-6)
-    # The last block's two branches are dropped or doubled, for each sample by itself and each branch by itself.
+    # The last block's two branches are dropped or doubled, independently for each sample and branch.
     assert len({tuple(sample.ravel().round(3).tolist()) for sample in np.asarray(trained)}) == 4
 
 
@@ -155,7 +155,7 @@ def test_bfloat16_stays_close():
 
 
 def reference():
-    """An encoder, its arrays by the names of timm's `features_only`, and its variables."""
+    """An encoder, its arrays with the names of timm's `features_only`, and its variables."""
     with np.load(GOLDEN / "timm_swin.npz") as golden:
         names = json.loads(str(golden["shapes"]))
     seeded = runpy.run_path(str(GOLDEN / "seeded.py"))["array"]

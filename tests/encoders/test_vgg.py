@@ -1,4 +1,4 @@
-"""What VGG promises beyond what every encoder does."""
+"""VGG, beyond the contract of all encoders."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def test_coarsest_leaves_out_the_deeper_stages():
     assert [x.shape for x in pyramid.pool_indices] == [(1, 16, 24, 4)]
     assert variables["params"] == {name: whole["params"][name] for name in ("features_0", "features_3", "features_5")}
     assert small(coarsest=4, full_resolution=True).reductions == (1, 2, 4)
-    # As deep as it is built: the last map is pooled.
+    # At full depth, the last map is pooled.
     assert len(shapes(small(coarsest=8))[0].pool_indices) == 3
     with pytest.raises(ValueError, match=r"coarsest must be .*got 1"):
         shapes(small(coarsest=1))

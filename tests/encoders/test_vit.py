@@ -1,4 +1,4 @@
-"""What the Vision Transformer promises beyond what every encoder does."""
+"""The Vision Transformer, beyond the contract of all encoders."""
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,12 @@ IMAGES = RNG.standard_normal((2, 20, 33, 3)).astype(np.float32)
 
 
 def quick(function):
-    """`jax.jit` of what runs once or twice: not worth the compiler's optimisation."""
+    """`jax.jit` for functions that run once or twice, without the compiler's optimisation."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def filled(module, *arguments):
-    """Variables with random numbers, which are there sooner than those of `init`."""
+    """Variables with random numbers, which are faster than those of `init`."""
     shapes = jax.eval_shape(module.init, KEY, *arguments)
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(-0.5, 0.5, leaf.shape), leaf.dtype), shapes)
@@ -75,7 +75,7 @@ def test_position_embeddings_are_as_they_are_at_their_own_size():
     positions = jnp.arange(17.0 * 8).reshape(1, 17, 8)
     resample = encoder.bind({})._resample
     np.testing.assert_array_equal(resample(positions, (4, 4)), positions)
-    # Antialiased: the mean of all is what a grid of one pixel has in its middle.
+    # Antialiased: the centre of a grid of one pixel is the mean of all.
     np.testing.assert_allclose(resample(positions, (1, 1))[0, 1], positions[0, 1:].mean(0), rtol=1e-5)
     assert resample(positions, (7, 2)).shape == (1, 15, 8)
 

@@ -1,9 +1,10 @@
-"""`predict.py` on folders, and `evaluate.py`, with the file of an untrained model."""
+"""`predict.py` on folders, and `evaluate.py`, with an untrained model."""
 
 import csv
 import dataclasses
 import json
 import sys
+import unittest.mock
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import common
 import evaluate
 import predict
+import train_segmentation
 
 SIZE = (12, 16)
 
@@ -32,7 +34,7 @@ def untrained():
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, untrained):
-    """Three classes with names; the masks are as random as the weights."""
+    """Three named classes; the masks are as random as the weights."""
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     task = Segmentation(3, class_names=("sky", "road", "car"))
     dz.save(path, *untrained, task=task, preprocessing=dz.Preprocessing(channels=1))
@@ -46,7 +48,7 @@ def predictor(model):
 
 @pytest.fixture
 def same_predictor(predictor, monkeypatch):
-    """Lets all tests share what is compiled."""
+    """Lets all tests share compiled programs."""
     monkeypatch.setattr(dz, "load_predictor", lambda path, pad_to=None: predictor)
 
 
@@ -97,10 +99,10 @@ def test_folders_that_cannot_be_predicted_say_why(tmp_path, model, same_predicto
 
     folder = tmp_path / "in"
     folder.mkdir()
-    with pytest.raises(ValueError, match=r"in holds no pictures \(\.png .*It is empty\. --recursive also reads"):
+    with pytest.raises(ValueError, match=r"in contains no pictures \(\.png .*It is empty\. --recursive also reads"):
         run(folder)
     picture(folder / "sub" / "a.png")
-    with pytest.raises(ValueError, match=r"in holds no pictures .*It holds sub/\. --recursive"):
+    with pytest.raises(ValueError, match=r"in contains no pictures .*It contains sub/\. --recursive"):
         run(folder)
     with pytest.raises(FileNotFoundError, match=r"no such picture file or folder: .*none"):
         run(tmp_path / "none")
@@ -116,7 +118,7 @@ def test_folders_that_cannot_be_predicted_say_why(tmp_path, model, same_predicto
 
 @pytest.fixture
 def data(tmp_path):
-    """Three pictures whose masks hold 7, 11, 26 and 0 for sky, road, car and nothing."""
+    """Three pictures with the mask values 7, 11, 26 and 0 for sky, road, car and unlabelled pixels."""
     masks = []
     for index in range(3):
         picture(tmp_path / "data" / "images" / f"{index}.png", index)
@@ -159,6 +161,16 @@ def test_evaluation_has_a_table_and_a_confusion_matrix(tmp_path, model, predicto
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 1
     with pytest.raises(ValueError, match=r"masks.*7 .*outside the classes"):
         evaluate.main(dataclasses.replace(options, labels=None))
+    # A model file that has the labels needs no option, and an option comes first.
+    known = dataclasses.replace(predictor.task, labels={7: 0, 11: 1, 26: 2, 0: 255})
+    predictor.task, before = known, predictor.task
+    try:
+        evaluate.main(dataclasses.replace(options, labels=None))
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["classes"] == result["classes"]
+        evaluate.main(dataclasses.replace(options, labels=("7:1", "11:1", "26:1", "0:1"), limit=1))
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["classes"]["road"]["pixels"] == SIZE[0] * SIZE[1]
+    finally:
+        predictor.task = before
     with pytest.raises(ValueError, match="--limit must be a number of images"):
         evaluate.main(dataclasses.replace(options, limit=0))
 
@@ -181,6 +193,27 @@ def test_several_labels_a_pixel_are_evaluated_and_predicted(tmp_path, data, untr
     assert sorted(path.name for path in (tmp_path / "masks").glob("*.png")) == ["0_a_b.png", "0_c.png", "0_d.png"]
     with Image.open(tmp_path / "masks" / "0_c.png") as mask:
         assert mask.mode == "L" and set(np.unique(np.asarray(mask))) <= {0, 255}
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_training_draws_its_predictions(tmp_path, multilabel):
+    mask = np.zeros((*SIZE, 3) if multilabel else SIZE, np.int32)
+    predictor = unittest.mock.Mock(return_value=mask)
+    predictor.task = Segmentation(3, multilabel=multilabel)
+    source = [{"image": np.zeros((*SIZE, 1), np.uint8), "mask": mask}]
+    train_segmentation.draw_predictions(predictor, source, tmp_path / "predictions.png")
+    assert (tmp_path / "predictions.png").stat().st_size > 1000
+
+
+def test_messages_of_a_script_name_its_options(tmp_path, model, same_predictor, data, monkeypatch, capsys):
+    folder, _ = data
+    monkeypatch.setattr(
+        "sys.argv", ["evaluate.py", "--model", str(model), "--data", str(folder), "--out", str(tmp_path)]
+    )
+    with pytest.raises(SystemExit):
+        common.command_line(evaluate.main, evaluate.Arguments)
+    said = capsys.readouterr().err
+    assert "pass --labels NUMBER:CLASS" in said and "--ignore-index 255" in said and "labels=" not in said
 
 
 def test_labels_of_the_command_line():

@@ -1,4 +1,4 @@
-"""What the lesson's scripts share, and that exercise 2 repeats no finished training."""
+"""The code shared by the lesson's scripts, and that exercise 2 repeats no finished training."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""The two scripts on small folders: they work, they resume, and they name what is wrong before any training."""
+"""Training and prediction on small folders: they work, they resume, and they report errors before training."""
 
 import dataclasses
 import functools
@@ -69,7 +69,9 @@ def test_trains_resumes_and_predicts(data, narrow, capsys):
     with pytest.raises(ValueError, match="seed was 0, is 1"):
         train_segmentation.main(arguments(data, seed=1, resume=True))
     train_segmentation.main(arguments(data, steps=3, resume=True))
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    shown = capsys.readouterr()
+    assert "continuing after step 1 of 3" in shown.err
+    result = json.loads(shown.out.splitlines()[-1])
     assert result["steps"] == 3
     assert len(result["per_class_iou"]) == 2
     np.testing.assert_allclose(result["mean_iou"], np.mean(result["per_class_iou"]), rtol=1e-6)
@@ -108,6 +110,7 @@ def test_trains_resumes_and_predicts(data, narrow, capsys):
     predictor = dz.load_predictor(data.parent / "more")
     assert predictor.preprocessing.value_range == (0, 255)
     assert predictor.task.class_names == ("sky", "road", "car")
+    assert dict(predictor.task.labels) == {0: 2, 1: 1}
 
 
 def test_reads_the_run_of_an_older_version(data, narrow):

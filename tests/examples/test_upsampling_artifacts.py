@@ -1,4 +1,4 @@
-"""The verdict of exercise 4 follows the numbers, and its random maps are as smooth as they say."""
+"""The verdict of exercise 4 follows the numbers, and its random maps are smooth."""
 
 import dataclasses
 import pathlib

@@ -7,7 +7,7 @@ import segmentation_models_pytorch as smp
 from reference import write, write_model
 from torchvision.models.segmentation import deeplabv3_resnet50
 
-# Our name, encoder, image, our fields, what the reference calls these.
+# densezoo's name, the encoder, the image, densezoo's fields, and the reference's name and fields.
 CASES = {
     "smp_deeplabv3_resnet18": (
         "deeplabv3",

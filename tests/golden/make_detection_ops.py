@@ -12,7 +12,7 @@ from torchvision.ops import MultiScaleRoIAlign, boxes, ciou_loss, diou_loss, gio
 
 
 def random_boxes(name: str, count: int, height: int, width: int) -> torch.Tensor:
-    """Boxes of all sizes, some of which reach beyond the picture."""
+    """Boxes of all sizes, some of which extend beyond the picture."""
     corners = torch.from_numpy(np.random.default_rng(len(name)).random((count, 2, 2)).astype(np.float32))
     corners = (corners * 1.2 - 0.1) * torch.tensor([width, height])
     return torch.cat([corners.min(1).values, corners.max(1).values], 1)
@@ -32,7 +32,7 @@ def anchors() -> dict[str, torch.Tensor]:
 
 
 def coding() -> dict[str, torch.Tensor]:
-    """Codes of boxes, and boxes of codes that go beyond the clamp."""
+    """Encoded boxes, and decoded boxes whose deltas exceed the clamp."""
     a, b = random_boxes("a", 20, 60, 90), random_boxes("bb", 20, 60, 90)
     deltas = torch.from_numpy(seeded.array("deltas", (20, 4))) * 8
     coder, linear = _utils.BoxCoder((10.0, 10.0, 5.0, 5.0)), _utils.BoxLinearCoder(normalize_by_size=True)
@@ -53,7 +53,7 @@ def coding() -> dict[str, torch.Tensor]:
 
 
 def matching() -> dict[str, torch.Tensor]:
-    """Which box each anchor is matched with, without and with low-quality matches; two anchors tie."""
+    """The box that each anchor is matched with, without and with low-quality matches; two anchors tie."""
     iou = boxes.box_iou(random_boxes("objects", 5, 60, 90), random_boxes("anchors", 40, 60, 90))
     iou[:, 7] = iou[:, 8]
     matchers = {"matches": (0.3, 0.2, False), "matches_low": (0.6, 0.3, True)}
@@ -61,7 +61,7 @@ def matching() -> dict[str, torch.Tensor]:
 
 
 def suppression() -> dict[str, torch.Tensor]:
-    """What is kept of 120 boxes of three classes."""
+    """The boxes kept among 120 boxes of three classes."""
     candidates, scores = random_boxes("candidates", 120, 60, 90), torch.from_numpy(seeded.array("scores", (120,)))
     labels = torch.arange(120) % 3
     kept = boxes._batched_nms_vanilla(candidates, scores, labels, 0.3)

@@ -20,7 +20,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import boxes as box_ops
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-# torchvision takes the scales of regions from the image without padding, which goes wrong for some small images.
+# torchvision takes the scales of regions from the image without padding, which is wrong for some small images.
 CLASSES, FEATURES, SIZE = 4, 32, (53, 70)
 OBJECTS = [
     {"boxes": [[3.0, 4.0, 41.5, 38.0], [30.0, 2.0, 69.0, 44.0], [10.0, 20.0, 22.0, 33.0]], "labels": [1, 3, 2]},
@@ -30,12 +30,25 @@ NONE = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0)}
 roi_align = sys.modules["torchvision.ops.roi_align"]  # the module, which its function hides
 
 # Where there are few boxes, torchvision moves those of each class apart in place of comparing the classes. That rounds
-# the corners, and boxes without area of all classes count as one.
+# the corners.
 box_ops._batched_nms_coordinate_trick = box_ops._batched_nms_vanilla
 
 
+def nms(boxes, scores, threshold):
+    """As torchvision's compiled operation: the overlap of two boxes without area, 0 / 0, suppresses neither."""
+    order, kept = scores.argsort(descending=True, stable=True), []
+    while len(order):
+        best, order = order[0], order[1:]
+        kept.append(best)
+        order = order[~(box_ops.box_iou(boxes[best][None], boxes[order])[0] > threshold)]
+    return torch.stack(kept) if kept else torch.zeros(0, dtype=torch.int64)
+
+
+box_ops.nms = nms
+
+
 def interpolate(features, image, y, x, ymask, xmask, plain=roi_align._bilinear_interpolate):
-    """As torchvision's compiled RoIAlign: samples beyond the map are 0, where its Python form repeats the edge."""
+    """RoIAlign as compiled by torchvision: samples outside the map are 0, where the Python form repeats the edge."""
     inside = [(z >= -1) & (z <= side) for z, side in zip((y, x), features.shape[2:], strict=True)]
     values = plain(features, image, y, x, ymask, xmask)
     return values * inside[0][:, None, :, None, :, None] * inside[1][:, None, None, :, None, :]
@@ -45,7 +58,7 @@ roi_align._bilinear_interpolate = interpolate
 
 
 def pyramid(first, extra, norm=None):
-    """A ResNet with one block a stage, and an FPN of few channels."""
+    """A ResNet with one block per stage, and an FPN with few channels."""
     body = ResNet(BasicBlock, [1, 1, 1, 1])
     layers = range(first, 5)
     channels = [64 * 2 ** (layer - 1) for layer in layers]
@@ -109,8 +122,8 @@ MODELS = {
     "mask_rcnn_v2": lambda: small_rcnn(True, True),
     "faster_rcnn_mobilenet": small_mobilenet,
 }
-# Seeded weights find an object at every anchor. The weights of the last layers are multiplied so that what they give
-# has about this deviation, and biases of classes become smaller.
+# Seeded weights find an object at every anchor. The weights of the last layers are scaled so that their outputs
+# have about this deviation, and the biases of classes are reduced.
 DEVIATIONS = {
     "head.classification_head.cls_logits": 1.5,
     "head.regression_head.bbox_reg": 0.3,
@@ -129,7 +142,7 @@ def load(model, arrays):
 
 
 def calibrate(model, arrays, images):
-    """Changes the arrays; gives the factor of each."""
+    """Scales the arrays; returns the factor of each."""
     factors = {}
     for name, deviation in DEVIATIONS.items():
         if name + ".weight" not in arrays:

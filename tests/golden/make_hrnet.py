@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Segmenter(HighResolutionNetFeatures):
-    """The head as Wang et al. 2019 describe it (figure 4b), with the names of their code for it."""
+    """The head of Wang et al. 2019 (figure 4b), with the names of the authors' code."""
 
     def __init__(self, name: str, channels: int, classes: int):
         super().__init__(cfg_cls[name], in_chans=channels, feature_location="", out_indices=(1, 2, 3, 4))

@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Encoder(nn.Module):
-    """smp's encoder without the image and the map of no channels that it gives first."""
+    """smp's encoder without its first two outputs, the image and an empty map."""
 
     def __init__(self, name: str, **fields):
         super().__init__()

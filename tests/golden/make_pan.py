@@ -4,7 +4,7 @@ import segmentation_models_pytorch as smp
 from reference import write, write_model
 
 if __name__ == "__main__":
-    # It takes no smaller images, since it halves three times what is at 1/16 of them.
+    # It needs larger images, because it halves the map at 1/16 of the image three times.
     shape = (1, 128, 128, 3)
     model = smp.PAN("resnet18", encoder_weights=None, classes=1)
     write_model("smp_pan_resnet18", model, shape, "pan", "resnet18", quick=True)

@@ -18,7 +18,7 @@ def double_conv(inputs: int, outputs: int, hidden: int | None = None, *, bias: b
 
 
 class Within(nn.Module):
-    """What goes up and the convolutions after it lie in one module `up{i}`; with transposed or bilinear upsampling."""
+    """The upsampling and the following convolutions are in one module `up{i}`; transposed or bilinear upsampling."""
 
     def __init__(self, bilinear: bool):
         super().__init__()
@@ -54,7 +54,7 @@ class Within(nn.Module):
 
 
 class Beside(nn.Module):
-    """Transposed convolutions `up{i}` beside the convolutions `conv{i}`, which have biases; decoder's map first."""
+    """Transposed convolutions `up{i}` beside the convolutions `conv{i}`, with biases; the decoder's map is first."""
 
     def __init__(self):
         super().__init__()

@@ -9,7 +9,7 @@ TINY = "swin_tiny_patch4_window7_224"
 
 
 class BuiltForItsImages(torch.nn.Module):
-    """Weights of the model for 224x224 pixels, brought by timm into the model for the images that come."""
+    """Weights of the model for 224x224 pixels, adapted by timm to the model for the given image size."""
 
     def __init__(self, **fields):
         super().__init__()
@@ -23,7 +23,7 @@ class BuiltForItsImages(torch.nn.Module):
 
 
 class BuiltForOthers(torch.nn.Module):
-    """The model for images of one size, run on others."""
+    """The model for images of one size, applied to others."""
 
     def __init__(self, **fields):
         super().__init__()

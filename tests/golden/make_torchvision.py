@@ -9,7 +9,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 
 class Features(torch.nn.Module):
-    """What some of the modules in a classifier's `features` give, as NCHW; with the names of the whole classifier."""
+    """Outputs of some modules in a classifier's `features`, as NCHW, with the names of the whole classifier."""
 
     def __init__(self, model: torch.nn.Module, levels: tuple[int, ...], *, channels_last: bool = False):
         super().__init__()
@@ -45,7 +45,7 @@ class Tokens(torch.nn.Module):
 
 
 def write_small() -> None:
-    """The families that have names of their own, as small as their constructors allow."""
+    """The families with their own names, as small as their constructors allow."""
     sizes = {"depths": [1, 1, 2, 1], "dims": [8, 12, 16, 20]}
     widths = [*sizes["dims"], None]
     settings = [CNBlockConfig(*s) for s in zip(widths[:-1], widths[1:], sizes["depths"], strict=True)]

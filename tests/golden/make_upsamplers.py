@@ -10,7 +10,7 @@ from torch import nn
 
 
 class CARAFEPack(nn.Module):
-    """mmcv's names and order: in the masks the group comes first, then the row, then the column of the window."""
+    """mmcv's names and order: in the masks the group is first, then the row and the column of the window."""
 
     def __init__(self, channels: int, kernel_size: int, groups: int, compressed: int):
         super().__init__()
@@ -30,7 +30,7 @@ class CARAFEPack(nn.Module):
 
 
 class DySample(nn.Module):
-    """Style "lp" with a static scope: in the offsets x comes before y, then the group, then the pixel of the block."""
+    """Style "lp" with a static scope: in the offsets x precedes y, then the group, then the pixel of the block."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()

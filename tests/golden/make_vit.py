@@ -12,7 +12,7 @@ TINY = "vit_tiny_patch16_224"
 
 
 class Encoder(nn.Module):
-    """smp's encoder for DPT, of any image size: the maps without the class tokens."""
+    """smp's encoder for DPT, for any image size: the maps without the class tokens."""
 
     def __init__(self, name: str):
         super().__init__()

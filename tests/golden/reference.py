@@ -89,5 +89,5 @@ def write_encoder(
 
 
 def thin(x: torch.Tensor, step: int) -> torch.Tensor:
-    """Every `step`-th channel, and one more: the mean of all of them, so that each of them counts."""
+    """Every `step`-th channel, and the mean of all channels, so that each of them counts."""
     return torch.cat([x[:, ::step], x.mean(1, keepdim=True)], 1)

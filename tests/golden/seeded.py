@@ -10,7 +10,7 @@ import numpy as np
 
 
 def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The array of this torch-style name and shape, uniform in a range in which activations stay of order one."""
+    """The array of this torch-style name and shape, uniform in a range that keeps activations of order one."""
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
     low, high = _range(name, shape)

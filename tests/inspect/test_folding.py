@@ -43,7 +43,7 @@ def test_folded_variables_give_the_same_and_have_no_norm_left(name, encoder, cha
 
 
 class Standardised(dz.Conv):
-    """A convolution of one's own."""
+    """A custom convolution."""
 
     @nn.compact
     def __call__(self, x):
@@ -51,7 +51,7 @@ class Standardised(dz.Conv):
 
 
 class NormFirst(nn.Module):
-    """Norms that must stay, and one, of a convolution that is used twice, that can go."""
+    """Norms that must stay, and one, of a convolution that is used twice, that can be folded."""
 
     @nn.compact
     def __call__(self, x, *, train=False):

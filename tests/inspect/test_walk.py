@@ -1,4 +1,4 @@
-"""The walk over traced programs."""
+"""The walker over traced programs."""
 
 import flax.linen as nn
 import jax

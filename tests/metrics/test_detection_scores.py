@@ -1,4 +1,4 @@
-"""Average precision beside pycocotools, and panoptic quality beside values by hand."""
+"""Average precision compared with pycocotools, and panoptic quality with values computed by hand."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 def random_case(seed, *, ties=False, crowds=False, objects=6, pictures=5):
-    """Objects and detections near them, some of another class, some of nothing."""
+    """Objects and detections near them, some of another class, some without an object."""
     rng = np.random.default_rng(seed)
     annotations, results = [], []
     for image in range(1, pictures + 1):
@@ -101,6 +101,22 @@ def test_wrong_results_are_named(change, message):
         metrics.average_precision(dataset, [results[0] | change])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 99}, "annotation 0, with the id 1, is of image 99"),
+        ({"category_id": 0}, "category 0; the dataset has"),
+        ({"bbox": [0.0, math.nan, 1.0, 1.0]}, r"annotation 0, with the id 1, has the box \[0.0, nan"),
+        ({"id": 2}, "annotation 1 has the id 2 of an earlier one"),
+    ],
+)
+def test_wrong_annotations_are_named(change, message):
+    dataset, results = random_case(0)
+    dataset["annotations"][0] |= change
+    with pytest.raises(ValueError, match=message):
+        metrics.average_precision(dataset, results)
+
+
 def test_a_source_without_a_file_scores_its_own_objects_with_one():
     from densezoo.data import DigitScenes
 
@@ -144,7 +160,7 @@ def test_panoptic_quality_leaves_out_what_does_not_count():
     truth, predicted = np.array([[1, 1, 1, 1, 0, 0, 0]]), np.array([[5, 5, 5, 0, 5, 5, 5]])
     counts = metrics.panoptic_counts(predicted, {5: 0}, truth, {1: 0}, 1)
     np.testing.assert_allclose([counts.overlap, counts.missed, counts.spurious], [[0.75], [0], [0]])
-    # A crowd excuses what is predicted of its own class alone.
+    # A crowd only excuses predictions of its own class.
     for label, spurious in ((0, [1, 0]), (1, [0, 0])):
         counts = metrics.panoptic_counts(np.array([[9, 9]]), {9: label}, np.array([[3, 3]]), {}, 2, crowds={3: 1})
         np.testing.assert_array_equal(counts.spurious, spurious)

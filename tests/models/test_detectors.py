@@ -1,4 +1,4 @@
-"""Outputs, detections and losses are those of torchvision, by golden files of `tests/golden/make_detectors.py`."""
+"""Outputs, detections and losses equal torchvision's, in golden files of `tests/golden/make_detectors.py`."""
 
 import functools
 import json
@@ -40,7 +40,7 @@ def small(name, **fields):
 
 
 def instances_of(boxes, labels):
-    """A map in which a later object hides those before it."""
+    """A map in which later objects are on top of earlier ones."""
     maps = np.zeros((len(boxes), *SIZE), np.int32)
     for image, (rows, kinds) in enumerate(zip(boxes, labels, strict=True)):
         for number, (x0, y0, x1, y1) in enumerate(np.round(rows).astype(int)):

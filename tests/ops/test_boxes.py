@@ -1,4 +1,4 @@
-"""Boxes and anchors against NumPy loops over their definitions and against torchvision's numbers."""
+"""Boxes and anchors, compared with NumPy loops over their definitions and with torchvision's numbers."""
 
 import functools
 import inspect

@@ -1,4 +1,4 @@
-"""A convolution with a group for every channel against the plain one, in value and gradient."""
+"""Depthwise convolution, compared with the plain form, in value and gradient."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Linear layers of maps, resized and fused, beside a NumPy loop over the pixels."""
+"""Linear layers of maps, resized and fused, compared with a NumPy loop over the pixels."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from densezoo import ops
 
 
 def arguments(sizes=((4, 6), (2, 3), (7, 9)), channels=(1, 40, 2), width=3, out=5, biased=(True, False, True)):
-    """Maps of the result's size, coarser and finer; with fewer pixels than channels in the second."""
+    """Maps of the result's size, coarser and finer; the second has fewer pixels than channels."""
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
     maps = [draw(2, *size, c) for size, c in zip(sizes, channels, strict=True)]

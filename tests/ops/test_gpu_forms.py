@@ -1,4 +1,4 @@
-"""The forms for NVIDIA's GPUs, on a CPU: they equal the plain ones, in value and gradient, and lower for a GPU."""
+"""The forms for NVIDIA GPUs, run on a CPU: they equal the plain ones, in value and gradient, and lower for a GPU."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from densezoo import ops
 
 @pytest.fixture
 def taken(monkeypatch):
-    """Makes every operation take the form for a GPU; gives those that have one."""
+    """Makes every operation use its form for a GPU; returns those that have one."""
     forms = []
 
     def cuda_or_default(*arguments, default=None, **by_platform):

@@ -1,4 +1,4 @@
-"""The choice between implementations: part of jit's cache key, and visible in what is traced."""
+"""The choice of implementation: part of jit's cache key, and visible in the traced program."""
 
 import functools
 
@@ -57,7 +57,7 @@ def _kernel(size):
 
 @functools.cache
 def both_forms(name):
-    """The operation's value and gradient, of the fast form and of the plain one, in one program."""
+    """The operation's value and gradient, in the fast and the plain form, in one program."""
 
     @jax.jit
     def run(x):

@@ -85,7 +85,7 @@ def test_an_infinity_reaches_its_neighbourhood_only():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kernel_size": 4}, "kernel_size is odd"),
+        ({"kernel_size": 4}, "kernel_size must be odd"),
         ({"factor": 0}, "at least 1"),
         ({"groups": 3}, "multiples of groups=3"),
         ({"factor": 3}, r"are \(2, 15, 9, 25\); got \(2, 10, 6, 25\)"),

@@ -30,7 +30,7 @@ def cubic(d):
 
 
 def interpolate_loop(x, size, align_corners, kernel, reach, clamp):
-    """Every output pixel weighs all pixels within reach by their distance; beyond the border the border repeats."""
+    """Every output pixel is a distance-weighted mean of all pixels in its support; the border is repeated outside."""
     y = np.zeros((x.shape[0], *size, x.shape[3]))
     for i, j in np.ndindex(*size):
         at = []

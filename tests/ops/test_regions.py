@@ -137,5 +137,5 @@ def test_bad_arguments_are_refused():
         inspect.unwrap(ops.roi_align)(x, boxes, 7)
     with pytest.raises(ValueError, match="sampling_ratio"):
         ops.roi_align(x[:1], boxes, 7, sampling_ratio=-1)
-    with pytest.raises(ValueError, match="same batch, channels and dtype"):
+    with pytest.raises(ValueError, match="equal batch, channels and dtype"):
         inspect.unwrap(ops.multiscale_roi_align)([x[:1], jnp.zeros((1, 2, 2, 3))], boxes, (8, 8), 7)

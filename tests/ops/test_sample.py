@@ -13,7 +13,7 @@ from densezoo.ops import reference
 
 
 def inputs(size=(5, 7), out=(4, 3), groups=None, dtype=np.float32):
-    """Maps, and positions inside and well outside of them."""
+    """Maps, and positions inside and far outside."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, *size, 6)).astype(np.float32)
     lead = (2, *out) if groups is None else (2, *out, groups)

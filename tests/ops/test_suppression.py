@@ -1,4 +1,4 @@
-"""Non-maximum suppression against the greedy loop, and torchvision's numbers."""
+"""Non-maximum suppression, compared with the greedy loop and torchvision's numbers."""
 
 import functools
 import inspect
@@ -15,7 +15,7 @@ GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "detection_ops.npz")
 
 
 def greedy(boxes, scores, labels, threshold, valid):
-    """The loop as one writes it down, in float32."""
+    """The greedy loop in float32."""
     alive = valid & ~np.isnan(scores) & ~np.isnan(boxes).any(1)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept = []
@@ -32,7 +32,7 @@ def greedy(boxes, scores, labels, threshold, valid):
 
 
 def candidates(count, seed=0, kind="floats"):
-    """Boxes in clusters; with whole coordinates and few scores, there are ties everywhere."""
+    """Boxes in clusters; integer coordinates and few scores give many ties."""
     rng = np.random.default_rng(seed)
     centres = rng.uniform(0, 200, (max(count // 8, 1), 2))[rng.integers(0, max(count // 8, 1), count)]
     centres, sides = centres + rng.normal(0, 4, (count, 2)), rng.uniform(10, 40, (count, 2))
@@ -40,6 +40,9 @@ def candidates(count, seed=0, kind="floats"):
     scores = rng.uniform(0, 1, count).astype(np.float32)
     if kind == "ties":
         boxes, scores = np.round(boxes / 4) * 4, np.round(scores * 8) / 8
+    if kind == "empty":  # points, lines and copies of them, as boxes beyond the picture end up at its border
+        boxes[::2, 2], boxes[::3, 3] = boxes[::2, 0], boxes[::3, 1]
+        boxes[count // 2 :] = boxes[: count - count // 2]
     return boxes, scores, rng.integers(0, 3, count).astype(np.int32)
 
 
@@ -59,7 +62,7 @@ def plain(boxes, scores, valid, threshold, most):
     return ops.nms(boxes, scores, threshold, most, valid)
 
 
-@pytest.mark.parametrize("kind", ["floats", "ties"])
+@pytest.mark.parametrize("kind", ["floats", "ties", "empty"])
 @pytest.mark.parametrize(("count", "most"), [(1, 3), (60, 60), (900, 700), (900, 20)])
 def test_the_greedy_loop(count, most, kind):
     for seed in range(3):
@@ -67,6 +70,9 @@ def test_the_greedy_loop(count, most, kind):
         valid = np.random.default_rng(seed).random(count) < 0.9
         expected = greedy(boxes, scores, labels, 0.5, valid)[:most]
         assert taken(batched(boxes, scores, labels, valid, 0.5, most)) == expected
+        if kind == "empty" and count == most:  # all that have no area are there, copies too
+            empty = (boxes[:, 2] == boxes[:, 0]) | (boxes[:, 3] == boxes[:, 1])
+            assert set(np.flatnonzero(valid & empty)) <= set(expected)
         expected = greedy(boxes, scores, 0 * labels, 0.5, valid)[:most]
         assert taken(plain(boxes, scores, valid, 0.5, most)) == expected
 
@@ -101,7 +107,7 @@ def test_odd_boxes_spoil_no_others():
     )
     scores = np.array([0.5, 0.9, 0.8, 0.8, 0.7, nan, -inf], np.float32)
     assert taken(plain(boxes, scores, np.ones(7, bool), 0.5, 7)) == [2, 3, 4, 0]
-    # A score of minus infinity is still a score; what is not valid is none.
+    # A score of minus infinity is still a score; invalid rows have no score.
     assert taken(plain(boxes, scores, np.arange(7) > 4, 0.5, 7)) == [6]
     assert taken(plain(boxes, scores, np.zeros(7, bool), 0.5, 7)) == []
     assert taken(ops.nms(jnp.zeros((0, 4)), jnp.zeros(0), 0.5, 3)) == []
@@ -138,7 +144,7 @@ def test_no_gradient_flows():
 
 def test_bad_arguments_are_refused():
     boxes, scores = jnp.zeros((3, 4)), jnp.zeros(3)
-    with pytest.raises(ValueError, match="scores are one for each of the 3 boxes"):
+    with pytest.raises(ValueError, match="scores needs an entry for each of the 3 boxes"):
         inspect.unwrap(ops.nms)(boxes, scores[:2], 0.5, 3)
     with pytest.raises(ValueError, match="threshold must be from 0 to 1, got 50"):
         ops.nms(boxes, scores, 50.0, 3)

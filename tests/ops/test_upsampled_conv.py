@@ -1,4 +1,4 @@
-"""Upsample, concatenate, convolve in one: against the plain form, in value and gradient."""
+"""Fused upsampling, concatenation and convolution, compared with the plain form, in value and gradient."""
 
 import inspect
 

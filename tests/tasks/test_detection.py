@@ -1,4 +1,4 @@
-"""The detection task: its options, training by its loss, and what it measures and predicts."""
+"""The detection task: its options, training with its loss, measurements and predictions."""
 
 import functools
 import operator
@@ -23,10 +23,10 @@ BATCH = {
 
 
 def two_stages():
-    encoder = dz.ResNet((1, 1, 1, 1), dz.BasicBlock, width=8)
-    return dz.create_model("faster_rcnn", encoder, 3, features=8, hidden=(16,)).clone(
-        candidates=(50, 60), proposals=(20, 30), max_detections=6
-    )
+    """On one map of the encoder and a pooled one, because each map of a pyramid is compiled again."""
+    encoder = dz.ResNet((1,), dz.BasicBlock, width=8)
+    model = dz.create_model("faster_rcnn", encoder, 3, features=8, hidden=(16,), levels=1, sizes=((16.0, 32.0),) * 2)
+    return model.clone(candidates=(20, 20), proposals=(10, 16), max_detections=6)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,10 @@ def test_a_model_of_other_classes_is_refused(name):
         jax.eval_shape(functools.partial(loss, task=Detection(4)), variables, BATCH)
 
 
-def test_a_detector_of_two_stages_learns_and_repeats_itself_exactly():
+def test_a_detector_of_two_stages_learns_and_repeats_itself_exactly(with_statistics):
     model, task = two_stages(), Detection(3, anchor_samples=32, region_samples=16)
-    state = train.create_state(model, optax.adam(3e-3), KEY, BATCH["image"])
+    variables = with_statistics(model, BATCH["image"])
+    state = train.create_state(model, optax.adam(3e-3), KEY, BATCH["image"], variables=variables)
     step = train.make_train_step(task.loss)
     first = jax.tree.map(jnp.copy, state)
     losses = []
@@ -114,7 +115,7 @@ def test_scores_are_those_of_the_whole_set_whatever_the_batches():
     perfect = task.scores(exact)
     assert perfect["box_ap"] == pytest.approx(1) and "box_ap_background" not in perfect
     assert perfect["mask_ap_cat"] == pytest.approx(1) and perfect["mask_ap_dog"] < 1  # cat hides a part of it
-    # One of the two dogs has an IoU of 0.78 alone: 6 of 10 thresholds are met by both, the others by the better one.
+    # One of the two dogs only has an IoU of 0.78: both meet 6 of 10 thresholds, the better one meets the others.
     shifted = task.scores(task.measure(oracle(5), batch))
     assert shifted["box_ap_dog"] == pytest.approx((6 + 4 * 51 / 101) / 10, abs=1e-3)
     # Rows that only fill a batch up do not count.

@@ -1,4 +1,4 @@
-"""Segmentation and its recipe: it learns, scores whole images of any size, and predicts as it evaluates."""
+"""The segmentation task and its recipe: it learns, scores whole images of any size, and predicts as it evaluates."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ GREY = dz.Preprocessing(channels=1)
 
 
 class Squares:
-    """Bright squares on a dark, noisy ground, in images of several sizes."""
+    """Bright squares on a dark, noisy background, in images of several sizes."""
 
     sizes = tuple((24 + 8 * (index % 3), 40) for index in range(12))
 
@@ -35,7 +35,7 @@ class Squares:
 
 
 class Threshold(nn.Module):
-    """Says class 1 where the normalised image is above a parameter."""
+    """Predicts class 1 where the normalised image is above a parameter."""
 
     @nn.compact
     def __call__(self, images, *, train=False):
@@ -96,7 +96,7 @@ def test_evaluator_counts_each_pixel_of_each_image_once(ignore_index):
         total += counted.sum()
     evaluate = evaluator(Segmentation(2, ignore_index=ignore_index), source, batch_size=5)
     scores = evaluate(threshold_state())
-    assert fp + fn > 0  # else the comparison would say little
+    assert fp + fn > 0  # otherwise the comparison would be meaningless
     np.testing.assert_allclose(scores["iou_1"], tp / (tp + fp + fn), rtol=1e-6)
     np.testing.assert_allclose(scores["pixel_accuracy"], correct / total, rtol=1e-6)
 
@@ -130,7 +130,7 @@ def test_a_source_is_converted_after_the_crop_unless_its_range_is_given():
 
 
 class Both(nn.Module):
-    """Logits of two classes from a parameter each."""
+    """Logits of two classes, with a parameter for each."""
 
     @nn.compact
     def __call__(self, images, *, train=False):
@@ -152,7 +152,7 @@ def test_several_labels_a_pixel(tmp_path):
     _, history = train(task, Both(), Source(), Source(), recipe, directory=directory, progress=False)
     scores = history[-1]["scores"]
     assert scores["iou_square"] > 0.7 and scores["iou_bright"] > 0.9
-    # Written out: intersections over unions of what is above 0.
+    # Computed by hand: intersections over unions of the logits above 0.
     intersections, unions = np.zeros(2), np.zeros(2)
     predict = dz.load_predictor(directory, model=Both())
     _, saved = dz.load(directory / "model.safetensors", model=Both())
@@ -175,6 +175,8 @@ def test_several_labels_a_pixel(tmp_path):
         ({"class_weights": (1.0,)}, "class_weights needs 3 entries"),
         ({"class_names": ("a", "b", "b")}, "duplicates"),
         ({"num_classes": 0}, "at least 1"),
+        ({"labels": {"road": 1}}, "labels must map numbers or colours"),
+        ({"labels": (7, 11)}, "labels must map numbers or colours"),
         ({"num_classes": 300}, "ignore_index=255 is one of the mask values 0 to 299.*ignore_index=None"),
         ({"num_classes": 1, "ignore_index": 1}, "ignore_index=1 is one of the mask values 0 to 1"),
         ({"multilabel": True, "ignore_index": 0}, "ignore_index=0 is one of the mask values 0 to 1"),
@@ -236,6 +238,10 @@ def test_a_task_survives_json():
 
     task = Segmentation(3, class_weights=(1.0, 2.0, 3.0), class_names=("a", "b", "c"), criterion="dice")
     assert from_description(json.loads(json.dumps(describe(task)))) == task
+    for labels in ({7: 0, 11: 1, 0: 255}, {(0, 0, 0): 0, (128, 64, 128): 1}):
+        task = Segmentation(2, labels=labels)
+        again = from_description(json.loads(json.dumps(describe(task))))
+        assert again == task and hash(again) == hash(task) and dict(again.labels) == labels
     with pytest.raises(ValueError, match="unknown task 'poses'"):
         from_description({"name": "poses"})
     with pytest.raises(ValueError, match=r"no options \['depth'\]"):

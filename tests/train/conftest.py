@@ -1,4 +1,4 @@
-"""A net with everything a training has to carry: parameters, statistics, dropout, and a part that can be frozen."""
+"""A network with everything that training must handle: parameters, statistics, dropout, and a frozen part."""
 
 import functools
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def mean_squared_error(prediction, batch):
 
 
 def of_image(loss):
-    """A loss of the model's outputs as one of `apply`."""
+    """Converts a loss of the model's outputs to a loss of `apply`."""
     return lambda apply, batch, key: loss(apply(batch["image"]), batch)
 
 
@@ -80,7 +80,7 @@ def new_state() -> Callable[..., TrainState]:
         return create_state(model, optimizer, random_key(seed), image, ema_decay=0.9)
 
     def new(seed: int = 0) -> TrainState:
-        return copy(create(seed))  # Steps donate what they are given.
+        return copy(create(seed))  # Steps donate their arguments.
 
     return new
 
@@ -92,7 +92,7 @@ def train_step() -> Callable:
 
 @pytest.fixture
 def quick():
-    """A step without a model: what the loop does around it takes no compilation. The loss is the step's number."""
+    """A step without a model, because tests of the loop need no compilation. The loss is the step's number."""
 
     def train_step(state, batch):
         state = state.replace(step=state.step + 1)

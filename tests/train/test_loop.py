@@ -15,7 +15,7 @@ from densezoo.train.checkpoint import newest_checkpoint
 
 @pytest.fixture
 def stream(batch_of):
-    """Batches from a step on, for ever."""
+    """Endless batches from a step on."""
 
     def batches(done):
         while True:
@@ -66,7 +66,7 @@ def test_a_list_is_gone_through_again_and_an_iterator_is_not(new_state, quick, b
 
 
 class Tensor:
-    """What a DataLoader gives: no array of JAX or NumPy, but one that NumPy can read, unless it is on a GPU."""
+    """An array like a DataLoader's: neither JAX nor NumPy, but convertible by NumPy unless it is on a GPU."""
 
     def __init__(self, values, device="cpu"):
         self.values, self.device = values, device
@@ -88,7 +88,7 @@ def test_tensors_become_arrays(new_state, train_step, batch_of, leaves):
 
 
 def test_metrics_are_read_one_step_late(new_state, batch_of):
-    """The loop asks for step n's metrics only when step n + 1 is dispatched."""
+    """The loop only reads step n's metrics after dispatching step n + 1."""
     events = []
 
     class Metric:
@@ -210,7 +210,7 @@ def test_every_record_is_given_on(new_state, quick, batch_of, tmp_path):
     assert records == history and [("scores" in record) for record in records] == [False, False, True]
     records.clear()
     _, history = fit(new_state(), quick, [batch_of()], steps=3, resume=True, **options)
-    assert records == history[3:] and len(records) == 2  # The new ones alone.
+    assert records == history[3:] and len(records) == 2  # Only the new ones.
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(new_state, quick, batch_of, tmp_path):
@@ -268,7 +268,7 @@ def test_fit_runs_in_a_thread(new_state, quick, batch_of):
 
 @pytest.fixture
 def spend(monkeypatch):
-    """Lets seconds pass on a clock that stands still otherwise."""
+    """Advances a clock that otherwise stands still."""
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
@@ -279,7 +279,7 @@ def spend(monkeypatch):
 
 
 def test_waiting_for_input_is_measured(new_state, quick, batch_of, spend):
-    def step(state, batch):  # Its metrics are there before the next batch is.
+    def step(state, batch):  # Its metrics are ready before the next batch.
         spend(0.01)
         return jax.block_until_ready(quick(state, batch))
 
@@ -291,7 +291,7 @@ def test_waiting_for_input_is_measured(new_state, quick, batch_of, spend):
     _, history = fit(new_state(), step, slow, steps=8, progress=False)
     assert history[-1]["input_wait"] == pytest.approx(0.75)
     assert history[-1]["images_per_second"] == pytest.approx(4 / 0.04)
-    _, history = fit(new_state(), step, [batch_of()], steps=8, progress=False)  # Batches are there at once.
+    _, history = fit(new_state(), step, [batch_of()], steps=8, progress=False)  # Batches are available immediately.
     assert history[-1]["input_wait"] == 0
     assert history[-1]["images_per_second"] == pytest.approx(4 / 0.01)
 

@@ -1,5 +1,6 @@
-"""A run that is killed and resumed ends with the same bits as one that never stopped."""
+"""A killed and resumed run ends with the same bits as an uninterrupted one."""
 
+import functools
 import os
 import random
 import signal
@@ -14,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
+import densezoo as dz
 from densezoo.train import create_state, fit, make_train_step
 from densezoo.train.checkpoint import newest_checkpoint
 
@@ -28,18 +31,51 @@ class Net(nn.Module):
         return nn.Conv(1, (1, 1))(nn.Dropout(0.5, deterministic=not train)(x))
 
 
-def train(directory, *, kill_after=None, resume=False):
-    """Six steps with dropout, statistics and an average; killed that many seconds after the first one."""
+def net():
+    """Dropout and batch statistics."""
+
+    def batch(rng):
+        return {"image": rng.normal(size=(2, 4, 4, 1)).astype(np.float32)}
+
+    return Net(), lambda apply, batch, key: jnp.mean((apply(batch["image"]) - batch["image"] ** 2) ** 2), batch
+
+
+def detector():
+    """Losses of anchors and regions that are drawn by the step's key."""
+    encoder = dz.ResNet((1,), dz.BasicBlock, width=8)
+    model = dz.create_model("faster_rcnn", encoder, 2, features=8, hidden=(8,), levels=1, sizes=((16.0,),) * 2)
+    model = model.clone(candidates=(8, 8), proposals=(8, 8))
+
+    def batch(rng):
+        corners = rng.uniform(0, 16, (2, 2, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(8, 16, (2, 2, 2))], -1).astype(np.float32)
+        image = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
+        return {"image": image, "boxes": boxes, "labels": np.array([[1, 1], [1, -1]], np.int32)}
+
+    # Fewer samples than candidates, so that other keys draw others.
+    return model, dz.tasks.Detection(2, anchor_samples=8, region_samples=4).loss, batch
+
+
+@functools.cache
+def prepared(kind):
+    """Model, optimizer, compiled step and batches, shared by the runs of a process."""
+    model, loss, batch = {"net": net, "detector": detector}[kind]()
+    return model, optax.adamw(0.1 if kind == "net" else 1e-3), make_train_step(loss), batch
+
+
+def train(kind, directory, *, kill_after=None, resume=False):
+    """Six steps with an average of the parameters; killed that many seconds after the first one."""
+    model, optimizer, train_step, batch = prepared(kind)
 
     def batches(done):
         for step in range(done, STEPS + 1):
             if kill_after is not None and step == 1:
                 threading.Timer(kill_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
             time.sleep(0 if kill_after is None else 0.03)
-            yield {"image": np.random.default_rng(step).normal(size=(2, 4, 4, 1)).astype(np.float32)}
+            yield batch(np.random.default_rng(step))
 
-    state = create_state(Net(), optax.adamw(0.1), jax.random.key(0, impl="rbg"), jnp.zeros((2, 4, 4, 1)), ema_decay=0.9)
-    train_step = make_train_step(lambda apply, batch, key: jnp.mean((apply(batch["image"]) - batch["image"] ** 2) ** 2))
+    image = jnp.asarray(batch(np.random.default_rng(0))["image"])
+    state = create_state(model, optimizer, jax.random.key(0, impl="rbg"), image, ema_decay=0.9)
     return fit(
         state,
         train_step,
@@ -53,16 +89,17 @@ def train(directory, *, kill_after=None, resume=False):
     )
 
 
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("kind", ["net", pytest.param("detector", marks=pytest.mark.parity)])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, kind):
     kill_after = random.uniform(0, 0.4)  # Anywhere from the first step to the last, also while a checkpoint is written.
-    command = [sys.executable, __file__, str(tmp_path / "killed"), str(kill_after)]
+    command = [sys.executable, __file__, kind, str(tmp_path / "killed"), str(kill_after)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, (kill_after, killed.stderr)
 
     reached = newest_checkpoint(tmp_path / "killed", "last")
-    resumed, resumed_history = train(tmp_path / "killed", resume=True)
-    straight, history = train(tmp_path / "straight")
+    resumed, resumed_history = train(kind, tmp_path / "killed", resume=True)
+    straight, history = train(kind, tmp_path / "straight")
     message = f"killed after {kill_after} s, resumed from {reached}"
     pairs = zip(jax.tree.leaves_with_path(straight), jax.tree.leaves(resumed), strict=True)
     for (path, x), y in pairs:
@@ -74,5 +111,5 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
 
 
 if __name__ == "__main__":
-    train(sys.argv[1], kill_after=float(sys.argv[2]))
+    train(sys.argv[1], sys.argv[2], kill_after=float(sys.argv[3]))
     time.sleep(60)  # Finished before the timer: wait for it.

@@ -1,4 +1,4 @@
-"""Runs that are stopped at any moment, damaged files, a second run: nothing is lost, and the message says what is."""
+"""Interruptions at any moment, damaged files, concurrent runs: no data is lost, and messages are precise."""
 
 import errno
 import itertools
@@ -57,7 +57,7 @@ def test_a_resumed_run_goes_on_from_a_whole_checkpoint(new_state, quick, batch_o
 
 
 def test_a_best_state_that_was_not_written_is_written_on_resume(new_state, quick, batch_of, tmp_path, monkeypatch):
-    """Whenever the run stops between an evaluation and its end, the resumed one has what the straight one has."""
+    """If a run stops anywhere between an evaluation and its end, the resumed run equals an uninterrupted one."""
     scores = {2: 0.5, 4: 0.9, 6: 0.7}
     exported = []
     options = {
@@ -116,7 +116,7 @@ def test_a_best_state_that_is_gone_is_told(new_state, quick, batch_of, tmp_path,
     shutil.rmtree(tmp_path / "best")
     fit(new_state(), quick, [batch_of()], steps=8, resume=True, **options)
     assert "of step 2 with iou 0.9, is lost" in caplog.text
-    assert read_facts(tmp_path, "best")["step"] == 8  # The best of those that are there.
+    assert read_facts(tmp_path, "best")["step"] == 8  # The best of those that exist.
 
 
 def test_an_evaluation_that_was_cut_off_is_done_on_resume(new_state, quick, batch_of, tmp_path):

@@ -17,7 +17,7 @@ def sgd_state(model, batch, *, key=0, **options):
 
 
 def step_of(loss, **options):
-    """A train step from a loss of the model's outputs."""
+    """A train step for a loss of the model's outputs."""
     return make_train_step(lambda apply, batch, key: loss(apply(batch["image"]), batch), **options)
 
 
@@ -41,7 +41,7 @@ class Pointwise(nn.Module):
 
 @functools.cache
 def gradient_of(model, loss):
-    """One gradient of a model without dropout, written out: `(variables, batch) -> gradients, new statistics, loss`."""
+    """One gradient of a model without dropout, by hand: `(variables, batch) -> gradients, new statistics, loss`."""
 
     @jax.jit
     def gradient(variables, batch):
@@ -284,7 +284,7 @@ def test_a_model_of_two_images():
 
 
 class Counting(nn.Module):
-    """A collection and a random stream of its own."""
+    """A custom collection and a custom random stream."""
 
     @nn.compact
     def __call__(self, images, *, train=False):

@@ -1,4 +1,4 @@
-"""Records for TensorBoard, through a stand-in for its writer."""
+"""Records for TensorBoard, with a stand-in for its writer."""
 
 import sys
 import types
@@ -23,7 +23,7 @@ def test_every_number_of_a_record_is_written(new_state, quick, batch_of, tmp_pat
 
     monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter))
     write = to_tensorboard(tmp_path)
-    assert not made  # the step from which a resumed run goes on is known with the first record
+    assert not made  # a resumed run's first step is only known from the first record
     scores = {"mean_iou": 0.5, "iou_none": float("nan")}
     options = {"steps": 4, "log_every": 2, "evaluate": lambda state: scores, "on_record": write, "progress": False}
     fit(new_state(), quick, [batch_of(0)], **options)

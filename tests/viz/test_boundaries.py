@@ -31,7 +31,7 @@ def test_truth_predictions_and_boundaries_of_each_model(tmp_path):
     assert FOUND in same and not same & {MISSED, MADE_UP}
     assert {MISSED, MADE_UP} < shifted and FOUND not in shifted
     legends = [[text.get_text() for text in legend.get_texts()] for legend in figure.legends]
-    assert legends == [["sky", "tree"], ["boundary found", "boundary missed", "boundary made up"]]
+    assert legends == [["sky", "tree"], ["boundary found", "boundary missed", "false boundary"]]
     viz.save(figure, tmp_path / "a.png", dpi=40)  # A layout that does not fit would be a warning.
 
 
@@ -40,5 +40,5 @@ def test_errors():
         viz.boundaries([IMAGE], [TRUTH], {"a": [TRUTH, TRUTH]})
     with pytest.raises(ValueError, match="image 0: image, mask and prediction 'a' differ in size"):
         viz.boundaries([IMAGE], [TRUTH], {"a": [TRUTH[1:]]})
-    with pytest.raises(ValueError, match="1 class_names, and a mask has the label 1"):
+    with pytest.raises(ValueError, match="1 class_names, but a mask contains the label 1"):
         viz.boundaries([IMAGE], [TRUTH], {"a": [TRUTH]}, class_names=("sky",))

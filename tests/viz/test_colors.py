@@ -7,7 +7,7 @@ from densezoo.viz.colors import IGNORED
 
 
 def lab(rgb):
-    """CIE L*a*b* under D65: another measure than the one that the palette is chosen by."""
+    """CIE L*a*b* under D65, a different measure than the palette's."""
     x = np.asarray(rgb) / 255
     linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     xyz = linear @ np.array([[0.4124, 0.2126, 0.0193], [0.3576, 0.7152, 0.1192], [0.1805, 0.0722, 0.9505]])
@@ -17,7 +17,7 @@ def lab(rgb):
 
 
 def without_red_cones(rgb):
-    """What a protanope sees, by Vienot et al. 1999: another simulation than the palette's."""
+    """The vision of a protanope by Vienot et al. 1999, a different simulation than the palette's."""
     linear = (np.asarray(rgb) / 255) ** 2.2
     seen = linear @ np.array([[0.11238, 0.11238, 0.00401], [0.88762, 0.88762, -0.00401], [0.0, 0.0, 1.0]])
     return 255 * seen.clip(0, 1) ** (1 / 2.2)
@@ -37,7 +37,7 @@ def test_palette():
     np.testing.assert_array_equal(viz.palette(30)[:12], viz.palette(12))
     viz.palette(3)[:] = 9  # The next caller has its own.
     assert viz.palette(3)[0].tolist() == [0, 0, 0]
-    # After 256, colours repeat, but for the background's black.
+    # After 256, all colours except the background's black repeat.
     many = viz.palette(600)
     np.testing.assert_array_equal(many[:256], viz.palette(256))
     np.testing.assert_array_equal(many[256:511], many[1:256])
@@ -64,7 +64,7 @@ def test_other_ranges_are_stretched():
     expected = np.clip((np.arange(101) - 1) / 98, 0, 1) * 255
     for x in (values, values * 1000 - 7, (values * 1000 + 4000).round().astype(np.uint16)):
         np.testing.assert_allclose(viz.to_rgb(x)[0, :, 0], expected, atol=0.51)
-    # All channels alike: a colour keeps its hue.
+    # All channels are scaled equally, so a colour keeps its hue.
     image = np.stack([values, values / 2, values / 4], -1)
     seen = viz.to_rgb(image).astype(int)
     assert (seen[0, -1, 0] > seen[0, -1, 1] > seen[0, -1, 2]) and (seen[0, 0, 0] < seen[0, 0, 1] < seen[0, 0, 2])
@@ -93,7 +93,7 @@ def test_colorize():
 
 def test_colorize_errors():
     colours = viz.palette(3)
-    with pytest.raises(ValueError, match=r"label 255, and the palette has colours for 0\.\.2.*ignore_index"):
+    with pytest.raises(ValueError, match=r"label 255, but the palette has colours for 0\.\.2.*ignore_index"):
         viz.colorize(np.array([[0, 255]]), colours)
     with pytest.raises(ValueError, match="label -1"):
         viz.colorize(np.array([[0, -1]]), colours)

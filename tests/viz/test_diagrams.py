@@ -58,6 +58,14 @@ def test_the_step_up_of_a_head_is_shown():
     assert not any(text.startswith("up x") for text in texts(viz.diagram(UNET)))
 
 
+def test_the_heads_of_a_detector_stand_beside_its_pyramid():
+    model = dz.create_model("faster_rcnn", ENCODER, 3, features=16, hidden=(8,), levels=2).clone(proposals=(50, 50))
+    figure = viz.diagram([model, UNET])
+    found = texts(figure)
+    assert {"rpn", "box_head", "detections", "50 x 3 x 4", "boxes 100 x 4"} <= set(found)
+    assert_readable(figure)
+
+
 def test_another_skip_is_another_picture():
     added = Counter(texts(viz.diagram(dz.create_model("unet", ENCODER, skip=dz.LateralAdd))))
     assert added["add"] == 3 and added["skip: add"] == 1
@@ -98,7 +106,7 @@ def test_rows_and_sizes_of_boxes():
             assert place.y == middles[box.stride]
             assert (place.width, place.height) == (box_width(box.channels, 64), box_height(box.stride))
     assert [name for name, _ in layout.columns] == ["encoder", "decoder"]
-    # The image stands above the encoder, the logits above the decoder.
+    # The image is above the encoder, the logits above the decoder.
     places = dict(zip((box.name for box in read.boxes), layout.places, strict=True))
     assert places["image"].x == places["encoder.maps[0]"].x
     assert places["head"].x == places["decoder.block2"].x

@@ -13,7 +13,7 @@ IMAGE = jnp.asarray(astronaut()[100:228:4, 150:310:4] / 255, jnp.float32)  # (32
 
 
 def random_variables(model, images):
-    """Without compiling the model's own initialisation."""
+    """Variables without compiling the model's initialisation."""
     random = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     return jax.tree.map(lambda x: random.uniform(0.05, 0.5, x.shape).astype(x.dtype), shapes)
@@ -24,7 +24,7 @@ def words(figure):
 
 
 def panels(figure):
-    """Pictures by the map and channel that they show."""
+    """Pictures by their map and channel."""
     return {axes.get_label(): axes.images[0].get_array() for axes in figure.axes if axes.get_label()}
 
 
@@ -38,8 +38,9 @@ def test_unet(unet, tmp_path):
     model, variables = unet
     figure = viz.feature_maps(model, variables, IMAGE, channels=2, class_names=("sky", "tree", "road"))
     found = words(figure)
-    # A caption says which channels, and what the numbers are.
-    assert any("vary most" in word and "channel's index" in word for word in map(" ".join, map(str.split, found)))
+    # The caption explains the selected channels and their numbers.
+    texts = [" ".join(text.split()) for text in found]
+    assert any("largest standard deviation" in text and "channel's index" in text for text in texts)
     assert {"encoder \N{DOWNWARDS ARROW}", "decoder \N{UPWARDS ARROW}", "image", "prediction"} <= set(found)
     assert [word for word in found if "stride" in word] == [
         "maps[0], stride 1, 4 channels",
@@ -107,5 +108,5 @@ def test_errors(unet):
         viz.feature_maps(model, variables, IMAGE[None])
     with pytest.raises(ValueError, match="channels"):
         viz.feature_maps(model, variables, IMAGE, channels=0)
-    with pytest.raises(ValueError, match="0 class_names, and a mask has the label"):
+    with pytest.raises(ValueError, match="0 class_names, but a mask contains the label"):
         viz.feature_maps(model, variables, IMAGE, class_names=())

@@ -50,7 +50,7 @@ def test_a_failure_leaves_the_file_that_was_there(tmp_path, monkeypatch):
 
 def test_unknown_ending(tmp_path):
     for name in ("a", "a.xyz"):
-        with pytest.raises(ValueError, match=r"there are: .*png"):
+        with pytest.raises(ValueError, match=r"expected one of: .*png"):
             viz.save(drawn(), tmp_path / name)
 
 

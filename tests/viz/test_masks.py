@@ -62,13 +62,13 @@ def test_more_classes_than_colours(tmp_path):
     assert len(entries) == 42 and entries[-3:] == ["class 299", "and 260 more", "wrong class"]
     assert viz.save(figure, tmp_path / "a.png", dpi=40).is_file()
     assert viz.overlay(image, mask, palette=viz.palette(300)).shape == image.shape
-    # Every mask of one palette has 16 bits, also one with small labels alone.
+    # Every mask of one palette has 16 bits, even one with only small labels.
     for labels in (mask, mask % 7):
         written = Image.open(viz.save_mask(labels, tmp_path / "mask.png", palette=viz.palette(300)))
         assert written.mode.startswith("I;16")
         np.testing.assert_array_equal(np.asarray(written), labels)
     np.testing.assert_array_equal(viz.colorize(mask), viz.colorize(mask, viz.palette(300)))
-    with pytest.raises(ValueError, match=r"the label 1000000, and the palette has colours for 0\.\.65535"):
+    with pytest.raises(ValueError, match=r"the label 1000000, but the palette has colours for 0\.\.65535"):
         viz.colorize(np.array([[10**6]]))
 
 
@@ -81,7 +81,28 @@ def test_errors():
         viz.predictions([], None, [])
     with pytest.raises(ValueError, match=r"image 0 has \(2, 2\) pixels and its entry in predictions \(2, 1\)"):
         viz.predictions([IMAGE], None, [GUESS[:, :1]])
-    with pytest.raises(ValueError, match="2 class_names, and a mask has the label 2"):
+    with pytest.raises(ValueError, match="2 class_names, but a mask contains the label 2"):
         viz.predictions([IMAGE], None, [GUESS], class_names=["a", "b"])
     with pytest.raises(ValueError, match="argmax"):
         viz.predictions([IMAGE], None, np.zeros((1, 2, 2, 3)))
+
+
+def test_several_labels_per_pixel_are_a_panel_for_each_class():
+    image = np.full((1, 6, 3), 0.5)
+    truth = np.array([[[1, 0], [1, 0], [1, 0], [0, 0], [0, 0], [255, 0]]])
+    guess = np.array([[[1, 0], [1, 0], [0, 0], [1, 0], [0, 0], [1, 0]]])
+    figure = viz.predictions([image] * 2, [truth] * 2, [guess] * 2, class_names=["cat", "dog"], ignore_index=255)
+    assert [axes.get_title() for axes in figure.axes] == ["image", "cat: IoU 0.50", "dog: in neither"] * 2
+    correct, also, missed, false, none, ignored = figure.axes[1].images[0].get_array().reshape(-1, 3).tolist()
+    assert [correct, missed, false] == [[0, 114, 178], [240, 228, 66], [213, 0, 50]] and correct == also
+    assert none == figure.axes[2].images[0].get_array()[0, 0].tolist() and ignored == [200, 200, 200]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["correct", "missed", "falsely predicted", "ignored"]
+    # Many classes need several lines, and without truth there is no score.
+    figure = viz.predictions([image], None, [np.tile(guess, (1, 1, 4))])
+    shown = [axes.get_title() for axes in figure.axes if axes.images]
+    assert shown == ["image", *(f"class {number}" for number in range(8))]
+    with pytest.raises(ValueError, match="there are 3 classes, and the masks have"):
+        viz.predictions([image], [truth], [guess], class_names=["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"expected one mask of shape \(h, w, classes\), as the predictions have"):
+        viz.predictions([image], [truth[..., 0]], [guess])

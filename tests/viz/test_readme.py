@@ -46,4 +46,4 @@ def test_write_and_check(tmp_path, capsys):
     assert main(Arguments(tmp_path / "none.md")) == 1
     file.write_text("nothing")
     assert main(Arguments(file)) == 1
-    assert "it needs a line" in capsys.readouterr().err
+    assert "expected a line" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def test_unet():
     assert [box.size for box in read.boxes if box.column == "encoder"] == [(64, 32), (32, 16), (16, 8), (8, 4)]
     assert skips(read) == [(f"encoder.maps[{2 - i}]", f"decoder.block{i}", "concat") for i in range(3)]
     assert {box.upsample for box in read.boxes if box.column == "decoder"} == {"Nearest"}
-    # Nothing else than the skips, the way down, the way up, and the ends.
+    # Only the skips, the encoder's path, the decoder's path, and the ends.
     assert [link.kind for link in read.links] == ["forward", *["down"] * 3, *["up", "skip"] * 3, "head"]
 
 
@@ -106,8 +106,32 @@ def test_neck_without_a_head():
     assert not any(link.kind == "head" for link in read.links)
 
 
+def test_the_heads_of_a_detector():
+    encoder = dz.ResNet((1, 1, 1, 1), dz.BasicBlock, width=8)
+    model = dz.create_model("mask_rcnn", encoder, 3, features=8, hidden=(16,)).clone(proposals=(50, 50))
+    read = viz.architecture(model)
+    rpn, box, mask, detections = read.heads
+    assert [(head.name, head.kind) for head in (rpn, box, mask)] == [
+        ("rpn", "RPNHead"),
+        ("box_head", "BoxHead"),
+        ("mask_head", "MaskHead"),
+    ]
+    # Proposals come from all maps, regions from those of the encoder's scales.
+    assert sorted(read.boxes[i].stride for i in rpn.maps) == [4, 8, 16, 32, 64]
+    assert sorted(read.boxes[i].stride for i in box.maps) == sorted(read.boxes[i].stride for i in mask.maps)
+    assert sorted(read.boxes[i].stride for i in box.maps) == [4, 8, 16, 32] and detections.maps == ()
+    # Each reads what the one before it found.
+    assert [head.heads for head in read.heads] == [(), (0,), (1,), (2,)]
+    anchors = 3 * (64**2 + 32**2 + 16**2 + 8**2 + 4**2)
+    assert rpn.outputs == (("logits", (anchors, 1)), ("deltas", (anchors, 4)))
+    assert box.outputs == (("", (50, 3)), ("", (50, 3, 4))) and mask.outputs == (("", (100, 28, 28, 3)),)
+    assert detections.outputs[0] == ("boxes", (100, 4)) and detections.outputs[-1] == ("masks", (100, 28, 28))
+    # Maps that the neck only hands on are not drawn twice.
+    assert len({(box.column, box.stride) for box in read.boxes}) == len(read.boxes)
+
+
 class FusedBlock(nn.Module):
-    """Computes what a concatenation and a convolution give, without the concatenation."""
+    """Computes a concatenation followed by a convolution without building the concatenation."""
 
     skip: type = dz.ConcatSkip
 
@@ -145,7 +169,7 @@ class Join(nn.Module):
 
 
 class Grid(nn.Module):
-    """A U-Net++: at each scale, maps that join all those before them at this scale."""
+    """A U-Net++: at each scale, maps that join all previous maps of this scale."""
 
     @nn.compact
     def __call__(self, pyramid, *, train=False):
@@ -167,7 +191,7 @@ def test_dense_skips():
 
 
 class Single(nn.Module):
-    """A network in one piece, under rematerialisation, without encoder and decoder."""
+    """A network in one module, with rematerialisation, without encoder and decoder."""
 
     @nn.compact
     def __call__(self, images, *, train=False):
@@ -190,9 +214,9 @@ class Nothing(nn.Module):
 
 
 def test_errors():
-    with pytest.raises(TypeError, match="expected a Flax Linen module such as create_model gives, got str"):
+    with pytest.raises(TypeError, match="expected a Flax Linen module, for example from create_model; got str"):
         viz.architecture("unet")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="found no map"):
+    with pytest.raises(ValueError, match="returns a map"):
         viz.architecture(Nothing())
     with pytest.raises(ValueError, match="segnet does not work with this encoder"):
         viz.architecture(dz.create_model("segnet", "resnet18"))

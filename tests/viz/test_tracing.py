@@ -11,7 +11,7 @@ IMAGE = jax.ShapeDtypeStruct((1, 13, 10, 3), jnp.float32)
 
 
 class Sum(nn.Module):
-    """Data flow through what programs are made of: jit, custom derivatives, a loop, a residual connection."""
+    """Data flow through the elements of programs: jit, custom derivatives, a loop, a residual connection."""
 
     @nn.compact
     def __call__(self, x, *, train=False):
@@ -26,7 +26,7 @@ def test_sources():
     found = trace(model, jax.eval_shape(model.init, KEY, IMAGE), IMAGE)
     names = [".".join(m.path) for m in found.maps]
     sources = {name: {names[s]: p for s, p in m.sources.items()} for name, m in zip(names, found.maps, strict=True)}
-    # A map and what is computed from it alone do not "meet" in a residual connection.
+    # A map and a map computed only from it do not "meet" in a residual connection.
     assert sources == {"": {}, "a": {"": ""}, "b": {"a": ""}, "c": {"b": ""}, "d": {"c": "mul", "a": "mul"}}
     assert found.parts == {()}
 

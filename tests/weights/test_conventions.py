@@ -1,4 +1,4 @@
-"""Checkpoints whose names and shapes fit and whose networks compute something else: an error or a warning names it."""
+"""Checkpoints that fit by names and shapes but belong to other networks raise an error or a warning."""
 
 import functools
 import json
@@ -19,21 +19,21 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 @functools.cache
 def weights(case):
-    """Arrays of the reference's names and shapes; variances of one."""
+    """Arrays with the reference's names and shapes; variances are one."""
     shapes = json.loads(str(np.load(GOLDEN / f"{case}.npz")["shapes"]))
     return {name: np.full(shape, "running_var" in name, np.float32) for name, shape in shapes.items()}
 
 
 @functools.cache
 def exported(name, source=None, model=None):
-    """The arrays of an encoder of the zoo, or of a model over it, by the names of a reference."""
+    """The arrays of an encoder of the zoo, or of a model with it, with a reference's names."""
     module = dz.create_encoder(name) if model is None else dz.create_model(model, name, num_classes=2)
     tree = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     return to_torch(module, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree), naming=source)
 
 
 def said(module, arrays, **options):
-    """What loading warns of; nothing if it does not."""
+    """The warning during loading, or nothing."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         from_torch(module, arrays, **options)
@@ -134,3 +134,23 @@ def test_torchvisions_deeplab_is_another_model_than_segmentation_models_pytorchs
         from_torch(dz.create_encoder("resnet50"), arrays)
     # Others too call an encoder `backbone`.
     assert not said(dz.create_encoder("resnet50"), {n: a for n, a in arrays.items() if "classifier" not in n})
+
+
+def test_frozen_norms_of_detectors_whose_epsilon_is_unknown():
+    def detector(name, norm=dz.BatchNorm):
+        encoder = dz.ResNet((1, 1, 1, 1), dz.BasicBlock, norm=norm)
+        return dz.create_model(name, encoder, 4, features=32)
+
+    def frozen(case):  # as FrozenBatchNorm2d writes them
+        return {name: array for name, array in weights(case).items() if "num_batches_tracked" not in name}
+
+    for name in ("retinanet", "mask_rcnn"):
+        message = said(detector(name), frozen(f"detector_{name}"))
+        assert "epsilon of 0, and the model's encoder has 1e-05" in message
+        assert "norm=partial(dz.FrozenBatchNorm, epsilon=0.0)" in message
+    retinanet = frozen("detector_retinanet")
+    assert "epsilon of 0" in said(detector("retinanet"), retinanet, part="encoder")
+    for norm in (dz.FrozenBatchNorm, partial(dz.FrozenBatchNorm, epsilon=0.0)):
+        assert not said(detector("retinanet", norm), retinanet)
+    assert not said(detector("retinanet"), weights("detector_retinanet"))  # with counters: ordinary norms
+    assert not said(detector("fcos"), frozen("detector_fcos"))  # whose published weights have 1e-5

@@ -33,7 +33,7 @@ def conv(name, *shape, bias=False):
 
 
 def resnet(prefix="", channels=3):
-    """Names of torchvision's ResNet with one basic block a stage, and a classifier."""
+    """Names of torchvision's ResNet with one basic block per stage, and a classifier."""
     arrays = conv("conv1", 2, channels, 7, 7) | norm("bn1", 2)
     before = 2
     for stage, width in enumerate(WIDTHS, start=1):
@@ -48,7 +48,7 @@ def resnet(prefix="", channels=3):
 
 
 def unet(classes=2):
-    """Names of segmentation_models_pytorch's U-Net over it."""
+    """Names of segmentation_models_pytorch's U-Net with this encoder."""
     arrays = {name: array for name, array in resnet("encoder.").items() if ".fc." not in name}
     channels, skips = 16, (8, 4, 2, 2, 0)
     for index, (width, skip) in enumerate(zip((6, 5, 4, 3, 2), skips, strict=True)):
@@ -73,7 +73,7 @@ ARRAYS = {"unet": unet(), "resnet": resnet()}
 
 @functools.cache
 def expected(name):
-    """The variables that the arrays named so give when nothing is around them."""
+    """The variables for these names without any other arrays in the file."""
     return from_torch(MODEL if name == "unet" else encoder(), ARRAYS[name])
 
 
@@ -129,7 +129,7 @@ def test_an_encoder_behind_any_prefix():
 
 
 def copies(**prefixes):
-    """The same names behind several prefixes, each with other values."""
+    """The same names with several prefixes, each with other values."""
     return {
         f"{prefix}{name}": array + np.asarray(value, array.dtype)
         for prefix, value in prefixes.items()
@@ -155,7 +155,7 @@ def test_one_of_several_copies_is_chosen_by_an_argument():
         with pytest.warns(UserWarning, match=f"'{key}' is taken. For the others: entry='{ema}'"):
             assert_same(from_torch(encoder(), contents), expected("resnet"))
         assert_same(from_torch(encoder(), contents, entry=ema), plus_one)
-    # The only dictionary of arrays, whatever its key.
+    # The only dictionary of arrays, under any key.
     assert_same(from_torch(encoder(), {"ema": {"module": ARRAYS["resnet"]}, "epoch": 3}), expected("resnet"))
     with pytest.raises(ValueError, match=r"choose one by entry=\.\.\.: 'a', 'b'"):
         from_torch(encoder(), {"a": ARRAYS["resnet"], "b": ARRAYS["resnet"]})
@@ -227,7 +227,7 @@ def test_pyramids_of_detectors(prefix, within):
 
 
 class FakeTensor:
-    """What is used of a torch tensor; NumPy has no bfloat16 for it."""
+    """The used part of a torch tensor's interface; NumPy has no equivalent of its bfloat16."""
 
     def __init__(self, array):
         self.array, self.shape = array, array.shape
@@ -438,7 +438,7 @@ def test_smp_auxiliary_classifiers_are_left_out():
 
 
 def test_every_reference_array_is_used_once():
-    """No two places here read the same array, and none but the counters goes unread."""
+    """No array is read twice, and none except the counters is unread."""
     counted = {name: np.full_like(a, i, np.float32) for i, (name, a) in enumerate(ARRAYS["unet"].items())}
     used = sorted(int(array.ravel()[0]) for array in flatten_dict(from_torch(MODEL, counted)).values())
     assert used == [i for i, name in enumerate(counted) if not name.endswith("num_batches_tracked")]

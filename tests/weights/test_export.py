@@ -1,4 +1,4 @@
-"""Back to the references' names: bit for bit what came from there, and messages where that cannot be."""
+"""Conversion to the references' names: bit for bit, or with an error message."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ SMALL = {"depths": (1, 1), "block": dz.BasicBlock, "width": 2}
 
 
 def described():
-    """The golden files that say what they are of here, by name."""
+    """The golden files that contain the description of a model, by name."""
     for path in sorted(GOLDEN.glob("*.npz")):
         with np.load(path) as golden:
             if "ours" in golden.files:
@@ -31,7 +31,7 @@ def described():
 
 
 def reference(case):
-    """A model here, and the reference's weights by its names."""
+    """A model, and the reference's weights by name."""
     golden = np.load(GOLDEN / f"{case}.npz")
     ours = json.loads(str(golden["ours"]))
     if "model" in ours:
@@ -42,7 +42,7 @@ def reference(case):
 
 
 def filled(model, channels=3):
-    """Variables of different numbers, without computing the initialisation."""
+    """Variables with different numbers, without computing the initialisation."""
     side = 2 * max(32, *getattr(model, "encoder", model).reductions)
     tree = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, channels))))
     generator = np.random.default_rng(0)
@@ -70,7 +70,7 @@ QUICK = ("smp_deeplabv3plus_resnet18", "smp_segformer_mit_b0")
 @pytest.mark.filterwarnings("ignore:the checkpoint. Names and shapes are also those of:UserWarning")
 def test_there_and_back(case):
     model, arrays = reference(case)
-    # There the reference's epsilon goes into the variance and comes out of it again, which rounds.
+    # The reference's epsilon is added to the variance and subtracted again, which rounds.
     rounding = 2e-7 if case in ("torchvision_efficientnet_b5", "torchvision_mobilenet_v3_small") else 0
     variables = from_torch(model, arrays)
     back = to_torch(model, variables, like=arrays)

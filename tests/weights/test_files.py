@@ -1,4 +1,4 @@
-"""Checkpoint files: those of torch are read, damaged and hostile ones are one clear error."""
+"""Checkpoint files: torch's are read, damaged and malicious ones raise one clear error."""
 
 import argparse
 import io
@@ -130,7 +130,7 @@ def test_containers_and_entries(tmp_path):
 
 
 def test_no_message_shows_what_would_fill_the_memory(tmp_path):
-    # Tuples, each of which has the one before it twice.
+    # Tuples, each of which contains the previous one twice.
     doubling = b"\x80\x02)" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(40)) + b"."
     path = tmp_path / "w.pth"
     path.write_bytes(LEGACY_START[: -len(pickle.dumps(1001, 2))] + doubling + pickle.dumps({}, 2))
@@ -337,7 +337,7 @@ def test_several_files_with_an_index(tmp_path):
         ({"w0": 3}, "no names of files"),
         ([], "no names of files"),
         (None, "no names of files"),
-        ({"w2": "a.safetensors"}, "says of a.safetensors that it has what is not in it: w2"),
+        ({"w2": "a.safetensors"}, "lists arrays of a.safetensors that are not in it: w2"),
     ],
 )
 def test_an_index_that_cannot_be(weight_map, match, tmp_path):

@@ -1,4 +1,4 @@
-"""Repositories of the hub: from a folder, and from a cache laid out like huggingface_hub's, without a network."""
+"""Repositories of the hub: from a folder, and from a cache like huggingface_hub's, without a network."""
 
 import functools
 import importlib
@@ -30,7 +30,7 @@ SMP = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_range
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    """An encoder that the zoo does not have, so that the weights are small."""
+    """An encoder that the zoo lacks, with few weights."""
     monkeypatch.setitem(ENCODERS, "tiny_resnet", partial(dz.ResNet, depths=(1, 1), block=dz.BasicBlock, width=2))
 
 
@@ -54,7 +54,7 @@ def write(folder, config, name="model.safetensors"):
 
 
 def write_torch(path, arrays):
-    """What `torch.save` writes of a state_dict."""
+    """The bytes that `torch.save` writes for a state_dict."""
 
     def plain(value):
         return pickle.dumps(value, protocol=2)[2:-1]
@@ -141,14 +141,14 @@ def test_a_whole_model(tmp_path):
     assert_same(from_hub(folder, model)[1], variables)
     with pytest.raises(ValueError, match=r"whole Unet over resnet18: create that model.*pass it"):
         from_hub(folder)
-    with pytest.raises(ValueError, match="gives no mean and std"):
+    with pytest.raises(ValueError, match="contains no mean and std"):
         preprocessing(folder)
     (folder / "config.json").write_text('{"mean": [51, 102], "std": [51, 51], "input_range": [0, 255]}')
     assert preprocessing(folder) == ((0.2, 0.4), (0.2, 0.2))
 
 
 def cached(root, repository, revision, config):
-    """A cache as huggingface_hub leaves it."""
+    """A cache in huggingface_hub's layout."""
     folder = root / f"models--{repository.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text(revision)
@@ -184,7 +184,7 @@ def test_what_cannot_be_had(tmp_path, monkeypatch):
     for wrong in ("resnet50", "a/b/c", tmp_path / "nothing"):
         with pytest.raises(FileNotFoundError, match=r"expected a repository as owner/name, or a folder that exists"):
             from_hub(wrong)
-    for config, match in (("{", "is not JSON"), ("[]", "holds a list")):
+    for config, match in (("{", "is not JSON"), ("[]", "contains a list")):
         (folder / "config.json").write_text(config)
         with pytest.raises(ValueError, match=match):
             from_hub(folder)

@@ -1,4 +1,4 @@
-"""What a checkpoint that does not fit is told to be: one clear message each."""
+"""Error messages for checkpoints that do not fit: each describes what the checkpoint appears to be."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""densezoo's own files: a model and its variables come back as they were, and nothing in a file is executed."""
+"""densezoo's own files: the round trip preserves a model and its variables, and nothing in a file is executed."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def filled(model, channels=3):
-    """Variables of different numbers, without computing the initialisation."""
+    """Variables with different numbers, without computing the initialisation."""
     side = 2 * max(32, *getattr(model, "encoder", model).reductions)
     tree = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, channels))))
     generator = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def test_every_model_and_encoder_is_described(name):
 
 
 def repr_of(value):
-    """A module's every field, in a form that compares: equal partials are not equal, and closures not even alike."""
+    """All fields of a module in a comparable form: equal partials and closures do not compare equal."""
     if isinstance(value, nn.Module):
         return type(value), {
             k: repr_of(v) for k, v in vars(value).items() if k not in ("parent", "name", "_id", "_state")
@@ -179,7 +179,7 @@ def test_the_model_given_is_another(tmp_path):
     other = dz.create_model("unet", dz.PlainEncoder((2, 4)), 3, upsample=dz.Bilinear)
     with pytest.raises(
         ValueError,
-        match=r"are not those of the model: params/head/conv/\w+ is .* For other classes: dz\.load\(path, model=model",
+        match=r"are not those of the model: params/head/conv/\w+ is .* For other classes .*weights\.start_from\(model",
     ):
         dz.load(tmp_path / "m.safetensors", model=other)
     with pytest.raises(ValueError, match="not the variables of the model"):
@@ -207,7 +207,7 @@ def test_any_number_of_input_channels(tmp_path):
 
 
 def rewritten(path, change):
-    """The file with another description."""
+    """The file with a different description."""
     _, metadata = read_with_metadata(path)
     assert metadata is not None
     change(metadata)

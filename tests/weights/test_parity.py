@@ -1,4 +1,4 @@
-"""Outputs equal those of the references, from their weights, by golden files made by `tests/golden/make_*.py`."""
+"""Outputs equal the references', with their weights, in golden files made by `tests/golden/make_*.py`."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ seeded = runpy.run_path(str(GOLDEN / "seeded.py"))["array"]
 
 
 def load(case):
-    """The reference's weights by its names, the image, and its outputs."""
+    """The reference's weights by name, the image, and its outputs."""
     golden = np.load(GOLDEN / f"{case}.npz")
     arrays = {name: seeded(name, tuple(shape)) for name, shape in json.loads(str(golden["shapes"])).items()}
     outputs = {name.removeprefix("output_"): golden[name] for name in golden.files if name.startswith("output_")}
@@ -38,7 +38,7 @@ def thin(x, step):
 
 
 def described():
-    """The golden files that say themselves what to build here, by name."""
+    """The golden files that contain the description of a model, by name."""
     cases = {}
     for path in sorted(GOLDEN.glob("*.npz")):
         with np.load(path) as golden:
@@ -144,7 +144,7 @@ def test_plain_unet(case):
 
 
 def describe(module):
-    """A module's fields in a form that compares: two equal partials are not equal."""
+    """A module's fields in a comparable form, because two equal partials do not compare equal."""
     fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
     return {
         name: (value.func, value.keywords) if isinstance(value, partial) else value

@@ -1,4 +1,4 @@
-"""Checkpoints of a part of a model, in the whole of it."""
+"""Checkpoints of one part of a model, loaded into the whole model."""
 
 import functools
 import json
@@ -26,7 +26,7 @@ def init(model, key, channels=3):
 
 @functools.cache
 def whole():
-    """Variables of the model, and the reference's arrays of them."""
+    """Variables of the model, and the same as the reference's arrays."""
     tree = flatten_dict(jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
     generator = np.random.default_rng(0)
     variables = unflatten_dict({p: jnp.asarray(generator.normal(size=x.shape), x.dtype) for p, x in tree.items()})
@@ -43,7 +43,7 @@ def of(part, variables):
 
 @pytest.fixture(autouse=True)
 def few_compilations(monkeypatch, request):
-    """What is initialised is looked at in one test; the others need not wait for it."""
+    """Skips the initialisation of other parts, which only one test checks."""
     if "initialised" not in request.node.name:
         zeros = lambda model, paths, channels, key: {path: jnp.zeros(()) for path in paths}  # noqa: E731
         monkeypatch.setattr("densezoo.weights._convert.initialise", zeros)
@@ -90,7 +90,7 @@ def test_a_part_of_a_whole_checkpoint(part):
 
 
 def together(case):
-    """A model in whose reference decoder and head have names that begin alike, its arrays there, and the variables."""
+    """A model whose reference's decoder and head have names with the same start, its arrays, and the variables."""
     classes = {"num_classes": 2}
     model = {
         "hrnet_w18_small_segmentation": lambda: dz.create_model("hrnet", "hrnet_w18_small", **classes),

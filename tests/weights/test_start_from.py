@@ -14,7 +14,7 @@ IMAGES = jnp.zeros((1, 16, 16, 3))
 
 @pytest.fixture
 def trained():
-    """A model, and variables unlike those that any `init` gives."""
+    """A model, and variables that differ from those of any `init`."""
     model = dz.create_model("unet", ENCODER, num_classes=2)
     variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
     return model, jax.tree.map(lambda x: x + 3, variables)
@@ -36,7 +36,7 @@ def test_other_classes_start_with_another_head_alone(trained, tmp_path, caplog):
     assert "the head of" in caplog.text
     other = dz.create_model("unet", ENCODER, num_classes=5)
     assert_same(dz.load(tmp_path / "model.safetensors", model=other, strict=False)[1], found)
-    with pytest.raises(ValueError, match=r"For other classes: dz\.load\(path, model=model, strict=False\)"):
+    with pytest.raises(ValueError, match=r"For other classes .*dz\.weights\.start_from\(model, path\)"):
         dz.load(tmp_path / "model.safetensors", model=other)
     with pytest.raises(ValueError, match="pass model= too"):
         dz.load(tmp_path / "model.safetensors", strict=False)
@@ -86,3 +86,27 @@ def test_a_pytorch_checkpoint_of_other_classes(tmp_path, caplog):
         )
         jax.tree.map(np.testing.assert_allclose, found["batch_stats"][part], variables["batch_stats"][part])
     assert found["params"]["head"]["conv"]["kernel"].shape[-1] == 4 and "newly initialised" in caplog.text
+
+
+@pytest.mark.parametrize("pytorch", [False, True])
+def test_all_of_a_head_that_fits_is_kept(pytorch, tmp_path, caplog):
+    def detector(classes):
+        encoder = dz.ResNet((1, 1, 1), dz.BasicBlock, width=4)
+        return dz.create_model("faster_rcnn", encoder, classes, features=8, levels=3, hidden=(8, 8))
+
+    model = detector(3)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: 3 + rng.random(x.shape, np.float32), shapes)
+    source = dz.weights.to_torch(model, variables) if pytorch else tmp_path / "model.safetensors"
+    if not pytorch:
+        dz.save(source, model, variables)
+    found = start_from(detector(5), source)
+    new = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, x in jax.tree_util.tree_leaves_with_path(found["params"])
+        if float(jnp.abs(x).max()) < 3
+    ]
+    assert sorted(new) == [f"box_head/{layer}/{leaf}" for layer in ("deltas", "logits") for leaf in ("bias", "kernel")]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "the box_head of" in said and all(f"params/{name}" in said for name in new) and "fc" not in said

@@ -1,4 +1,4 @@
-"""Nothing in a pickle is executed, whatever it tries; what torch writes is read."""
+"""Nothing in a pickle is executed; torch's files are read."""
 
 import argparse
 import collections
@@ -25,7 +25,7 @@ HOOKS = b"ccollections\nOrderedDict\n)R"
 
 
 def plain(value):
-    """The opcodes that make a plain value."""
+    """The opcodes that create a plain value."""
     return pickle.dumps(value, protocol=2)[2:-1]
 
 
@@ -84,7 +84,7 @@ def test_old_forms():
 
 
 class Call:
-    """Pickles as a call of any function."""
+    """Pickles as a call of an arbitrary function."""
 
     def __init__(self, function, *args):
         self.call = function, args
@@ -142,7 +142,7 @@ class Kind(enum.Enum):
 
 
 def opaque_objects():
-    """What training scripts keep beside the weights."""
+    """Objects that training scripts store beside the weights."""
     return {
         "args": argparse.Namespace(lr=0.1, path=pathlib.Path("out"), nested=argparse.Namespace()),
         "best": np.float64(0.5),

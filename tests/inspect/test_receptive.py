@@ -1,0 +1,79 @@
+"""Receptive fields, compared with published numbers and with gradients."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+import densezoo as dz
+from densezoo.inspect import effective_receptive_field, receptive_fields
+
+SHAPE = (60, 76, 3)
+
+
+def test_vgg16():
+    # Simonyan and Zisserman's network: 196 after the last convolution, 212 after the last pooling.
+    fields = receptive_fields(dz.create_encoder("vgg16"), (320, 320, 3))
+    assert fields["features_28"].size == (196, 196)
+    assert fields["4"].size == (212, 212)
+    assert "196x196" in str(fields)
+
+
+def test_dilation_and_global_pooling():
+    plain, dilated = (
+        receptive_fields(dz.create_encoder("resnet18", **fields), (1, 900, 3)) for fields in ({}, {"output_stride": 8})
+    )
+    # Dilation keeps what each window reaches: the field of the last map hardly changes, its resolution does.
+    assert (plain["4"].shape[2], dilated["4"].shape[2]) == (29, 113)
+    assert abs(plain["4"].size[1] - dilated["4"].size[1]) <= 64
+    assert not plain["4"].whole
+    assert receptive_fields(dz.create_model("pspnet", "resnet18"), (64, 64, 3)).layers[-1].whole
+
+
+class Plain(nn.Module):
+    """Strides, dilation, even sizes, slices, and an axis that is split and merged."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (5, 3), strides=2, padding=((2, 1), (0, 3)))(x)
+        x = nn.Conv(4, (3, 3), kernel_dilation=3)(x)
+        x = nn.max_pool(x, (2, 3), (1, 2))
+        x = x[:, 1:, ::-1][:, :, ::-1]
+        b, h, w, c = x.shape
+        x = x.reshape(b, h, w, 2, c // 2).transpose(0, 1, 3, 2, 4).reshape(b, h * 2, w, c // 2)
+        return nn.ConvTranspose(3, (4, 4), strides=(2, 2))(x)
+
+
+# Unlike ReLU, SiLU lets every gradient through.
+ENCODER = dz.PlainEncoder((4, 8, 8), act=nn.silu)
+MODELS = {
+    "plain": Plain(),
+    "segnet": dz.create_model("segnet", ENCODER, act=nn.silu),
+    **{
+        f"unet {upsample}": dz.create_model("unet", ENCODER, upsample=upsample, act=nn.silu)
+        for upsample in ("nearest", "bilinear", "bicubic", "transposed_conv_4x4", "pixel_shuffle")
+    },
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fields_are_the_support_of_the_gradient(name):
+    model = MODELS[name]
+    field = receptive_fields(model, SHAPE).layers[-1]
+    images = jax.random.normal(jax.random.key(0), (4, *SHAPE))
+    measured = effective_receptive_field(model, model.init(jax.random.key(1), images), images)
+    np.testing.assert_allclose(measured.sum(), 1, rtol=1e-6)
+    rows, columns = (np.flatnonzero(measured.sum(axis)) for axis in (1, 0))
+    assert (field.rows, field.columns) == ((rows[0], rows[-1]), (columns[0], columns[-1]))
+
+
+def test_bad_input():
+    encoder = dz.PlainEncoder((4, 8))
+    images = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
+    variables = encoder.init(jax.random.key(1), images)
+    with pytest.raises(ValueError, match=r"no map of shape .* 'block7'; there are block0"):
+        effective_receptive_field(encoder, variables, images, "block7")
+    with pytest.raises(ValueError, match=r"position \(16, 0\) is outside of block0, which is 16x16"):
+        effective_receptive_field(encoder, variables, images, "block0", position=(16, 0))
+    with pytest.raises(ValueError, match="image_shape must be"):
+        receptive_fields(encoder, (16, 16))
