@@ -22,6 +22,7 @@ QUICK = {
     ],
     "evaluate.py": ["--model {out}/run/model.safetensors --data {out}/scenes/val --out {out}/evaluation"],
     "skip_addition.py": ["--quick --out {out}/skips"],
+    "fpn_vs_plain_head.py": ["--quick --out {out}/pyramid"],
     "upsampling_artifacts.py": ["--quick --out {out}/artifacts"],
     "blueprints.py": ["--quick --out {out}/quick", "--out {out}/blueprints"],
     "train_detector.py": [
