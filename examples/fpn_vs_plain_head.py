@@ -63,7 +63,7 @@ class Arguments:
     """Output folder for the picture, the numbers and finished training runs."""
     encoder: str = "resnet18"
     """Encoder of both detectors, such as resnet50 on an accelerator."""
-    strides: tuple[int, ...] = (16, 8)
+    strides: tuple[int, ...] = (16,)
     """Image size over size of the map that the plain head reads, 16 or 8; a detector for each."""
     seeds: int = 3
     """Number of training runs of each detector, 2 to 10."""
