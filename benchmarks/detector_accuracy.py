@@ -193,7 +193,7 @@ def train_there(setting: Setting) -> tuple[dict[str, float], list[float]]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     model.eval()
     with torch.inference_mode():
         scores = setting.scores(lambda batch: task.measure(lambda *_, **__: found_there(model, batch), batch))
