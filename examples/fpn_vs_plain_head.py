@@ -169,7 +169,7 @@ def check_parameters(parameters: Mapping[str, int]) -> None:
         raise ValueError(f"the detectors' numbers of parameters differ by over {TOLERANCE:.0%}: {dict(parameters)}")
 
 
-def check_sizes(val: Digits) -> None:
+def check_sizes(val: Any) -> None:
     """Raises a ValueError if the scenes have no object of some size, whose average precision would be undefined."""
     counts = np.zeros(3, int)
     for index in range(len(val)):
