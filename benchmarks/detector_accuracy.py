@@ -10,9 +10,11 @@ compared with densezoo's. Needs torch and torchvision, unless `--frameworks dens
 """
 
 import dataclasses
+import functools
 import importlib
 import json
 import math
+import operator
 import platform
 import statistics
 import time
@@ -94,8 +96,8 @@ class Setting:
             ignore_index=self.task.fill,
             fields=self.task.fields,
         )
-        first, *others = (measure(normalize(jax.random.key(0), batch)) for batch in read)
-        found = self.task.scores(sum(others, first))
+        counts = (measure(normalize(jax.random.key(0), batch)) for batch in read)
+        found = self.task.scores(functools.reduce(operator.add, counts))
         return {name: found[name] for name in ("box_ap", "box_ap50", "mask_ap", "mask_ap50")}
 
 
@@ -112,7 +114,8 @@ def main(arguments: Arguments) -> None:
             chosen: dict[str, Any] = {
                 field.name: getattr(arguments, field.name) for field in dataclasses.fields(Recipe)
             }
-            recipe = Recipe(**chosen | {"seed": seed})
+            chosen["seed"] = seed
+            recipe = Recipe(**chosen)
             run: dict[str, Any] = {"data": arguments.data.name, "train_images": len(train), "val_images": len(val)}
             run |= {"framework": framework, "model": f"{MODEL}:{arguments.encoder}", "shortest": arguments.shortest}
             run |= {"region_samples": arguments.region_samples}
@@ -187,7 +190,7 @@ def train_there(setting: Setting) -> tuple[dict[str, float], list[float]]:
     losses = []
     for batch in setting.batches():
         optimizer.zero_grad(set_to_none=True)
-        loss = sum(model(*inputs_there(batch)).values())
+        loss: Any = sum(model(*inputs_there(batch)).values())
         loss.backward()
         if recipe.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
@@ -226,7 +229,7 @@ def found_there(model: Any, batch: Mapping[str, Any]) -> dz.Detections:
     arrays = {name: value.numpy() for name, value in found.items()}
     count = len(arrays["scores"])
 
-    def rows(x: np.ndarray) -> np.ndarray:
+    def rows(x: np.ndarray) -> Any:
         return np.concatenate([x, np.zeros((100 - count, *x.shape[1:]), x.dtype)])[None]
 
     valid = rows(np.ones(count, bool))

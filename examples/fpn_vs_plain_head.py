@@ -144,7 +144,8 @@ def detectors(arguments: Arguments) -> dict[str, Any]:
     """
     if not arguments.strides or set(arguments.strides) - {8, 16}:
         raise ValueError(f"--strides must be 16, 8 or both, got {arguments.strides}")
-    make, depth, features = functools.partial(dz.create_encoder, arguments.encoder, coarsest=16), 2, 64
+    make: Any = functools.partial(dz.create_encoder, arguments.encoder, coarsest=16)
+    depth, features = 2, 64
     if arguments.quick:
         make, depth, features = functools.partial(dz.PlainEncoder, (8, 16, 32, 32)), 1, 16
     octaves = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
