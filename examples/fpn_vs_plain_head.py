@@ -261,10 +261,14 @@ def draw(scores: Mapping[str, list[dict[str, float]]], arguments: Arguments) -> 
     axes.set_ylim(0, 1)
     axes.set_xlabel("size of the object's box in pixels")
     axes.set_ylabel("average precision (IoU 0.50 to 0.95)")
-    axes.set_title(f"Digits in 128x128 scenes, {arguments.encoder}, {arguments.steps} training steps")
+    axes.set_title(
+        "Detection of digits: the same head on a pyramid (FPN) and on one map (plain)\n"
+        f"{arguments.encoder}, {arguments.steps} training steps, 128x128 scenes",
+        fontsize=11,
+    )
     axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", title=f"mean ± 95 % t interval; dots: {arguments.seeds} seeds")
+    axes.legend(loc="best", title=f"mean ± 95 % t interval; dots: {arguments.seeds} seeds")
     return figure
 
 
