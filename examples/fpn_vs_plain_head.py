@@ -222,7 +222,7 @@ def judge(plain: str, difference: Mapping[str, tuple[float, float]]) -> str:
 
 
 def show(console: Console, rows: Mapping[str, dict[str, Any]], arguments: Arguments) -> None:
-    parameters = ", ".join(f"{name} {row['parameters']:,}" for name, row in rows.items() if "parameters" in row)
+    parameters = "; ".join(f"{name}: {row['parameters']:,}" for name, row in rows.items() if "parameters" in row)
     console.print(f"parameters: {parameters}", soft_wrap=True)
     caption = (
         f"average precision, mean ± half of the 95 % interval (Student's t) over {arguments.seeds} seeds; differences"
