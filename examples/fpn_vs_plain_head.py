@@ -76,7 +76,7 @@ class Arguments:
 
 
 class Digits(DigitScenes):
-    """Scenes with digits from 8 to 60 pixels high, all of one class."""
+    """Scenes with digits of one class, whose boxes have the area of squares of about 8 to 51 pixels."""
 
     def __init__(self, count: int, split: Any, seed: int = 0):
         super().__init__(
