@@ -78,6 +78,7 @@ def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
         return None, [{"scores": dict.fromkeys(exercise.SCORES, 0.5) | {"box_ar1": 0.1}}]
 
     monkeypatch.setattr(exercise, "train_model", train_model)
+    monkeypatch.setattr(exercise, "Digits", lambda *_: None)
     for name, seed, steps in (("FPN", 0, 3), ("FPN", 0, 3), ("FPN", 1, 3), ("plain, stride 8", 0, 3), ("FPN", 0, 4)):
         arguments = exercise.Arguments(out=tmp_path, steps=steps)
         scores = exercise.trained(name, name, seed, None, arguments)
