@@ -22,6 +22,7 @@ QUICK = {
     ],
     "evaluate.py": ["--model {out}/run/model.safetensors --data {out}/scenes/val --out {out}/evaluation"],
     "skip_addition.py": ["--quick --out {out}/skips"],
+    "fpn_vs_plain_head.py": ["--quick --out {out}/pyramid"],
     "upsampling_artifacts.py": ["--quick --out {out}/artifacts"],
     "gradient_flow.py": ["--quick --out {out}/flow"],
     "receptive_field.py": ["--quick --out {out}/fields"],

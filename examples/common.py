@@ -106,6 +106,25 @@ def summarise(runs: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
     }
 
 
+def differences(runs: list[dict[str, float]], others: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    """Mean and half the width of its interval for the differences of runs with the same seeds, `runs` - `others`."""
+    return summarise([{key: a[key] - b[key] for key in a} for a, b in zip(runs, others, strict=True)])
+
+
+def number(row: dict[str, Any], key: str, sign: str = "") -> str:
+    """A mean and half the width of its interval as text, with the sign "+" for a difference."""
+    mean, half = row[key]
+    return f"{mean:{sign}.3f} ± {half:.3f}"
+
+
+def check_runs(arguments: Any) -> None:
+    """Raises a ValueError for numbers of seeds, steps or validation scenes that cannot be used."""
+    if not 2 <= arguments.seeds <= 10:
+        raise ValueError(f"--seeds must be 2 to 10, for an interval; got {arguments.seeds}")
+    if arguments.steps < 1 or arguments.val < 1:
+        raise ValueError(f"--steps and --val must be at least 1; got {arguments.steps} and {arguments.val}")
+
+
 Finished = tuple[dict[str, float], dict[str, np.ndarray]]
 """Scores of a training run, and arrays to draw."""
 

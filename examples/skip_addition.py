@@ -21,12 +21,15 @@ from common import (
     PREPROCESSING,
     TASK,
     Finished,
+    check_runs,
     command_line,
     count_parameters,
+    differences,
     digit_recipe,
     digit_scenes,
     finished,
     keep_compiled,
+    number,
     score,
     spread,
     summarise,
@@ -67,7 +70,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     if arguments.quick:
         arguments = dataclasses.replace(arguments, **QUICK)
-    check(arguments)
+    check_runs(arguments)
     console = Console()
     val = digit_scenes(arguments.val, "val")
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in SKIPS}
@@ -84,8 +87,7 @@ def main(arguments: Arguments) -> None:
         name: {"parameters": count_parameters(tiny_unet(SKIPS[name], quick=arguments.quick))} | summarise(runs)
         for name, runs in scores.items()
     }
-    pairs = zip(scores["concat"], scores["add"], strict=True)
-    summary["add - concat, by seed"] = summarise([{key: b[key] - a[key] for key in SCORES} for a, b in pairs])
+    summary["add - concat, by seed"] = differences(scores["add"], scores["concat"])
     show(console, summary, arguments)
     picture = viz.save(draw(spread(val, PICTURES), predictions, summary, arguments), arguments.out / "boundaries.png")
     result = {
@@ -96,13 +98,6 @@ def main(arguments: Arguments) -> None:
         "picture": str(picture),
     }
     print(json.dumps(result))
-
-
-def check(arguments: Arguments) -> None:
-    if not 2 <= arguments.seeds <= 10:
-        raise ValueError(f"--seeds must be 2 to 10, for an interval; got {arguments.seeds}")
-    if arguments.steps < 1 or arguments.val < 1:
-        raise ValueError(f"--steps and --val must be at least 1; got {arguments.steps} and {arguments.val}")
 
 
 def trained(name: str, seed: int, val: Any, arguments: Arguments) -> Finished:
@@ -120,11 +115,6 @@ def trained(name: str, seed: int, val: Any, arguments: Arguments) -> Finished:
     settings = f"steps{arguments.steps}_val{arguments.val}_tolerance{arguments.tolerance}"
     folder = arguments.out / ("trained_quick" if arguments.quick else "trained")
     return finished(folder / f"{name}_seed{seed}_{settings}.npz", work)
-
-
-def number(row: dict[str, Any], key: str, sign: str = "") -> str:
-    mean, half = row[key]
-    return f"{mean:{sign}.3f} ± {half:.3f}"
 
 
 def show(console: Console, summary: dict[str, dict[str, Any]], arguments: Arguments) -> None:

@@ -35,8 +35,10 @@ from common import (
     PREPROCESSING,
     TASK,
     Finished,
+    check_runs,
     command_line,
     count_parameters,
+    differences,
     digit_recipe,
     digit_scenes,
     finished,
@@ -132,10 +134,7 @@ def check(arguments: Arguments) -> None:
         raise ValueError(f"unknown upsamplers {sorted(unknown)}; there are: {', '.join(UPSAMPLERS)}")
     if "resize_conv" not in names or not any(name.startswith("transposed") for name in names):
         raise ValueError(f"--upsamplers needs resize_conv and a transposed one, to be compared; got {' '.join(names)}")
-    if not 2 <= arguments.seeds <= 10:
-        raise ValueError(f"--seeds must be 2 to 10, for an interval; got {arguments.seeds}")
-    if arguments.steps < 1 or arguments.val < 1:
-        raise ValueError(f"--steps and --val must be at least 1; got {arguments.steps} and {arguments.val}")
+    check_runs(arguments)
 
 
 def trained(name: str, seed: int, train: Any, val: Any, arguments: Arguments) -> Finished:
@@ -188,8 +187,7 @@ def judge(start: Runs, runs: Runs) -> dict[str, str]:
 
     def compare(name: str, key: str) -> tuple[str, str]:
         values = start if key in start[name][0] else runs
-        pairs = zip(values[name], values["resize_conv"], strict=True)
-        mean, half = summarise([{key: a[key] - b[key]} for a, b in pairs])[key]
+        mean, half = differences(values[name], values["resize_conv"])[key]
         text = f"{name} {(PATTERNS | ACCURACY)[key]} {100 * mean:+.2f} ± {100 * half:.2f} points"
         if mean - half > MARGIN:
             return "more", text

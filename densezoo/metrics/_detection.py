@@ -128,7 +128,11 @@ def coco_results(
 
 
 def average_precision(
-    dataset: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, masks: bool = False
+    dataset: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    *,
+    masks: bool = False,
+    size_limits: tuple[float, float] = (32.0, 96.0),
 ) -> dict[str, float]:
     """Computes COCO's scores of detections.
 
@@ -136,15 +140,16 @@ def average_precision(
         dataset: images, annotations and categories, as returned by `coco_dataset`.
         results: detections in COCO's result format, as returned by `coco_results`, in any order.
         masks: compare masks instead of boxes.
+        size_limits: sides in pixels of the squares whose areas separate small, medium and large objects.
 
     Returns:
-        `ap`, the mean over IoU thresholds of 0.5 to 0.95, `ap50`, `ap75`; `ap_small` (area below 32^2 pixels),
-        `ap_medium`, `ap_large` (from 96^2 on); `ar1`, `ar10`, `ar100`; `ap_<class>`. NaN without
+        `ap`, the mean over IoU thresholds of 0.5 to 0.95, `ap50`, `ap75`; `ap_small` (by default area below 32^2
+        pixels), `ap_medium`, `ap_large` (by default from 96^2 on); `ar1`, `ar10`, `ar100`; `ap_<class>`. NaN without
         objects. At most 100 detections per picture are used.
 
     Raises:
         ValueError: results or annotations of pictures or categories that the dataset does not have, or with scores or
-            boxes that are no numbers, or annotations with the same id.
+            boxes that are no numbers, annotations with the same id, or limits that do not increase.
         ModuleNotFoundError: if hotcoco is not installed.
 
     Example:
@@ -160,6 +165,8 @@ def average_precision(
     References:
         https://cocodataset.org/#detection-eval
     """
+    if not 0 < size_limits[0] < size_limits[1] < math.inf:
+        raise ValueError(f"size_limits must be two increasing numbers above 0, got {size_limits}")
     hotcoco = require("hotcoco")
     images = {image["id"] for image in dataset["images"]}
     categories = {category["id"]: str(category.get("name", category["id"])) for category in dataset["categories"]}
@@ -178,6 +185,8 @@ def average_precision(
         return dict.fromkeys((*_SCORES, *(f"ap_{name}" for name in categories.values())), math.nan)
     truth = hotcoco.COCO(dict(dataset))
     evaluation = hotcoco.COCOeval(truth, truth.load_res([dict(result) for result in results]), _kind(masks))
+    small, large = (side**2 for side in size_limits)
+    evaluation.params.area_rng = [[0, 1e10], [0, small], [small, large], [large, 1e10]]
     evaluation.evaluate()
     evaluation.accumulate()
     with contextlib.redirect_stdout(io.StringIO()):

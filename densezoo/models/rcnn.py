@@ -16,6 +16,7 @@ from densezoo.heads.region import BOX_WEIGHTS
 from densezoo.models.detection import kept, large_enough, pyramid_of
 from densezoo.models.padding import each_alone, with_edges
 from densezoo.models.segmentation import computed_by
+from densezoo.ops.implementation import chosen
 from densezoo.ops.sharding import explicitly_sharded, in_auto_mesh, per_device, reshape
 from densezoo.types import Detections, Pyramid
 
@@ -172,7 +173,7 @@ class RCNN(nn.Module):
         if self.mask_head is None:
             return found
 
-        if in_auto_mesh(found.boxes) or explicitly_sharded(found.boxes):
+        if chosen() == "reference" or in_auto_mesh(found.boxes) or explicitly_sharded(found.boxes):
             logits = self.mask_logits(outputs.pyramid, found.boxes)
             masks = per_device(_chosen_masks, logits, found.labels, found.valid, auto=True)
         else:

@@ -43,6 +43,7 @@ class Detection:
         anchor_positives: largest share of these anchors that have an object.
         region_samples: number of boxes per picture in the loss of the second stage.
         region_positives: largest share of these boxes that have an object. Only these contribute to the mask loss.
+        size_limits: as in `metrics.average_precision`, for the scores of small, medium and large objects.
 
     Raises:
         ValueError: if options are invalid or contradict each other. The message names them.
@@ -71,6 +72,7 @@ class Detection:
     anchor_positives: float = 0.5
     region_samples: int = 512
     region_positives: float = 0.25
+    size_limits: tuple[float, float] = (32.0, 96.0)
 
     inputs: ClassVar[tuple[str, ...]] = ("image",)
     best: ClassVar[str] = "box_ap"
@@ -92,6 +94,8 @@ class Detection:
         for name in ("anchor_positives", "region_positives"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be a share above 0 and at most 1, got {getattr(self, name)}")
+        if not 0 < self.size_limits[0] < self.size_limits[1]:
+            raise ValueError(f"size_limits must be two increasing numbers above 0, got {self.size_limits}")
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -207,7 +211,7 @@ class Detection:
             results += [result | {"image_id": result["image_id"] + first} for result in detections]
         scores = {}
         for kind, masks in (("box", False), ("mask", True)) if self.masks else (("box", False),):
-            found = metrics.average_precision(dataset, results, masks=masks)
+            found = metrics.average_precision(dataset, results, masks=masks, size_limits=self.size_limits)
             scores |= {f"{kind}_{name}": value for name, value in found.items()}
         return scores
 

@@ -51,4 +51,4 @@ def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("fields", "message"), [({"seeds": 1}, "--seeds must be 2 to 10"), ({"val": 0}, "at least 1")])
 def test_bad_arguments_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
-        exercise.check(exercise.Arguments(**fields))
+        common.check_runs(exercise.Arguments(**fields))

@@ -51,7 +51,7 @@ def random_case(seed, *, ties=False, crowds=False, objects=6, pictures=5):
     return {"images": images, "annotations": annotations, "categories": categories}, results
 
 
-def pycocotools_scores(dataset, results, kind):
+def pycocotools_scores(dataset, results, kind, limits=(32, 96)):
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -60,6 +60,8 @@ def pycocotools_scores(dataset, results, kind):
         truth.dataset = dataset
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes([dict(result) for result in results]), kind)
+        least, most = (side**2 for side in limits)
+        evaluation.params.areaRng = [[0, 1e10], [0, least], [least, most], [most, 1e10]]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -76,6 +78,17 @@ def test_average_precision_equals_pycocotools(case, masks):
         theirs = pycocotools_scores(dataset, results, "segm" if masks else "bbox")
         np.testing.assert_allclose([ours[name] for name in names], theirs, rtol=0, atol=1e-6)
         assert 0 < ours["ap"] < 1
+
+
+def test_sizes_have_other_limits():
+    dataset, results = random_case(1, objects=12)
+    ours = metrics.average_precision(dataset, results, size_limits=(16.0, 34.0))
+    theirs = pycocotools_scores(dataset, results, "bbox", (16, 34))[3:6]
+    sizes = ["ap_small", "ap_medium", "ap_large"]
+    np.testing.assert_allclose([ours[name] for name in sizes], theirs, rtol=0, atol=1e-6)
+    assert ours["ap_medium"] != metrics.average_precision(dataset, results)["ap_medium"]
+    with pytest.raises(ValueError, match=r"size_limits must be two increasing numbers .* \(34.0, 16.0\)"):
+        metrics.average_precision(dataset, results, size_limits=(34.0, 16.0))
 
 
 def test_average_precision_of_nothing():

@@ -38,6 +38,7 @@ def two_stages():
         ({"num_classes": 2, "first_label": 2}, "first_label must be a class, 0 to 1"),
         ({"num_classes": 2, "anchor_samples": 0}, "anchor_samples must be at least 1"),
         ({"num_classes": 2, "region_positives": 1.5}, "region_positives must be a share"),
+        ({"num_classes": 2, "size_limits": (96.0, 32.0)}, "size_limits must be two increasing numbers"),
     ],
 )
 def test_options_that_cannot_be_are_named(options, message):

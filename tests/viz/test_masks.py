@@ -83,7 +83,7 @@ def test_errors():
         viz.predictions([IMAGE], None, [GUESS[:, :1]])
     with pytest.raises(ValueError, match="2 class_names, but a mask contains the label 2"):
         viz.predictions([IMAGE], None, [GUESS], class_names=["a", "b"])
-    with pytest.raises(ValueError, match="argmax"):
+    with pytest.raises(TypeError, match="argmax"):
         viz.predictions([IMAGE], None, np.zeros((1, 2, 2, 3)))
 
 
