@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.core import DenyList
 
 from densezoo.blocks.regularize import run_block
-from densezoo.ops.implementation import chosen
+from densezoo.ops.implementation import chosen, within_loop
 from densezoo.ops.sharding import explicitly_sharded
 
 
@@ -66,7 +66,8 @@ def _scan(blocks: Sequence[nn.Module], x: Any, train: bool, remat: bool) -> Any:
 
     def call(x, variables, key):
         rngs = {} if key is None else {"dropout": key}
-        y, updated = template.apply(variables, x, train=train, rngs=rngs, mutable=mutable)
+        with within_loop():
+            y, updated = template.apply(variables, x, train=train, rngs=rngs, mutable=mutable)
         return y, dict(updated)
 
     if remat:

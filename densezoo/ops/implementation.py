@@ -11,6 +11,7 @@ IMPLEMENTATIONS = ("auto", "reference")
 # Part of jit's cache key, so that a function compiled under one choice is not reused under another.
 _chosen = jax.make_user_context("auto")
 _onednn = jax.make_user_context(False)
+_loop = jax.make_user_context(False)
 
 
 def check_implementation(name: str) -> None:
@@ -67,3 +68,15 @@ def with_onednn(available: bool = True) -> Iterator[None]:
 def onednn() -> bool:
     """Whether this is traced inside `with_onednn`. A custom VJP must read it in its forward function; see `chosen`."""
     return _onednn.value
+
+
+@contextlib.contextmanager
+def within_loop() -> Iterator[None]:
+    """Declares that code traced in this context is the body of a loop, where XLA:CPU does not choose layouts."""
+    with _loop(True):
+        yield
+
+
+def in_loop() -> bool:
+    """Whether this is traced inside `within_loop`. A custom VJP must read it in its forward function; see `chosen`."""
+    return _loop.value
