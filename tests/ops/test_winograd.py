@@ -28,17 +28,17 @@ def test_it_equals_the_convolution(shape):
 class Wide(nn.Module):
     @nn.compact
     def __call__(self, x):
-        shared = dz.Conv(128, name="shared")
-        y = nn.relu(dz.BatchNorm(name="norm")(dz.Conv(128, use_bias=False, name="conv")(x), train=False))
-        return shared(y), shared(y[:, ::2, ::2]), dz.Conv(128, padding=0, name="valid")(y)
+        shared = dz.Conv(256, name="shared")
+        y = nn.relu(dz.BatchNorm(name="norm")(dz.Conv(256, use_bias=False, name="conv")(x), train=False))
+        return shared(y), shared(y[:, ::2, ::2]), dz.Conv(256, padding=0, name="valid")(y)
 
 
 def test_a_compiled_model_takes_it_for_large_maps():
-    x = jax.random.normal(jax.random.key(0), (1, 48, 48, 128))
+    x = jax.random.normal(jax.random.key(0), (1, 48, 48, 256))
     variables = jax.jit(Wide().init)(jax.random.key(1), x)
     infer = dz.compile(Wide(), variables)
     for found, expected in zip(infer(x), jax.jit(Wide().apply)(variables, x), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4 * float(jnp.abs(expected).max()))
-    kernels = [line for line in infer.lower(x).as_text().splitlines() if "36x128x128" in line and "dot_general" in line]
+    kernels = [line for line in infer.lower(x).as_text().splitlines() if "36x256x256" in line and "dot_general" in line]
     # `conv`, and `shared` for its two maps.
     assert len(kernels) == (3 if onednn_options() else 0)
