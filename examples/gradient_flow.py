@@ -9,7 +9,7 @@ gradient has passed on its way from the loss (`densezoo.inspect.gradient_flow`).
 same steps. A number after ± is half the width of the 95 % interval (Student's t) of the mean over the seeds.
 
 Finished runs are kept in files under --out, so that the same command continues an interrupted one. The last line on
-standard output is a JSON object with all numbers. docs/lesson/gradient_flow.md has the results of a full run.
+standard output is a JSON object with all numbers. docs/lesson/gradient_flow.md explains the quantities.
 """
 
 import dataclasses
