@@ -89,7 +89,7 @@ def main(arguments: Arguments) -> None:
     if source is not None:
         dataset = metrics.coco_dataset(source)
         for kind, masks in (("box", False), ("mask", True)) if task.masks else (("box", False),):
-            scores = metrics.average_precision(dataset, results, masks=masks)
+            scores = metrics.average_precision(dataset, results, masks=masks, size_limits=task.size_limits)
             last |= {f"{kind}_{score}": None if np.isnan(value) else value for score, value in scores.items()}
     print(json.dumps(last))
 

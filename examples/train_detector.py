@@ -96,6 +96,12 @@ def main(arguments: Arguments) -> None:
         dtype=jnp.bfloat16 if arguments.bfloat16 else None,
         **options,
     )
+    if panoptic and arguments.masks is False:
+        raise ValueError("panoptic_fpn needs masks: omit --no-masks")
+    if not panoptic and arguments.stuff_area is not None:
+        raise ValueError(f"--stuff-area is for panoptic_fpn, not {arguments.model}: omit it")
+    if arguments.masks and not has_masks(model):
+        raise ValueError(f"{arguments.model} has no masks: omit --masks")
     task: Detection | PanopticSegmentation
     if panoptic:
         task = PanopticSegmentation(len(names), class_names=names, stuff=stuff, stuff_names=stuff_names)
@@ -143,7 +149,8 @@ def main(arguments: Arguments) -> None:
 
     scores = next(record["scores"] for record in reversed(history) if "scores" in record)
     result: dict[str, Any] = {"model": arguments.model, "encoder": arguments.encoder}
-    result |= {name: scores[name] for name in scores if name in RESULTS or name.removeprefix("mask_") in CLASSLESS}
+    shown = [name for name in scores if name in RESULTS or name.removeprefix("mask_") in CLASSLESS]
+    result |= {name: None if np.isnan(scores[name]) else scores[name] for name in shown}
     result |= {"steps": int(state.step), "seconds": round(time.perf_counter() - started, 1), "out": str(arguments.out)}
     print(json.dumps(result))
 
@@ -175,12 +182,13 @@ def stuff_area(arguments: Arguments) -> int:
 
 
 def trainable_layers(arguments: Arguments) -> int | None:
-    """The number of the encoder's stages to train, None for all; torchvision's 3 if they are pretrained."""
+    """The number of the encoder's stages to train, None for all; torchvision's 3 for its encoders with weights."""
     if arguments.freeze_encoder and arguments.trainable_layers is not None:
         raise ValueError("--freeze-encoder trains no stage of the encoder: leave --trainable-layers out")
     if arguments.freeze_encoder or arguments.trainable_layers is not None:
         return arguments.trainable_layers
-    return 3 if arguments.encoder_weights or arguments.weights else None
+    of_torchvision = arguments.encoder is None or arguments.encoder.startswith(("res", "wide_res", "mobilenet"))
+    return 3 if of_torchvision and (arguments.encoder_weights or arguments.weights) else None
 
 
 def source_at(root: Path, masks: bool | None) -> Any:
@@ -225,8 +233,9 @@ def start(arguments: Arguments, model: Any) -> Any:
         return weights.start_from(model, arguments.weights)
     if arguments.encoder_weights:
         return weights.start_from(model, arguments.encoder_weights, part="encoder")
-    if arguments.freeze_encoder and not arguments.resume:
-        raise ValueError("--freeze-encoder would freeze a random encoder: also pass --encoder-weights or --weights")
+    if model.frozen and not arguments.resume:
+        option = "--freeze-encoder" if arguments.freeze_encoder else "--trainable-layers"
+        raise ValueError(f"{option} would freeze a random encoder: also pass --encoder-weights or --weights")
     return None
 
 

@@ -72,3 +72,15 @@ def test_frozen_layers_do_not_move_and_the_others_do():
         updates, _ = optimizer.update(before["params"], optimizer.init(before["params"]), before["params"])
     assert not np.asarray(updates["encoder"]["conv1"]["conv"]["kernel"]).any()
     assert np.asarray(updates["encoder"]["layer2_0"]["conv1"]["conv"]["kernel"]).all()
+
+
+def test_frozen_statistics_of_alike_units_do_not_move():
+    encoder = dz.HRNet(width=4, layer1_size=1, depths=(1, 2), branch_size=2, incre=False)
+    model = dz.create_model("hrnet", encoder, 2, frozen=("encoder/stage3_*",))
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    _, updated = jax.jit(lambda v: model.apply(v, images, train=True, mutable=["batch_stats"]))(variables)
+    before, after = (tree["batch_stats"]["encoder"] for tree in (variables, updated))
+    for unit in ("stage2_0", "stage3_0", "stage3_1"):
+        same = jax.tree.map(lambda x, y: bool((x == y).all()), before[unit], after[unit])
+        assert jax.tree.all(same) == unit.startswith("stage3"), unit

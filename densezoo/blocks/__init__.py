@@ -25,7 +25,7 @@ from densezoo.blocks.initializers import (
 )
 from densezoo.blocks.norm import BatchNorm, FrozenBatchNorm, GroupNorm, LayerNorm, norm_act
 from densezoo.blocks.regularize import DropPath, SpatialDropout, drop_path_rates, run_block
-from densezoo.blocks.repeat import run_blocks
+from densezoo.blocks.repeat import one_by_one, run_blocks
 from densezoo.blocks.skips import AttentionGate, ConcatSkip, LateralAdd, NoSkip, step_up
 from densezoo.blocks.upsamplers import (
     Bicubic,
@@ -77,6 +77,7 @@ __all__ = [
     "icnr",
     "norm_act",
     "register_blocks",
+    "one_by_one",
     "run_block",
     "run_blocks",
     "step_up",

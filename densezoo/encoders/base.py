@@ -56,6 +56,7 @@ class Encoder(nn.Module):
     min_size = 1
     pools = False
     stem: ClassVar[str | None] = None
+    separable: ClassVar[bool] = True  # whether the layers before a map are those of an encoder that ends there
     unseen: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -123,7 +124,7 @@ def first_stages(encoder: nn.Module, trained: int) -> tuple[str, ...]:
         return ()
     last = stages - trained - 1
     scales = encoder.scales if isinstance(encoder, Encoder) and encoder.coarsest is not None else ()
-    if not scales or scales[last] >= (*scales, math.inf)[last + 1]:
+    if not scales or not encoder.separable or scales[last] >= (*scales, math.inf)[last + 1]:
         raise ValueError(
             f"the stages of this {type(encoder).__name__} cannot be frozen alone: expected trainable_layers={stages},"
             ' to train all, or frozen=("encoder",)'

@@ -121,6 +121,7 @@ class HRNet(Encoder):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     stem = "conv1/conv"
+    separable = False
 
     @property
     def scales(self) -> tuple[int, ...]:

@@ -117,7 +117,10 @@ def gradient_flow(
         >>> deep.path_length > shallow.path_length
         True
     """
-    measure, order = _measurement(model, loss)
+    try:
+        measure, order = _measurement(model, loss)
+    except TypeError:  # a field that cannot be hashed, such as a list
+        measure, order = _measurement.__wrapped__(model, loss)
     key = jax.random.key(0) if key is None else key
     value, first, second = jax.device_get(measure(variables, dict(batch), key))
     kernels, first, second = (flatten_dict(tree) for tree in (jax.device_get(variables["params"]), first, second))

@@ -178,7 +178,7 @@ LIMIT = 1 << 22
 
 def _apply(equation: Any, given: Sequence[Given], visit: Any) -> list[Given]:
     name, reaches = equation.primitive.name, [reach for reach, _ in given]
-    if (inner := called_program(equation)) is not None:
+    if name not in ("scan", "while") and (inner := called_program(equation)) is not None:
         outer = next(x for x in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program) if _is_program(x))
         return run(inner, reaches, getattr(outer, "consts", ()), visit, [value for _, value in given])
     if name == "name":

@@ -231,7 +231,7 @@ class RCNN(nn.Module):
 def _chosen_masks(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
     """The probabilities of each box's class, 0 for a box that is not real."""
     chosen = jnp.maximum(labels, 0)[:, :, None, None, None]
-    masks = jax.nn.sigmoid(jnp.take_along_axis(logits, chosen, axis=-1)[..., 0])
+    masks = jax.nn.sigmoid(jnp.take_along_axis(logits, chosen, axis=-1)[..., 0].astype(jnp.float32))
     return jnp.where(valid[:, :, None, None], masks, 0)
 
 

@@ -14,7 +14,7 @@ from flax.errors import ScopeParamShapeError
 from jaxtyping import Array, Float
 
 from densezoo import ops
-from densezoo.blocks import check_call
+from densezoo.blocks import check_call, one_by_one
 from densezoo.encoders import Encoder
 from densezoo.freezing import is_frozen
 from densezoo.ops.checks import check_fixed
@@ -141,6 +141,7 @@ def computed_by(model: Any) -> Iterator[None]:
 
     with (
         nn.intercept_methods(intercept) if nested else nullcontext(),
+        one_by_one() if nested else nullcontext(),
         nullcontext() if model.impl == "auto" else ops.implementation(model.impl),
     ):
         yield

@@ -75,7 +75,9 @@ def merge_segments(
 
     order = jnp.argsort(-scores).astype(jnp.int32)
     # `zeros_like` of data, so that the loop also works on shards.
-    segments, _ = jax.lax.scan(place, jnp.zeros_like(boxes, shape=size, dtype=jnp.int32), order)
+    segments = jnp.zeros_like(boxes, shape=size, dtype=jnp.int32)
+    if count:
+        segments, _ = jax.lax.scan(place, segments, order)
     kinds = jnp.where((segments == 0) & inside, logits.argmax(-1).astype(jnp.int32), 0)
     every = jnp.arange(logits.shape[-1], dtype=jnp.int32)
     # Compared class by class, which XLA vectorises, unlike a histogram by scattering.

@@ -56,8 +56,8 @@ def winograd_conv(x: Float[Array, "b h w i"], kernel: Float[Array, "36 i o"]) ->
     Each tile of 6x6 pixels gives 4x4 pixels. All transforms are matrix products, and pixels are copied by gathering
     rows of channels. It differs from the direct form by about 1e-5 of the largest output.
 
-    With oneDNN on two cores, `dz.compile`d RetinaNet-ResNet50 takes 0.72 and Mask R-CNN-ResNet50 0.92 of their time with
-    the direct form, for images of 320x480. FPN-ResNet18, whose convolutions have 128 features, takes 1.18.
+    With oneDNN on two cores, RetinaNet-ResNet50 takes 0.72 and Mask R-CNN-ResNet50 0.92 of their time with the direct
+    form, for images of 320x480. FPN-ResNet18, whose convolutions have 128 features, takes 1.18.
 
     Args:
         x: NHWC maps.

@@ -94,7 +94,7 @@ class Detection:
         for name in ("anchor_positives", "region_positives"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be a share above 0 and at most 1, got {getattr(self, name)}")
-        if not 0 < self.size_limits[0] < self.size_limits[1]:
+        if not 0 < self.size_limits[0] < self.size_limits[1] < float("inf"):
             raise ValueError(f"size_limits must be two increasing numbers above 0, got {self.size_limits}")
 
     @property

@@ -35,8 +35,9 @@ def rows(
     """
     classes = guesses[0].shape[-1]
     names = [f"class {number}" for number in range(classes)] if class_names is None else list(class_names)
-    if any(mask.shape[-1] != len(names) for mask in [*guesses, *(truths or [])]):
-        raise ValueError(f"there are {len(names)} classes, and the masks have {sorted({m.shape[-1] for m in guesses})}")
+    sizes = {mask.shape[-1] for mask in [*guesses, *(truths or [])]}
+    if sizes != {len(names)}:
+        raise ValueError(f"there are {len(names)} classes, and the masks and predictions have {sorted(sizes)}")
     columns = min(COLUMNS, 1 + classes)
     lines: list[list[Panel]] = []
     for index, (picture, guess) in enumerate(zip(pictures, guesses, strict=True)):

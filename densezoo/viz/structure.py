@@ -173,7 +173,7 @@ def _heads(found: Trace, groups: list[list[int]]) -> tuple[Head, ...]:
 
 def _of_one_image(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape without the batch. Heads of regions have those of all images as their batch."""
-    return shape[1:] if shape[0] == 1 else shape
+    return shape[1:] if shape[:1] == (1,) else shape
 
 
 def _group(found: Trace) -> list[list[int]]:

@@ -208,7 +208,7 @@ def _check_conventions(
     if part is None or naming is None:
         return
     if message := doubt_of_frozen_norms(wanted[part], naming, list(names)):
-        warnings.warn(f"{names.source}: {message}", stacklevel=3)
+        warnings.warn(f"{names.source}: {message}", stacklevel=4)
     if architecture is not None:
         check_architecture(architecture, wanted[part], naming)
     elif any(p.name in names for p in parameters_of(part, tree, naming)):

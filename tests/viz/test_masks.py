@@ -102,7 +102,7 @@ def test_several_labels_per_pixel_are_a_panel_for_each_class():
     figure = viz.predictions([image], None, [np.tile(guess, (1, 1, 4))])
     shown = [axes.get_title() for axes in figure.axes if axes.images]
     assert shown == ["image", *(f"class {number}" for number in range(8))]
-    with pytest.raises(ValueError, match="there are 3 classes, and the masks have"):
+    with pytest.raises(ValueError, match="there are 3 classes, and the masks and predictions have"):
         viz.predictions([image], [truth], [guess], class_names=["a", "b", "c"])
     with pytest.raises(ValueError, match=r"expected one mask of shape \(h, w, classes\), as the predictions have"):
         viz.predictions([image], [truth[..., 0]], [guess])
