@@ -140,7 +140,7 @@ def test_jit_equals_eager_and_auto_the_reference(name):
     found = jax.jit(model.apply)(variables, images)
     expected = model.clone(impl="reference").apply(variables, images)
     for ours, reference in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        # A ten-thousandth of the picture: proposals, boxes and masks of the second stage follow from those of the first.
+        # A ten-thousandth of the picture, since the second stage reads the boxes of the first.
         np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=5e-3)
 
 
