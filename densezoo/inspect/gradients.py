@@ -113,7 +113,7 @@ def gradient_flow(
         >>> batch = {"image": jax.random.normal(jax.random.key(1), (1, 16, 16, 3)), "mask": jnp.ones((1, 16, 16), int)}
         >>> variables = model.init(jax.random.key(0), batch["image"])
         >>> flow = gradient_flow(model, variables, batch, dz.tasks.Segmentation(2).loss)
-        >>> deep, shallow = flow["encoder/block0/conv1"], flow["decoder/block1/conv2"]
+        >>> deep, shallow = flow["encoder/block0/conv1/conv"], flow["head/conv"]
         >>> deep.path_length > shallow.path_length
         True
     """

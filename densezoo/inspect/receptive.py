@@ -97,7 +97,7 @@ def receptive_fields(
         >>> from densezoo.inspect import receptive_fields
         >>> fields = receptive_fields(dz.create_encoder("vgg16"), (512, 512, 3))
         >>> fields.layers[-1].size
-        (196, 196)
+        (212, 212)
     """
     shape = tuple(image_shape)[-3:]
     if len(image_shape) not in (3, 4) or min(shape) < 1:

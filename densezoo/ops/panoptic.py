@@ -50,7 +50,7 @@ def merge_segments(
         >>> boxes = jnp.array([[0.0, 0.0, 2.0, 2.0], [1.0, 0.0, 4.0, 2.0]])
         >>> logits = jnp.zeros((3, 5, 3)).at[:, :, 2].set(1.0)
         >>> merge_segments(jnp.ones((2, 4, 4)), boxes, jnp.array([0.6, 0.9]), logits, stuff_area=3).tolist()
-        [[1, 2, 2, 2, 4], [1, 2, 2, 2, 4], [4, 4, 4, 4, 4]]
+        [[4, 4, 4, 4, 4], [4, 2, 2, 2, 4], [4, 4, 4, 4, 4]]
 
     References:
         Kirillov et al., Panoptic segmentation, 2018. https://arxiv.org/abs/1801.00868 (section 4)

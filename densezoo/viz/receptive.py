@@ -38,7 +38,7 @@ def receptive_fields(
         >>> fields = dz.inspect.receptive_fields(dz.PlainEncoder((4, 8)), (32, 32, 3)).layers[:1]
         >>> figure = receptive_fields(np.zeros((32, 32, 3)), fields, [np.ones((32, 32))])
         >>> figure.axes[0].get_title()
-        'block0: sees 5x5'
+        'block0/conv1: sees 3x3'
     """
     if len(fields) != len(effective) or not fields:
         raise ValueError(f"expected as many maps as fields, and at least one; got {len(effective)} and {len(fields)}")
