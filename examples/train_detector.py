@@ -150,7 +150,7 @@ def main(arguments: Arguments) -> None:
     scores = next(record["scores"] for record in reversed(history) if "scores" in record)
     result: dict[str, Any] = {"model": arguments.model, "encoder": arguments.encoder}
     shown = [name for name in scores if name in RESULTS or name.removeprefix("mask_") in CLASSLESS]
-    result |= {name: None if np.isnan(scores[name]) else scores[name] for name in shown}
+    result |= {name: scores[name] for name in shown}  # None for a score that is undefined
     result |= {"steps": int(state.step), "seconds": round(time.perf_counter() - started, 1), "out": str(arguments.out)}
     print(json.dumps(result))
 
