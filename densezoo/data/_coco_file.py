@@ -78,6 +78,14 @@ def size_of(path: pathlib.Path, record: dict[str, Any], problems: list[str]) -> 
     return size
 
 
+def pictures(
+    folder: pathlib.Path, records: list[dict[str, Any]], problems: list[str]
+) -> tuple[list[pathlib.Path], tuple[tuple[int, int], ...]]:
+    """Returns the paths and the sizes (height, width) of all pictures, and adds what is wrong to the problems."""
+    paths = [picture(folder, record, problems) for record in records]
+    return paths, tuple(size_of(path, record, problems) for path, record in zip(paths, records, strict=True))
+
+
 def is_box(box: Any) -> bool:
     if not isinstance(box, list) or len(box) != 4:
         return False

@@ -114,11 +114,8 @@ class CocoDetection:
         self.class_names = tuple(str(categories[number].get("name", number)) for number in self.category_ids)
         self.num_classes = len(self.class_names)
         self._records = [records[number] for number in sorted(records)]
-        self._paths = [_coco_file.picture(folder, record, problems) for record in self._records]
+        self._paths, self.sizes = _coco_file.pictures(folder, self._records, problems)
         self.names = tuple(path.name for path in self._paths)
-        self.sizes = tuple(
-            _coco_file.size_of(path, record, problems) for path, record in zip(self._paths, self._records, strict=True)
-        )
         _coco_file.same(self._records, "file_name", "images", problems)
         _coco_file.same(list(categories.values()), "name", "categories", problems)
         if not self._records:

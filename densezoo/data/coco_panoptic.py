@@ -121,11 +121,8 @@ class CocoPanoptic:
         self.num_classes = len(things)
         self.stuff = tuple(range(len(things) + 1, len(things) + len(stuff) + 1))
         self._records = [records[number] for number in sorted(records)]
-        self._paths = [_coco_file.picture(self.root / images, record, problems) for record in self._records]
+        self._paths, self.sizes = _coco_file.pictures(self.root / images, self._records, problems)
         self.names = tuple(path.name for path in self._paths)
-        self.sizes = tuple(
-            _coco_file.size_of(path, record, problems) for path, record in zip(self._paths, self._records, strict=True)
-        )
         if not self._records:
             problems.append("the file lists no images")
         self._maps, self._segments = self._by_image(dataset, records, self.root / maps, problems)
