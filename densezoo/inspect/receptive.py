@@ -11,7 +11,8 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from densezoo.inspect import reach
+from densezoo.inspect.intervals import Reach, Value
+from densezoo.inspect.reach import run
 from densezoo.inspect.walk import Path, as_reference, module_calls
 from densezoo.types import Pyramid
 
@@ -140,16 +141,16 @@ def _spans(program: Any, axis: int, length: int) -> dict[str, Span]:
     """What each named map of a program depends on, along one axis of the image."""
     spans: dict[str, Span] = {}
 
-    def note(name: str, value: reach.Value, shape: tuple[int, ...]) -> None:
+    def note(name: str, value: Value, shape: tuple[int, ...]) -> None:
         if value is not None:
             at = len(value.first) // 2
             every = bool((value.first == 0).all() and (value.last == length - 1).all())
             spans[name] = shape, (int(value.first[at]), int(value.last[at])), every
 
     positions = np.arange(length)
-    weights: list[reach.Value] = [None] * (len(program.jaxpr.invars) - 1)
-    inputs = [*weights, reach.Reach(1 + axis, positions, positions)]
-    reach.run(program.jaxpr, inputs, program.consts, note)
+    weights: list[Value] = [None] * (len(program.jaxpr.invars) - 1)
+    inputs = [*weights, Reach(1 + axis, positions, positions)]
+    run(program.jaxpr, inputs, program.consts, note)
     return spans
 
 
