@@ -58,8 +58,7 @@ def compare_detections(
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Checks, then times inference in all forms; a row for each, also for those that are left out."""
-    label = f"{':'.join(pair)} {shape_text(shape)}"
-    head = {"model": ":".join(pair), "mode": "inference", "shape": list(shape), "dtype": arguments.dtype}
+    label, head = named(pair, shape, "inference", arguments)
     images = random_images(shape, arguments.seed)
     say(f"{label}: weights")
     variables, missing = variables_of(worker, pair, images, arguments)
@@ -99,8 +98,7 @@ def compare_steps(
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Checks, then times the train step of both sides; a row for each, also for one that is left out."""
-    label = f"{':'.join(pair)} {shape_text(shape)}"
-    head = {"model": ":".join(pair), "mode": "training", "shape": list(shape), "dtype": arguments.dtype}
+    label, head = named(pair, shape, "training", arguments)
     images = random_images(shape, arguments.seed)
     say(f"{label}: weights")
     variables, missing = variables_of(worker, pair, images, arguments)
@@ -136,6 +134,13 @@ def compare_steps(
     calls = {OWN: densezoo_call(compiled, state, batch)} | calls
     say(f"{label}: timing")
     return timed_rows(head, calls, facts, arguments) + left_out
+
+
+def named(pair: tuple[str, str], shape: Shape, mode: str, arguments: Arguments) -> tuple[str, dict[str, Any]]:
+    """What messages call a measurement, and what its rows have in common."""
+    name = ":".join(pair)
+    head = {"model": name, "mode": mode, "shape": list(shape), "dtype": arguments.dtype}
+    return f"{name} {shape_text(shape)}", head
 
 
 def make_model(pair: tuple[str, str], arguments: Arguments) -> Any:

@@ -25,11 +25,13 @@ from common import (
     PREPROCESSING,
     TASK,
     Finished,
+    check_runs,
     command_line,
     digit_recipe,
     digit_scenes,
     finished,
     keep_compiled,
+    number,
     summarise,
 )
 from matplotlib.figure import Figure
@@ -68,10 +70,9 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     if arguments.quick:
         arguments = dataclasses.replace(arguments, **QUICK)
-    if not 2 <= arguments.seeds <= 10:
-        raise ValueError(f"--seeds must be 2 to 10, for an interval; got {arguments.seeds}")
-    if arguments.steps < 2 or arguments.val < 1:
-        raise ValueError(f"--steps must be at least 2 and --val at least 1; got {arguments.steps} and {arguments.val}")
+    check_runs(arguments)
+    if arguments.steps < 2:
+        raise ValueError(f"--steps must be at least 2, for a start and an end; got {arguments.steps}")
     console = Console()
     runs: dict[str, list[Finished]] = {}
     for seed in range(arguments.seeds):
@@ -123,11 +124,11 @@ def trained(skip: str, deep: bool, seed: int, arguments: Arguments) -> Finished:
         step = make_train_step(TASK.loss, augment=normalize)
         evaluate = evaluator(TASK, digit_scenes(arguments.val, "val"), preprocessing=PREPROCESSING, batch_size=20)
         flows, scores = [], []
-        for number in range(arguments.steps + 1):
-            if number in moments(arguments.steps):
+        for count in range(arguments.steps + 1):
+            if count in moments(arguments.steps):
                 flows.append(gradient_flow(model, state.variables, probe, TASK.loss))
                 scores.append(evaluate(state)["mean_iou"])
-            if number < arguments.steps:
+            if count < arguments.steps:
                 state, _ = step(state, next(batches))
         return measured(flows, scores)
 
@@ -175,7 +176,7 @@ def show(console: Console, summary: dict[str, dict[str, tuple[float, float]]], a
     )
     table = Table("skip", *COLUMNS.values(), caption=caption)
     for name, row in summary.items():
-        table.add_row(name, *(f"{row[key][0]:.3f} ± {row[key][1]:.3f}" for key in COLUMNS))
+        table.add_row(name, *(number(row, key) for key in COLUMNS))
     console.print(table)
 
 
