@@ -169,17 +169,22 @@ def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trac
     program, result = jax.make_jaxpr(run, return_shape=True)(variables, image)
     parts = {path for path in parts if all(path[:depth] in parts for depth in range(len(path)))}
 
+    gives_maps = {m.path for m in maps}
+
     def is_shown(m: Map) -> bool:
         return bool(m.inside and m.path) if m.path in parts else m.path[:-1] in parts
 
     kept = [i for i, m in enumerate(maps) if i == 0 or is_shown(m)]
     maps = [maps[i] for i in kept]
     numbers = {str(i): new for new, i in enumerate(kept)}
-    of_heads = [i for i, output in enumerate(outputs) if output.path not in parts]  # a part may give tokens
-    outputs = [outputs[i] for i in of_heads]
+    # An encoder may give tokens beside its maps. Its maps stand for them.
+    numbers |= {f"output {i}": _TOKENS for i in range(len(outputs))}
+    of_heads = [i for i, output in enumerate(outputs) if output.path not in parts | gives_maps]
     numbers |= {f"output {i}": len(maps) + new for new, i in enumerate(of_heads)}
+    outputs = [outputs[i] for i in of_heads]
+    nodes = {_TOKENS: Output((), "", "", ()), **dict(enumerate([*maps, *outputs]))}
     same: dict[int, int] = {}
-    ends = _follow(program.jaxpr, [{} for _ in program.jaxpr.invars], numbers, [*maps, *outputs], same)
+    ends = _follow(program.jaxpr, [{} for _ in program.jaxpr.invars], numbers, nodes, same)
     if outputs:
         kind = "output" if hasattr(result, "shape") else type(result).__name__
         for (path, leaf), marks in zip(jax.tree_util.tree_leaves_with_path(result), ends, strict=True):
@@ -195,7 +200,7 @@ def _without(same: dict[int, int], found: Trace) -> Trace:
     for i in range(len(maps) + len(found.outputs)):
         new[i] = new[same[i]] if i in same else len(set(new.values()))
     for node in (*maps, *found.outputs):
-        node.sources = {new[i]: join for i, join in node.sources.items()}
+        node.sources = {new[i]: join for i, join in node.sources.items() if i != _TOKENS}
     return dataclasses.replace(found, maps=[m for i, m in enumerate(maps) if i not in same])
 
 
@@ -204,12 +209,15 @@ def _several_sizes(value: Any) -> bool:
     return len({x.shape[1:3] for x in leaves if getattr(x, "ndim", 0) == 4}) > 1
 
 
+_TOKENS = -1
+"""The number of all tokens, which are not shown."""
+
 Marks = dict[int, str]
 """The maps that an array is computed from, each with the primitive that combined it with another, or empty."""
 
 
 def _follow(
-    program: Any, given: list[Marks], numbers: dict[str, int], nodes: list[Any], same: dict[int, int]
+    program: Any, given: list[Marks], numbers: dict[str, int], nodes: dict[int, Any], same: dict[int, int]
 ) -> list[Marks]:
     """Propagates the marks through a traced program, from arguments to results.
 

@@ -106,6 +106,15 @@ def test_neck_without_a_head():
     assert not any(link.kind == "head" for link in read.links)
 
 
+def test_tokens_beside_the_maps_are_no_head():
+    encoder = dz.ViT(embed_dim=16, depth=4, num_heads=2, grid=4)
+    read = viz.architecture(dz.create_model("dpt", encoder, 2, features=8), image_size=(64, 64))
+    assert not read.heads
+    decoder = [box.name for box in read.boxes].index("decoder")
+    into = {read.boxes[link.start].name for link in read.links if link.end == decoder}
+    assert into == {f"encoder.maps[{i}]" for i in range(4)}
+
+
 def test_the_heads_of_a_detector():
     encoder = dz.ResNet((1, 1, 1, 1), dz.BasicBlock, width=8)
     model = dz.create_model("mask_rcnn", encoder, 3, features=8, hidden=(16,)).clone(proposals=(50, 50))
