@@ -117,6 +117,8 @@ def _page(module: str, names: list[str]) -> str:
     parts = [title, "=" * len(title), ""]
     if module != "densezoo":
         parts += [f".. automodule:: {module}", "   :no-members:", "   :no-index:", ""]
+    else:  # What users call comes before what it returns.
+        names = sorted(names, key=lambda name: not inspect.isroutine(getattr(densezoo, name.removeprefix("densezoo."))))
     for name in names:
         parent, _, last = name.rpartition(".")
         value = getattr(importlib.import_module(parent), last)
