@@ -83,7 +83,8 @@ class Architecture:
 
     Attributes:
         title: class names of the model's parts.
-        boxes: the maps, roughly in the order in which they are computed; the first one is the image.
+        boxes: the maps, roughly in the order in which they are computed; the first one is the image, or the images that
+          the model takes together.
         links: the dependencies between the boxes.
         parameters: number of values in the collection `params`.
         heads: a detector's heads, in the order in which they run; the detections are the last.
@@ -204,7 +205,8 @@ def _box(found: Trace, group: list[int], image_size: Size) -> Box:
     maps = [found.maps[i] for i in group]
     last, part = _last(maps), found.part(_last(maps))
     if last.module is None:
-        return Box("image", part[0], last.size, last.shape[-1], 1, "", last.key)
+        name = "image" if found.images == 1 else f"{found.images} images"
+        return Box(name, part[0], last.size, last.shape[-1], 1, "", last.key)
     # An automatically named module, such as Dropout_0, computes the part's own result.
     unnamed = last.path[-1].startswith(f"{type(last.module).__name__}_")
     return Box(

@@ -76,12 +76,14 @@ class Trace:
           pyramid in it). `maps` contains the outputs of their children and those of their own outputs that are in
           containers, and nothing from further inside.
         upsamplers: paths and class names of the modules that are called like upsamplers (densezoo/blocks).
+        images: number of images that the model takes for each sample.
     """
 
     maps: list[Map]
     outputs: list[Output]
     parts: set[Path]
     upsamplers: dict[Path, str]
+    images: int = 1
 
     def part(self, m: Map) -> Path:
         """The part that a map belongs to; the image and each head are parts of their own."""
@@ -188,7 +190,8 @@ def trace(model: nn.Module, variables: Any, *inputs: jax.ShapeDtypeStruct) -> Tr
         kind = "output" if hasattr(result, "shape") else type(result).__name__
         for (path, leaf), marks in zip(jax.tree_util.tree_leaves_with_path(result), ends, strict=True):
             outputs.append(Output((), kind, jax.tree_util.keystr(path), leaf.shape, marks))
-    return _without(same, Trace(maps, outputs, parts, upsamplers))
+    images = sum(x.shape == inputs[0].shape for x in inputs)
+    return _without(same, Trace(maps, outputs, parts, upsamplers, images))
 
 
 def _without(same: dict[int, int], found: Trace) -> Trace:
