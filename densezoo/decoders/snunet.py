@@ -51,7 +51,7 @@ class ChannelAttention(nn.Module):
 
 
 class EnsembleAttention(nn.Module):
-    """Concatenates maps of one size and weighs their channels: each map's by their sum, and all by the result (ECAM)."""
+    """ECAM: concatenates maps and weighs the channels, those of each map by the sum of the maps, then all together."""
 
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
