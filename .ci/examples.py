@@ -33,6 +33,10 @@ QUICK = {
         " --out {out}/detector"
     ],
     "detect.py": ["--model {out}/detector --images {out}/scenes/val/images --draw 1 --out {out}/found"],
+    "change_detection.py": [
+        "--quick --out {out}/change",
+        "--quick --model snunet --encoder plain --out {out}/snunet",
+    ],
     "nnx_training.py": ["--steps 2 --batch-size 2 --out {out}/nnx"],
 }
 

@@ -4,6 +4,8 @@ from densezoo.data import fields, transforms
 from densezoo.data._arrays import to_float
 from densezoo.data._decode import IMAGE_SUFFIXES
 from densezoo.data._reading import Source
+from densezoo.data.change_folder import ChangeFolder
+from densezoo.data.change_scenes import ChangeScenes
 from densezoo.data.coco import CocoDetection
 from densezoo.data.coco_panoptic import CocoPanoptic
 from densezoo.data.evaluation import EvalBatches, eval_batches
@@ -15,6 +17,8 @@ from densezoo.data.scenes import DigitScenes
 from densezoo.data.subset import Subset
 
 __all__ = [
+    "ChangeFolder",
+    "ChangeScenes",
     "CocoDetection",
     "CocoPanoptic",
     "DigitScenes",

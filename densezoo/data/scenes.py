@@ -190,7 +190,7 @@ class DigitScenes:
             place = self._place(rng, inside, instances, whole, hidden)
             if place is None:
                 continue
-            _paint(image[place], alpha, rim, self._colour(rng, image[place]))
+            self._paint(image[place], alpha, rim, self._colour(rng, image[place]))
             hidden += np.bincount(instances[place][inside], minlength=len(hidden))
             labels[placed] = self._labels[drawing]
             placed += 1
@@ -248,10 +248,10 @@ class DigitScenes:
             colour = luminance + (colour - luminance) * (1 - luminance) / (colour.max() - luminance)
         return colour.astype(np.float32)
 
-
-def _paint(region: np.ndarray, alpha: np.ndarray, rim: np.ndarray, colour: np.ndarray) -> None:
-    region *= 1 - _RIM * rim[:, :, None]
-    region += alpha[:, :, None] * (colour - region)
+    @staticmethod
+    def _paint(region: np.ndarray, alpha: np.ndarray, rim: np.ndarray, colour: np.ndarray) -> None:
+        region *= 1 - _RIM * rim[:, :, None]
+        region += alpha[:, :, None] * (colour - region)
 
 
 def _cubic_weights(scale: float) -> np.ndarray:
