@@ -229,8 +229,9 @@ class _Folding:
         x = args[0] if args else kwargs["x"]
         if type(module) is Conv:
             params = _at(self._variables, "params", module) if module.path else {}
-            if not module.path or module.get_variable("params", "kernel") is not params["kernel"]:
-                return call(*args, **kwargs)  # a transformation computes the kernel, or a scan stacks it
+            if "kernel" not in params or module.get_variable("params", "kernel") is not params["kernel"]:
+                # A transformation computes the kernel, a scan stacks it, or it belongs to another model.
+                return call(*args, **kwargs)
             y = self._by_winograd(module, params, x, (*module.path, "as it is"))
             y = call(*args, **kwargs) if y is None else y
             self._made.append((y, module, x))
@@ -280,10 +281,10 @@ class _Folding:
 
 
 def _at(variables: Mapping[str, Any], collection: str, module: nn.Module) -> Any:
-    """A module's own variables."""
+    """A module's own variables; empty if there are none."""
     tree = variables[collection]
     for name in module.path:
-        tree = tree[name]
+        tree = tree.get(name, {})
     return tree
 
 

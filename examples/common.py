@@ -158,12 +158,25 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(caches / "densezoo" / "compiled"))
 
 
-def command_line(main: Callable[[T], None], arguments: type[T]) -> None:
-    """Runs a script's `main` with the arguments of the command line."""
+def command_line(
+    main: Callable[[T], None],
+    arguments: type[T],
+    defaults: Callable[[type[T], Sequence[str]], T | None] = lambda *_: None,
+) -> None:
+    """Runs a script's `main` with the arguments of the command line.
+
+    Args:
+        main: is called with the options.
+        arguments: the options, a dataclass.
+        defaults: given this class and the command line, returns the defaults of the options; None for those of the
+            class.
+    """
     names = {field.name: "--" + field.name.replace("_", "-") for field in dataclasses.fields(arguments)}  # pyright: ignore
     names |= {name: names[flag] for name, flag in OTHER_NAMES.items() if flag in names}
     with user_errors(), as_flags(names):
-        main(require("tyro").cli(arguments))
+        tyro = require("tyro")
+        known = defaults(arguments, sys.argv[1:])
+        main(tyro.cli(arguments) if known is None else tyro.cli(arguments, default=known))
 
 
 def progress(items: Sequence[T], label: str) -> Iterator[T]:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
@@ -201,18 +202,15 @@ def effective_receptive_field(
     key = jax.random.key(0) if key is None else key
 
     def output(variables: Any, images: Any) -> Any:
+        # Flax returns the captured outputs, also from within blocks that are recomputed in the backward pass.
+        with as_reference(model) as plain:
+            _, state = plain.apply(variables, images, capture_intermediates=True, mutable=["intermediates"])
         found: dict[str, Any] = {}
-
-        def visit(module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
-            result = call(*args, **kwargs)
+        for (*path, _), results in flatten_dict(state["intermediates"]).items():
+            name, result = "/".join(path), results[-1]
             maps = result.maps if isinstance(result, Pyramid) else ()
-            name = "/".join(module.path)
-            found.update({f"{name}/{number}".lstrip("/"): x for number, x in enumerate(maps)})
+            found |= {f"{name}/{number}".lstrip("/"): x for number, x in enumerate(maps)}
             found[name] = result
-            return result
-
-        with module_calls(visit):
-            model.apply(variables, images)
         if getattr(found.get(layer), "ndim", 0) != 4:
             maps = [name for name, x in found.items() if name and getattr(x, "ndim", 0) == 4]
             raise ValueError(f"no map of shape (b, h, w, c) is called {layer!r}; there are {', '.join(maps)}")
