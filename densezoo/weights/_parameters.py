@@ -14,7 +14,7 @@ from densezoo.compiling import jitted_once
 from densezoo.encoders import Encoder
 from densezoo.messages import shortened
 from densezoo.models import COMPOSITIONS
-from densezoo.naming import COLUMN, KERNELS, LEAVES, Named, Naming
+from densezoo.naming import COLUMN, KERNELS, LEAVES, Named, Naming, spelled_out
 
 Path = tuple[str, ...]
 """The path of an array in the variables; the collection is first."""
@@ -140,7 +140,10 @@ def parameters_of(
 def expected_names(parts: Mapping[str, nn.Module], tree: Mapping[Path, Any]) -> dict[str, list[set[str]]]:
     """For each part, the names of its arrays in each of its namings."""
     return {
-        part: [{p.name for p in parameters_of(part, tree, naming) if p.name} for naming in namings_of(module)]
+        part: [
+            {name for p in parameters_of(part, tree, naming) if p.name for name in spelled_out(p.name)}
+            for naming in namings_of(module)
+        ]
         for part, module in parts.items()
     }
 
