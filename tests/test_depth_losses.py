@@ -1,4 +1,6 @@
-"""Losses and scores of depth and normals, compared with plain NumPy formulas, for each valid pixel in a loop or list."""
+"""Losses and scores of depth and normals, compared with plain NumPy formulas."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ BY_NAME = {
     "silog": losses.silog_loss,
     "l1": losses.depth_l1_loss,
     "gradient": losses.gradient_matching_loss,
+    "log_gradient": functools.partial(losses.gradient_matching_loss, log=True, scales=2),
     "ssi": losses.scale_shift_invariant_loss,
 }
 
@@ -51,6 +54,8 @@ def test_depth_losses_are_those_of_the_papers():
     expected = {"silog": np.mean([np.mean(d**2) - 0.5 * np.mean(d) ** 2 for d in logs])}
     expected["l1"] = np.mean(np.concatenate([np.abs(y - z) for y, z in map(pairs, range(2))]))
     expected["gradient"] = numpy_gradients(PREDICTED - DEPTH, ~HOLES, 4)
+    logarithms = np.where(HOLES, 0, np.log(PREDICTED) - np.log(np.where(HOLES, 1, DEPTH)))
+    expected["log_gradient"] = numpy_gradients(logarithms, ~HOLES, 2)
     aligned = np.zeros(SHAPE)
     for index in range(2):
         scale, shift = np.polyfit(*pairs(index), 1)

@@ -28,10 +28,11 @@ from densezoo.losses._depth import (
     silog_loss,
 )
 from densezoo.losses._lovasz import lovasz_loss
-from densezoo.losses._named import LOSSES, named_loss
+from densezoo.losses._named import DEPTH_LOSSES, LOSSES, named_depth_loss, named_loss
 from densezoo.losses._overlap import dice_loss, jaccard_loss, tversky_loss
 
 __all__ = [
+    "DEPTH_LOSSES",
     "LOSSES",
     "binary_cross_entropy",
     "boundary_weighted_cross_entropy",
@@ -46,6 +47,7 @@ __all__ = [
     "gradient_matching_loss",
     "jaccard_loss",
     "lovasz_loss",
+    "named_depth_loss",
     "named_loss",
     "scale_shift_invariant_loss",
     "sigmoid_focal_loss",

@@ -15,8 +15,9 @@ def silog_loss(
 
     The means are over the valid pixels of one image, and the loss is the mean over the images that have some. It has no
     square root and no factor. `focus`, lambda in the paper, is the share of an image's common factor that costs
-    nothing: 0 is the mean square error of the logarithms, and 1 ignores the factor, and with it the unit. The paper uses 0.5.
-    Others use 0.85, the square root and a factor of 10; KITTI's score SILog is 100 times the square root for 1.
+    nothing: 0 is the mean square error of the logarithms, and 1 ignores the factor, and with it the unit. The paper
+    uses 0.5. Others use 0.85, the square root and a factor of 10; KITTI's score SILog is 100 times the square root
+    for 1.
 
     Args:
         predictions: depths above 0; smaller values than 1e-6 count as 1e-6.
@@ -78,18 +79,20 @@ def gradient_matching_loss(
     valid: Bool[Array, "b h w"] | None = None,
     *,
     scales: int = 4,
+    log: bool = False,
 ) -> Float[Array, ""]:
     """Compares the gradients of two maps at several scales, which sharpens edges and keeps surfaces smooth.
 
     The sum over scales of |R(i, j + 1) - R(i, j)| + |R(i + 1, j) - R(i, j)| for the difference R of the maps, over
-    pairs of valid pixels, divided by the number of valid pixels of the batch at that scale. Each scale has every second pixel
-    of the finer one.
+    pairs of valid pixels, divided by the number of valid pixels of the batch at that scale. Each scale has every second
+    pixel of the finer one.
 
     Args:
-        predictions: depths, their logarithms, or inverse depths.
+        predictions: depths, or inverse depths.
         target: the true values of the same kind.
         valid: the pixels that count; None for where the target is finite and above 0.
         scales: number of scales.
+        log: whether to compare the logarithms of the maps, for which near and far edges count alike.
 
     Returns:
         The loss, a float32 scalar.
@@ -112,7 +115,8 @@ def gradient_matching_loss(
     if scales < 1:
         raise ValueError(f"scales must be at least 1, got {scales}")
     valid = _valid(predictions, target) if valid is None else valid
-    difference = _masked(predictions, valid) - _masked(target, valid)
+    convert = _log if log else _masked
+    difference = convert(predictions, valid) - convert(target, valid)
     total = jnp.zeros((), jnp.float32)
     for scale in range(scales):
         r, counts = difference[:, :: 2**scale, :: 2**scale], valid[:, :: 2**scale, :: 2**scale]
@@ -133,8 +137,7 @@ def scale_shift_invariant_loss(
 
     Half the mean square error of scale * prediction + shift, where scale and shift minimise it for each image
     (`ops.align_scale_shift`), over the valid pixels of the batch; plus the gradients' loss of the aligned map.
-    Gradients also flow through scale and shift. Because any scale is allowed, a negative one too, the network learns the sign
-    with the rest.
+    Gradients also flow through scale and shift. Any scale is allowed, a negative one too.
 
     Args:
         predictions: any values; in MiDaS, the network's inverse depth.

@@ -1,8 +1,8 @@
 """Geometry of depth maps: points and normals of a pinhole camera, and alignment by scale and shift.
 
 The camera's axes are x to the right, y down and z forward, as in OpenCV. Depth is the z of a point, not its distance
-from the camera. The middle of the pixel in row i and column j is at (j + 1/2, i + 1/2). Holes, which are pixels without a
-measurement, are 0, negative, infinite or NaN.
+from the camera. The middle of the pixel in row i and column j is at (j + 1/2, i + 1/2). Holes, which are pixels without
+a measurement, are 0, negative, infinite or NaN.
 """
 
 from collections.abc import Sequence
