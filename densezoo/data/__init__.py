@@ -12,6 +12,7 @@ from densezoo.data.evaluation import EvalBatches, eval_batches
 from densezoo.data.folder import ImageMaskFolder, read_image
 from densezoo.data.instance_folder import InstanceFolder
 from densezoo.data.pipeline import train_batches
+from densezoo.data.rendered import RenderedScenes
 from densezoo.data.resizing import Resize, ScaleJitter
 from densezoo.data.scenes import DigitScenes
 from densezoo.data.subset import Subset
@@ -26,6 +27,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "ImageMaskFolder",
     "InstanceFolder",
+    "RenderedScenes",
     "Resize",
     "ScaleJitter",
     "Source",

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from densezoo.tasks.change import ChangeDetection
+from densezoo.tasks.depth import Depth, Normals
 from densezoo.tasks.detection import Detection
 from densezoo.tasks.panoptic import PanopticSegmentation
 from densezoo.tasks.segmentation import Segmentation
@@ -14,6 +15,8 @@ TASKS: dict[str, type] = {
     "detection": Detection,
     "panoptic": PanopticSegmentation,
     "change": ChangeDetection,
+    "depth": Depth,
+    "normals": Normals,
 }
 """Tasks by their names in model files. Add your own task here so that `dz.load_predictor` can read it."""
 
@@ -52,7 +55,9 @@ def from_description(description: dict[str, Any]) -> Any:
 __all__ = [
     "TASKS",
     "ChangeDetection",
+    "Depth",
     "Detection",
+    "Normals",
     "PanopticSegmentation",
     "Segmentation",
     "Task",

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from densezoo import losses, metrics
-from densezoo.data import transforms
 from densezoo.messages import option
+from densezoo.tasks._augment import augmentation
 
 if TYPE_CHECKING:
     from densezoo.train.recipe import Recipe
@@ -151,15 +151,7 @@ class Segmentation:
 
     def augment(self, recipe: "Recipe") -> Callable[[Any, Any], Any]:
         """Returns an augmentation with the recipe's random flips, rotations, scaling and colour changes."""
-        steps = [transforms.random_flip(horizontal=recipe.flip_horizontal, vertical=recipe.flip_vertical)]
-        if recipe.rotate:
-            steps.append(transforms.random_rot90())
-        if recipe.scale != (1.0, 1.0):
-            steps.append(transforms.random_scale(recipe.scale, ignore_index=self.fill))
-        if recipe.color_jitter:
-            strength = recipe.color_jitter
-            steps.append(transforms.color_jitter(brightness=strength, contrast=strength, saturation=strength))
-        return transforms.compose(*steps)
+        return augmentation(recipe, fill=self.fill)
 
     def _criterion(self) -> Callable[[Any, Any], Any]:
         return losses.named_loss(
