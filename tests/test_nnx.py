@@ -1,5 +1,7 @@
 """Models as NNX modules."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -194,8 +196,20 @@ def test_it_is_a_part_of_another_module(unet):
     assert all(leaf.any() for leaf in jax.tree.leaves(gradients["backbone"]["variables"]["params"]["head"]))
 
 
-def test_what_is_no_model_or_another_ones_variables_is_named(unet):
+def test_what_is_no_model_or_another_ones_variables_is_named(unet, tmp_path):
     model, variables = unet
+    module = dz.to_nnx(model, variables)
+    for call in (dz.compile, dz.weights.to_torch, partial(dz.save, tmp_path / "model.safetensors")):
+        with pytest.raises(TypeError, match=r"got a NNXModel: dz\.from_nnx\(module\)"):
+            call(model, module)
+        with pytest.raises(TypeError, match=r"got a State: dz\.from_nnx\(module\)"):
+            call(model, nnx.state(module))
+        with pytest.raises(TypeError, match=r"the NNX module NNXModel: pass the model that dz\.to_nnx was given"):
+            call(module, variables)
+        with pytest.raises(TypeError, match="the model comes first"):
+            call(variables, model)
+    with pytest.raises(TypeError, match="the NNX module NNXModel"):
+        dz.summary(module, (16, 24, 3))
     with pytest.raises(TypeError, match="the model comes first"):
         dz.to_nnx(variables, model)
     with pytest.raises(ValueError, match="not the variables of the model"):

@@ -16,6 +16,7 @@ from densezoo.heads import AnchorOutputs, PointOutputs
 from densezoo.inputs import example_inputs
 from densezoo.inspect.walk import Path, as_reference, inference_method, traced, walk
 from densezoo.types import Dtype, Pyramid
+from densezoo.weights import check_kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,7 @@ def summary(
         >>> table.layers[0].parameters, table.layers[0].shapes
         (14328209, ((1, 224, 224, 1),))
     """
+    check_kinds(model)
     if hasattr(image_shape, "shape"):  # images, which have both
         image_shape, dtype = tuple(image_shape.shape), image_shape.dtype  # pyright: ignore[reportAttributeAccessIssue]
     shape = (1, *image_shape) if len(image_shape) == 3 else tuple(image_shape)

@@ -30,6 +30,9 @@ class Detection:
     (b, h, w) has the value k at the pixels of the object in row k - 1. `size` (b, 2) is the height and width of each
     picture without padding, which limits anchors, boxes and losses.
 
+    An object of a class that the model does not have, or of the class of its background, makes the loss NaN. Then
+    `first_label` is probably wrong.
+
     The losses are torchvision's. The step's key determines their random samples. Average precision ranks the detections
     of all pictures together, so it cannot be counted batch by batch. `measure` therefore returns the detections and
     objects of a batch as `metrics.Collected`, whose sum keeps all pictures, and `scores` evaluates them on the host.
@@ -126,6 +129,7 @@ class Detection:
         """
         boxes, labels = self._objects(batch)
         outputs = apply(batch["image"], batch.get("size"))
+        background = False
         if isinstance(outputs, AnchorOutputs):
             self._check_classes(outputs.logits)
             parts = _targets.of_anchors(outputs, boxes, labels)
@@ -133,13 +137,16 @@ class Detection:
             self._check_classes(outputs.logits)
             parts = _targets.of_points(outputs, boxes, labels)
         else:
+            background = True
             parts = self._of_two_stages(apply, outputs, batch, boxes, labels, key)
-        return self._total(parts, labels), parts
+        return self._total(parts, labels, background), parts
 
-    def _total(self, parts: _targets.Losses, labels: Any) -> Float[Array, ""]:
-        # Values cannot be checked here. A class that the model does not have gives NaN, as in the pixel losses.
+    def _total(self, parts: _targets.Losses, labels: Any, background: bool) -> Float[Array, ""]:
+        # Values cannot be checked here. An object of a class that the model does not have, or of the class of its
+        # background, gives NaN, as in the pixel losses.
         total = jnp.sum(jnp.stack(list(parts.values())))
-        return jnp.where((labels < self.num_classes).all(), total, jnp.nan)
+        wrong = (labels >= self.num_classes) | ((labels == 0) & background)
+        return jnp.where(wrong.any(), jnp.nan, total)
 
     def _check_classes(self, logits: Any) -> None:
         if logits.shape[-1] != self.num_classes:
@@ -232,7 +239,8 @@ class Detection:
     def _objects(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
         """Boxes and labels, without rows that have no object, no area or NaN."""
         if missing := [name for name in self.fields if name not in batch and name != "size"]:
-            raise ValueError(f"detection needs {self.fields}, but the batch has no {missing}; it has {sorted(batch)}")
+            needed = tuple(name for name in self.fields if name != "size")
+            raise ValueError(f"detection needs {needed}, but the batch has no {missing}; it has {sorted(batch)}")
         boxes, labels = jnp.asarray(batch["boxes"]), jnp.asarray(batch["labels"])
         if boxes.ndim != 3 or boxes.shape[-1] != 4 or labels.shape != boxes.shape[:2]:
             raise ValueError(f"expected boxes (b, n, 4) and labels (b, n), got {boxes.shape} and {labels.shape}")

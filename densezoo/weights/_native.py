@@ -18,7 +18,7 @@ from densezoo.files import replace
 from densezoo.messages import shortened
 from densezoo.weights._describe import Unknown, build, describe
 from densezoo.weights._files import NATIVE, is_storable, read_with_metadata
-from densezoo.weights._parameters import Path, check_variables, differences
+from densezoo.weights._parameters import Path, check_kinds, check_variables, differences
 from densezoo.weights._transfer import start_from
 
 _FORMAT = 1
@@ -70,6 +70,7 @@ def save(
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"dz.save(path, model, variables) takes the path first; got a {type(path).__name__}")
+    check_kinds(model, variables)
     tree: dict[Path, Any] = flatten_dict(dict(variables))
     if not tree or any("/" in name for path in tree for name in path):
         raise ValueError(f"expected the variables of a model, nested dictionaries of arrays, got {sorted(variables)}")

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from densezoo.compiling import jitted_once
@@ -229,15 +230,35 @@ def _channels_of(wrong: Mapping[Path, tuple[int, ...]], tree: Mapping[Path, Any]
     return 0 if rest else channels
 
 
+def check_kinds(model: Any, variables: Any = None) -> None:
+    """Rejects a model that is not a Linen module, and variables that are not nested dictionaries.
+
+    Raises:
+        TypeError: if they are swapped, or belong to Flax NNX.
+    """
+    if isinstance(model, nnx.Module):
+        raise TypeError(
+            f"expected a Linen model, got the NNX module {type(model).__name__}: pass the model that dz.to_nnx was"
+            " given, with dz.from_nnx(module) as its variables"
+        )
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model comes first, then its variables; got a {type(model).__name__} as the model")
+    if isinstance(variables, nnx.Module | nnx.State):
+        raise TypeError(
+            f"expected the model's variables, got a {type(variables).__name__}: dz.from_nnx(module) gives them"
+        )
+    if variables is not None and not isinstance(variables, Mapping):
+        raise TypeError(f"expected the model's variables, nested dictionaries, got a {type(variables).__name__}")
+
+
 def check_variables(model: nn.Module, variables: Any) -> None:
     """Rejects objects that are not a model, or variables of another model.
 
     Raises:
-        TypeError: if the model and the variables are swapped.
+        TypeError: if the model and the variables are swapped, or belong to Flax NNX.
         ValueError: if the variables have no `params`, or belong to another model.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model comes first, then its variables; got a {type(model).__name__} as the model")
+    check_kinds(model, variables)
     if "params" not in variables:
         raise ValueError(f"expected variables with params and batch_stats, got {sorted(variables)}")
     if lines := differences(model, flatten_dict(dict(variables))):

@@ -82,6 +82,9 @@ def test_a_detector_of_two_stages_learns_and_repeats_itself_exactly(with_statist
     assert np.isfinite(losses).all() and losses[-1] < 0.7 * losses[0]
     again = [float(step(first, BATCH)[1]["loss"])]
     assert again == losses[:1]
+    # Class 0 is the background: an object of it has a wrong first_label.
+    background = BATCH | {"labels": jnp.zeros_like(BATCH["labels"])}
+    assert np.isnan(step(jax.tree.map(jnp.copy, state), background)[1]["loss"])
 
     measured = train.make_eval_step(task.measure)(state, BATCH)
     scores = task.scores(functools.reduce(operator.add, [measured, measured]))

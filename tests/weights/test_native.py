@@ -72,6 +72,7 @@ def test_what_a_description_says():
     assert said["class"] == "SegmentationModel"
     dtypes = {"dtype": None, "param_dtype": {"dtype": "float32"}}
     fields = {"features": [2, 4], "norm": {"type": "BatchNorm"}, "act": {"function": "relu"}}
+    fields["block"] = {"type": "DoubleConv"}
     assert said["fields"]["encoder"] == {"class": "PlainEncoder", "fields": fields | dtypes}
     bilinear = {"partial": "Bilinear", "keywords": {"align_corners": True}}
     decoder = said["fields"]["decoder"]["fields"]
