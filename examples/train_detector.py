@@ -25,6 +25,7 @@ from resuming import check_out, options_of_run, write_options
 import densezoo as dz
 from densezoo import viz, weights
 from densezoo.data import CocoDetection, CocoPanoptic, DigitScenes, InstanceFolder, ScaleJitter, Subset
+from densezoo.messages import as_flags
 from densezoo.tasks import Detection, PanopticSegmentation
 from densezoo.train import Recipe, train
 
@@ -230,7 +231,10 @@ def source_at(root: Path, masks: bool | None) -> Any:
 
 def jitter_of(arguments: Arguments) -> ScaleJitter | None:
     """The random sizes of training pictures, or None."""
-    return None if arguments.scale_jitter is None else ScaleJitter(arguments.crop, arguments.scale_jitter)
+    if arguments.scale_jitter is None:
+        return None
+    with as_flags({"size": "--crop-size", "scales": "--scale-jitter"}):
+        return ScaleJitter(arguments.crop, arguments.scale_jitter)
 
 
 def names_of(source: Any) -> tuple[str, ...]:
