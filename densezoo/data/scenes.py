@@ -98,8 +98,8 @@ class DigitScenes:
         if min(size) < largest:
             typed = str(size[0]) if size[0] == size[1] else None  # scripts take one number for a square
             raise ValueError(
-                f"{option('size', tuple(size), typed=typed)} has no room for digits enlarged {scales[1]} times, which take"
-                f" {largest}x{largest}; expected {largest} pixels or more, or smaller {option('scales')}."
+                f"{option('size', tuple(size), typed=typed)} has no room for digits enlarged {scales[1]} times, which"
+                f" take {largest}x{largest}; expected {largest} pixels or more, or smaller {option('scales')}."
             )
         self.num_scenes = num_scenes
         self.size = (int(size[0]), int(size[1]))

@@ -61,9 +61,12 @@ def test_sizes_by_sides():
     for sides in ({}, {"shortest": 0}):
         with pytest.raises(ValueError, match="expected shortest or longest"):
             Resize(**sides)
-    with as_flags({"shortest": "--shortest"}), pytest.raises(ValueError, match="^--shortest 0; expected --shortest or"):
+    with (
+        as_flags({"shortest": "--shortest"}),
+        pytest.raises(ValueError, match=r"^--shortest 0; expected --shortest or"),
+    ):
         Resize(shortest=0)
-    with as_flags({"scales": "--scale-jitter"}), pytest.raises(ValueError, match="--scale-jitter 2.0 0.1; expected"):
+    with as_flags({"scales": "--scale-jitter"}), pytest.raises(ValueError, match=r"--scale-jitter 2\.0 0\.1; expected"):
         ScaleJitter((8, 8), (2.0, 0.1))
 
 
