@@ -14,9 +14,12 @@ from jaxtyping import Array, Float
 
 from densezoo.blocks import BatchNorm, ChannelGate, ConvNormAct, he_normal_fan_out, run_block
 from densezoo.encoders.base import Encoder
-from densezoo.encoders.inverted_residual_block import InvertedResidual, Padding, depthwise_he_normal
+from densezoo.encoders.inverted_residual_block import InvertedResidual, Padding
 from densezoo.naming import DETECTORS, TIMM, TORCHVISION, Naming, Rule, backbone, dilated, ignoring
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid
+
+depthwise_he_normal: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+"""timm's and TensorFlow's `he_normal_fan_out` for depthwise convolutions, in which an input feeds one channel only."""
 
 
 class Block(NamedTuple):

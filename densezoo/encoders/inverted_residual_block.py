@@ -11,10 +11,6 @@ from densezoo.types import Initializer, ModuleDef
 Padding = Literal["SAME"] | tuple[tuple[int, int], tuple[int, int]] | None
 
 
-depthwise_he_normal: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-"""timm's and TensorFlow's `he_normal_fan_out` for depthwise convolutions, in which an input feeds one channel only."""
-
-
 class InvertedResidual(nn.Module):
     """Expanding 1x1 convolution, depthwise convolution, gate, projecting 1x1 convolution, and a shortcut.
 
