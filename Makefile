@@ -56,7 +56,7 @@ types: $(STAMP)
 	$(BIN)/pyright
 
 doctest: $(STAMP)
-	$(BIN)/python -m pytest -p no:cacheprovider --doctest-modules densezoo
+	$(BIN)/python -m pytest -n 2 --dist worksteal -p no:cacheprovider --doctest-modules densezoo
 
 # The site, in docs/_build/html.
 docs: $(DOCS_STAMP)

@@ -1,5 +1,9 @@
-"""Runs every script of examples/ in its quick form, and fails on one that has none."""
+"""Runs every script of examples/ in its quick form, and fails on one that has none.
 
+Two scripts run at a time, because compiling, which takes most of the time, uses one core.
+"""
+
+import concurrent.futures
 import os
 import pathlib
 import subprocess
@@ -40,20 +44,40 @@ QUICK = {
 }
 
 
+READS = {
+    "train_segmentation.py": "export_scenes.py",
+    "predict.py": "train_segmentation.py",
+    "evaluate.py": "predict.py",
+    "detect.py": "train_detector.py",
+}
+"""The script that must have run before another. `detect.py` also reads the scenes, which are written first."""
+
+
 def main() -> None:
     # What the scripts share has no main.
     scripts = {path.name for path in pathlib.Path("examples").glob("*.py") if "__main__" in path.read_text()}
     if scripts != set(QUICK):
         sys.exit(f"no quick form, or no script: {sorted(scripts ^ set(QUICK))}")
-    # A fresh folder, so that nothing is left from a run before.
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # they compile more than they compute
+    done: dict[str, concurrent.futures.Future[None]] = {}
 
-    with tempfile.TemporaryDirectory() as out:
-        for script, forms in QUICK.items():
-            for form in forms:
+    # A fresh folder, so that nothing is left from a run before.
+    with tempfile.TemporaryDirectory() as out, concurrent.futures.ThreadPoolExecutor(2) as pool:
+
+        def run(script: str) -> None:
+            if script in READS:
+                done[READS[script]].result()
+            for form in QUICK[script]:
                 command = [sys.executable, f"examples/{script}", *form.format(out=out).split()]
-                print(*command[1:], flush=True)
-                subprocess.run(command, check=True, env=environment, stdin=subprocess.DEVNULL)
+                output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+                result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False, **output)
+                print(" ".join(command[1:]), result.stdout, sep="\n", flush=True)
+                result.check_returncode()
+
+        for script in QUICK:  # a script starts after those before it have started, so it waits for none that waits
+            done[script] = pool.submit(run, script)
+        for result in done.values():
+            result.result()
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from benchmarks.record import markdown_table, write_text
 from benchmarks.report import with_parts
 from benchmarks.timing import compile_apart
 from densezoo.encoders import ENCODERS
+from densezoo.lookup import look_up
 from densezoo.tasks import Segmentation
-from densezoo.zoo import MODELS, look_up
+from densezoo.zoo import MODELS
 
 IMAGES = (2, 256, 256, 3)
 CLASSES = 11

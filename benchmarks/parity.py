@@ -24,7 +24,8 @@ from benchmarks.record import markdown_table, write_text
 from benchmarks.report import with_parts
 from benchmarks.smp_models import SMP_MODELS, make
 from densezoo.encoders import ENCODERS as ALL_ENCODERS
-from densezoo.zoo import MODELS, look_up
+from densezoo.lookup import look_up
+from densezoo.zoo import MODELS
 
 ENCODERS = (
     "resnet18",

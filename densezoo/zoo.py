@@ -1,30 +1,25 @@
 """The registry of the zoo: maps names to constructors, and describes each family."""
 
 import dataclasses
-import difflib
 import fnmatch
 import inspect
 import operator
 import warnings
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, SupportsIndex
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from densezoo.blocks import BLOCKS
 from densezoo.blueprint import MODELS, Blueprint
-from densezoo.deprecation import new_names
 from densezoo.encoders import ENCODERS, Encoder
 from densezoo.encoders.base import first_stages
 from densezoo.heads import AuxiliaryHeads
+from densezoo.lookup import check_fields, class_of, fields_of, look_up
 from densezoo.messages import option
 from densezoo.models import SegmentationModel
 from densezoo.ops.implementation import check_implementation
 from densezoo.types import Dtype, ModuleDef
-
-T = TypeVar("T")
 
 UPSAMPLERS: dict[str, ModuleDef] = BLOCKS["upsample"]
 """Names of upsamplers that `create_model(upsample=...)` accepts."""
@@ -86,7 +81,7 @@ def create_encoder(name: str, **fields: Any) -> Encoder:
         (2, 4, 8, 16, 32)
     """
     constructor = look_up(name, ENCODERS, "encoder")
-    _check_fields(constructor, fields, f"encoder {name!r}")
+    check_fields(constructor, fields, f"encoder {name!r}")
     return constructor(**_by_name(fields))
 
 
@@ -165,7 +160,7 @@ def create_model(
     arguments = inspect.signature(create_model).parameters.keys() - {"name", "fields"}
     of_model = {field: fields.pop(field) for field in _model_fields(blueprint) if field in fields}
     more = {*arguments, *_model_fields(blueprint)}
-    _check_fields(blueprint.make or blueprint.decoder, fields, f"model {name!r}", more)
+    check_fields(blueprint.make or blueprint.decoder, fields, f"model {name!r}", more)
     fields = _by_name(fields)
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     _check_dtypes(blueprint)
@@ -183,7 +178,7 @@ def create_model(
         raise ValueError(f"auxiliary, the number of additional heads in training, must be at least 0; got {auxiliary}")
     if auxiliary and not _has_scales(blueprint):
         raise ValueError(f"{name}'s decoder has no coarser scales to supervise: omit auxiliary")
-    decoder_remat = remat and blueprint.decoder is not None and "remat" in _fields(blueprint.decoder)
+    decoder_remat = remat and blueprint.decoder is not None and "remat" in fields_of(blueprint.decoder)
     if remat and not decoder_remat and not (isinstance(encoder, Encoder) and encoder.remat):
         raise ValueError(f"neither this encoder nor {name}'s decoder can recompute its blocks: omit remat")
     if blueprint.make is not None:
@@ -259,11 +254,11 @@ def _has_scales(blueprint: Blueprint) -> bool:
 def _encoder_for(blueprint: Blueprint, name: str, dtypes: dict[str, Any], remat: bool) -> Encoder:
     constructor = look_up(name, ENCODERS, "encoder")
     fields = dict(blueprint.encoder_fields)
-    if remat and "remat" in _fields(constructor):
+    if remat and "remat" in fields_of(constructor):
         fields["remat"] = True
     for field, value in fields.items():
-        if field not in _fields(constructor):
-            able = [other for other, constructor in ENCODERS.items() if field in _fields(constructor)]
+        if field not in fields_of(constructor):
+            able = [other for other, constructor in ENCODERS.items() if field in fields_of(constructor)]
             raise ValueError(
                 f"{blueprint.name} needs an encoder with {field}={value}, which {name} does not support. Encoders that"
                 f" do: {', '.join(able)}"
@@ -279,7 +274,7 @@ def _check_dtypes(blueprint: Blueprint) -> None:
         known = inspect.signature(constructor).parameters
         if lacking := [field for field in ("dtype", "param_dtype") if field not in known]:
             raise TypeError(
-                f"{_class_of(constructor).__name__}, the {part} of {blueprint.name}, lacks {' and '.join(lacking)}: a"
+                f"{class_of(constructor).__name__}, the {part} of {blueprint.name}, lacks {' and '.join(lacking)}: a"
                 f" {part} must be a Flax module with the fields `dtype: Any = None` (of the computation) and"
                 " `param_dtype: Any = jnp.float32` (of the parameters)"
             )
@@ -306,58 +301,3 @@ def _by_name(fields: dict[str, Any]) -> dict[str, Any]:
         kind = field.rpartition("_")[2]  # `attention_upsample` takes an upsampler
         found[field] = look_up(value, BLOCKS[kind], field) if isinstance(value, str) and kind in BLOCKS else value
     return found
-
-
-def look_up(name: str, table: dict[str, T], kind: str) -> T:
-    """Returns the entry of a registry, or raises an error that suggests the closest names."""
-    if name not in table:
-        raise ValueError(f"unknown {kind} {name!r}; {_nearest(name, table)}")
-    return table[name]
-
-
-# Arguments of segmentation_models_pytorch: the corresponding argument here, if any, and the hint for the error message.
-_ELSEWHERE = {
-    "encoder_name": ("encoder", "use encoder, the second argument"),
-    "classes": ("num_classes", "use num_classes"),
-    "in_channels": ("", "the images passed to init determine the number of input channels"),
-    "encoder_weights": ("", 'load them with dz.weights.from_torch(model, checkpoint, part="encoder")'),
-    "encoder_depth": ("", "dz.create_encoder(name, coarsest=...) omits coarser maps"),
-    "decoder_channels": ("features", "use features"),
-    "decoder_attention_type": ("attention", "use attention, such as attention=dz.SCSE"),
-    "decoder_use_norm": ("norm", "use norm, such as norm=dz.BatchNorm or norm=None"),
-    "activation": ("", "models return logits: apply jax.nn.softmax or jax.nn.sigmoid to them"),
-    "aux_params": ("auxiliary", "use auxiliary for deep supervision"),
-}
-
-
-def _check_fields(constructor: Any, fields: dict[str, Any], what: str, more: Iterable[str] = ()) -> None:
-    """Checks that the fields exist; `more` lists further arguments of the caller for the suggestions."""
-    known = _fields(constructor)
-    for field in fields:
-        if field not in known and field not in new_names(_class_of(constructor)):
-            choices = {*known, *more}
-            here, hint = _ELSEWHERE.get(field, ("", ""))
-            if not hint or (here and here not in choices):
-                hint = _nearest(field, choices)
-            raise TypeError(f"{what} has no argument {option(field)!r}; {hint}")
-
-
-def _class_of(constructor: Callable[..., Any]) -> Any:
-    return constructor.func if isinstance(constructor, partial) else constructor
-
-
-def _fields(constructor: Callable[..., Any]) -> list[str]:
-    cls = _class_of(constructor)
-    if not dataclasses.is_dataclass(cls):  # the `make` of a family
-        return [name for name, p in inspect.signature(constructor).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    return [field.name for field in dataclasses.fields(cls) if field.init and field.name not in ("parent", "name")]  # pyright: ignore[reportArgumentType]
-
-
-def _nearest(name: object, choices: Iterable[str]) -> str:
-    choices = sorted(choices)
-    # Other libraries write "UnetPlusPlus" and "DeepLabV3+".
-    plain = str(name).lower().removeprefix("tu-").replace("++", "plusplus").replace("+", "plus")
-    if plain in choices:
-        return f"did you mean {plain!r}?"
-    near = difflib.get_close_matches(plain, choices, n=5, cutoff=0.6)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(choices)}"

@@ -12,6 +12,7 @@ from common import command_line
 from densezoo import viz
 from densezoo.data import DigitScenes
 from densezoo.data.scenes import Split
+from densezoo.messages import as_flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     counts: dict[Split, int] = {"train": arguments.train, "val": arguments.val}
     for split, count in counts.items():
-        scenes = DigitScenes(count, size=(arguments.size, arguments.size), seed=arguments.seed, split=split)
+        with as_flags({"num_scenes": f"--{split}"}):
+            scenes = DigitScenes(count, size=(arguments.size, arguments.size), seed=arguments.seed, split=split)
         for index in range(count):
             scene = scenes[index]
             viz.save_image(scene["image"], arguments.out / split / "images" / f"{index:04}.png")

@@ -25,6 +25,7 @@ from resuming import check_out, options_of_run, write_options
 import densezoo as dz
 from densezoo import viz, weights
 from densezoo.data import CocoDetection, CocoPanoptic, DigitScenes, InstanceFolder, ScaleJitter, Subset
+from densezoo.messages import as_flags
 from densezoo.tasks import Detection, PanopticSegmentation
 from densezoo.train import Recipe, train
 
@@ -58,6 +59,9 @@ class Arguments(Recipe):
     trainable_layers: int | None = None
     """Train only the last so many stages of the encoder; a ResNet has 5, with the stem. If not given, 3 with
     --encoder-weights or --weights, as in torchvision, and otherwise all."""
+    frozen_norms: bool | None = None
+    """Keep statistics, scales and biases of the encoder's batch norms constant. If not given, they are with
+    --encoder-weights or --weights, as in torchvision, but not in the second versions of its detectors (_v2)."""
     stuff_area: int | None = None
     """For panoptic_fpn: leave out stuff with fewer pixels; 4096 if not given, and 200 for scenes of digits."""
     bfloat16: bool = False
@@ -89,7 +93,7 @@ def main(arguments: Arguments) -> None:
     options: dict[str, Any] = {"stuff_classes": len(stuff), "stuff_area": stuff_area(arguments)} if panoptic else {}
     model = dz.create_model(
         arguments.model,
-        arguments.encoder,
+        encoder_of(arguments),
         len(names),
         frozen=("encoder",) if arguments.freeze_encoder else (),
         trainable_layers=trainable_layers(arguments),
@@ -187,8 +191,23 @@ def trainable_layers(arguments: Arguments) -> int | None:
         raise ValueError("--freeze-encoder trains no stage of the encoder: leave --trainable-layers out")
     if arguments.freeze_encoder or arguments.trainable_layers is not None:
         return arguments.trainable_layers
+    return 3 if starts_as_torchvision(arguments) else None
+
+
+def starts_as_torchvision(arguments: Arguments) -> bool:
+    """Whether the encoder is one of torchvision's detectors and starts with weights."""
     of_torchvision = arguments.encoder is None or arguments.encoder.startswith(("res", "wide_res", "mobilenet"))
-    return 3 if of_torchvision and (arguments.encoder_weights or arguments.weights) else None
+    return of_torchvision and bool(arguments.encoder_weights or arguments.weights)
+
+
+def encoder_of(arguments: Arguments) -> Any:
+    """The encoder: its name, or with frozen norms a module."""
+    as_torchvision = starts_as_torchvision(arguments) and not arguments.model.endswith("_v2")
+    if not (as_torchvision if arguments.frozen_norms is None else arguments.frozen_norms):
+        return arguments.encoder
+    name = arguments.encoder or next(b.encoder for b in dz.blueprints() if b.name == arguments.model)
+    dtype = jnp.bfloat16 if arguments.bfloat16 else None
+    return dz.create_encoder(name, norm=dz.FrozenBatchNorm, dtype=dtype)
 
 
 def source_at(root: Path, masks: bool | None) -> Any:
@@ -212,7 +231,10 @@ def source_at(root: Path, masks: bool | None) -> Any:
 
 def jitter_of(arguments: Arguments) -> ScaleJitter | None:
     """The random sizes of training pictures, or None."""
-    return None if arguments.scale_jitter is None else ScaleJitter(arguments.crop, arguments.scale_jitter)
+    if arguments.scale_jitter is None:
+        return None
+    with as_flags({"size": "--crop-size", "scales": "--scale-jitter"}):
+        return ScaleJitter(arguments.crop, arguments.scale_jitter)
 
 
 def names_of(source: Any) -> tuple[str, ...]:

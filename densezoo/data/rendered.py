@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from densezoo.data import _render
-from densezoo.data.scenes import Split, photographs
+from densezoo.data._scene_parts import Split, photographs
 
 _SIDE = 256  # of the textures
 _REAL = "motorcycle_left.png"  # a picture with true depth, kept for tests on real pictures

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from densezoo.messages import option
+
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
@@ -25,9 +27,10 @@ class Resize:
     longest: int | None = None
 
     def __post_init__(self):
-        sides = [side for side in (self.shortest, self.longest) if side is not None]
-        if not sides or min(sides) < 1:
-            raise ValueError(f"{self}; expected shortest or longest or both, 1 or more.")
+        sides = {name: side for name, side in vars(self).items() if side is not None}
+        if not sides or min(sides.values()) < 1:
+            came = " and ".join(option(name, side) for name, side in sides.items()) or "no side was given"
+            raise ValueError(f"{came}; expected {option('shortest')} or {option('longest')} or both, 1 or more.")
 
     def __call__(self, height: int, width: int) -> tuple[int, int]:
         """Returns the size to which a picture of this height and width is resized."""
@@ -66,7 +69,10 @@ class ScaleJitter:
     def __post_init__(self):
         least, greatest = self.scales
         if min(self.size) < 1 or not 0 < least <= greatest < float("inf"):
-            raise ValueError(f"{self}; expected a size of 1 or more, and scales with 0 < least <= greatest.")
+            raise ValueError(
+                f"{option('size', self.size)} and {option('scales', self.scales)}; expected a size of 1 or more, and"
+                " scales with 0 < least <= greatest."
+            )
 
     def __call__(self, height: int, width: int) -> tuple[int, int]:
         """Returns the size without jitter, for evaluation: the largest that fits into `size`."""
@@ -88,7 +94,9 @@ ResizeTo = tuple[int, int] | Callable[[int, int], tuple[int, int]]
 def check(to: ResizeTo | None) -> None:
     """Raises a ValueError if the value is not a size."""
     if to is not None and not callable(to) and (len(to) != 2 or min(to) < 1):
-        raise ValueError(f"resize={to}; expected a pair (height, width) of positive numbers, a Resize, or None.")
+        raise ValueError(
+            f"{option('resize', to)}; expected a pair (height, width) of positive numbers, a Resize, or None."
+        )
 
 
 def target_size(to: ResizeTo | None, height: int, width: int) -> tuple[int, int]:

@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
 import math
 import operator
-from typing import Any, Literal, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
-from PIL import Image
 
 from densezoo.data import _instances
-from densezoo.extras import require
+from densezoo.data._scene_parts import CELLS, LEVELS, PICTURES, Split, digits_of, pictures_of
+from densezoo.messages import option
 
-Split = Literal["train", "val"]
-
-# Pictures in the wheels of scikit-image and scikit-learn. The splits share none, and none shows digits.
-_PICTURES: dict[Split, dict[str, tuple[str, ...]]] = {
-    "train": {
-        "skimage": (
-            "astronaut.png",
-            "brick.png",
-            "camera.png",
-            "chelsea.png",
-            "coins.png",
-            "grass.png",
-            "hubble_deep_field.jpg",
-            "motorcycle_left.png",
-            "retina.jpg",
-            "rocket.jpg",
-        ),
-        "sklearn": ("flower.jpg",),
-    },
-    "val": {"skimage": ("coffee.png", "gravel.png", "ihc.png", "moon.png"), "sklearn": ("china.jpg",)},
-}
-_PLACES = {"skimage": ("skimage", "data"), "sklearn": ("sklearn.datasets", "images")}
-_PACKAGES = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
-_LONG_SIDE = 640  # larger pictures are reduced to this, so that a crop has visible structure
-_MARGIN = 1  # empty cells around the 8x8 of a digit, for the soft ends of its strokes
-_CELLS = 8 + 2 * _MARGIN
-_LEVELS = 7  # scales in which every digit is precomputed
 _RIM = np.float32(0.6)  # darkness of a rim one pixel wide, which separates overlapping digits
 _BRIGHTEST = 0.95
 _TRIES = 20
@@ -110,24 +81,25 @@ class DigitScenes:
             FileNotFoundError: if the installed scikit-image or scikit-learn lacks a picture.
         """
         if num_scenes < 1:
-            raise ValueError(f"num_scenes={num_scenes}; expected 1 or more.")
-        if split not in _PICTURES:
-            raise ValueError(f"split={split!r}; expected 'train' or 'val'.")
+            raise ValueError(f"{option('num_scenes', num_scenes)}; expected 1 or more.")
+        if split not in PICTURES:
+            raise ValueError(f"{option('split', repr(split))}; expected 'train' or 'val'.")
         if seed < 0:
-            raise ValueError(f"seed={seed}; expected 0 or more.")
+            raise ValueError(f"{option('seed', seed)}; expected 0 or more.")
         if not 1 <= digits[0] <= digits[1]:
-            raise ValueError(f"digits={digits}; expected (least, most) with 1 <= least <= most.")
+            raise ValueError(f"{option('digits', digits)}; expected (least, most) with 1 <= least <= most.")
         if not 1 <= scales[0] <= scales[1]:
-            raise ValueError(f"scales={scales}; expected (least, greatest) with 1 <= least <= greatest.")
+            raise ValueError(f"{option('scales', scales)}; expected (least, greatest) with 1 <= least <= greatest.")
         if not 0 <= contrast <= 0.5:
-            raise ValueError(f"contrast={contrast}; expected 0 to 0.5.")
+            raise ValueError(f"{option('contrast', contrast)}; expected 0 to 0.5.")
         if not 0 < min_visible <= 1:
-            raise ValueError(f"min_visible={min_visible}; expected more than 0, up to 1.")
-        largest = math.ceil(_CELLS * scales[1])
+            raise ValueError(f"{option('min_visible', min_visible)}; expected more than 0, up to 1.")
+        largest = math.ceil(CELLS * scales[1])
         if min(size) < largest:
+            typed = str(size[0]) if size[0] == size[1] else None  # scripts take one number for a square
             raise ValueError(
-                f"size={size} has no room for digits enlarged {scales[1]} times, which take {largest}x{largest}; "
-                f"expected {largest} pixels or more, or smaller scales."
+                f"{option('size', tuple(size), typed=typed)} has no room for digits enlarged {scales[1]} times, which"
+                f" take {largest}x{largest}; expected {largest} pixels or more, or smaller {option('scales')}."
             )
         self.num_scenes = num_scenes
         self.size = (int(size[0]), int(size[1]))
@@ -137,8 +109,8 @@ class DigitScenes:
         self.scales = scales
         self.contrast = contrast
         self.min_visible = min_visible
-        self._labels, self._levels, self._drawings = _digits(split, scales)
-        self._pictures = _pictures(split, self.size)
+        self._labels, self._levels, self._drawings = digits_of(split, scales)
+        self._pictures = pictures_of(split, self.size)
 
     def __repr__(self) -> str:
         """Returns a name that is stable between runs, for Grain checkpoints."""
@@ -171,7 +143,7 @@ class DigitScenes:
         number = operator.index(index)
         if not -self.num_scenes <= number < self.num_scenes:
             raise IndexError(f"scene {number} of {self.num_scenes}.")
-        rng = np.random.default_rng([self.seed, list(_PICTURES).index(self.split), number % self.num_scenes])
+        rng = np.random.default_rng([self.seed, list(PICTURES).index(self.split), number % self.num_scenes])
         image = self._background(rng)
         mask = np.zeros(self.size, np.int32)
         instances = np.zeros(self.size, np.int32)
@@ -183,7 +155,7 @@ class DigitScenes:
         whole = np.ones(self.digits[1] + 1, np.int64)  # a digit's pixels before occlusion, by instance
         hidden = np.zeros(self.digits[1] + 1, np.int64)
         # From far to near, that is, from small to large.
-        for level in np.sort(rng.integers(_LEVELS, size=rng.integers(self.digits[0], self.digits[1] + 1))):
+        for level in np.sort(rng.integers(LEVELS, size=rng.integers(self.digits[0], self.digits[1] + 1))):
             drawing = rng.integers(len(self._labels))
             alpha, rim = self._drawings[level][drawing].astype(np.float32) / np.float32(255)
             inside = alpha >= 0.5
@@ -248,73 +220,7 @@ class DigitScenes:
             colour = luminance + (colour - luminance) * (1 - luminance) / (colour.max() - luminance)
         return colour.astype(np.float32)
 
-    @staticmethod
-    def _paint(region: np.ndarray, alpha: np.ndarray, rim: np.ndarray, colour: np.ndarray) -> None:
-        region *= 1 - _RIM * rim[:, :, None]
-        region += alpha[:, :, None] * (colour - region)
 
-
-def _cubic_weights(scale: float) -> np.ndarray:
-    """Returns the matrix that enlarges a row of cells with Catmull-Rom splines, which keep the holes of an 8 open."""
-    pixels = round(_CELLS * scale)
-    centres = (np.arange(pixels) + 0.5) * _CELLS / pixels - 0.5
-    distance = np.abs(centres[:, None] - np.arange(_CELLS))
-    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
-    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
-    return np.select([distance < 1, distance < 2], [near, far], 0.0).astype(np.float32)
-
-
-@functools.lru_cache(maxsize=4)
-def _digits(split: Split, scales: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Returns the labels, the scales, and for each scale all digits' opacity and rim (n, 2, height, width)."""
-    pixels, labels = require("sklearn.datasets").load_digits(return_X_y=True)
-    held_out = np.zeros(len(labels), bool)
-    for digit in range(10):  # every fifth drawing of each digit: by position alone, some digits would be rare
-        held_out[np.flatnonzero(labels == digit)[4::5]] = True
-    chosen = held_out == (split == "val")
-    cells = np.pad(
-        pixels[chosen].reshape(-1, 8, 8).astype(np.float32) / np.float32(16),
-        ((0, 0), (_MARGIN, _MARGIN), (_MARGIN, _MARGIN)),
-    )
-    levels = np.geomspace(*scales, _LEVELS)
-    drawings = []
-    for scale in levels:
-        weights = _cubic_weights(float(scale))
-        smooth = np.einsum("pi,nij,qj->npq", weights, cells, weights, optimize=True)
-        # A steeper slope, so that an edge is about a pixel wide at any scale.
-        alpha = np.clip((smooth - 0.45) * np.float32(scale) + 0.5, 0.0, 1.0)
-        rim = alpha
-        for axis in (1, 2):
-            rim = np.maximum.reduce([rim, np.roll(rim, 1, axis), np.roll(rim, -1, axis)])  # the margin is empty
-        drawings.append(np.rint(np.stack([alpha, rim], axis=1) * 255).astype(np.uint8))
-    return labels[chosen].astype(np.int32), levels, drawings
-
-
-@functools.lru_cache(maxsize=4)
-def _pictures(split: Split, size: tuple[int, int]) -> list[np.ndarray]:
-    """Returns every photograph twice, at full and at half size, none smaller than the scenes."""
-    pictures = []
-    for picture in photographs(split).values():
-        picture.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.LANCZOS)
-        for reduction in (1, 2):
-            factor = max(size[0] / picture.height, size[1] / picture.width, 1 / reduction)
-            shape = (math.ceil(picture.width * factor), math.ceil(picture.height * factor))
-            pictures.append(np.asarray(picture.resize(shape, Image.Resampling.LANCZOS)))
-    return pictures
-
-
-def photographs(split: Split) -> dict[str, Image.Image]:
-    """Reads the photographs and textures of a split in RGB, by file name."""
-    pictures = {}
-    for package, names in _PICTURES[split].items():
-        module, folder = _PLACES[package]
-        for name in names:
-            file = importlib.resources.files(require(module)).joinpath(folder, name)
-            if not file.is_file():
-                raise FileNotFoundError(
-                    f"{file}: the installed {_PACKAGES[package]} has no such picture, which synthetic scenes need: "
-                    f"pip install --upgrade --force-reinstall {_PACKAGES[package]}."
-                )
-            with file.open("rb") as stream, Image.open(stream) as image:
-                pictures[name] = image.convert("RGB")
-    return pictures
+def _paint(region: np.ndarray, alpha: np.ndarray, rim: np.ndarray, colour: np.ndarray) -> None:
+    region *= 1 - _RIM * rim[:, :, None]
+    region += alpha[:, :, None] * (colour - region)

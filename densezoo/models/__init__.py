@@ -5,7 +5,8 @@ The files of detectors register their families, like those of the decoders.
 
 from densezoo.models.detection import detect
 from densezoo.models.panoptic import Panoptic, PanopticFPN, panoptic
-from densezoo.models.rcnn import RCNN, RegionOutputs
+from densezoo.models.rcnn import RCNN
+from densezoo.models.regions import RegionOutputs
 from densezoo.models.segmentation import PyramidModel, SegmentationModel
 from densezoo.models.siamese import SiameseModel
 from densezoo.models.single_stage import PlainNeck, SingleStage

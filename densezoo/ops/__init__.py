@@ -1,16 +1,14 @@
 """Pure functions on arrays: no parameters, no modules."""
 
 from densezoo.ops.anchors import grid_anchors, pyramid_anchors
+from densezoo.ops.average_pool import adaptive_avg_pool, avg_pool, global_avg_pool
+from densezoo.ops.box_coding import decode_boxes, decode_distances, encode_boxes, encode_distances
 from densezoo.ops.boxes import (
     box_area,
     box_iou,
     clip_boxes,
     complete_iou,
-    decode_boxes,
-    decode_distances,
     distance_iou,
-    encode_boxes,
-    encode_distances,
     generalized_iou,
     pair_iou,
 )
@@ -23,7 +21,7 @@ from densezoo.ops.matching import BELOW, BETWEEN, match, sample_matches
 from densezoo.ops.norm import batch_norm, group_norm
 from densezoo.ops.panoptic import merge_segments
 from densezoo.ops.paste import paste_masks
-from densezoo.ops.pool import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool, max_pool_with_indices, max_unpool
+from densezoo.ops.pool import max_pool, max_pool_with_indices, max_unpool
 from densezoo.ops.reassemble import carafe
 from densezoo.ops.regions import multiscale_roi_align, roi_align
 from densezoo.ops.resize import resize_bicubic, resize_bilinear, resize_nearest

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from densezoo.messages import option
 from densezoo.train.checkpoint import UNLOGGED, CheckpointWriter, checkpoint_of_step, newest_checkpoint
@@ -19,6 +18,7 @@ from densezoo.train.process import only_run, stop_signals
 from densezoo.train.restore import DamagedCheckpoint, read_facts, restore, restore_newest
 from densezoo.train.state import TrainState
 from densezoo.train.step import Batch
+from densezoo.train.stream import stream_of
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def fit(
         saved = done if facts else 0
         log = Log(directory, done)
         meter = Meter(facts.get(UNLOGGED, {}))
-        stream = _stream(batches, done)
+        stream = stream_of(batches, done)
         unread: tuple[int, Any, int] | None = None  # Step, metrics that may not be computed yet, number of images
         exhausted = False
         writers: dict[str, CheckpointWriter] = {}
@@ -270,38 +270,6 @@ def _best_on_disk(directory: Path, best: str | None) -> float:
     if facts["name"] != best:
         raise ValueError(f"{directory} keeps the state with the best {facts['name']!r}; cannot continue with {best!r}")
     return facts["score"]
-
-
-def _stream(batches: Iterable[Batch] | Callable[[int], Iterator[Batch]], done: int) -> Iterator[Batch]:
-    if not isinstance(batches, Iterable):
-        yield from map(_as_arrays, batches(done))
-        return
-    while True:
-        passes = iter(batches)
-        empty = True
-        for batch in passes:
-            empty = False
-            yield _as_arrays(batch)
-        if empty or passes is batches:  # An iterator cannot be iterated again.
-            return
-
-
-def _as_arrays(batch: Batch) -> Batch:
-    """The batch, with values that JAX does not accept, such as PyTorch tensors, converted to NumPy arrays."""
-
-    def convert(path: Any, x: Any) -> Any:
-        if isinstance(x, np.ndarray | np.generic | jax.Array) or not hasattr(x, "__array__"):
-            return x
-        try:
-            return np.asarray(x)
-        except (TypeError, ValueError, RuntimeError) as error:  # a tensor on a GPU, or one with a gradient
-            kind = f"{type(x).__module__}.{type(x).__name__}"
-            raise TypeError(
-                f"batch{jax.tree_util.keystr(path)} is a {kind} that NumPy cannot read: {error} Pass NumPy arrays, for"
-                " instance with the loader's collate_fn"
-            ) from error
-
-    return jax.tree_util.tree_map_with_path(convert, batch)
 
 
 def _not_finite(step: int, values: Mapping[str, float], directory: Path | None) -> str:

@@ -72,6 +72,7 @@ def start_from(
         tree = {(collection, part, *rest): value for (collection, *rest), value in tree.items()}  # only this part
     channels = in_channels or metadata.get("preprocessing", {}).get("channels", 3)
     expected = shapes_of(model, channels)
+    tree = {_as_expected(name, expected): value for name, value in tree.items()}
     taken, lines = {}, []
     wanted = [name for name in expected if part is None or name[1] == part]
     renewed = []
@@ -113,6 +114,13 @@ def _from_pytorch(model: nn.Module, path: Any, part: str | None, in_channels: in
     _warn_of([parameter.path for parameter in new], source)
     _warn_of_unused(list(report.unexpected), source)
     return loaded.completed(model, key)
+
+
+def _as_expected(name: Path, expected: Mapping[Path, Any]) -> Path:
+    """The name of an array in the model: scale and bias of a `FrozenBatchNorm` are statistics, not parameters."""
+    collection, *rest = name
+    other = ({"params": "batch_stats", "batch_stats": "params"}.get(collection, collection), *rest)
+    return other if rest[-1] in ("scale", "bias") and name not in expected and other in expected else name
 
 
 def _first(name: str) -> str:

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from densezoo.data import Resize, eval_batches, fields, train_batches
+from densezoo.data import Resize, ScaleJitter, eval_batches, fields, train_batches
+from densezoo.messages import as_flags
 
 RNG = np.random.default_rng(0)
 
@@ -60,6 +61,13 @@ def test_sizes_by_sides():
     for sides in ({}, {"shortest": 0}):
         with pytest.raises(ValueError, match="expected shortest or longest"):
             Resize(**sides)
+    with (
+        as_flags({"shortest": "--shortest"}),
+        pytest.raises(ValueError, match=r"^--shortest 0; expected --shortest or"),
+    ):
+        Resize(shortest=0)
+    with as_flags({"scales": "--scale-jitter"}), pytest.raises(ValueError, match=r"--scale-jitter 2\.0 0\.1; expected"):
+        ScaleJitter((8, 8), (2.0, 0.1))
 
 
 class Corners:

@@ -5,7 +5,7 @@ import socket
 import numpy as np
 import pytest
 
-from densezoo.data import DigitScenes, scenes
+from densezoo.data import DigitScenes, _scene_parts
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +105,16 @@ def test_digits_stand_out():
 
 def test_splits_share_neither_digits_nor_photographs():
     pictures = {
-        split: {name for names in places.values() for name in names} for split, places in scenes._PICTURES.items()
+        split: {name for names in places.values() for name in names} for split, places in _scene_parts.PICTURES.items()
     }
     assert not pictures["train"] & pictures["val"]
     sizes = (2.0, 2.0)
-    drawn = {split: scenes._digits(split, sizes)[2][0] for split in pictures}
+    drawn = {split: _scene_parts.digits_of(split, sizes)[2][0] for split in pictures}
     assert len(drawn["train"]) + len(drawn["val"]) == 1797 and len(drawn["val"]) < 360
     kept = {split: {drawing.tobytes() for drawing in drawings} for split, drawings in drawn.items()}
     assert not kept["train"] & kept["val"]
     for split in pictures:
-        assert np.bincount(scenes._digits(split, sizes)[0]).min() >= 34
+        assert np.bincount(_scene_parts.digits_of(split, sizes)[0]).min() >= 34
 
 
 def test_every_digit_occurs():
@@ -132,8 +132,8 @@ def test_nothing_is_downloaded(monkeypatch):
         raise AssertionError("opened a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    scenes._digits.cache_clear()
-    scenes._pictures.cache_clear()
+    _scene_parts.digits_of.cache_clear()
+    _scene_parts.pictures_of.cache_clear()
     assert DigitScenes(1, split="val")[0]["image"].shape == (96, 96, 3)
 
 
@@ -157,7 +157,7 @@ def test_arguments_out_of_range(arguments, message):
 
 
 def test_a_picture_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setitem(scenes._PICTURES, "val", {"skimage": ("nothing.png",)})
-    scenes._pictures.cache_clear()
+    monkeypatch.setitem(_scene_parts.PICTURES, "val", {"skimage": ("nothing.png",)})
+    _scene_parts.pictures_of.cache_clear()
     with pytest.raises(FileNotFoundError, match=r"nothing\.png: the installed scikit-image has no such picture"):
         DigitScenes(1, split="val")

@@ -60,7 +60,7 @@ def narrow(monkeypatch):
         return PlainEncoder((4, 8), dtype=dtype, param_dtype=param_dtype)
 
     monkeypatch.setitem(ENCODERS, "plain", make)
-    monkeypatch.setattr("densezoo.zoo._check_fields", lambda *_: None)
+    monkeypatch.setattr("densezoo.zoo.check_fields", lambda *_: None)
 
 
 def test_trains_resumes_and_predicts(data, narrow, capsys):

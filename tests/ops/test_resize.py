@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from densezoo.ops import implementation, resize_bilinear, resize_nearest
-from densezoo.ops.resize import bilinear_taps
+from densezoo.ops.taps import bilinear_taps
 
 SIZES = [((4, 6), (8, 12)), ((5, 3), (9, 7)), ((7, 8), (3, 5)), ((1, 1), (4, 3)), ((6, 5), (6, 5)), ((3, 4), (1, 1))]
 

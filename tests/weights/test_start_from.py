@@ -129,3 +129,22 @@ def test_all_of_a_head_that_fits_is_kept(pytorch, tmp_path, caplog):
     assert sorted(new) == [f"box_head/{layer}/{leaf}" for layer in ("deltas", "logits") for leaf in ("bias", "kernel")]
     (said,) = [record.getMessage() for record in caplog.records]
     assert "the box_head of" in said and all(f"params/{name}" in said for name in new) and "fc" not in said
+
+
+@pytest.mark.parametrize("pytorch", [False, True])
+def test_norms_can_be_frozen_or_released(pytorch, tmp_path):
+    encoders = [dz.ResNet((1, 1), dz.BasicBlock, width=4, norm=norm) for norm in (dz.BatchNorm, dz.FrozenBatchNorm)]
+    ordinary, frozen = (dz.create_model("unet", encoder, features=(6, 5, 4)) for encoder in encoders)
+    shapes = jax.eval_shape(ordinary.init, jax.random.key(0), IMAGES)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: 1 + rng.random(x.shape, np.float32), shapes)
+    image = rng.random((1, 16, 16, 3), np.float32)
+    for source, target in ((ordinary, frozen), (frozen, ordinary)):
+        path = dz.weights.to_torch(source, variables) if pytorch else tmp_path / "model.safetensors"
+        if not pytorch:
+            dz.save(path, source, variables)
+            assert repr(dz.load(path)[0]) == repr(source)
+        expected = source.apply(variables, image)
+        variables = start_from(target, path)
+        np.testing.assert_allclose(target.apply(variables, image), expected, rtol=1e-4)
+    assert "scale" not in variables["batch_stats"]["encoder"]["conv1"]["norm"]
