@@ -220,7 +220,7 @@ class DigitScenes:
             colour = luminance + (colour - luminance) * (1 - luminance) / (colour.max() - luminance)
         return colour.astype(np.float32)
 
-
-def _paint(region: np.ndarray, alpha: np.ndarray, rim: np.ndarray, colour: np.ndarray) -> None:
-    region *= 1 - _RIM * rim[:, :, None]
-    region += alpha[:, :, None] * (colour - region)
+    @staticmethod
+    def _paint(region: np.ndarray, alpha: np.ndarray, rim: np.ndarray, colour: np.ndarray) -> None:
+        region *= 1 - _RIM * rim[:, :, None]
+        region += alpha[:, :, None] * (colour - region)
