@@ -1,6 +1,9 @@
 """Change detection: the contract of models of two images, and what is special about joining two pyramids."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +180,18 @@ def test_it_is_saved_summarised_drawn_and_differentiated_in_nnx(tmp_path):
     np.testing.assert_allclose(module(before, after), model.apply(variables, before, after), atol=1e-5)
 
 
+def test_early_fusion_repeats_the_first_kernel_of_a_pretrained_encoder():
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(RESNET.init, KEY, SHAPE)
+    variables = jax.tree.map(lambda x: jnp.asarray(rng.uniform(size=x.shape), x.dtype), shapes)
+    arrays = dz.weights.to_torch(RESNET, variables)
+    loaded = dz.weights.from_torch(small("early", RESNET), arrays, part="encoder", in_channels=3)
+    kernel, before = (tree["conv1"]["conv"]["kernel"] for tree in (loaded["params"]["encoder"], variables["params"]))
+    np.testing.assert_allclose(kernel, jnp.concatenate([before, before], 2) / 2, rtol=1e-6)
+    loaded = dz.weights.from_torch(small("difference", RESNET), arrays, part="encoder")
+    np.testing.assert_array_equal(loaded["params"]["encoder"]["conv1"]["conv"]["kernel"], before)
+
+
 def test_bfloat16_computes_in_bfloat16():
     model = dz.create_model("snunet", "snunet", dtype=jnp.bfloat16)
     variables = jax.eval_shape(model.init, KEY, SHAPE, SHAPE)
@@ -194,3 +209,32 @@ def test_compiled_programs_of_pairs_are_saved(tmp_path, recwarn):
     np.testing.assert_allclose(loaded(before, after), model.apply(variables, before, after), atol=1e-4)
     with pytest.raises(ValueError, match=r"for images of \(1, 8, 8, 3\) float32, only for .* and \(1, 8, 8, 3\)"):
         loaded(before)
+
+
+ON_TWO_DEVICES = """
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import densezoo as dz
+
+before, after = np.random.default_rng(0).standard_normal((2, 4, 16, 12, 3)).astype(np.float32)
+for fusion in ("concat", "difference"):
+    model = dz.create_model("siamese_unet", dz.PlainEncoder((4, 8)), 2, fusion=fusion)
+    variables = jax.jit(model.init)(jax.random.key(0), before, after)
+    expected = jax.jit(model.apply)(variables, before, after)
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+        place = lambda tree, *axes: jax.device_put(tree, NamedSharding(mesh, P(*axes)))
+        with jax.set_mesh(mesh):
+            inputs = place(variables), place(before, "data"), place(after, "data")
+            compiled = jax.jit(model.apply).lower(*inputs).compile()
+        assert not any(name in compiled.as_text() for name in ("all-gather", "all-to-all", "collective-permute"))
+        np.testing.assert_allclose(compiled(*inputs), expected, atol=1e-5)
+print("agree")
+"""
+
+
+def test_pairs_stay_on_their_device():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", ON_TWO_DEVICES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout == "agree\n", done.stderr[-3000:]

@@ -72,7 +72,10 @@ def test_what_a_description_says():
     assert said["class"] == "SegmentationModel"
     dtypes = {"dtype": None, "param_dtype": {"dtype": "float32"}}
     fields = {"features": [2, 4], "norm": {"type": "BatchNorm"}, "act": {"function": "relu"}}
-    assert said["fields"]["encoder"] == {"class": "PlainEncoder", "fields": fields | dtypes}
+    assert said["fields"]["encoder"] == {
+        "class": "PlainEncoder",
+        "fields": fields | {"block": {"type": "DoubleConv"}} | dtypes,
+    }
     bilinear = {"partial": "Bilinear", "keywords": {"align_corners": True}}
     decoder = said["fields"]["decoder"]["fields"]
     assert decoder.items() >= {"features": [2], "upsample": bilinear, "norm": None, "dropout": 0.0}.items()
