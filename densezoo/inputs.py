@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 
-def example_inputs(model: nn.Module, images: Any) -> tuple[Any, ...]:
+def example_inputs(model: nn.Module, images: Any, *, count: int = 1) -> tuple[Any, ...]:
     """Returns the shapes of inputs that a model takes together with images of a shape.
 
     A model that takes one batch of images needs nothing for this. Any other model has a method
@@ -17,6 +17,7 @@ def example_inputs(model: nn.Module, images: Any) -> tuple[Any, ...]:
     Args:
         model: a model.
         images: NHWC images, or their shape (`jax.ShapeDtypeStruct`).
+        count: number of images that a model without this method takes for each sample.
 
     Returns:
         A `jax.ShapeDtypeStruct` for each input.
@@ -30,4 +31,4 @@ def example_inputs(model: nn.Module, images: Any) -> tuple[Any, ...]:
     """
     images = jax.ShapeDtypeStruct(images.shape, images.dtype)
     method = getattr(model, "example_inputs", None)
-    return (images,) if method is None else tuple(method(images))
+    return (images,) * count if method is None else tuple(method(images))

@@ -14,6 +14,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 from common import command_line, parse_labels, spread
 from train_segmentation import check_out, write_options
@@ -98,7 +99,7 @@ def main(arguments: Arguments) -> None:
 def build(arguments: Arguments) -> dz.SiameseModel:
     """Creates the model that the options specify."""
     siamese = arguments.model == "siamese_unet"
-    given = {"encoder": arguments.encoder or ("fc_siam" if siamese else None)}
+    given: dict[str, Any] = {"encoder": arguments.encoder or ("fc_siam" if siamese else None)}
     given |= {name: getattr(arguments, name) for name in ("decoder", "fusion") if getattr(arguments, name) is not None}
     model = dz.create_model(arguments.model, **given)
     if not isinstance(model, dz.SiameseModel):

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "densezoo"
 # Each may import from those before it.
 ORDER = ("ops", "blocks", "encoders", "heads", "decoders", "models", "zoo", "weights", "inspect")
 # The vocabulary that all of them share, which imports none of them.
-SHARED = ("types", "deprecation", "extras", "messages", "naming", "blueprint", "lookup")
+SHARED = ("types", "deprecation", "extras", "inputs", "messages", "naming", "blueprint", "lookup")
 
 
 def imported(path):

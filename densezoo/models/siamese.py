@@ -1,5 +1,6 @@
 """Change detection: a segmentation model of two images, which one encoder with shared weights maps to two pyramids."""
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 from functools import partial
@@ -102,7 +103,8 @@ def _joined(pyramid: Pyramid, samples: Any, join: Callable[[jax.Array, jax.Array
 
     # Positions of maxima have no difference.
     keeps = pyramid.pool_indices is not None and join is _concatenated
-    return pyramid.replace(
+    return dataclasses.replace(
+        pyramid,
         maps=jax.tree.map(halves, pyramid.maps),
         tokens=jax.tree.map(halves, pyramid.tokens),
         pool_indices=jax.tree.map(halves, pyramid.pool_indices) if keeps else None,

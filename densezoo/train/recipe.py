@@ -128,7 +128,7 @@ def train(
 
     Args:
         task: fields, loss, scores and augmentation, such as `tasks.Segmentation(num_classes=3)`.
-        model: the task's inputs -> what its loss takes. A model of other inputs than one batch of images has a method
+        model: the task's inputs -> what its loss takes. A model of other inputs than images has a method
             `example_inputs`.
         train_source: training samples.
         val_source: validation samples; their sizes may differ.
@@ -170,7 +170,7 @@ def train(
         model,
         optimizer,
         jax.random.key(recipe.seed),
-        *example_inputs(model, image),
+        *example_inputs(model, image, count=len(task.inputs)),
         variables=variables,
         ema_decay=recipe.ema_decay,
     )

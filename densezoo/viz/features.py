@@ -52,7 +52,8 @@ def feature_maps(
         model: a model, for example from `create_model`.
         variables: the model's variables.
         image: (h, w, c) float, as the model expects it.
-        *others: the model's other inputs for this sample, such as the image after a change.
+        *others: the model's other inputs for this sample, such as the image after a change. Of images that the model
+            encodes together, the maps of the first are drawn.
         channels: the maximum number of channels shown for each map.
         class_names: class names for a legend beside the prediction; without them, no legend is drawn.
 

@@ -160,15 +160,16 @@ def fill(
         return [p for name in chosen for p in parameters_of(name, tree, namings[name], parts[name])]
 
     parameters = parameters_in(wanted)
-    stem = next((p.name for p in parameters if p.path == stem_path(model)), None)
-    if stem is not None and stem in names and np.ndim(names[stem]) == 4:
-        came = np.shape(names[stem])[1]
-        if in_channels is None and came != channels:
-            channels = came
+    stem = next((p for p in parameters if p.path == stem_path(model)), None)
+    if stem is not None and stem.name is not None and stem.name in names and np.ndim(names[stem.name]) == 4:
+        # The kernel may read the channels of several images.
+        came, expected = np.shape(names[stem.name])[1], stem.shape_there[1]
+        if in_channels is None and came != expected:
+            channels = max(1, came * channels // expected)
             tree = shapes_of(model, channels)
             parameters = parameters_in(wanted)
-        elif came != channels:
-            names[stem] = _spread(as_numpy(names[stem]), channels)
+        elif came != expected:
+            names[stem.name] = _spread(as_numpy(names[stem.name]), expected)
     if part is None:
         parameters = whole(parameters, tree)
     _join(parameters, names)
