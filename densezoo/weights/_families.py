@@ -27,6 +27,11 @@ class Family:
 # segmentation_models_pytorch. A new family needs a function here, and its names in `reference_names` of its modules.
 FAMILIES: dict[str, Family] = {
     "segformer": Family(_transformers.segformer),
+    "upernet": Family(_transformers.upernet),
+    "dpt": Family(_transformers.dpt),
+    "depth_anything": Family(_transformers.depth_anything),
+    "dinov2": Family(_transformers.dinov2),
+    "dinov2_with_registers": Family(_transformers.dinov2),
 }
 
 
