@@ -380,7 +380,7 @@ class Swin(Encoder):
             Rule(rf"{block}/fc2", rf"{layer}.output.dense"),
         ]
         differs = "" if self.whole_windows else "its windows always shift: Swin(whole_windows=True)"
-        others = r"hidden_states_norms\..*|(encoder\.)?layernorm\..*|.*\.relative_position_index"
+        others = r"hidden_states_norms\..*|(swin\.)?layernorm\..*|.*\.relative_position_index"
         return Naming(TRANSFORMERS, rules, "backbone.", rf"backbone\.({others})", differs=differs)
 
     def _torchvision(self) -> Naming:

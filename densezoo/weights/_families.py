@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 
-from densezoo.weights import _transformers
+from densezoo.weights import _smp, _transformers
 from densezoo.weights._repository import Config
 from densezoo.weights._shards import WEIGHTS
 
@@ -32,6 +32,7 @@ FAMILIES: dict[str, Family] = {
     "depth_anything": Family(_transformers.depth_anything),
     "dinov2": Family(_transformers.dinov2),
     "dinov2_with_registers": Family(_transformers.dinov2),
+    **{name: Family(build) for name, build in _smp.BUILDERS.items()},
 }
 
 

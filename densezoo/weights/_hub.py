@@ -88,42 +88,6 @@ def from_hub(
         raise ValueError(f"cannot load the {kind} that {config.source} describes: {error}") from error
 
 
-def preprocessing(
-    repository: Repository, *, revision: str | None = None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and standard deviation per channel, for images in 0..1, that a repository's weights were trained with.
-
-    Args:
-        repository: see `from_hub`.
-        revision: see `from_hub`.
-
-    Returns:
-        `(mean, std)`, for `(image - mean) / std`, as in `dz.Preprocessing`.
-
-    Raises:
-        ImportError: as `from_hub`.
-        FileNotFoundError: as `from_hub`.
-        ValueError: if the configuration does not contain them.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from densezoo.weights import preprocessing
-        >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> _ = (folder / "config.json").write_text('{"pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [1, 1, 1]}}')
-        >>> preprocessing(folder)
-        ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
-    """
-    config = read_json(repository, "config.json", revision)
-    # timm stores them in its settings of the weights, segmentation_models_pytorch at the top level.
-    settings = config.get("pretrained_cfg", config)
-    try:
-        scale = float(settings.get("input_range", (0, 1))[1])  # 255 if the images are not in 0..1
-        mean, std = (tuple(float(number) / scale for number in settings[name]) for name in ("mean", "std"))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
-        raise ValueError(f"the config.json of {repository} contains no mean and std of its images") from None
-    return mean, std
-
-
 def _load_encoder(
     repository: Repository, config: Config, model: nn.Module | None, revision: str | None, options: dict[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
