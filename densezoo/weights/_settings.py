@@ -68,12 +68,12 @@ def hub_settings(repository: Repository, *, revision: str | None = None) -> dict
         >>> import densezoo as dz
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> config = {"model_type": "segformer", "id2label": {"0": "wall", "1": "door"}}
-        >>> images = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2], "size": {"height": 512, "width": 512}}
+        >>> images = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2], "size": {"shortest_edge": 512}}
         >>> _ = (folder / "config.json").write_text(json.dumps(config))
         >>> _ = (folder / "preprocessor_config.json").write_text(json.dumps(images))
         >>> settings = hub_settings(folder)
-        >>> settings["classes"], settings["preprocessing"].size, settings["preprocessing"].std
-        (('wall', 'door'), (512, 512), (0.2, 0.2, 0.2))
+        >>> settings["classes"], settings["preprocessing"].shortest, settings["preprocessing"].std
+        (('wall', 'door'), 512, (0.2, 0.2, 0.2))
         >>> # dz.save(path, model, variables, **settings); predict = dz.load_predictor(path)
     """
     from densezoo import tasks  # needs more packages than a model
@@ -123,7 +123,7 @@ def _preprocessing(mean: tuple[float, ...], std: tuple[float, ...], **fields: An
 
 
 def _of_processor(config: Config, channels: int) -> Any:
-    """The preprocessing that transformers' settings of images describe. Pictures are resized by linear interpolation."""
+    """The preprocessing that transformers' settings describe, but for the interpolation, which is linear here."""
     config.only(do_center_crop=False)
     if config.get("do_pad", False):
         warnings.warn(f"{config.source}: do_pad is left out: densezoo's models take images of all sizes", stacklevel=3)
