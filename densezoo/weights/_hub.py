@@ -74,11 +74,11 @@ def from_hub(
     kind = kind_of(config)
     if kind is None:
         return _load_encoder(repository, config, model, revision, options)
+    name = re.sub(r"^tu-([^.]*).*", r"\1", str(config.options.get("encoder_name", "")))
+    options["architecture"] = name if name in ENCODERS else None
     if model is not None:
         weights = _weights(repository, FAMILIES[kind].files if kind in FAMILIES else WEIGHTS, revision)
-        name = str(config.options.get("encoder_name", "")).removeprefix("tu-")
-        known = name if name in ENCODERS else None
-        return model, from_torch(model, weights, architecture=known, **options)
+        return model, from_torch(model, weights, **options)
     family = family_of(config, kind)
     model = family.build(config)
     weights = _weights(repository, family.files, revision)

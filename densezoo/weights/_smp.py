@@ -139,18 +139,20 @@ def _encoder(config: Config, architecture: Architecture) -> nn.Module:
     name = re.sub(r"^tu-([^.]*).*", r"\1", config.get("encoder_name", "resnet34"))
     depth = config.size("encoder_depth", architecture.depth, 32)
     indices = config.options.get("encoder_output_indices")
+    fields: dict[str, Any] = {}
     if architecture.name == "dpt":
-        levels = depth if indices is None else tuple(i + 1 for i in config.get("encoder_output_indices", (0,)))
-        return create_encoder(name, levels=levels)
-    config.only(encoder_output_indices=None)
-    fields: dict[str, Any] = {} if depth == 5 else {"coarsest": 2**depth}
+        numbers = tuple(index + 1 for index in config.get("encoder_output_indices", (0,)))
+        fields["levels"] = depth if indices is None else numbers
+    else:
+        config.only(encoder_output_indices=None)
+        fields |= {} if depth == 5 else {"coarsest": 2**depth}
     if architecture.stride is not None:
         fields["output_stride"] = config.size("encoder_output_stride", architecture.stride, 32)
-    elif "encoder_output_stride" in config.options:
-        raise config.unsupported("encoder_output_stride", config.options["encoder_output_stride"], "none")
+    else:
+        config.only(encoder_output_stride=None)
     try:
         return create_encoder(name, **fields)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{config.source}: {error}") from error
 
 

@@ -53,6 +53,8 @@ def test_golden(case, tmp_path, recwarn):
     error = np.abs(ours - reference).max() / np.abs(reference).max()
     print(f"{error:.2e}")
     assert error <= 2e-5
+    dz.save(tmp_path / "model", model, variables)
+    jax.tree.map(np.testing.assert_array_equal, dz.load(tmp_path / "model")[1], variables)
     # Back: all that the model has, and nothing else.
     exported = to_torch(model, variables, naming="transformers")
     assert exported.keys() <= arrays.keys()
@@ -197,3 +199,46 @@ def test_names_of_classes(tmp_path):
         assert hub_settings(write(tmp_path / "f", id2label=labels))["classes"] == names
     with pytest.raises(ValueError, match="the keys of id2label must be 0 to 1"):
         hub_settings(write(tmp_path / "f", id2label={"1": "a", "2": "b"}))
+
+
+@pytest.mark.skipif("depth" not in dz.tasks.TASKS, reason="the task is not there")
+@pytest.mark.parametrize(("case", "relative"), [("depth_anything", True), ("depth_anything_metric", False)])
+def test_the_task_of_depth(case, relative, tmp_path):
+    task = hub_settings(write(tmp_path / "f", case))["task"]
+    assert task.relative is relative and task.activation == "identity"
+
+
+SMP = {
+    "_model_class": "Unet",
+    "encoder_name": "tu-resnet18.a1_in1k",
+    "encoder_depth": 3,
+    "in_channels": 3,
+    "classes": 2,
+}
+SMP |= {"decoder_channels": [8, 6, 4], "decoder_attention_type": "scse", "decoder_interpolation": "bilinear"}
+
+
+def test_segmentation_models_pytorchs_models(tmp_path):
+    encoder = dz.create_encoder("resnet18", coarsest=8)
+    model = dz.create_model("unet", encoder, 2, features=(8, 6, 4), attention=dz.SCSE, upsample=dz.Bilinear)
+    variables = jax.tree.map(
+        lambda x: jnp.zeros(x.shape), jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    )
+    arrays = to_torch(model, variables)
+    folder = write(tmp_path / "f", config=SMP | {"activation": "sigmoid"}, arrays=arrays)
+    with pytest.warns(UserWarning, match="returns logits, without activation='sigmoid'"):
+        same, loaded = from_hub(folder)
+    assert same == model
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    assert hub_settings(folder)["task"].num_classes == 2
+    for options, match in (
+        ({"decoder_use_norm": "layernorm"}, "decoder_use_norm='layernorm' is not supported"),
+        ({"encoder_depth": 4}, "features"),
+        ({"classes": 3}, "mismatched in shape"),
+        ({"_model_class": "FPN"}, "decoder_channels='.*' is not supported"),
+        ({"dilation": 2}, "dilation='2' is not supported"),
+        ({"encoder_name": "resnet19"}, "unknown encoder 'resnet19'; did you mean"),
+        ({"encoder_name": "tu-vit_tiny_patch16_224"}, "no argument 'coarsest'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            from_hub(write(tmp_path / "f", config=SMP | options, arrays=arrays))
