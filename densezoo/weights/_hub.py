@@ -28,18 +28,21 @@ def from_hub(
     key: jax.Array | None = None,
     entry: str | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Loads a pretrained encoder, or a model with one, from the Hugging Face hub.
+    """Loads a pretrained model or encoder from the Hugging Face hub.
 
-    Supports repositories of timm (`timm/resnet50.a1_in1k`), of segmentation_models_pytorch's encoders
-    (`smp-hub/resnet50.imagenet`), and of whole models that it saved. Downloads are cached, and the cache also works
-    offline; `HF_HOME` and `HF_HUB_OFFLINE=1` are respected. Needs huggingface_hub (`pip install "densezoo[hub]"`),
-    unless `repository` is a folder.
+    Builds what the repository's configuration describes: an encoder of timm (`timm/resnet50.a1_in1k`) or of
+    segmentation_models_pytorch (`smp-hub/resnet50.imagenet`), a whole model that the latter saved, or transformers'
+    SegFormer, UPerNet, DPT and Depth Anything (`nvidia/segformer-b0-finetuned-ade-512-512`); the guide "Weights" lists
+    them. `hub_settings` returns the preprocessing and the names of the classes.
+
+    Downloads are cached, and the cache also works offline; `HF_HOME` and `HF_HUB_OFFLINE=1` are respected. Needs
+    huggingface_hub (`pip install "densezoo[hub]"`), unless `repository` is a folder.
 
     Args:
         repository: "owner/name", or a folder with the same files: config.json, and model.safetensors or
             pytorch_model.bin (nothing in them is executed), or several files and their index.
-        model: the model to load into. If the weights are an encoder's, the rest is initialised with `key`. None creates
-            the encoder that the repository's configuration names.
+        model: the model to load into. If the weights are an encoder's, the rest is initialised with `key`. None builds
+            what the repository's configuration describes.
         revision: a branch, tag or commit of the repository.
         strict: as in `from_torch`.
         in_channels: as in `from_torch`.
@@ -52,8 +55,9 @@ def from_hub(
     Raises:
         ImportError: if huggingface_hub is needed and not installed.
         FileNotFoundError: if there is no such repository, folder or file, or no network access.
-        ValueError: if the configuration names an encoder that densezoo does not have, or one that computes something
-            else than the model's; or if the weights do not match.
+        ValueError: if the configuration is of a model or encoder that densezoo does not have, or has an option that it
+            does not have, or is of an encoder that computes something else than the model's; or if the weights do not
+            match.
 
     Example:
         >>> import dataclasses, json, pathlib, tempfile, jax, jax.numpy as jnp
