@@ -155,8 +155,8 @@ class SwinBlock(nn.Module):
         least = self.window_size if pad_first else 1
         window = min(self.window_size, max(least, layout[0])), min(self.window_size, max(least, layout[1]))
         half = self.window_size // 2 if self.shifted else 0
-        always = self.whole_windows
-        shift = tuple(half if always or side > self.window_size else 0 for side in layout)
+        rows, columns = (half if self.whole_windows or side > self.window_size else 0 for side in layout)
+        shift = rows, columns
         rows, columns = -(-height // window[0]), -(-width // window[1])
         padded = rows * window[0], columns * window[1]
         padding = ((0, 0), (0, padded[0] - height), (0, padded[1] - width), (0, 0))

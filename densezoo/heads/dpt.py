@@ -105,7 +105,7 @@ class DPTDepthHead(nn.Module):
         return x if whole == size else ops.resize_bicubic(x, size)
 
     def reference_names(self) -> list[Naming]:
-        """Parameter names of transformers' DPT and Depth Anything."""
-        rules = [Rule(r"conv(\d)", lambda match: f"head.{2 * int(match[1]) - 2}"), Rule("projection", "projection")]
+        """Parameter names of transformers' DPT, if `double`, and Depth Anything."""
         anything = [Rule(r"conv(\d)", r"conv\1")]
-        return [Naming(TRANSFORMERS, rules, "head."), Naming(TRANSFORMERS, anything, "head.")]
+        rules = [Rule(r"conv(\d)", lambda match: f"head.{2 * int(match[1]) - 2}"), Rule("projection", "projection")]
+        return [Naming(TRANSFORMERS, rules if self.double else anything, "head.")]

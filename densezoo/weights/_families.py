@@ -38,6 +38,8 @@ FAMILIES: dict[str, Family] = {
 
 def kind_of(config: Config) -> str | None:
     """The name of the kind of a configuration; None for one of a bare encoder."""
+    if "architecture" in config.options:  # of timm
+        return None
     for option in ("_class_name", "_model_class", "model_type"):
         if config.options.get(option) is not None:
             return config.get(option, "")
