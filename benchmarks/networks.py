@@ -10,11 +10,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import densezoo as dz
+from benchmarks.hub_models import CONFIGS, TRANSFORMERS
 from benchmarks.machine import Refused
 from benchmarks.options import Options, parse_shape
 from benchmarks.protocol import Worker
 from benchmarks.seeded import perturbed
 from densezoo.compiling import jitted_once
+from densezoo.weights._families import family_of
+from densezoo.weights._repository import Config
 
 Shape = tuple[int, int, int]
 
@@ -38,7 +41,7 @@ class NetworkOptions(Options):
         for text in dict.fromkeys(self.models):
             name, _, encoder = text.partition(":")
             try:
-                dz.create_model(name, encoder or None, self.num_classes)
+                _create((name, encoder), self.num_classes)
                 for impl in self.impl:
                     with dz.ops.implementation(impl):
                         pass
@@ -62,10 +65,8 @@ def make_model(pair: tuple[str, str], options: NetworkOptions, shape: Shape, imp
 
     It has no dropout and stochastic depth, because forms cannot share random numbers.
     """
-    name, encoder = pair
-    model = dz.create_model(
-        name, encoder, options.num_classes, dtype=jnp.bfloat16 if dtype == "bfloat16" else None, impl=impl
-    )
+    fields = {"dtype": jnp.bfloat16 if dtype == "bfloat16" else None, "impl": impl}
+    model = _create(pair, options.num_classes, **fields)
     for part, field in (("decoder", "dropout"), ("decoder", "aspp_dropout"), ("encoder", "drop_path")):
         if getattr(getattr(model, part), field, 0.0):
             model = model.clone(**{part: getattr(model, part).clone(**{field: 0.0})})
@@ -73,6 +74,17 @@ def make_model(pair: tuple[str, str], options: NetworkOptions, shape: Shape, imp
         # Like timm's model for images of this size, which determines the shapes of its tables.
         model = model.clone(encoder=model.encoder.clone(image_size=shape[1:]))
     return model
+
+
+def _create(pair: tuple[str, str], num_classes: int, *, dtype: Any = None, impl: str = "auto") -> Any:
+    """A model of the zoo, or of a configuration of transformers, which has its own number of classes."""
+    name, encoder = pair
+    if name != TRANSFORMERS:
+        return dz.create_model(name, encoder or None, num_classes, dtype=dtype, impl=impl)
+    if encoder not in CONFIGS or dtype is not None:
+        raise ValueError(f"expected {name}: and one of {', '.join(CONFIGS)}, in float32")
+    config = Config(CONFIGS[encoder], f"benchmarks.hub_models, {encoder}")
+    return family_of(config, CONFIGS[encoder]["model_type"]).build(config).clone(impl=impl)
 
 
 def compile_model(model: Any, variables: Any, dtype: str) -> Callable[[Any], Any]:

@@ -8,7 +8,7 @@ import torch  # pyright: ignore[reportMissingImports]
 import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
 
-from benchmarks import smp_models
+from benchmarks import hub_models, smp_models
 from benchmarks.seeded import PEAK, STEPS, WEIGHT_DECAY, perturbed
 
 
@@ -94,6 +94,8 @@ def make_model(model: str, encoder: str, classes: int, image_size: tuple[int, in
         made = SegNet(classes)
     elif model == "hrnet":
         made = make_hrnet(encoder, classes)
+    elif model == hub_models.TRANSFORMERS:
+        made = hub_models.make(encoder)
     else:
         made = smp_models.make(model, encoder, classes, image_size)
     for module in made.modules():

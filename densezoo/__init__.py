@@ -73,7 +73,7 @@ from densezoo.encoders import (
     ViT,
     register_encoders,
 )
-from densezoo.heads import BoxHead, DPTHead, FCOSHead, MaskHead, RetinaNetHead, RPNHead, SegmentationHead
+from densezoo.heads import BoxHead, DPTDepthHead, DPTHead, FCOSHead, MaskHead, RetinaNetHead, RPNHead, SegmentationHead
 from densezoo.inference import Inference, Loaded, compile, load_compiled
 from densezoo.inspect.folding import fold_batch_norm
 from densezoo.inspect.summary import Layer, Summary, summary

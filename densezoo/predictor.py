@@ -157,7 +157,8 @@ def load_predictor(
     """Loads a predictor from a model file or from the folder of a training run.
 
     Args:
-        path: a file that `dz.save` or `train` wrote with a task and preprocessing, or the folder of a run.
+        path: a file that `dz.save` or `train` wrote with preprocessing and a task, or for segmentation with names of
+            classes instead; or the folder of a run.
         model: a model to use instead of the one that the file describes, for your own modules.
         pad_to: pads sides to multiples of this many pixels, which compiles fewer sizes but is an approximation. None
             computes exactly. See `Predictor`.
@@ -192,6 +193,9 @@ def load_predictor(
             return _of_old_run(file, pad_to)
         file = file / MODEL_FILE
     model, variables, metadata = weights.load_with_metadata(file, model=model)
+    classes = metadata.get("classes")
+    if "task" not in metadata and classes and getattr(getattr(model, "head", None), "num_classes", 0) == len(classes):
+        metadata["task"] = tasks.describe(tasks.Segmentation(len(classes), class_names=tuple(classes)))
     if missing := [name for name in ("task", "preprocessing") if name not in metadata]:
         raise ValueError(
             f"{file} has no {' and no '.join(missing)}, which prediction needs: write it again with"

@@ -28,6 +28,9 @@ class Preprocessing:
             files. None uses 0 and the largest number of the integer type, and does not scale floats.
         shortest: images are resized so that the shortest side has this length; None does not resize.
         longest: length of the longest side; with `shortest`, its upper limit.
+        size: (height, width) to which images are resized, instead of `shortest` and `longest`.
+        keep_aspect: whether only the side that changes less gets its `size`, and the other one follows.
+        multiple: the sides of resized images are rounded to multiples of this.
 
     Raises:
         ValueError: if the number of channels differs, a deviation is not positive, the range is empty, or a side is
@@ -47,6 +50,9 @@ class Preprocessing:
     value_range: tuple[float, float] | None = None
     shortest: int | None = None
     longest: int | None = None
+    size: tuple[int, int] | None = None
+    keep_aspect: bool = False
+    multiple: int = 1
 
     def __post_init__(self):
         rgb = self.channels == 3
@@ -71,19 +77,38 @@ class Preprocessing:
                     f" {self.value_range}"
                 )
 
+        if self.size is not None:
+            object.__setattr__(self, "size", tuple(map(int, self.size)))
+            if len(self.size) != 2 or min(self.size) < 1 or self.shortest or self.longest:
+                raise ValueError(
+                    f"{option('size')} must be (height, width) of 1 or more, without {option('shortest')} and"
+                    f" {option('longest')}; got {self.size}"
+                )
+        if self.multiple < 1:
+            raise ValueError(f"{option('multiple')} must be at least 1, got {self.multiple}")
         if self.shortest is not None or self.longest is not None:
             self.size_of(1, 1)  # which refuses sides below 1
 
     @property
     def resizes(self) -> bool:
         """Whether pictures are resized."""
-        return self.shortest is not None or self.longest is not None
+        return self.shortest is not None or self.longest is not None or self.size is not None
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
         """The size to which a picture of this height and width is resized; its own if it is not."""
-        from densezoo.data import Resize
+        if not self.resizes:
+            return height, width
+        if self.size is None:
+            from densezoo.data import Resize
 
-        return Resize(self.shortest, self.longest)(height, width) if self.resizes else (height, width)
+            sides: tuple[float, float] = Resize(self.shortest, self.longest)(height, width)
+        else:
+            scales = self.size[0] / height, self.size[1] / width
+            if self.keep_aspect:
+                scales = (scales[1],) * 2 if abs(1 - scales[1]) < abs(1 - scales[0]) else (scales[0],) * 2
+            sides = scales[0] * height, scales[1] * width
+        rounded = [max(1, round(side / self.multiple)) * self.multiple for side in sides]
+        return rounded[0], rounded[1]
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """Converts an image (h, w, channels), as read from a file, to float32 in 0..1, on the host.

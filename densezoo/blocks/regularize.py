@@ -55,8 +55,8 @@ def drop_path_rates(rate: float, count: int) -> list[float]:
     return [rate * index / max(count - 1, 1) for index in range(count)]
 
 
-def run_block(block: nn.Module, *arrays: jax.Array | None, remat: bool, **static: Any) -> jax.Array:
-    """Calls `block(*arrays, **static)`. With `remat`, the backward pass recomputes its inner maps."""
+def run_block(block: nn.Module, *arrays: Any, remat: bool, **static: Any) -> jax.Array:
+    """Calls `block(*arrays, **static)`, with arrays or trees. With `remat`, the backward pass recomputes inner maps."""
     if not remat:
         return block(*arrays, **static)  # pyright: ignore[reportCallIssue]
     return nn.remat(lambda module, *arrays: module(*arrays, **static))(block, *arrays)

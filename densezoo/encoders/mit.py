@@ -21,13 +21,12 @@ from densezoo.blocks import (
     run_block,
     truncated_normal,
 )
+from densezoo.blocks.transformer import gelu
 from densezoo.deprecation import renamed
 from densezoo.encoders.base import Encoder, register_encoders
 from densezoo.naming import SMP, TRANSFORMERS, Naming, Rule
 from densezoo.ops.sharding import reshape
 from densezoo.types import Dtype, Pyramid
-
-gelu = partial(nn.gelu, approximate=False)
 
 
 class SpatialReductionAttention(nn.Module):

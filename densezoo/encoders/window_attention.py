@@ -8,10 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from densezoo.blocks import (
-    attend,
-    truncated_normal,
-)
+from densezoo.blocks import attend, truncated_normal
 from densezoo.ops.sharding import repeat_for, reshape
 from densezoo.types import Dtype, Size, accumulator_dtype
 
@@ -22,10 +19,12 @@ class WindowAttention(nn.Module):
     Attributes:
         num_heads: number of attention heads.
         table_window: size of the windows for which the table of biases is made; smaller windows resample it.
+        qkv_bias: whether queries, keys and values have a bias.
     """
 
     num_heads: int
     table_window: Size = (7, 7)
+    qkv_bias: bool = True
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -44,7 +43,7 @@ class WindowAttention(nn.Module):
             (offsets[0] * offsets[1], self.num_heads),
             self.param_dtype,
         )
-        qkv = dense(3 * channels, name="qkv")(reshape(windows, batch * count, tokens, channels))
+        qkv = dense(3 * channels, use_bias=self.qkv_bias, name="qkv")(reshape(windows, batch * count, tokens, channels))
         qkv = reshape(qkv, batch * count, tokens, 3, self.num_heads, channels // self.num_heads)
         table = table.astype(accumulator_dtype(qkv.dtype)).reshape(*offsets, self.num_heads)
         bias = _by_pair(table, (height, width))[None]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 
-from densezoo.weights import _transformers
+from densezoo.weights import _smp, _transformers
 from densezoo.weights._repository import Config
 from densezoo.weights._shards import WEIGHTS
 
@@ -27,11 +27,19 @@ class Family:
 # segmentation_models_pytorch. A new family needs a function here, and its names in `reference_names` of its modules.
 FAMILIES: dict[str, Family] = {
     "segformer": Family(_transformers.segformer),
+    "upernet": Family(_transformers.upernet),
+    "dpt": Family(_transformers.dpt),
+    "depth_anything": Family(_transformers.depth_anything),
+    "dinov2": Family(_transformers.dinov2),
+    "dinov2_with_registers": Family(_transformers.dinov2),
+    **{name: Family(build) for name, build in _smp.BUILDERS.items()},
 }
 
 
 def kind_of(config: Config) -> str | None:
     """The name of the kind of a configuration; None for one of a bare encoder."""
+    if "architecture" in config.options:  # of timm
+        return None
     for option in ("_class_name", "_model_class", "model_type"):
         if config.options.get(option) is not None:
             return config.get(option, "")

@@ -28,18 +28,21 @@ def from_hub(
     key: jax.Array | None = None,
     entry: str | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Loads a pretrained encoder, or a model with one, from the Hugging Face hub.
+    """Loads a pretrained model or encoder from the Hugging Face hub.
 
-    Supports repositories of timm (`timm/resnet50.a1_in1k`), of segmentation_models_pytorch's encoders
-    (`smp-hub/resnet50.imagenet`), and of whole models that it saved. Downloads are cached, and the cache also works
-    offline; `HF_HOME` and `HF_HUB_OFFLINE=1` are respected. Needs huggingface_hub (`pip install "densezoo[hub]"`),
-    unless `repository` is a folder.
+    Builds what the repository's configuration describes: an encoder of timm (`timm/resnet50.a1_in1k`) or of
+    segmentation_models_pytorch (`smp-hub/resnet50.imagenet`), a whole model that the latter saved, or transformers'
+    SegFormer, UPerNet, DPT and Depth Anything (`nvidia/segformer-b0-finetuned-ade-512-512`); the guide "Weights" lists
+    them. `hub_settings` returns the preprocessing and the names of the classes.
+
+    Downloads are cached, and the cache also works offline; `HF_HOME` and `HF_HUB_OFFLINE=1` are respected. Needs
+    huggingface_hub (`pip install "densezoo[hub]"`), unless `repository` is a folder.
 
     Args:
         repository: "owner/name", or a folder with the same files: config.json, and model.safetensors or
             pytorch_model.bin (nothing in them is executed), or several files and their index.
-        model: the model to load into. If the weights are an encoder's, the rest is initialised with `key`. None creates
-            the encoder that the repository's configuration names.
+        model: the model to load into. If the weights are an encoder's, the rest is initialised with `key`. None builds
+            what the repository's configuration describes.
         revision: a branch, tag or commit of the repository.
         strict: as in `from_torch`.
         in_channels: as in `from_torch`.
@@ -52,8 +55,9 @@ def from_hub(
     Raises:
         ImportError: if huggingface_hub is needed and not installed.
         FileNotFoundError: if there is no such repository, folder or file, or no network access.
-        ValueError: if the configuration names an encoder that densezoo does not have, or one that computes something
-            else than the model's; or if the weights do not match.
+        ValueError: if the configuration is of a model or encoder that densezoo does not have, or has an option that it
+            does not have, or is of an encoder that computes something else than the model's; or if the weights do not
+            match.
 
     Example:
         >>> import dataclasses, json, pathlib, tempfile, jax, jax.numpy as jnp
@@ -74,11 +78,11 @@ def from_hub(
     kind = kind_of(config)
     if kind is None:
         return _load_encoder(repository, config, model, revision, options)
+    name = re.sub(r"^tu-([^.]*).*", r"\1", str(config.options.get("encoder_name", "")))
+    options["architecture"] = name if name in ENCODERS else None
     if model is not None:
         weights = _weights(repository, FAMILIES[kind].files if kind in FAMILIES else WEIGHTS, revision)
-        name = str(config.options.get("encoder_name", "")).removeprefix("tu-")
-        known = name if name in ENCODERS else None
-        return model, from_torch(model, weights, architecture=known, **options)
+        return model, from_torch(model, weights, **options)
     family = family_of(config, kind)
     model = family.build(config)
     weights = _weights(repository, family.files, revision)
@@ -86,42 +90,6 @@ def from_hub(
         return model, from_torch(model, weights, **options)
     except ValueError as error:
         raise ValueError(f"cannot load the {kind} that {config.source} describes: {error}") from error
-
-
-def preprocessing(
-    repository: Repository, *, revision: str | None = None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and standard deviation per channel, for images in 0..1, that a repository's weights were trained with.
-
-    Args:
-        repository: see `from_hub`.
-        revision: see `from_hub`.
-
-    Returns:
-        `(mean, std)`, for `(image - mean) / std`, as in `dz.Preprocessing`.
-
-    Raises:
-        ImportError: as `from_hub`.
-        FileNotFoundError: as `from_hub`.
-        ValueError: if the configuration does not contain them.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from densezoo.weights import preprocessing
-        >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> _ = (folder / "config.json").write_text('{"pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [1, 1, 1]}}')
-        >>> preprocessing(folder)
-        ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
-    """
-    config = read_json(repository, "config.json", revision)
-    # timm stores them in its settings of the weights, segmentation_models_pytorch at the top level.
-    settings = config.get("pretrained_cfg", config)
-    try:
-        scale = float(settings.get("input_range", (0, 1))[1])  # 255 if the images are not in 0..1
-        mean, std = (tuple(float(number) / scale for number in settings[name]) for name in ("mean", "std"))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
-        raise ValueError(f"the config.json of {repository} contains no mean and std of its images") from None
-    return mean, std
 
 
 def _load_encoder(

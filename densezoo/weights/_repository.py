@@ -110,12 +110,8 @@ class Config:
         """
         value = self.options.get(name)
         single = isinstance(value, int) and not isinstance(value, bool)
-        numbers = (value,) * (count or 1) if single else self.get(name, tuple(default))
-        if (
-            (count is not None and len(numbers) != count)
-            or not numbers
-            or not 1 <= min(numbers) <= max(numbers) <= most
-        ):
+        numbers: tuple[Any, ...] = (value,) * (count or 1) if single else self.get(name, tuple(default))
+        if not numbers or count not in (None, len(numbers)) or not 1 <= min(numbers) <= max(numbers) <= most:
             many = "numbers" if count is None else f"{count} numbers"
             raise ValueError(f"{self.source}: expected {name} to be {many} in 1..{most}, got {str(value)[:100]}")
         return numbers

@@ -122,7 +122,17 @@ def test_misfits_are_named():
     assert jax.eval_shape(model.init_with_output, KEY, jnp.zeros((1, 35, 18, 3)))[0].shape == (1, 35, 18, 3)
 
 
-def test_patches_that_are_no_power_of_two_wide_are_refused():
-    model = dz.create_model("dpt", dz.ViT(embed_dim=8, depth=4, num_heads=2, grid=4, patch_size=14))
-    with pytest.raises(ValueError, match=r"powers of 2.*got 14"):
-        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 3)))
+def test_patches_whose_side_is_no_power_of_two():
+    # The fused maps have 8 rows for each patch; those of the padding of 3 x 3 patches are left out.
+    encoder = dz.ViT(embed_dim=8, depth=4, num_heads=2, grid=4, patch_size=14)
+    model = dz.create_model("dpt", encoder, 3, intermediate_features=(4, 4, 4, 4), features=8)
+    images = jnp.zeros((1, 30, 37, 3))
+    assert jax.eval_shape(model.init_with_output, KEY, images)[0].shape == (1, 30, 37, 3)
+    pyramid = jax.eval_shape(encoder.init_with_output, KEY, images)[0]
+    decoder = dz.DPTDecoder((4, 4, 4, 4), 8)
+    assert jax.eval_shape(decoder.init_with_output, KEY, pyramid)[0].shape == (1, 18, 22, 8)
+
+
+def test_wrong_factors_are_refused():
+    with pytest.raises(ValueError, match=r"factors must be 4 integers or their inverses, got \(4, 2, 1.5, 1\)"):
+        jax.eval_shape(dz.DPTDecoder(factors=(4, 2, 1.5, 1)).init, KEY, pyramid_of())

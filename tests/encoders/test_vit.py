@@ -8,6 +8,7 @@ import pytest
 import densezoo as dz
 from densezoo import weights
 from densezoo.blocks import attend
+from densezoo.blocks.rotary import axial_rotation, rotated
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -70,14 +71,49 @@ def test_weights_do_not_depend_on_the_image_size_and_zeros_fill_the_last_patches
     assert [p.image_size for p in pyramids] == [(20, 33), (24, 40)]
 
 
-def test_position_embeddings_are_as_they_are_at_their_own_size():
-    encoder = small()
-    positions = jnp.arange(17.0 * 8).reshape(1, 17, 8)
-    resample = encoder.bind({})._resample
-    np.testing.assert_array_equal(resample(positions, (4, 4)), positions)
-    # Antialiased: the centre of a grid of one pixel is the mean of all.
-    np.testing.assert_allclose(resample(positions, (1, 1))[0, 1], positions[0, 1:].mean(0), rtol=1e-5)
-    assert resample(positions, (7, 2)).shape == (1, 15, 8)
+@pytest.mark.parametrize("resample", ["antialiased", "bicubic", "bilinear"])
+def test_position_embeddings_are_as_they_are_at_their_own_size(resample):
+    positions = jnp.arange(16.0 * 8).reshape(1, 16, 8)
+    resampled = small(resample=resample).bind({})._resampled
+    np.testing.assert_array_equal(resampled(positions, (4, 4)), positions)
+    # The centre of a grid of one pixel is the mean of a ramp.
+    np.testing.assert_allclose(resampled(positions, (1, 1))[0, 0], positions[0].mean(0), rtol=1e-5)
+    assert resampled(positions, (7, 2)).shape == (1, 14, 8)
+
+
+def test_maps_of_numbered_blocks_with_registers_and_without_padding():
+    encoder = small(levels=(1, 4), registers=3, pad=False, norm_maps=True, layer_scale=0.1)
+    variables = filled(encoder, IMAGES)
+    pyramid = quick(encoder.apply)(variables, IMAGES)
+    assert [x.shape for x in pyramid.maps] == [(2, 2, 4, 8)] * 2 and [x.shape for x in pyramid.tokens] == [
+        (2, 4, 8)
+    ] * 2
+    # Rows and columns beyond the last whole patch are not read.
+    other = quick(encoder.apply)(variables, IMAGES[:, :16, :32])
+    jax.tree.map(np.testing.assert_array_equal, pyramid.maps, other.maps)
+    with pytest.raises(ValueError, match="at least 8x8"):
+        jax.eval_shape(encoder.init, KEY, IMAGES[:, :7])
+
+
+def test_rotary_attention_depends_on_offsets_between_patches():
+    query, key = RNG.standard_normal((2, 8)).astype(np.float32)
+    rotation = axial_rotation((3, 4), 8, before=1)
+    turned = [np.asarray(rotated(jnp.broadcast_to(x, (1, 13, 1, 8)), rotation))[0, :, 0] for x in (query, key)]
+    np.testing.assert_array_equal(turned[0][0], query)
+    products = (turned[0] @ turned[1].T)[1:, 1:].reshape(3, 4, 3, 4)
+    for row, column in ((0, 0), (1, 2)):  # one row down and one column to the right
+        np.testing.assert_allclose(products[row, column, row + 1, column + 1], products[1, 1, 2, 2], rtol=1e-4)
+    assert abs(products[0, 0, 0, 1] - products[0, 0, 1, 0]) > 1e-3
+    with pytest.raises(ValueError, match="multiples of 4, got 6"):
+        axial_rotation((3, 4), 6)
+
+
+@pytest.mark.parametrize("levels", [(), (2, 2), (3, 1), (0, 1), (4, 5)])
+def test_wrong_numbers_of_blocks_are_named(levels):
+    with pytest.raises(ValueError, match=r"levels must be ascending numbers of blocks in 1\.\.4; got \("):
+        jax.eval_shape(small(levels=levels).init, KEY, IMAGES)
+    with pytest.raises(ValueError, match="resample must be one of antialiased, bicubic, bilinear; got 'nearest'"):
+        jax.eval_shape(small(resample="nearest").init, KEY, IMAGES)
 
 
 @pytest.mark.parametrize("fields", [{"num_heads": 3}, {"levels": 0}, {"levels": 5}])

@@ -14,9 +14,9 @@ TINY = "vit_tiny_patch16_224"
 class Encoder(nn.Module):
     """smp's encoder for DPT, for any image size: the maps without the class tokens."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, **fields):
         super().__init__()
-        self.encoder = TimmViTEncoder(name, pretrained=False, dynamic_img_size=True, dynamic_img_pad=True)
+        self.encoder = TimmViTEncoder(name, pretrained=False, dynamic_img_size=True, dynamic_img_pad=True, **fields)
 
     def forward(self, x):
         return self.encoder(x)[0]
@@ -37,3 +37,19 @@ if __name__ == "__main__":
     for readout in ("add", "ignore"):
         model = dpt(4, dynamic_img_size=True, decoder_readout=readout, **theirs)
         write_model(f"smp_dpt_{readout}", model, (1, 32, 64, 4), "dpt", TINY, readout=readout, **narrow)
+    # Narrow DINOv2 without and with registers, and DINOv3, plain and with gates.
+    theirs = {"embed_dim": 16, "depth": 4, "num_heads": 2}
+    for name, extra, here in (
+        ("vit_small_patch14_dinov2", {"img_size": 70}, {"grid": 5}),
+        ("vit_small_patch14_reg4_dinov2", {"img_size": 70}, {"grid": 5}),
+        ("vit_small_patch16_dinov3", {}, {}),
+        ("vit_small_plus_patch16_dinov3", {}, {"mlp_features": 64}),
+    ):
+        write_encoder(
+            f"timm_{name.replace('_patch', '')}",
+            Encoder(name, **theirs, **extra),
+            (1, 75, 61, 3),
+            name,
+            **theirs,
+            **here,
+        )
