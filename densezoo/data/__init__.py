@@ -6,6 +6,7 @@ from densezoo.data._decode import IMAGE_SUFFIXES
 from densezoo.data._reading import Source
 from densezoo.data.coco import CocoDetection
 from densezoo.data.coco_panoptic import CocoPanoptic
+from densezoo.data.depth_folder import DepthFolder
 from densezoo.data.evaluation import EvalBatches, eval_batches
 from densezoo.data.folder import ImageMaskFolder, read_image
 from densezoo.data.instance_folder import InstanceFolder
@@ -18,6 +19,7 @@ from densezoo.data.subset import Subset
 __all__ = [
     "CocoDetection",
     "CocoPanoptic",
+    "DepthFolder",
     "DigitScenes",
     "EvalBatches",
     "IMAGE_SUFFIXES",
