@@ -32,6 +32,7 @@ QUICK = {
         " --out {out}/detector"
     ],
     "detect.py": ["--model {out}/detector --images {out}/scenes/val/images --draw 1 --out {out}/found"],
+    "depth.py": ["--quick --out {out}/depth", "--quick --task normals --out {out}/normals"],
     "nnx_training.py": ["--steps 2 --batch-size 2 --out {out}/nnx"],
 }
 
