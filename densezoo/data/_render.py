@@ -128,9 +128,12 @@ def render(
     """
     height, width = size
     with jax.numpy_rank_promotion("allow"):  # numbers of rays, (p,), beside vectors, (3, p)
-        hits = cast(solids, _rays(size, focal, 1))
         fine = _rays(size, focal, 2)
-        picture = colours(solids, cast(solids, fine), fine, light, textures, 0.5 / focal)
+        every = cast(solids, jnp.concatenate([_rays(size, focal, 1), fine], -1))
+        pixels = height * width
+        hits = Hits(*(part[..., :pixels] for part in every))
+        for_colours = Hits(*(part[..., pixels:] for part in every))
+        picture = colours(solids, for_colours, fine, light, textures, 0.5 / focal)
     picture = picture.reshape(height, 2, width, 2, 3).mean((1, 3))
     return picture, hits.t.reshape(size), hits.normal.T.reshape(*size, 3)
 

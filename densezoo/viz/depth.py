@@ -130,8 +130,9 @@ def point_clouds(image: ArrayLike, points: Mapping[str, Float[np.ndarray, "h w 3
 
     Example:
         >>> import numpy as np
+        >>> import jax.numpy as jnp
         >>> from densezoo.ops import points_from_depth
-        >>> points = np.asarray(points_from_depth(np.ones((8, 12)), focal=12.0))
+        >>> points = np.asarray(points_from_depth(jnp.ones((8, 12)), focal=12.0))
         >>> figure = point_clouds(np.zeros((8, 12, 3)), {"a wall, from its edge": points})
         >>> figure.axes[0].get_xlabel()
         'distance from the camera (m)'
