@@ -79,7 +79,7 @@ def test_relative_depth_is_scored_after_alignment():
     outputs = 7 / depth[..., None] - 3
     batch = {"image": jnp.zeros((2, 6, 8, 3)), "depth": depth}
     assert task.scores(task.measure(lambda images: outputs, batch))["abs_rel"] < 1e-5
-    assert float(task.loss(lambda images: outputs, batch, None)) < 1e-10
+    assert float(task.loss(lambda images: outputs, batch, None)) < 1e-5
     np.testing.assert_array_equal(task.predict(outputs), outputs[..., 0])
     unaligned = dataclasses.replace(task, relative=False)
     assert unaligned.scores(unaligned.measure(lambda images: outputs, batch))["abs_rel"] > 0.1
@@ -105,4 +105,4 @@ def test_tasks_survive_the_file_and_bad_options_are_named():
     with pytest.raises(ValueError, match=r"has no \['normals'\]"):
         Normals().measure(lambda images: images, batch)
     with pytest.raises(ValueError, match=r"expected depth of shape \(1, 4, 4\)"):
-        Depth().measure(lambda images: images, batch | {"depth": jnp.ones((1, 4, 4, 1))})
+        Depth().measure(lambda images: images[..., :1], batch | {"depth": jnp.ones((1, 4, 4, 1))})
