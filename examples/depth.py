@@ -3,7 +3,7 @@
 Usage: python examples/depth.py --task depth --model unet --encoder resnet18 --out out/depth
 
 Without --data, it trains on rendered scenes (data.RenderedScenes) and scores others. With --data DIR, DIR/train and
-DIR/val each have images/ and depth/ (.npy, TIFF, or PNG with --scale), and normals/ for --task normals. Writes
+DIR/val each have images/ and depth/ (.npy, TIFF, or PNG with --depth-scale), and normals/ for --task normals. Writes
 checkpoints, the log, model.safetensors, and pictures to --out: predictions.png and curves.png; for depth also
 points.png, a scene from the side; and stereo.png, the prediction for scikit-image's stereo picture. The last line on
 standard output is a JSON object with the scores on whole validation pictures, beside those of a constant (the median
@@ -51,7 +51,7 @@ class Arguments(Recipe):
     """Folder with train and val; by default rendered scenes."""
     task: Literal["depth", "normals"] = "depth"
     """What to predict."""
-    scale: float | None = None
+    depth_scale: float | None = None
     """Factor from the numbers in depth files to metres, such as 0.001 for millimetres; needed for whole numbers."""
     axes: Literal["opencv", "opengl"] = "opencv"
     """Axes of normals in files: y down and z forward, or y up and z backward."""
@@ -130,7 +130,7 @@ def main(arguments: Arguments) -> None:
 def source_of(arguments: Arguments, part: Any) -> Any:
     """Scenes, or a folder."""
     if arguments.data is not None:
-        return DepthFolder(arguments.data / part, scale=arguments.scale, axes=arguments.axes)
+        return DepthFolder(arguments.data / part, depth_scale=arguments.depth_scale, axes=arguments.axes)
     return RenderedScenes(10**6 if part == "train" else arguments.val, size=arguments.crop, split=part)
 
 

@@ -43,7 +43,7 @@ class Arguments:
     """Map mask numbers or colours to classes: 7:0 11:1 0:255, or 0,0,0:0 128,64,128:1; by default as in training."""
     ignore_index: int | None = None
     """Mask value of unlabelled pixels; by default the one used in training."""
-    scale: float | None = None
+    depth_scale: float | None = None
     """For depth: factor from the numbers in the files to the unit of training; needed for whole numbers."""
     axes: Literal["opencv", "opengl"] = "opencv"
     """For normals: their axes in the files: y down and z forward, or y up and z backward."""
@@ -110,7 +110,7 @@ def evaluate_maps(arguments: Arguments, predict: dz.Predictor) -> None:
     """Scores depth or normals."""
     task, name = predict.task, predict.task.fields[1]
     channels = predict.preprocessing.channels
-    source = DepthFolder(arguments.data, scale=arguments.scale, channels=channels, axes=arguments.axes)
+    source = DepthFolder(arguments.data, depth_scale=arguments.depth_scale, channels=channels, axes=arguments.axes)
     if name not in source[0]:
         raise ValueError(f"{arguments.data} has no {name}/, which this model's scores need")
     source.check()

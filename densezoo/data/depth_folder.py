@@ -35,13 +35,13 @@ class DepthFolder:
     An item contains:
 
     - image: (height, width, channels) in the file's type.
-    - depth: (height, width) float32, in the unit that `scale` converts to; 0 in holes.
+    - depth: (height, width) float32, in the unit that `depth_scale` converts to; 0 in holes.
     - normals: (height, width, 3) float32, if there are some: x right, y down, z forward; zeros in holes.
     - name: the name that the files share.
 
     Attributes:
         root: the folder.
-        scale: the unit of the numbers in the files.
+        depth_scale: the unit of the numbers in the files.
         names: the names of the items, in order.
         sizes: the (height, width) of the items, in order.
 
@@ -54,7 +54,7 @@ class DepthFolder:
         ...         pathlib.Path(root, folder).mkdir()
         ...     Image.fromarray(np.zeros((1, 2), np.uint8)).save(pathlib.Path(root, "images", "a.png"))
         ...     Image.fromarray(np.array([[0, 2500]], np.uint16)).save(pathlib.Path(root, "depth", "a.png"))
-        ...     item = DepthFolder(root, scale=0.001)[0]  # millimetres to metres
+        ...     item = DepthFolder(root, depth_scale=0.001)[0]  # millimetres to metres
         >>> item["depth"].tolist()
         [[0.0, 2.5]]
     """
@@ -63,7 +63,7 @@ class DepthFolder:
         self,
         root: str | os.PathLike[str],
         *,
-        scale: float | None = None,
+        depth_scale: float | None = None,
         channels: int | None = 3,
         bits: int | None = None,
         axes: Axes = "opencv",
@@ -72,8 +72,8 @@ class DepthFolder:
 
         Args:
             root: the folder that contains `images` and `depth`.
-            scale: factor from the numbers in the files to the unit of depth: 0.001 for millimetres to metres (NYU,
-                ScanNet), 1/256 for KITTI, 1/5000 for TUM. None for 1, for files of floats; whole numbers need one.
+            depth_scale: factor from the numbers in the files to the unit of depth: 0.001 for millimetres to metres
+                (NYU, ScanNet), 1/256 for KITTI, 1/5000 for TUM. None for 1; whole numbers need one.
             channels: number of channels of the images, as in `read_image`.
             bits: the number of bits that the images' pixels use, as in `read_image`.
             axes: the axes of normals in files: "opencv" has x right, y down, z forward; "opengl" has x right, y up, z
@@ -84,12 +84,12 @@ class DepthFolder:
             ValueError: if an argument is out of its range, whole numbers have no scale, or files have no partner or
                 differ in size. The message lists all of them.
         """
-        if scale is not None and not (np.isfinite(scale) and scale > 0):
-            raise ValueError(f"{option('scale', scale)}; expected a factor above 0.")
+        if depth_scale is not None and not (np.isfinite(depth_scale) and depth_scale > 0):
+            raise ValueError(f"{option('depth_scale', depth_scale)}; expected a factor above 0.")
         if axes not in _SIGNS:
             raise ValueError(f"{option('axes', axes)}; expected one of {', '.join(_SIGNS)}.")
         self.root = pathlib.Path(root)
-        self.scale = 1.0 if scale is None else float(scale)
+        self.depth_scale = 1.0 if depth_scale is None else float(depth_scale)
         self.channels = channels
         self.bits = bits
         self.axes: Axes = axes
@@ -98,17 +98,17 @@ class DepthFolder:
         self._normals: list[pathlib.Path] | None = None
         if (self.root / "normals").is_dir():
             self._normals = [path for _, path in _pairing.pair_files(self.root, "normals", _measured.SUFFIXES)[0]]
-        if scale is None and (first := _measured.decode(self._pairs[0][1])).dtype.kind != "f":
+        if depth_scale is None and (first := _measured.decode(self._pairs[0][1])).dtype.kind != "f":
             raise ValueError(
                 f"{self._pairs[0][1]}: depth of type {first.dtype}, up to {first.max()}, in an unknown unit. Pass"
-                f" {option('scale', 0.001)} for millimetres, {1 / 256:g} for KITTI, or 1 to keep the numbers."
+                f" {option('depth_scale', 0.001)} for millimetres, {1 / 256:g} for KITTI, or 1 to keep the numbers."
             )
 
     def __repr__(self) -> str:
         """Returns a name that is stable between runs, for Grain checkpoints."""
         return (
-            f"DepthFolder({str(self.root)!r}, scale={self.scale}, channels={self.channels}, bits={self.bits},"
-            f" axes={self.axes!r})"
+            f"DepthFolder({str(self.root)!r}, depth_scale={self.depth_scale}, channels={self.channels},"
+            f" bits={self.bits}, axes={self.axes!r})"
         )
 
     def __len__(self) -> int:
@@ -185,7 +185,7 @@ class DepthFolder:
     def _depth(self, path: pathlib.Path) -> np.ndarray:
         numbers = _measured.decode(path)
         with np.errstate(invalid="ignore", over="ignore"):
-            depth = (numbers.astype(np.float32) * np.float32(self.scale)).astype(np.float32)
+            depth = (numbers.astype(np.float32) * np.float32(self.depth_scale)).astype(np.float32)
         return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 
     def _vectors(self, path: pathlib.Path) -> np.ndarray:

@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 
 def test_depth_is_read_from_png_npy_and_tiff_with_holes_of_zero(folder):
-    source = DepthFolder(folder, scale=0.001)
+    source = DepthFolder(folder, depth_scale=0.001)
     source.check(progress=False)
     assert source.names == ("a", "b", "c")
     assert source.sizes == ((4, 6),) * 3
@@ -50,35 +50,37 @@ def test_normals_from_colours_and_floats_are_unit_vectors_in_the_camera_axes(fol
     vectors[1], vectors[2], vectors[3] = [0, 0, 2], np.nan, [3, 0, 4]
     write(folder / "normals" / "b.npy", vectors)
     write(folder / "normals" / "c.npy", vectors)
-    source = DepthFolder(folder, scale=1, axes="opengl")
+    source = DepthFolder(folder, depth_scale=1, axes="opengl")
     first, second = source[0]["normals"], source[1]["normals"]
     np.testing.assert_allclose(first[1], np.broadcast_to([0, -1, 0], (6, 3)), atol=0.01)
     assert not first[[0, 2, 3]].any()
     np.testing.assert_allclose(second[:, 0], [[0, 0, 0], [0, 0, -1], [0, 0, 0], [0.6, 0, -0.8]], atol=1e-6)
-    assert DepthFolder(folder, scale=1)[1]["normals"][1, 0].tolist() == [0, 0, 1]
+    assert DepthFolder(folder, depth_scale=1)[1]["normals"][1, 0].tolist() == [0, 0, 1]
 
 
 def test_messages_name_the_files(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"a\.png: depth of type uint16, up to 2500, in an unknown unit.*scale=0\.001"):
+    with pytest.raises(
+        ValueError, match=r"a\.png: depth of type uint16, up to 2500, in an unknown unit.*depth_scale=0\.001"
+    ):
         DepthFolder(folder)
     with pytest.raises(ValueError, match=r"expected a factor above 0"):
-        DepthFolder(folder, scale=0.0)
+        DepthFolder(folder, depth_scale=0.0)
     write(folder / "depth" / "b.npy", np.zeros((4, 6)))
     (folder / "depth" / "c.tif").write_bytes(b"II*\0")
     with pytest.raises(ValueError, match=r"(?s)c\.tif"):
-        DepthFolder(folder, scale=1)
+        DepthFolder(folder, depth_scale=1)
     write(folder / "depth" / "c.tif", np.full((4, 6), 1.0, np.float32))
     with pytest.raises(ValueError, match=r"b\.npy: no pixel has a depth above 0"):
-        DepthFolder(folder, scale=1).check(progress=False)
+        DepthFolder(folder, depth_scale=1).check(progress=False)
     write(folder / "depth" / "b.npy", np.ones((4, 5)))
     with pytest.raises(ValueError, match=r"4x6.*but its map .*b\.npy is 4x5"):
-        DepthFolder(folder, scale=1)
+        DepthFolder(folder, depth_scale=1)
     write(folder / "depth" / "b.npy", np.array([["text"]]))
     with pytest.raises(ValueError, match=r"b\.npy: .*expected numbers"):
-        DepthFolder(folder, scale=1)
+        DepthFolder(folder, depth_scale=1)
     (folder / "depth" / "b.npy").unlink()
     with pytest.raises(ValueError, match=r"(?s)1 images without a map: b\.png.*png, tif, bmp or npy"):
-        DepthFolder(folder, scale=1)
+        DepthFolder(folder, depth_scale=1)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         DepthFolder(tmp_path / "none")
 
