@@ -180,7 +180,9 @@ def stereo_scores(task: Depth | Normals, predict: dz.Predictor, arguments: Argum
         return {f"stereo_{name}": score for name, score in scores_of(task, found, truth).items()}
     valid = ops.measured(jnp.asarray(depth))
     aligned = np.asarray(ops.align_scale_shift(found[None], depth[None], valid[None]))[0]
-    viz.save(viz.depth_maps([picture] * 2, [depth] * 2, [found, aligned], unit=task.unit), arguments.out / "stereo.png")
+    names = ("as predicted", "scale and shift fitted to the truth")
+    figure = viz.depth_maps([picture] * 2, [depth] * 2, [found, aligned], unit=task.unit, names=names)
+    viz.save(figure, arguments.out / "stereo.png")
     scores = {f"stereo_{name}": score for name, score in scores_of(task, found, depth).items()}
     return scores | {f"stereo_aligned_{name}": score for name, score in scores_of(task, aligned, depth).items()}
 

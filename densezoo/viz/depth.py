@@ -22,6 +22,7 @@ def depth_maps(
     predictions: Sequence[ArrayLike],
     *,
     unit: str = "m",
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """Draws image, true depth, predicted depth and the error, one row per image, with colour bars in the unit.
 
@@ -32,6 +33,7 @@ def depth_maps(
         truths: the true depth of each, (h, w); None to draw only predictions.
         predictions: the predicted depth of each, (h, w).
         unit: of depth.
+        names: titles of the images; None for "image".
 
     Returns:
         A matplotlib figure, for `viz.save`.
@@ -47,12 +49,13 @@ def depth_maps(
         ['image', 'truth', 'prediction', 'error: mean 0.50 m']
     """
     rows = []
-    for picture, truth, guess in _rows(images, truths, predictions, 2):
+    names = ["image"] * len(images) if names is None else names
+    for name, (picture, truth, guess) in zip(names, _rows(images, truths, predictions, 2), strict=True):
         maps = [("prediction", guess)] if truth is None else [("truth", truth), ("prediction", guess)]
         known = np.concatenate([array[_known(array)] for _, array in maps[:1]])
         low, high = np.quantile(known, [0.01, 0.99]) if known.size else (0.0, 1.0)
         style: dict[str, Any] = {"cmap": _MAP, "vmin": low, "vmax": max(high, low + 1e-6)}
-        row = [("image", picture, None)]
+        row = [(name, picture, None)]
         row += [(title, np.where(_known(array), array, np.nan), {**style, "label": unit}) for title, array in maps]
         if truth is not None:
             error = np.where(_known(truth), np.abs(guess - truth), np.nan)
@@ -157,7 +160,7 @@ def point_clouds(image: ArrayLike, points: Mapping[str, Float[np.ndarray, "h w 3
         step = max(1, len(cloud) // _POINTS)
         order = np.argsort(cloud[::step, 0])  # from left to right, as seen from the right: near points hide far ones
         _, y, z = cloud[::step][order].T
-        place.scatter(z, -y, s=2, c=colours[::step][order], linewidths=0)
+        place.scatter(z, -y, s=np.clip(12000 / len(order), 2, 8), c=colours[::step][order], linewidths=0)
         place.plot([0], [0], marker=">", color="tab:red", markersize=9)
         place.annotate("camera", (0, 0), xytext=(0, 8), textcoords="offset points", ha="left", fontsize=8)
         place.set(xlim=(-0.04 * far, 1.04 * far), ylim=(min(-bottom, 0) - 0.3, max(-top, 0) + 0.3), aspect="equal")
@@ -208,12 +211,12 @@ def _draw(rows: Sequence[Sequence[Any]]) -> Figure:
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for line, places in zip(rows, grid, strict=True):
-        for (title, picture, style), place in zip(line, places, strict=True):
+        for (title, picture, style), first, place in zip(line, rows[0], places, strict=True):
             place.set_axis_off()
             options = dict(style or {})
             label = options.pop("label", None)
             shown = place.imshow(picture, interpolation="nearest", **options)
-            if line is rows[0] or ":" in title:
+            if line is rows[0] or title != first[0]:
                 place.set_title(title, fontsize=10)
             if label:
                 bar = figure.colorbar(shown, ax=place, fraction=0.05, pad=0.02)

@@ -21,7 +21,8 @@ def test_depth_maps_share_colours_and_leave_holes_out():
     labels = [axes.get_ylabel() for axes in figure.axes[4:]]
     assert labels == ["cm"] * 3  # a bar for truth, prediction and error
     assert image.get_array().shape == (6, 8, 3)
-    assert len(viz.depth_maps([IMAGE], None, [DEPTH]).axes) == 3
+    two = viz.depth_maps([IMAGE] * 2, None, [DEPTH] * 2, names=("before", "after"))
+    assert [axes.get_title() for axes in two.axes[:4]] == ["before", "prediction", "after", ""]
 
 
 def test_normals_have_the_usual_colours():
