@@ -40,6 +40,7 @@ QUICK = {
         "--quick --out {out}/change",
         "--quick --model snunet --encoder plain --out {out}/snunet",
     ],
+    "depth.py": ["--quick --out {out}/depth", "--quick --task normals --out {out}/normals"],
     "nnx_training.py": ["--steps 2 --batch-size 2 --out {out}/nnx"],
 }
 

@@ -1,6 +1,9 @@
 """Trains the same models with the same recipe in densezoo and segmentation_models_pytorch, and compares the scores.
 
 Usage: python -m benchmarks.accuracy --data DIR --num-classes 2 --rotate --seeds 0 1 2 --out results.jsonl
+       python -m benchmarks.accuracy --task depth --models unet:resnet18 --crop-size 96 128 --out results.jsonl
+
+Segmentation reads a folder; depth reads rendered scenes (`data.RenderedScenes`), and both sides minimise `silog_loss`.
 
 Both sides read the same crops in the same order and are scored on the same whole images. They differ in the framework,
 the model's code, the random initial weights and the random numbers of the augmentation. Needs torch and
@@ -14,7 +17,7 @@ import platform
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -22,9 +25,8 @@ import tyro
 
 import densezoo as dz
 from benchmarks.smp_models import SMP_MODELS, make
-from densezoo import metrics
-from densezoo.data import ImageMaskFolder, Subset, eval_batches, train_batches
-from densezoo.tasks import Segmentation
+from densezoo.data import ImageMaskFolder, RenderedScenes, Subset, eval_batches, train_batches
+from densezoo.tasks import Depth, Segmentation
 from densezoo.train import Recipe, train
 from densezoo.zoo import MODELS
 
@@ -33,10 +35,12 @@ from densezoo.zoo import MODELS
 class Arguments(Recipe):
     """Options of the benchmark; those of the recipe come first. `seeds` replaces `seed`."""
 
-    data: Path = tyro.MISSING
-    """Folder with train and val, each with images and masks."""
-    num_classes: int = tyro.MISSING
-    """Number of classes in the masks."""
+    task: Literal["segmentation", "depth"] = "segmentation"
+    """What to predict."""
+    data: Path | None = None
+    """Folder with train and val, each with images and masks; not for depth."""
+    num_classes: int | None = None
+    """Number of classes in the masks; not for depth."""
     ignore_index: int | None = 255
     """Mask value of unlabelled pixels, None if there are none."""
     models: tuple[str, ...] = ("unet:resnet34", "fpn:resnet18", "segnet:vgg11_bn")
@@ -52,15 +56,7 @@ class Arguments(Recipe):
 
 
 def main(arguments: Arguments) -> None:
-    train, val = (
-        ImageMaskFolder(
-            arguments.data / part,
-            num_classes=arguments.num_classes,
-            ignore_index=arguments.ignore_index,
-            channels=3,
-        )
-        for part in ("train", "val")
-    )
+    task, (train, val) = task_of(arguments), (source_of(arguments, part) for part in ("train", "val"))
     if arguments.limit_val is not None:
         val = Subset(val, range(min(arguments.limit_val, len(val))))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -77,11 +73,11 @@ def main(arguments: Arguments) -> None:
                 chosen["seed"] = seed
                 recipe = Recipe(**chosen)
                 images = {"train_images": len(train), "val_images": len(val)}
-                run: dict[str, Any] = {"data": arguments.data.name, **images, "framework": framework, "model": pair}
+                name_of_data = arguments.data.name if arguments.data else "rendered scenes"
+                run: dict[str, Any] = {"data": name_of_data, **images, "framework": framework, "model": pair}
                 run["recipe"] = json.loads(json.dumps(dataclasses.asdict(recipe)))
                 if any(result | run == result for result in results):
                     continue
-                task = Segmentation(arguments.num_classes, ignore_index=arguments.ignore_index)
                 started = time.perf_counter()
                 train_run = train_here if framework == "densezoo" else train_smp
                 scores = train_run(task, name, encoder, train, val, recipe)
@@ -94,13 +90,36 @@ def main(arguments: Arguments) -> None:
     print_table(results)
 
 
-def train_here(task: Segmentation, name: str, encoder: str, train_source, val, recipe: Recipe) -> dict[str, float]:
+def task_of(arguments: Arguments) -> Segmentation | Depth:
+    """The task; raises a ValueError for options that do not fit it."""
+    if (arguments.task == "depth") != (arguments.data is None) or (arguments.task == "depth") != (
+        arguments.num_classes is None
+    ):
+        raise ValueError("segmentation needs --data and --num-classes, and depth takes neither")
+    if arguments.num_classes is None:
+        return Depth(criterion="silog")
+    return Segmentation(arguments.num_classes, ignore_index=arguments.ignore_index)
+
+
+def source_of(arguments: Arguments, part: Any) -> Any:
+    """The pictures of train or val."""
+    if arguments.data is None:
+        return RenderedScenes(10**6 if part == "train" else 64, size=arguments.crop, split=part)
+    options = {"num_classes": arguments.num_classes, "ignore_index": arguments.ignore_index, "channels": 3}
+    return ImageMaskFolder(arguments.data / part, **options)
+
+
+def train_here(
+    task: Segmentation | Depth, name: str, encoder: str, train_source, val, recipe: Recipe
+) -> dict[str, float]:
     model = dz.create_model(name, encoder or None, task.num_classes)
     _, history = train(task, model, train_source, val, recipe, progress=False)
     return next(record["scores"] for record in reversed(history) if "scores" in record)
 
 
-def train_smp(task: Segmentation, name: str, encoder: str, train_source, val, recipe: Recipe) -> dict[str, float]:
+def train_smp(
+    task: Segmentation | Depth, name: str, encoder: str, train_source, val, recipe: Recipe
+) -> dict[str, float]:
     import torch  # pyright: ignore[reportMissingImports]
 
     if recipe.clip_norm is not None or recipe.accumulate != 1 or recipe.ema_decay is not None:
@@ -111,7 +130,15 @@ def train_smp(task: Segmentation, name: str, encoder: str, train_source, val, re
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, cycle_momentum=False
     )
-    loss = torch.nn.CrossEntropyLoss(ignore_index=task.fill)
+    name_of_target = task.fields[1]
+
+    def loss(outputs, target):
+        if isinstance(task, Segmentation):
+            return torch.nn.functional.cross_entropy(outputs, target.long(), ignore_index=task.fill)
+        # `losses.silog_loss` of exp(outputs); rendered scenes have no holes.
+        difference = outputs[:, 0] - torch.log(target)
+        return ((difference**2).mean((1, 2)) - 0.5 * difference.mean((1, 2)) ** 2).mean()
+
     normalize = dz.Preprocessing().normalize()
     change = task.augment(recipe)
     augment = jax.jit(lambda key, batch: normalize(key, change(key, batch)))
@@ -121,6 +148,7 @@ def train_smp(task: Segmentation, name: str, encoder: str, train_source, val, re
         crop_size=recipe.crop,
         seed=recipe.seed,
         ignore_index=task.fill,
+        fields=task.fields,
     )(0)
 
     def images_of(batch):
@@ -129,35 +157,34 @@ def train_smp(task: Segmentation, name: str, encoder: str, train_source, val, re
     for step in range(recipe.steps):
         batch = augment(jax.random.fold_in(jax.random.key(recipe.seed), step), next(batches))
         optimizer.zero_grad(set_to_none=True)
-        loss(model(images_of(batch)), torch.from_numpy(np.array(batch["mask"])).long()).backward()
+        loss(model(images_of(batch)), torch.from_numpy(np.array(batch[name_of_target]))).backward()
         optimizer.step()
         schedule.step()
 
     model.eval()
     normalize = jax.jit(normalize)
-    counts = metrics.Counts.zeros(task.classes)
+    measure = jax.jit(lambda outputs, batch: task.measure(lambda images: outputs, batch))
+    counts = None
     with torch.inference_mode():
-        for batch in eval_batches(val, batch_size=4, ignore_index=task.fill):
-            predictions = model(images_of(normalize(jax.random.key(0), batch))).argmax(1).numpy().astype(np.int32)
-            counts += metrics.confusion_counts(
-                jax.numpy.asarray(predictions),
-                jax.numpy.asarray(batch["mask"]),
-                num_classes=task.classes,
-                ignore_index=task.fill,
-            )
+        for batch in eval_batches(val, batch_size=4, ignore_index=task.fill, fields=task.fields):
+            outputs = model(images_of(normalize(jax.random.key(0), batch))).permute(0, 2, 3, 1)
+            found = measure(outputs.contiguous().numpy(), batch)
+            counts = found if counts is None else counts + found
     return task.scores(counts)
 
 
 def print_table(results: list[dict]) -> None:
-    """Mean and standard deviation over the seeds, with a row for each data set, model and framework."""
+    """Mean and standard deviation over the seeds, with a row for each data set, model, framework and score."""
     groups: dict[tuple, list[float]] = {}
     for result in results:
-        key = (result["data"], result["model"], result["framework"])
-        groups.setdefault(key, []).append(result["scores"]["mean_iou"])
-    print("| data | model | framework | mean IoU | seeds |\n| --- | --- | --- | --- | --- |")
-    for (data, model, framework), values in sorted(groups.items()):
+        for score in ("mean_iou", "abs_rel", "delta1"):
+            if score in result["scores"]:
+                key = (result["data"], result["model"], result["framework"], score)
+                groups.setdefault(key, []).append(result["scores"][score])
+    print("| data | model | framework | score | mean | seeds |\n| --- | --- | --- | --- | --- | --- |")
+    for key, values in sorted(groups.items()):
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-        print(f"| {data} | {model} | {framework} | {statistics.mean(values):.3f} ± {spread:.3f} | {len(values)} |")
+        print(f"| {' | '.join(key)} | {statistics.mean(values):.3f} ± {spread:.3f} | {len(values)} |")
 
 
 if __name__ == "__main__":

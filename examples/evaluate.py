@@ -2,9 +2,10 @@
 
 Usage: python examples/evaluate.py --model out/run/model.safetensors --data DIR/val --out out/evaluation
 
-DIR/val has images and masks, paired by file name. Prints IoU, Dice, precision, recall and the number of labelled pixels
-of each class. Writes confusion.csv (pixels, with a row for each true class), confusion.png and scores.json to --out.
-For a model with several labels per pixel, writes counts.csv instead of the matrix. The last line on standard output is
+DIR/val has images and masks, paired by file name. Prints IoU, Dice, precision, recall and the number of labelled
+pixels of each class. Writes confusion.csv (pixels, with a row for each true class), confusion.png and scores.json to
+--out. For a model with several labels per pixel, writes counts.csv instead of the matrix. For a model of depth or
+normals, DIR/val has images and depth, or normals, and only scores.json is written. The last line on standard output is
 a JSON object.
 """
 
@@ -14,7 +15,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from common import command_line, parse_labels, progress
 
 import densezoo as dz
 from densezoo import metrics, viz
-from densezoo.data import ImageMaskFolder
+from densezoo.data import DepthFolder, ImageMaskFolder
 from densezoo.files import replace
 
 COLUMNS = {"iou": metrics.iou, "dice": metrics.dice, "precision": metrics.precision, "recall": metrics.recall}
@@ -42,6 +43,10 @@ class Arguments:
     """Map mask numbers or colours to classes: 7:0 11:1 0:255, or 0,0,0:0 128,64,128:1; by default as in training."""
     ignore_index: int | None = None
     """Mask value of unlabelled pixels; by default the one used in training."""
+    depth_scale: float | None = None
+    """For depth: factor from the numbers in the files to the unit of training; needed for whole numbers."""
+    axes: Literal["opencv", "opengl"] = "opencv"
+    """For normals: their axes in the files: y down and z forward, or y up and z backward."""
     limit: int | None = None
     """Only evaluate this many images."""
     pad_to: int | None = None
@@ -51,6 +56,9 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     predict = dz.load_predictor(arguments.model, pad_to=arguments.pad_to)
     task = predict.task
+    if isinstance(task, dz.tasks.Depth | dz.tasks.Normals):
+        evaluate_maps(arguments, predict)
+        return
     if not isinstance(task, dz.tasks.Segmentation):
         raise ValueError(f"{arguments.model} is for {type(task).__name__}; this script scores segmentation")
     ignore_index = task.ignore_index if arguments.ignore_index is None else arguments.ignore_index
@@ -64,9 +72,7 @@ def main(arguments: Arguments) -> None:
         multilabel=task.multilabel,
     )
     source.check()  # raises an error for masks with invalid values, which would be ignored
-    count = len(source) if arguments.limit is None else min(arguments.limit, len(source))
-    if count < 1:
-        raise ValueError(f"--limit must be a number of images, at least 1; got {arguments.limit}")
+    count = number_of(arguments, source)
 
     @jax.jit
     def measure(prediction: Any, mask: Any) -> tuple[Any, Any]:
@@ -97,8 +103,36 @@ def main(arguments: Arguments) -> None:
         write_csv(arguments.out / "confusion.csv", [["true \\ predicted", *task.names], *rows])
         viz.save(viz.confusion_matrix(pixels, task.names), arguments.out / "confusion.png")
     means = {name: value for name, value in task.scores(counts).items() if not name.startswith("iou_")}
-    result = finite({**means, "images": count, "classes": scores, "out": str(arguments.out)})
-    text = json.dumps(result)
+    finish(arguments, {**means, "images": count, "classes": scores})
+
+
+def evaluate_maps(arguments: Arguments, predict: dz.Predictor) -> None:
+    """Scores depth or normals."""
+    task, name = predict.task, predict.task.fields[1]
+    channels = predict.preprocessing.channels
+    source = DepthFolder(arguments.data, depth_scale=arguments.depth_scale, channels=channels, axes=arguments.axes)
+    if name not in source[0]:
+        raise ValueError(f"{arguments.data} has no {name}/, which this model's scores need")
+    source.check()
+    count, total = jax.jit(task.count), None
+    for index in progress(range(number_of(arguments, source)), "Evaluating"):
+        sample = source[index]
+        counted = count(predict(sample["image"])[None], sample[name][None])
+        total = counted if total is None else total + counted
+    finish(arguments, {**task.scores(total), "images": number_of(arguments, source)})
+
+
+def number_of(arguments: Arguments, source: Any) -> int:
+    """The number of images to evaluate."""
+    count = len(source) if arguments.limit is None else min(arguments.limit, len(source))
+    if count < 1:
+        raise ValueError(f"--limit must be a number of images, at least 1; got {arguments.limit}")
+    return count
+
+
+def finish(arguments: Arguments, scores: dict[str, Any]) -> None:
+    """Writes and prints the scores."""
+    text = json.dumps(finite({**scores, "out": str(arguments.out)}))
     replace(arguments.out / "scores.json", lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
     print(text)
 

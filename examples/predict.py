@@ -3,9 +3,10 @@
 Usage: python examples/predict.py --model out/run/model.safetensors --images PICTURE_OR_FOLDER... --out out/masks
 
 For every picture, writes NAME.png, a palette picture whose values are the classes, and NAME_overlay.png for viewing;
-for a model with several labels per pixel, NAME_CLASS.png with 0 or 255. With --probabilities, also
-NAME_probabilities.npz. classes.json has the names and colours of the classes. --recursive also reads subfolders, and
-recreates them in --out. The last line on standard output is a JSON object.
+for a model with several labels per pixel, NAME_CLASS.png with 0 or 255; for a model of depth or normals, NAME.npy, in
+the unit of the training data, and NAME_view.png. With --probabilities, also NAME_probabilities.npz. classes.json has
+the names and colours of the classes. --recursive also reads subfolders, and recreates them in --out. The last line on
+standard output is a JSON object.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from densezoo import viz
 from densezoo.data import IMAGE_SUFFIXES, read_image
 from densezoo.files import replace
 from densezoo.messages import indented, shortened
+from densezoo.tasks import Depth, Normals, Segmentation
 
 MANY_SIZES = 8
 """Number of compiled picture sizes after which a message suggests --pad-to."""
@@ -57,7 +59,8 @@ def main(arguments: Arguments) -> None:
     pictures = find_pictures(arguments)
     suffixes = endings(predict.task, arguments.probabilities)
     check_outputs(pictures, suffixes, arguments.out)
-    write_classes(arguments.out / "classes.json", predict.task)
+    if isinstance(predict.task, Segmentation):
+        write_classes(arguments.out / "classes.json", predict.task)
 
     failed: dict[str, str] = {}
     sizes: set[tuple[int, int]] = set()
@@ -74,7 +77,8 @@ def main(arguments: Arguments) -> None:
                 raise
             failed[str(path)] = str(error)
     done = len(pictures) - len(failed)
-    result = {"pictures": done, "failed": list(failed), "classes": predict.task.names, "out": str(arguments.out)}
+    names = getattr(predict.task, "names", ())
+    result = {"pictures": done, "failed": list(failed), "classes": names, "out": str(arguments.out)}
     print(json.dumps(result))
     if failed:
         raise ValueError(f"{len(failed)} of {len(pictures)} pictures failed:\n{indented(list(failed.values()), 20)}")
@@ -118,6 +122,11 @@ def in_folder(folder: Path, recursive: bool, out: Path) -> tuple[list[Path], lis
 
 def endings(task: Any, probabilities: bool) -> list[str]:
     """The suffixes of a picture's output files."""
+    if isinstance(task, Depth | Normals) and not probabilities:
+        return [".npy", "_view.png"]
+    if not isinstance(task, Segmentation):
+        advice = "omit --probabilities" if probabilities else "detect.py is for detectors"
+        raise ValueError(f"this model is for {type(task).__name__}, and --model must be one of segmentation: {advice}")
     masks = [f"_{name.replace('/', '_')}.png" for name in task.names] if task.multilabel else [".png", "_overlay.png"]
     return [*masks, *(["_probabilities.npz"] if probabilities else [])]
 
@@ -134,6 +143,13 @@ def check_outputs(pictures: dict[Path, str], suffixes: Sequence[str], out: Path)
 
 def write(predict: dz.Predictor, picture: np.ndarray, targets: Sequence[Path]) -> None:
     """Writes the files that `endings` lists."""
+    if isinstance(predict.task, Depth | Normals):
+        found = predict(picture)
+        replace(targets[0], lambda temporary: write_npy(temporary, found))
+        options = {"unit": predict.task.unit} if isinstance(predict.task, Depth) else {}
+        draw = viz.depth_maps if isinstance(predict.task, Depth) else viz.normal_maps
+        viz.save(draw([picture], None, [found], **options), targets[1])
+        return
     mask, palette = predict(picture), viz.palette(predict.task.classes)
     if predict.task.multilabel:
         for index in range(predict.task.classes):
@@ -144,6 +160,11 @@ def write(predict: dz.Predictor, picture: np.ndarray, targets: Sequence[Path]) -
     if targets[-1].suffix == ".npz":
         found = {"probabilities": predict.probabilities(picture), "classes": np.array(predict.task.names)}
         replace(targets[-1], lambda temporary: write_npz(temporary, found))
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)
 
 
 def write_npz(path: Path, arrays: dict[str, Any]) -> None:

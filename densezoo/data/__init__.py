@@ -8,6 +8,7 @@ from densezoo.data.change_folder import ChangeFolder
 from densezoo.data.change_scenes import ChangeScenes
 from densezoo.data.coco import CocoDetection
 from densezoo.data.coco_panoptic import CocoPanoptic
+from densezoo.data.depth_folder import DepthFolder
 from densezoo.data.evaluation import EvalBatches, eval_batches
 from densezoo.data.folder import ImageMaskFolder, read_image
 from densezoo.data.instance_folder import InstanceFolder
@@ -22,6 +23,7 @@ __all__ = [
     "ChangeScenes",
     "CocoDetection",
     "CocoPanoptic",
+    "DepthFolder",
     "DigitScenes",
     "EvalBatches",
     "IMAGE_SUFFIXES",

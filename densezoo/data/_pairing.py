@@ -10,22 +10,22 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 
-from densezoo.data import _decode
+from densezoo.data import _decode, _measured
 from densezoo.messages import shortened
 
 _LAYOUT = (
     "Expected:\n"
     "  {root}/images/NAME.jpg   png, jpg, tif, bmp or webp\n"
-    "  {root}/{maps}/NAME.png    png, tif or bmp with numbers\n"
+    "  {root}/{maps}/NAME.png    {types} with numbers\n"
     "with the same NAME for an image and its map."
 )
 _JUNK = ("thumbs.db", "desktop.ini")
 
 
 def size_difference(
-    image_path: pathlib.Path, image: tuple[int, ...], mask_path: pathlib.Path, mask: tuple[int, ...]
+    image_path: pathlib.Path, image: tuple[int, ...], mask_path: pathlib.Path, mask: tuple[int, ...], name: str = "mask"
 ) -> str:
-    text = f"{image_path} is {image[0]}x{image[1]} (height x width), but its mask {mask_path} is {mask[0]}x{mask[1]}"
+    text = f"{image_path} is {image[0]}x{image[1]} (height x width), but its {name} {mask_path} is {mask[0]}x{mask[1]}"
     return (
         f"{text}, turned: has the image an EXIF orientation?" if mask[0] == image[1] and mask[1] == image[0] else text
     )
@@ -50,9 +50,10 @@ def list_files(folder: pathlib.Path, suffixes: Sequence[str]) -> tuple[dict[str,
 
 
 def pair_files(
-    root: pathlib.Path, maps: str = "masks"
+    root: pathlib.Path, maps: str = "masks", suffixes: Sequence[str] = _decode.MASK_SUFFIXES
 ) -> tuple[list[tuple[pathlib.Path, pathlib.Path]], tuple[tuple[int, int], ...]]:
-    layout = _LAYOUT.format(root=root, maps=maps)
+    types = "png, tif or bmp" if ".npy" not in suffixes else "png, tif, bmp or npy"
+    layout = _LAYOUT.format(root=root, maps=maps, types=types)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder. {layout}")
     missing = [str(root / name) for name in ("images", maps) if not (root / name).is_dir()]
@@ -61,7 +62,7 @@ def pair_files(
         hint = f" Did you mean {root / below[0]}?" if below else ""
         raise FileNotFoundError(f"{' and '.join(missing)}: no such folder.{hint} {layout}")
     images, other_images = list_files(root / "images", _decode.IMAGE_SUFFIXES)
-    masks, other_masks = list_files(root / maps, _decode.MASK_SUFFIXES)
+    masks, other_masks = list_files(root / maps, suffixes)
     if not images:
         found = f" (found: {shortened(other_images, ', ', 10)})" if other_images else ""
         raise ValueError(f"{root / 'images'}: the folder contains no images{found}. {layout}")
@@ -79,11 +80,11 @@ def pair_files(
     if alone:
         problems.append(f"{len(alone)} {maps} without an image: {shortened(alone, ', ', 10)}")
     skipped = [
-        f"{name}: folders, and files of other types than {' '.join(suffixes)}, are not read:"
+        f"{name}: folders, and files of other types than {' '.join(expected)}, are not read:"
         f" {shortened(others, ', ', 10)}"
-        for name, others, suffixes in (
+        for name, others, expected in (
             ("images", other_images, _decode.IMAGE_SUFFIXES),
-            (maps, other_masks, _decode.MASK_SUFFIXES),
+            (maps, other_masks, suffixes),
         )
         if others
     ]
@@ -101,7 +102,7 @@ def pair_files(
             image, mask = found
             sizes.append(image)
             if image != mask:
-                differing.append(size_difference(image_path, image, mask_path, mask))
+                differing.append(size_difference(image_path, image, mask_path, mask, kind))
     for kind in (unread, differing):
         if kind:
             problems.append(shortened(kind, "\n  ", 10))
@@ -114,6 +115,6 @@ def pair_files(
 
 def _sizes(pair: tuple[pathlib.Path, pathlib.Path]) -> tuple[tuple[int, int], tuple[int, int]] | str:
     try:
-        return _decode.read_size(pair[0]), _decode.read_size(pair[1])
+        return _decode.read_size(pair[0]), _measured.read_size(pair[1])
     except (ValueError, OSError) as error:
         return str(error)

@@ -78,7 +78,7 @@ def cast(solids: Solids, ray: Float[Array, "3 p"]) -> Hits:
     sphere = solids.sphere[solid]
     outward = jnp.where(sphere, share / jnp.sqrt((share * share).sum(0)), outward)
     normal = (turn * outward[:, None]).sum(0)
-    return Hits(t, solid, local, jnp.where(sphere, 0, 2 * axis + (sign > 0)), normal)
+    return Hits(t, solid, local, jnp.where(sphere, 0, 2 * axis + (sign > 0).astype(jnp.int32)), normal)
 
 
 def colours(
@@ -127,10 +127,13 @@ def render(
     Four rays give the colour of a pixel, so that edges are smooth; a fifth one through its middle gives the geometry.
     """
     height, width = size
-    middle = _rays(size, focal, 1)
-    hits = cast(solids, middle)
-    fine = _rays(size, focal, 2)
-    picture = colours(solids, cast(solids, fine), fine, light, textures, 0.5 / focal)
+    with jax.numpy_rank_promotion("allow"):  # numbers of rays, (p,), beside vectors, (3, p)
+        fine = _rays(size, focal, 2)
+        every = cast(solids, jnp.concatenate([_rays(size, focal, 1), fine], -1))
+        pixels = height * width
+        hits = Hits(*(part[..., :pixels] for part in every))
+        for_colours = Hits(*(part[..., pixels:] for part in every))
+        picture = colours(solids, for_colours, fine, light, textures, 0.5 / focal)
     picture = picture.reshape(height, 2, width, 2, 3).mean((1, 3))
     return picture, hits.t.reshape(size), hits.normal.T.reshape(*size, 3)
 

@@ -1,5 +1,7 @@
 """Scores of depth and of surface normals, from sums that add over batches."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ class DepthSums:
         images: the number of images that have valid pixels.
     """
 
-    sums: Float[Array, " 7"]
+    sums: Any  # Float[Array, "7"], or any other leaf that JAX puts into a pytree
     images: Tally
 
     names = ("abs_rel", "sq_rel", "rmse", "log10", "delta1", "delta2", "delta3")
@@ -112,7 +114,7 @@ class AngleCounts:
     """
 
     bins: Tally
-    total: Float[Array, ""]
+    total: Any  # Float[Array, ""], or any other leaf
 
     def __add__(self, other: "AngleCounts") -> "AngleCounts":
         """Adds the counts of other pixels."""

@@ -9,6 +9,7 @@ from densezoo.viz.changes import changes
 from densezoo.viz.colors import colorize, overlay, palette, to_rgb
 from densezoo.viz.confusion import confusion_matrix
 from densezoo.viz.curves import training_curves
+from densezoo.viz.depth import depth_maps, normal_maps, normals_to_rgb, point_clouds
 from densezoo.viz.detections import detections
 from densezoo.viz.diagrams import diagram
 from densezoo.viz.features import feature_maps
@@ -30,13 +31,17 @@ __all__ = [
     "changes",
     "colorize",
     "confusion_matrix",
+    "depth_maps",
     "detections",
     "diagram",
     "feature_maps",
     "lattice_energy",
+    "normal_maps",
+    "normals_to_rgb",
     "overlay",
     "palette",
     "panoptic",
+    "point_clouds",
     "power_spectrum",
     "predictions",
     "receptive_fields",
