@@ -33,6 +33,7 @@ PREPROCESSING = dz.Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3)
 TASK = Segmentation(NUM_CLASSES, ignore_index=None, class_names=CLASSES)
 OTHER_NAMES = {"criterion": "loss", "directory": "out"}
 """Arguments of the library and the options that set them, if their names differ."""
+QUICK_NOTE = "--quick: the numbers only show that the script works; ignore them"
 # Two-sided 95% quantiles of Student's t, by degrees of freedom.
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 
@@ -159,11 +160,12 @@ def keep_compiled() -> None:
 
 
 def command_line(main: Callable[[T], None], arguments: type[T]) -> None:
-    """Runs a script's `main` with the arguments of the command line."""
+    """Runs a script's `main` with the arguments of the command line. `--help` starts with the script's docstring."""
+    description = (sys.modules[main.__module__].__doc__ or "").split("\n\n")[0]
     names = {field.name: "--" + field.name.replace("_", "-") for field in dataclasses.fields(arguments)}  # pyright: ignore
     names |= {name: names[flag] for name, flag in OTHER_NAMES.items() if flag in names}
     with user_errors(), as_flags(names):
-        main(require("tyro").cli(arguments))
+        main(require("tyro").cli(arguments, description=description))
 
 
 def progress(items: Sequence[T], label: str) -> Iterator[T]:
