@@ -48,6 +48,13 @@ def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
     assert len(trainings) == 6
 
 
+def test_help_starts_with_what_the_script_does(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["skip_addition.py", "--help"])
+    with pytest.raises(SystemExit):
+        common.command_line(exercise.main, exercise.Arguments)
+    assert "Exercise 2: U-Net skips by addition" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(("fields", "message"), [({"seeds": 1}, "--seeds must be 2 to 10"), ({"val": 0}, "at least 1")])
 def test_bad_arguments_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
