@@ -12,8 +12,7 @@ QUICK = {
     "train_segmentation.py": [
         "--data {out}/scenes --num-classes 11 --model segnet --encoder vgg11_bn --crop-size 32 --batch-size 2"
         " --steps 2 --out {out}/run",
-        "--data {out}/scenes --num-classes 11 --model segnet --encoder vgg11_bn --crop-size 32 --batch-size 2"
-        " --steps 4 --out {out}/run --resume",
+        "--out {out}/run --resume --steps 4",
     ],
     "predict.py": [
         "--model {out}/run/model.safetensors --images {out}/scenes/val/images/0000.png --out {out}/masks"
@@ -33,6 +32,10 @@ QUICK = {
         " --out {out}/detector"
     ],
     "detect.py": ["--model {out}/detector --images {out}/scenes/val/images --draw 1 --out {out}/found"],
+    "change_detection.py": [
+        "--quick --out {out}/change",
+        "--quick --model snunet --encoder plain --out {out}/snunet",
+    ],
     "nnx_training.py": ["--steps 2 --batch-size 2 --out {out}/nnx"],
 }
 

@@ -13,12 +13,11 @@ import dataclasses
 import functools
 import importlib
 import json
-import math
 import operator
 import platform
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +84,10 @@ class Setting:
         for step, batch in zip(range(recipe.steps), read(0), strict=False):
             yield augment(jax.random.fold_in(jax.random.key(recipe.seed), step), batch)
 
+    def model(self) -> Any:
+        """The model that is compared."""
+        return dz.create_model(MODEL, self.encoder, self.task.num_classes)
+
     def scores(self, measure: Any) -> dict[str, float]:
         """Average precision on the validation images, from the counts of each batch."""
         normalize = jax.jit(dz.Preprocessing().normalize())
@@ -107,6 +110,10 @@ def main(arguments: Arguments) -> None:
     results = [json.loads(line) for line in lines]
     train, val = (InstanceFolder(arguments.data / part) for part in ("train", "val"))
     task = Detection(2, masks=True, first_label=1, region_samples=arguments.region_samples)
+    if "torchvision" in arguments.frameworks and (arguments.accumulate != 1 or arguments.ema_decay is not None):
+        raise ValueError(
+            "torchvision's side has no --accumulate and --ema-decay: omit them, or pass --frameworks densezoo"
+        )
     trainings = {"densezoo": train_here, "torchvision": train_there}
     checked = False
     for seed in arguments.seeds:
@@ -127,11 +134,12 @@ def main(arguments: Arguments) -> None:
                 if arguments.peer_setup:
                     importlib.import_module(arguments.peer_setup)
                 if not checked:
-                    print(json.dumps(compare_start(setting)), flush=True)
+                    peer = importlib.import_module("benchmarks.torch_detector_training")
+                    print(json.dumps(peer.compare_start(setting)), flush=True)
                     checked = True
             started = time.perf_counter()
             scores, losses = trainings[framework](setting)
-            run |= {"scores": scores, "losses": losses, "seconds": round(time.perf_counter() - started, 1)}
+            run |= {"scores": scores, "losses": tenths(losses), "seconds": round(time.perf_counter() - started, 1)}
             run["versions"] = {"jax": jax.__version__, "python": platform.python_version()}
             results.append(run)
             with arguments.out.open("a") as file:
@@ -140,154 +148,25 @@ def main(arguments: Arguments) -> None:
     print(table(results))
 
 
-def model_here(setting: Setting) -> Any:
-    return dz.create_model(MODEL, setting.encoder, setting.task.num_classes)
-
-
 def train_here(setting: Setting) -> tuple[dict[str, float], list[float]]:
-    """The scores, and the mean loss of every tenth of the training."""
-    recipe, task, model = setting.recipe, setting.task, model_here(setting)
+    """The scores, and the loss of each step."""
+    recipe, task = setting.recipe, setting.task
     rate = one_cycle(recipe.learning_rate, recipe.steps)
     optimizer = make_optimizer(rate, recipe.steps, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm)
     image = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.crop, 3), jnp.float32)
-    state = create_state(model, optimizer, jax.random.key(recipe.seed), image)
-    step, losses = make_train_step(task.loss), []
+    key = jax.random.key(recipe.seed)
+    state = create_state(setting.model(), optimizer, key, image, ema_decay=recipe.ema_decay)
+    step, losses = make_train_step(task.loss, accumulate=recipe.accumulate), []
     for batch in setting.batches():
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     measure = make_eval_step(task.measure)
-    return setting.scores(lambda batch: measure(state, batch)), tenths(losses)
-
-
-def model_there(setting: Setting, **options: Any) -> Any:
-    """The model of torchvision, for images that are resized and normalised already."""
-    torch: Any = importlib.import_module("torch")
-    detection: Any = importlib.import_module("torchvision.models.detection")
-    backbones: Any = importlib.import_module("torchvision.models.detection.backbone_utils")
-    backbone = backbones.resnet_fpn_backbone(
-        backbone_name=setting.encoder, weights=None, norm_layer=torch.nn.BatchNorm2d, trainable_layers=5
-    )
-    given = {"box_batch_size_per_image": setting.task.region_samples} | options
-    still = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "_skip_resize": True}
-    model = detection.MaskRCNN(backbone, setting.task.num_classes, **still, **given)
-    # The masks as the network gives them, not yet in the image: the scores paste those of both sides.
-    model.transform.postprocess = lambda found, *_: found
-    return model
+    return setting.scores(lambda batch: measure(state, batch)), losses
 
 
 def train_there(setting: Setting) -> tuple[dict[str, float], list[float]]:
     """The same as `train_here`, by torchvision."""
-    torch: Any = importlib.import_module("torch")
-    recipe, task = setting.recipe, setting.task
-    if recipe.accumulate != 1 or recipe.ema_decay is not None:
-        raise ValueError("the torch side has no accumulate and ema_decay: leave them out")
-    torch.manual_seed(recipe.seed)
-    model = model_there(setting)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=recipe.steps, cycle_momentum=False
-    )
-    losses = []
-    for batch in setting.batches():
-        optimizer.zero_grad(set_to_none=True)
-        loss: Any = sum(model(*inputs_there(batch)).values())
-        loss.backward()
-        if recipe.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-    model.eval()
-    with torch.inference_mode():
-        scores = setting.scores(lambda batch: task.measure(lambda *_, **__: found_there(model, batch), batch))
-    return scores, tenths(losses)
-
-
-def inputs_there(batch: Mapping[str, Any]) -> tuple[list[Any], list[dict[str, Any]]]:
-    """A batch as torchvision's models take it: images without padding, and targets without empty rows."""
-    torch: Any = importlib.import_module("torch")
-    arrays = {name: np.array(value) for name, value in batch.items()}
-    images, targets = [], []
-    for row, (height, width) in enumerate(arrays["size"]):
-        boxes, labels = arrays["boxes"][row], arrays["labels"][row]
-        rows = np.flatnonzero((labels >= 0) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
-        instances = arrays["instances"][row, :height, :width]
-        targets.append(
-            {
-                "boxes": torch.from_numpy(boxes[rows].astype(np.float32)),
-                "labels": torch.from_numpy(labels[rows].astype(np.int64) + 1),
-                "masks": torch.from_numpy((instances == rows[:, None, None] + 1).astype(np.uint8)),
-            }
-        )
-        images.append(torch.from_numpy(arrays["image"][row, :height, :width].transpose(2, 0, 1).copy()))
-    return images, targets
-
-
-def found_there(model: Any, batch: Mapping[str, Any]) -> dz.Detections:
-    """The detections of torchvision's model in an image, as `dz.detect` gives them."""
-    (found,) = model(inputs_there(batch)[0])
-    arrays = {name: value.numpy() for name, value in found.items()}
-    count = len(arrays["scores"])
-
-    def rows(x: np.ndarray) -> Any:
-        return np.concatenate([x, np.zeros((100 - count, *x.shape[1:]), x.dtype)])[None]
-
-    valid = rows(np.ones(count, bool))
-    labels = rows(arrays["labels"].astype(np.int32))
-    return dz.Detections(rows(arrays["boxes"]), rows(arrays["scores"]), labels, valid, rows(arrays["masks"][:, 0]))
-
-
-def compare_start(setting: Setting) -> dict[str, Any]:
-    """Compares torchvision's losses and initial weights with densezoo's.
-
-    The losses are those of one batch with torchvision's weights, where the losses' samples are so large that nothing is
-    left to chance. Of the weights that each side draws, the ratio of standard deviations is compared.
-
-    Raises:
-        ValueError: if losses differ by more than 0.1 %, or a standard deviation by more than 20 %.
-    """
-    torch: Any = importlib.import_module("torch")
-    batch = next(setting.batches())
-    every, proposals = 10**6, 100
-    task = dataclasses.replace(setting.task, anchor_samples=every, region_samples=4 * proposals, region_positives=0.5)
-    torch.manual_seed(0)
-    peer = model_there(
-        setting,
-        rpn_batch_size_per_image=every,
-        box_batch_size_per_image=4 * proposals,
-        box_positive_fraction=0.5,
-        rpn_post_nms_top_n_train=proposals,
-    )
-    model = model_here(setting).clone(proposals=(proposals, proposals))
-    theirs = {name: x.numpy() for name, x in peer.state_dict().items()}
-    loaded = dz.weights.from_torch(model, theirs)
-    drawn = jax.jit(model.init)(jax.random.key(0), batch["image"][:1])
-    spreads = {}
-    pairs = zip(jax.tree.leaves_with_path(loaded["params"]), jax.tree.leaves(drawn["params"]), strict=True)
-    for (path, there), here in pairs:
-        if there.size >= 500 and float(there.std()) > 0:
-            spreads[jax.tree_util.keystr(path)] = float(here.std() / there.std())
-
-    def apply(*inputs: Any, **options: Any) -> Any:
-        return model.apply(loaded, *inputs, train=True, mutable=["batch_stats"], **options)[0]
-
-    ours = jax.jit(lambda batch: task.loss(apply, batch, jax.random.key(0)))(batch)[1]
-    with torch.no_grad():
-        losses = {name: float(value) for name, value in peer(*inputs_there(batch)).items()}
-    names = {
-        "objectness": "loss_objectness",
-        "proposal_box": "loss_rpn_box_reg",
-        "region_class": "loss_classifier",
-        "region_box": "loss_box_reg",
-        "mask": "loss_mask",
-    }
-    both = {name: (float(ours[name]), losses[names[name]]) for name in names}
-    result = {"losses": both, "spreads": (min(spreads.values()), max(spreads.values())), "parameters": len(spreads)}
-    if not all(math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-5) for a, b in both.values()):
-        raise ValueError(f"the losses differ at equal weights: {result}")
-    if wrong := {path: ratio for path, ratio in spreads.items() if not 0.8 < ratio < 1.25}:
-        raise ValueError(f"the initial weights differ in their standard deviation, ours over torchvision's: {wrong}")
-    return result
+    return importlib.import_module("benchmarks.torch_detector_training").train(setting)
 
 
 def tenths(losses: list[float]) -> list[float]:

@@ -23,7 +23,7 @@ import densezoo as dz
 from benchmarks.machine import console
 from benchmarks.models import run, timed_rows
 from benchmarks.networks import NetworkOptions, Shape
-from benchmarks.options import Mismatch, PeerForm, run_command
+from benchmarks.options import Mismatch, PeerForm, Refused, run_command
 from benchmarks.protocol import PeerError, Worker
 from benchmarks.record import OWN, shape_text
 from benchmarks.seeded import PEAK, STEPS, WEIGHT_DECAY, random_images
@@ -44,7 +44,7 @@ class Arguments(NetworkOptions):
     models: tuple[str, ...] = ("retinanet:resnet50", "mask_rcnn:resnet50")
     """model:encoder whose inference is timed."""
     trained: tuple[str, ...] = ("faster_rcnn:resnet50",)
-    """model:encoder whose train step is timed."""
+    """model:encoder whose train step is timed; of models without masks, because the objects have none."""
     num_classes: int = 91
     """Number of classes."""
 
@@ -206,14 +206,15 @@ def check_detections(label: str, found: list[np.ndarray], truth: list[np.ndarray
 
 def losses_of(model: Any, variables: Any, task: Any, batch: Any) -> float:
     """The sum of the losses in training mode, with every anchor and proposal in them."""
-    most = model.proposals[True] + batch["boxes"].shape[1]
-    whole = dataclasses.replace(task, anchor_samples=10**6, region_samples=most, region_positives=1.0)
+    if isinstance(model, dz.RCNN):  # a single-stage detector's losses have no samples
+        most = model.proposals[True] + batch["boxes"].shape[1]
+        task = dataclasses.replace(task, anchor_samples=10**6, region_samples=most, region_positives=1.0)
 
     def loss(batch: Any) -> jax.Array:
         def apply(*inputs: Any, **options: Any) -> Any:
             return model.apply(variables, *inputs, train=True, mutable=["batch_stats"], **options)[0]
 
-        return whole.loss(apply, batch, jax.random.key(0))[0]
+        return task.loss(apply, batch, jax.random.key(0))[0]
 
     return float(jitted_once(loss)(batch))
 
@@ -234,6 +235,13 @@ def seconds_of(compiled: Compiled) -> dict[str, Any]:
     return {"trace_seconds": compiled.trace_seconds, "compile_seconds": compiled.compile_seconds} | compiled.costs()
 
 
+def check_trained(arguments: Arguments) -> None:
+    """Refuses models that need masks for training."""
+    for pair in arguments.pairs():
+        if getattr(make_model(pair, arguments), "mask_head", None) is not None:
+            raise Refused(f"--trained {':'.join(pair)}: it needs masks, which the benchmark's objects do not have")
+
+
 def main(arguments: Arguments, platform: str) -> int:
     """Runs the benchmark."""
     failed = 0
@@ -243,6 +251,8 @@ def main(arguments: Arguments, platform: str) -> int:
     ):
         sides = {"inference": ((1, 320, 480), (1, 64, 96)), "training": ((2, 256, 320), (2, 64, 64))}[mode]
         mine = dataclasses.replace(arguments, models=models)
+        if mode == "training":
+            check_trained(mine)
         shapes = mine.shapes_of(("", ""), ()) if mine.shapes else [sides[mine.quick]]
         plan = [(pair, shape) for pair in mine.pairs() for shape in shapes]
         failed |= run("detectors", mine, platform, compare, plan, mode, [OWN, *mine.forms(forms)]) if plan else 0

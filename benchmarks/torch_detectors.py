@@ -97,7 +97,8 @@ def arrays_of(results: Any) -> list[np.ndarray]:
 def losses_of(model: Any, images: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> float:
     """The sum of the losses in training mode, with every anchor and proposal in them."""
     whole = copy.deepcopy(model).train()
-    for sampler in (whole.rpn.fg_bg_sampler, whole.roi_heads.fg_bg_sampler):
+    stages = [getattr(whole, name) for name in ("rpn", "roi_heads") if _has(whole, name)]
+    for sampler in (stage.fg_bg_sampler for stage in stages):
         sampler.batch_size_per_image = 10**6
         sampler.positive_fraction = 0.5
     with torch.no_grad():

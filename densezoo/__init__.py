@@ -27,6 +27,7 @@ from densezoo.blocks import (
     Nearest,
     NoSkip,
     PixelShuffle,
+    ResidualDoubleConv,
     ResizeConv,
     SpatialDropout,
     TransposedConv,
@@ -47,6 +48,7 @@ from densezoo.decoders import (
     PSPNetDecoder,
     SegFormerDecoder,
     SegNetDecoder,
+    SNUNetDecoder,
     UNetDecoder,
     UNetPlusPlusDecoder,
     UPerNetDecoder,
@@ -75,7 +77,7 @@ from densezoo.heads import BoxHead, DPTHead, FCOSHead, MaskHead, RetinaNetHead, 
 from densezoo.inference import Inference, Loaded, compile, load_compiled
 from densezoo.inspect.folding import fold_batch_norm
 from densezoo.inspect.summary import Layer, Summary, summary
-from densezoo.models import RCNN, PyramidModel, SegmentationModel, SingleStage, detect, panoptic
+from densezoo.models import RCNN, PyramidModel, SegmentationModel, SiameseModel, SingleStage, detect, panoptic
 from densezoo.naming import Naming, Rule
 from densezoo.preprocessing import Preprocessing
 from densezoo.types import Detections, Pyramid

@@ -11,7 +11,7 @@ import flax.linen as nn
 class Blueprint:
     """A family of the zoo: its summary, and how `create_model` builds it.
 
-    Either `decoder` and `head` form a `SegmentationModel`, or `make` builds a model from other parts.
+    Either `decoder` and `head` form a `SegmentationModel` or another `model`, or `make` builds one from other parts.
 
     Attributes:
         name: the name for `create_model`.
@@ -24,7 +24,9 @@ class Blueprint:
         head: class of the head, or a partial of it, called with the number of classes.
         make: replaces `decoder` and `head` for a model of other parts: (encoder, num_classes, *, impl=, dtype=,
             param_dtype=) -> model. `create_model` accepts its other keyword arguments.
-        task: the task of its models, "segmentation" or "detection".
+        model: class of the model, or a partial of it, called with its encoder, decoder, head, auxiliary heads and impl.
+            `create_model` accepts its other fields as further arguments. None for `SegmentationModel`.
+        task: the task of its models: "segmentation", "detection" or "change".
         num_classes: default number of classes.
         decoder_fields: (an `Encoder`) -> fields of the decoder that depend on the encoder.
         encoder_fields: fields for an encoder that is given by name, such as `output_stride` for dilation.
@@ -41,6 +43,7 @@ class Blueprint:
     decoder: Callable[..., nn.Module] | None = None
     head: Callable[..., nn.Module] | None = None
     make: Callable[..., nn.Module] | None = None
+    model: Callable[..., nn.Module] | None = None
     task: str = "segmentation"
     num_classes: int = 1
     decoder_fields: Callable[[Any], dict[str, Any]] = lambda encoder: {}

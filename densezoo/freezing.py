@@ -28,14 +28,14 @@ def merged(params: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, A
     return unflatten_dict(flatten_dict(dict(params), keep_empty_nodes=True) | flatten_dict(dict(trained)))
 
 
-def check_names(params: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raises a ValueError for names that no parameter has."""
+def check_names(params: Mapping[str, Any], names: Sequence[str], where: str = "model.frozen") -> None:
+    """Raises a ValueError for names that no parameter has. `where` is what the message calls the names."""
     if isinstance(names, str):
-        raise ValueError(f"model.frozen must be a tuple of names; got the string {names!r}: write ({names!r},)")
+        raise ValueError(f"{where} must be a tuple of names; got the string {names!r}: write ({names!r},)")
     paths = list(flatten_dict(dict(params)))
     for name in names:
         if any(is_frozen(path, (name,)) for path in paths):
             continue
         inside = name.split("/")[:-1]
         near = {path[len(inside)] for path in paths if len(path) > len(inside) and list(path[: len(inside)]) == inside}
-        raise ValueError(f"model.frozen names {[name]}, but the parameter subtrees are {sorted(near or set(params))}")
+        raise ValueError(f"{where} contains {name!r}, but the parameter subtrees are {sorted(near or set(params))}")

@@ -60,8 +60,8 @@ class Detections:
         scores: (b, n), from 0 to 1.
         labels: (b, n), class numbers of the model; -1 in rows without a detection.
         valid: (b, n), whether the row holds a detection.
-        masks: (b, n, 28, 28), probabilities that each part of the box belongs to the object. `ops.paste_masks` pastes
-            them into the image. None for a model without masks.
+        masks: (b, n, side, side), probabilities that each part of the box belongs to the object, by default with a side
+            of 28. `ops.paste_masks` pastes them into the image. None for a model without masks.
     """
 
     boxes: jax.Array

@@ -95,6 +95,7 @@ def create_model(
     encoder: str | nn.Module | None = None,
     num_classes: int | None = None,
     *,
+    decoder: str | nn.Module | None = None,
     auxiliary: int = 0,
     frozen: tuple[str, ...] = (),
     trainable_layers: int | None = None,
@@ -117,6 +118,8 @@ def create_model(
             as in torchvision: 3 for two kinds of objects, with `tasks.Detection(3, first_label=1)`. RetinaNet and FCOS
             have no background class, and then never learn to predict class 0; 2 with `tasks.Detection(2)` does without
             it. None means 1, or COCO's 91 for a detector.
+        decoder: a decoder instead of the family's: that of another family by name, with its head, or a module, which is
+            used unchanged. For models that work with any decoder, such as "siamese_unet".
         auxiliary: the number of coarser decoder scales that get their own head during training (deep supervision). See
             `SegmentationModel`.
         frozen: parts that are not trained, such as `("encoder",)` or `("encoder/conv1",)`. In your own training loop,
@@ -130,7 +133,8 @@ def create_model(
         dtype: dtype of the computation, such as `jnp.bfloat16`. None uses the dtypes of images and parameters.
         param_dtype: dtype of the parameters. An encoder given by name gets both dtypes too.
         **fields: fields of the decoder's class, such as `upsample`, `skip`, `norm` and `features`; for a detector, the
-            arguments of its family, such as `features`, `upsample`, `norm` and `head_norm`. Pass blocks as a factory or
+            arguments of its family, such as `features`, `upsample`, `norm` and `head_norm`; for a model of two images
+            also `fusion`. Pass blocks as a factory or
             by name, such as `upsample="dysample"`. `blocks.BLOCKS` lists the names. These fields do not apply to the
             encoder. To change its norm too, pass `encoder=create_encoder(name, norm=...)`, with the family's
             `output_stride` if it has one.
@@ -149,6 +153,8 @@ def create_model(
         (1, 50, 50, 3)
     """
     blueprint = look_up(name, MODELS, "model")
+    if decoder is not None:
+        blueprint = _with_decoder(blueprint, decoder)
     check_implementation(impl)
     num_classes = blueprint.num_classes if num_classes is None else num_classes
     if isinstance(num_classes, bool) or not isinstance(num_classes, SupportsIndex) or operator.index(num_classes) < 1:
@@ -157,7 +163,9 @@ def create_model(
         )
     num_classes = operator.index(num_classes)
     arguments = inspect.signature(create_model).parameters.keys() - {"name", "fields"}
-    _check_fields(blueprint.make or blueprint.decoder, fields, f"model {name!r}", arguments)
+    of_model = {field: fields.pop(field) for field in _model_fields(blueprint) if field in fields}
+    more = {*arguments, *_model_fields(blueprint)}
+    _check_fields(blueprint.make or blueprint.decoder, fields, f"model {name!r}", more)
     fields = _by_name(fields)
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     _check_dtypes(blueprint)
@@ -182,7 +190,9 @@ def create_model(
         model = blueprint.make(encoder, num_classes, impl=impl, **dtypes, **fields)
     else:
         fields = {"remat": True, **fields} if decoder_remat else fields
-        model = _segmentation_model(blueprint, encoder, num_classes, auxiliary, fields, impl, dtypes)
+        model = _segmentation_model(
+            blueprint, encoder, num_classes, auxiliary, fields, {"impl": impl, **of_model}, dtypes
+        )
     parts = [part for part, module in vars(model).items() if isinstance(module, nn.Module) and part != "auxiliary"]
     if isinstance(frozen, str) or not {name.split("/")[0] for name in frozen} <= set(parts):
         *others, last = parts
@@ -198,18 +208,46 @@ def _segmentation_model(
     num_classes: int,
     auxiliary: int,
     fields: dict[str, Any],
-    impl: str,
+    of_model: dict[str, Any],
     dtypes: dict[str, Any],
-) -> SegmentationModel:
+) -> nn.Module:
     assert blueprint.decoder is not None and blueprint.head is not None
     following = blueprint.decoder_fields(encoder) if isinstance(encoder, Encoder) else {}
-    return SegmentationModel(
+    model = blueprint.model or SegmentationModel
+    return model(
         encoder=encoder,
         decoder=blueprint.decoder(**(following | fields), **dtypes),
         head=blueprint.head(num_classes, **dtypes),
         auxiliary=AuxiliaryHeads(num_classes, auxiliary, **dtypes) if auxiliary else None,
-        impl=impl,
+        **of_model,
     )
+
+
+def _model_fields(blueprint: Blueprint) -> list[str]:
+    """The fields of a family's model that `create_model` passes on: those that `SegmentationModel` lacks."""
+    if blueprint.model is None:
+        return []
+    given = blueprint.model.keywords if isinstance(blueprint.model, partial) else {}
+    return [field for field in _fields(blueprint.model) if field not in (*_fields(SegmentationModel), *given)]
+
+
+def _with_decoder(blueprint: Blueprint, decoder: str | nn.Module) -> Blueprint:
+    """A blueprint with the decoder of another one, or with a decoder that is a module."""
+    if blueprint.decoder is None:
+        raise TypeError(f"a {blueprint.name} has no decoder to choose: omit decoder")
+    if isinstance(decoder, nn.Module):
+
+        def given(*, dtype: Dtype | None = None, param_dtype: Dtype = jnp.float32) -> nn.Module:
+            return decoder
+
+        nothing = {"decoder_fields": lambda encoder: {}, "encoder_fields": {}, "misfit": lambda encoder: ""}
+        return dataclasses.replace(blueprint, decoder=given, **nothing)
+    choices = [name for name, entry in MODELS.items() if entry.decoder is not None and entry.model is None]
+    if not isinstance(decoder, str):
+        raise TypeError(f"decoder must be a name or a module, such as dz.UNetDecoder(); got {decoder!r}")
+    other = look_up(decoder, {name: MODELS[name] for name in choices}, "decoder")
+    parts = ("decoder", "head", "decoder_fields", "encoder_fields", "misfit", "reads")
+    return dataclasses.replace(blueprint, **{part: getattr(other, part) for part in parts})
 
 
 def _has_scales(blueprint: Blueprint) -> bool:

@@ -9,6 +9,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -159,13 +160,26 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(caches / "densezoo" / "compiled"))
 
 
-def command_line(main: Callable[[T], None], arguments: type[T]) -> None:
-    """Runs a script's `main` with the arguments of the command line. `--help` starts with the script's docstring."""
+def command_line(
+    main: Callable[[T], None],
+    arguments: type[T],
+    defaults: Callable[[type[T], Sequence[str]], T | None] = lambda *_: None,
+) -> None:
+    """Runs a script's `main` with the arguments of the command line. `--help` starts with the script's docstring.
+
+    Args:
+        main: is called with the options.
+        arguments: the options, a dataclass.
+        defaults: given this class and the command line, returns the defaults of the options; None for those of the
+            class.
+    """
     description = (sys.modules[main.__module__].__doc__ or "").split("\n\n")[0]
     names = {field.name: "--" + field.name.replace("_", "-") for field in dataclasses.fields(arguments)}  # pyright: ignore
     names |= {name: names[flag] for name, flag in OTHER_NAMES.items() if flag in names}
     with user_errors(), as_flags(names):
-        main(require("tyro").cli(arguments, description=description))
+        cli = partial(require("tyro").cli, arguments, description=description)
+        known = defaults(arguments, sys.argv[1:])
+        main(cli() if known is None else cli(default=known))
 
 
 def progress(items: Sequence[T], label: str) -> Iterator[T]:

@@ -20,7 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from common import command_line, spread
-from train_segmentation import check_out, write_options
+from resuming import check_out, options_of_run, write_options
 
 import densezoo as dz
 from densezoo import viz, weights
@@ -67,7 +67,7 @@ class Arguments(Recipe):
     out: Path = Path("out/detection")
     """Output folder for checkpoints, log, model and pictures."""
     resume: bool = False
-    """Continue the run in --out exactly, from its last checkpoint."""
+    """Continue the run in --out exactly, from its last checkpoint. Options that are not given are those of the run."""
 
 
 def main(arguments: Arguments) -> None:
@@ -240,4 +240,4 @@ def start(arguments: Arguments, model: Any) -> Any:
 
 
 if __name__ == "__main__":
-    command_line(main, Arguments)
+    command_line(main, Arguments, options_of_run)

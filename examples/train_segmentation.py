@@ -9,18 +9,17 @@ The last line on standard output is a JSON object with the scores of the final s
 
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 from common import command_line, parse_labels, spread
+from resuming import check_out, options_of_run, write_options
 
 import densezoo as dz
 from densezoo import viz, weights
 from densezoo.data import ImageMaskFolder, Source, Subset
-from densezoo.files import replace
 from densezoo.tasks import Segmentation
 from densezoo.train import Recipe, to_tensorboard, train
 
@@ -87,7 +86,7 @@ class Arguments(Recipe):
     tensorboard: bool = False
     """Also write the log for TensorBoard, to the folder tensorboard in --out."""
     resume: bool = False
-    """Continue the run in --out exactly, from its last checkpoint."""
+    """Continue the run in --out exactly, from its last checkpoint. Options that are not given are those of the run."""
 
 
 def main(arguments: Arguments) -> None:
@@ -216,60 +215,5 @@ def start(arguments: Arguments, model: dz.SegmentationModel, channels: int) -> A
     return None
 
 
-# Options that may change in a resumed run: the number of steps, which the schedule follows, and options that do not
-# affect the training.
-FREE = (
-    "steps",
-    "evaluate_every",
-    "eval_batch_size",
-    "checkpoint_every",
-    "out",
-    "resume",
-    "data",
-    "limit_val",
-    "tensorboard",
-)
-
-
-def options_of(arguments: Any) -> dict[str, Any]:
-    """All options as JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(arguments), default=str))
-
-
-def write_options(path: Path, arguments: Any) -> None:
-    replace(path, lambda temporary: temporary.write_text(json.dumps(options_of(arguments), indent=2) + "\n"))
-
-
-def read_options(path: Path) -> dict[str, Any]:
-    try:
-        options = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSON and Unicode errors are ValueErrors
-        raise ValueError(f"{path} does not contain the options of a run, which --resume needs: {error}") from error
-    if not isinstance(options, dict) or "steps" not in options:
-        raise ValueError(f"{path} does not contain the options of a run, which --resume needs")
-    return options
-
-
-def check_out(arguments: Any) -> None:
-    """Checks that --out has no other run, and that a resumed run has the same model and options."""
-    out = arguments.out
-    if not (out / "log.jsonl").exists() and not (out / "last").exists():
-        return
-    if not arguments.resume:
-        raise FileExistsError(f"{out} contains a run: continue it with --resume, or choose another --out")
-    if not (out / "options.json").is_file():
-        raise ValueError(f"{out} contains a run of an older densezoo, which cannot be continued: choose another --out")
-    options, before = options_of(arguments), read_options(out / "options.json")
-    if options["steps"] != before["steps"]:
-        print(f"the schedule now spans {options['steps']} steps, before {before['steps']}", file=sys.stderr)
-    changed = {name: value for name, value in options.items() if name not in FREE}
-    if text := differences(before, changed):
-        raise ValueError(f"{out} contains a run with other options, so it cannot be continued exactly: {text}")
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    return "; ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in now if now[name] != before.get(name))
-
-
 if __name__ == "__main__":
-    command_line(main, Arguments)
+    command_line(main, Arguments, options_of_run)

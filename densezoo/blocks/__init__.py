@@ -11,7 +11,7 @@ Conventions, so that blocks fit together:
 from densezoo.blocks.aspp import ASPP, SeparableConv
 from densezoo.blocks.attention import SCSE, ChannelGate, attend
 from densezoo.blocks.content_aware import CARAFE, DySample
-from densezoo.blocks.conv import Conv, ConvNormAct, DoubleConv
+from densezoo.blocks.conv import Conv, ConvNormAct, DoubleConv, ResidualDoubleConv
 from densezoo.blocks.deferred import Upsampled
 from densezoo.blocks.factories import BLOCKS, build, check_call, register_blocks
 from densezoo.blocks.initializers import (
@@ -60,6 +60,7 @@ __all__ = [
     "Nearest",
     "NoSkip",
     "PixelShuffle",
+    "ResidualDoubleConv",
     "ResizeConv",
     "SCSE",
     "SeparableConv",

@@ -145,3 +145,29 @@ class DoubleConv(nn.Module):
         )
         x = conv(self.hidden or self.features, name="conv1")(x, train=train)
         return conv(self.features, name="conv2")(x, train=train)
+
+
+class ResidualDoubleConv(nn.Module):
+    """Two 3x3 convolutions, where the result of the first one is also added to that of the second: SNUNet's block.
+
+    Attributes:
+        features: channels of the result.
+    """
+
+    features: int
+    norm: ModuleDef | None = BatchNorm
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    kernel_init: Initializer = he_uniform
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w d"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = Conv(self.features, kernel_init=self.kernel_init, name="conv1", **dtypes)(x)
+        y = norm_act(self.norm, self.act, x, train=train, name="norm1", **dtypes)
+        conv = ConvNormAct(
+            self.features, norm=self.norm, act=None, kernel_init=self.kernel_init, name="conv2", **dtypes
+        )
+        y = conv(y, train=train)
+        return self.act(x.astype(y.dtype) + y)

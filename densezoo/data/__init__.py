@@ -4,17 +4,22 @@ from densezoo.data import fields, transforms
 from densezoo.data._arrays import to_float
 from densezoo.data._decode import IMAGE_SUFFIXES
 from densezoo.data._reading import Source
+from densezoo.data.change_folder import ChangeFolder
+from densezoo.data.change_scenes import ChangeScenes
 from densezoo.data.coco import CocoDetection
 from densezoo.data.coco_panoptic import CocoPanoptic
 from densezoo.data.evaluation import EvalBatches, eval_batches
 from densezoo.data.folder import ImageMaskFolder, read_image
 from densezoo.data.instance_folder import InstanceFolder
 from densezoo.data.pipeline import train_batches
+from densezoo.data.rendered import RenderedScenes
 from densezoo.data.resizing import Resize, ScaleJitter
 from densezoo.data.scenes import DigitScenes
 from densezoo.data.subset import Subset
 
 __all__ = [
+    "ChangeFolder",
+    "ChangeScenes",
     "CocoDetection",
     "CocoPanoptic",
     "DigitScenes",
@@ -22,6 +27,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "ImageMaskFolder",
     "InstanceFolder",
+    "RenderedScenes",
     "Resize",
     "ScaleJitter",
     "Source",

@@ -31,7 +31,7 @@ def size_difference(
     )
 
 
-def _list(folder: pathlib.Path, suffixes: Sequence[str]) -> tuple[dict[str, list[pathlib.Path]], list[str]]:
+def list_files(folder: pathlib.Path, suffixes: Sequence[str]) -> tuple[dict[str, list[pathlib.Path]], list[str]]:
     """Lists a folder's pictures by stem, and the names of its other files and folders."""
     by_stem: dict[str, list[pathlib.Path]] = collections.defaultdict(list)
     others: list[str] = []
@@ -60,8 +60,8 @@ def pair_files(
         below = sorted(path.parent.name for path in root.glob("*/images") if path.is_dir())
         hint = f" Did you mean {root / below[0]}?" if below else ""
         raise FileNotFoundError(f"{' and '.join(missing)}: no such folder.{hint} {layout}")
-    images, other_images = _list(root / "images", _decode.IMAGE_SUFFIXES)
-    masks, other_masks = _list(root / maps, _decode.MASK_SUFFIXES)
+    images, other_images = list_files(root / "images", _decode.IMAGE_SUFFIXES)
+    masks, other_masks = list_files(root / maps, _decode.MASK_SUFFIXES)
     if not images:
         found = f" (found: {shortened(other_images, ', ', 10)})" if other_images else ""
         raise ValueError(f"{root / 'images'}: the folder contains no images{found}. {layout}")

@@ -190,7 +190,7 @@ class DigitScenes:
             place = self._place(rng, inside, instances, whole, hidden)
             if place is None:
                 continue
-            _paint(image[place], alpha, rim, self._colour(rng, image[place]))
+            self._paint(image[place], alpha, rim, self._colour(rng, image[place]))
             hidden += np.bincount(instances[place][inside], minlength=len(hidden))
             labels[placed] = self._labels[drawing]
             placed += 1
@@ -248,10 +248,10 @@ class DigitScenes:
             colour = luminance + (colour - luminance) * (1 - luminance) / (colour.max() - luminance)
         return colour.astype(np.float32)
 
-
-def _paint(region: np.ndarray, alpha: np.ndarray, rim: np.ndarray, colour: np.ndarray) -> None:
-    region *= 1 - _RIM * rim[:, :, None]
-    region += alpha[:, :, None] * (colour - region)
+    @staticmethod
+    def _paint(region: np.ndarray, alpha: np.ndarray, rim: np.ndarray, colour: np.ndarray) -> None:
+        region *= 1 - _RIM * rim[:, :, None]
+        region += alpha[:, :, None] * (colour - region)
 
 
 def _cubic_weights(scale: float) -> np.ndarray:
@@ -294,20 +294,27 @@ def _digits(split: Split, scales: tuple[float, float]) -> tuple[np.ndarray, np.n
 def _pictures(split: Split, size: tuple[int, int]) -> list[np.ndarray]:
     """Returns every photograph twice, at full and at half size, none smaller than the scenes."""
     pictures = []
+    for picture in photographs(split).values():
+        picture.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.LANCZOS)
+        for reduction in (1, 2):
+            factor = max(size[0] / picture.height, size[1] / picture.width, 1 / reduction)
+            shape = (math.ceil(picture.width * factor), math.ceil(picture.height * factor))
+            pictures.append(np.asarray(picture.resize(shape, Image.Resampling.LANCZOS)))
+    return pictures
+
+
+def photographs(split: Split) -> dict[str, Image.Image]:
+    """Reads the photographs and textures of a split in RGB, by file name."""
+    pictures = {}
     for package, names in _PICTURES[split].items():
         module, folder = _PLACES[package]
         for name in names:
             file = importlib.resources.files(require(module)).joinpath(folder, name)
             if not file.is_file():
                 raise FileNotFoundError(
-                    f"{file}: the installed {_PACKAGES[package]} has no such picture; DigitScenes needs it: "
+                    f"{file}: the installed {_PACKAGES[package]} has no such picture, which synthetic scenes need: "
                     f"pip install --upgrade --force-reinstall {_PACKAGES[package]}."
                 )
             with file.open("rb") as stream, Image.open(stream) as image:
-                picture = image.convert("RGB")
-            picture.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.LANCZOS)
-            for reduction in (1, 2):
-                factor = max(size[0] / picture.height, size[1] / picture.width, 1 / reduction)
-                shape = (math.ceil(picture.width * factor), math.ceil(picture.height * factor))
-                pictures.append(np.asarray(picture.resize(shape, Image.Resampling.LANCZOS)))
+                pictures[name] = image.convert("RGB")
     return pictures

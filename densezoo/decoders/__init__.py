@@ -4,6 +4,7 @@
 
 from densezoo.decoders.unet import UNetDecoder
 from densezoo.decoders.unetplusplus import UNetPlusPlusDecoder
+from densezoo.decoders.snunet import SNUNetDecoder
 from densezoo.decoders.manet import MAnetDecoder
 from densezoo.decoders.linknet import LinknetDecoder
 from densezoo.decoders.fpn import FPNDecoder, FPNNeck

@@ -55,7 +55,8 @@ class SegNetDecoder(nn.Module):
         if pyramid.pool_indices is None:
             raise ValueError(
                 "SegNetDecoder unpools with saved indices, but this encoder does some of its downsampling without 2x2"
-                " max-pooling: use one that keeps pool_indices (plain, or vgg11 to vgg19 with or without _bn)"
+                " max-pooling, or is the difference of two: use one that keeps pool_indices (plain, or vgg11 to vgg19"
+                " with or without _bn), and fusion='concat' for two images"
             )
         poolings = list(reversed(pyramid.pool_indices))
         check_count(

@@ -174,8 +174,9 @@ def mirrored(encoder: Encoder) -> dict[str, Any]:
 
 
 def _fields(encoder: Encoder) -> dict[str, Any]:
-    # segmentation_models_pytorch adds two convolutions after a VGG.
-    return mirrored(encoder) | ({"center": True} if isinstance(encoder, VGG) else {})
+    # segmentation_models_pytorch adds two convolutions after a VGG, and drops its map at full resolution.
+    center = isinstance(encoder, VGG) and not encoder.full_resolution
+    return mirrored(encoder) | ({"center": True} if center else {})
 
 
 register(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -9,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densezoo.blocks import BatchNorm, DoubleConv
+from densezoo.blocks import BatchNorm, DoubleConv, ResidualDoubleConv
 from densezoo.encoders.base import Encoder, register_encoders
-from densezoo.naming import PLAIN, Naming, Rule
+from densezoo.naming import PLAIN, SNUNET, Naming, Rule
 from densezoo.ops import max_pool_with_indices
 from densezoo.types import Dtype, ModuleDef, Pyramid
 
@@ -23,6 +24,7 @@ class PlainEncoder(Encoder):
         features: channels at each scale, fine to coarse; the first scale is the image's own.
         norm: factory of the normalisation, None for none.
         act: activation.
+        block: factory of the convolutions of a scale: `DoubleConv`, or `ResidualDoubleConv` as in SNUNet.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -38,10 +40,15 @@ class PlainEncoder(Encoder):
     features: Sequence[int] = (64, 128, 256, 512, 1024)
     norm: ModuleDef | None = BatchNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu
+    block: ModuleDef = DoubleConv
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     pools = True
-    stem = "block0/conv1/conv"
+
+    @property
+    def stem(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The convolution that reads the images."""
+        return "block0/conv1" if self.block is ResidualDoubleConv else "block0/conv1/conv"
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -60,7 +67,7 @@ class PlainEncoder(Encoder):
             if level > 0:
                 x, indices = max_pool_with_indices(x)
                 pool_indices.append(indices)
-            x = DoubleConv(
+            x = self.block(
                 channels,
                 norm=self.norm,
                 act=self.act,
@@ -72,7 +79,9 @@ class PlainEncoder(Encoder):
         return self.pyramid(images, maps, pool_indices)
 
     def reference_names(self) -> list[Naming]:
-        """Parameter names of plain U-Nets."""
+        """Parameter names of plain U-Nets, or of SNUNet."""
+        if self.block is ResidualDoubleConv:
+            return [Naming(SNUNET, residual_rules(r"block(?P<level>\d+)", r"conv\g<level>_0"))]
 
         def naming(inc: str, down: str) -> Naming:
             def name(match: re.Match[str]) -> str:
@@ -100,4 +109,17 @@ def in_double_conv(norm: Any, match: re.Match[str]) -> int:
     return (int(match[2]) - 1) * (2 if norm is None else 3) + (match[3] == "norm")
 
 
-register_encoders({"plain": PlainEncoder})
+def residual_rules(path: str, name: str) -> list[Rule]:
+    """Rules for a `ResidualDoubleConv` in SNUNet. `name` may refer to the groups of `path`."""
+    return [
+        Rule(f"{path}/conv1", f"{name}.conv1"),
+        Rule(f"{path}/norm1", f"{name}.bn1"),
+        Rule(f"{path}/conv2/conv", f"{name}.conv2"),
+        Rule(f"{path}/conv2/norm", f"{name}.bn2"),
+    ]
+
+
+# Fang et al. 2021, section II-A: 32 channels, doubled at each scale
+_SNUNET = partial(PlainEncoder, features=(32, 64, 128, 256, 512), block=ResidualDoubleConv)
+
+register_encoders({"plain": PlainEncoder, "snunet": _SNUNET})

@@ -108,4 +108,8 @@ class VGG(Encoder):
 _STAGES = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
 register_encoders({name: partial(VGG, depths=sizes) for name, sizes in _STAGES.items()})
+# Daudt et al. 2018, figure 1: the encoder of all three networks, which have a dropout of 0.2 in addition
+_FC_SIAM = partial(VGG, depths=(2, 2, 3, 3), widths=(16, 32, 64, 128), full_resolution=True, norm=BatchNorm)
+
+register_encoders({"fc_siam": _FC_SIAM})
 register_encoders({f"{name}_bn": partial(VGG, depths=sizes, norm=BatchNorm) for name, sizes in _STAGES.items()})

@@ -8,9 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from densezoo.inputs import example_inputs
 from densezoo.inspect.intervals import Reach, Value
 from densezoo.inspect.reach import run
 from densezoo.inspect.walk import Path, as_reference, module_calls
@@ -105,7 +107,7 @@ def receptive_fields(
         raise ValueError(
             f"image_shape must be (height, width, channels), with or without a leading batch axis; got {image_shape}"
         )
-    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    inputs = example_inputs(model, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     names: dict[str, Path] = {}
 
     def label(path: Path, result: Any) -> Any:
@@ -123,9 +125,10 @@ def receptive_fields(
         return label(module.path, result) if len(module.path) <= depth and args else result
 
     with as_reference(model) as model, module_calls(visit):
-        variables = jax.eval_shape(model.init, jax.random.key(0), image)
-        program = jax.make_jaxpr(lambda *arguments: model.apply(*arguments))(variables, image)
-    rows, columns = (_spans(program, axis, shape[axis]) for axis in (0, 1))
+        variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+        program = jax.make_jaxpr(lambda *arguments: model.apply(*arguments))(variables, *inputs)
+    are_images = [x.shape == inputs[0].shape for x in inputs]
+    rows, columns = (_spans(program, axis, shape[axis], are_images) for axis in (0, 1))
     layers = []
     for name in rows:
         (output, vertical, all_rows), (_, horizontal, all_columns) = rows[name], columns[name]
@@ -137,8 +140,8 @@ Span = tuple[tuple[int, ...], tuple[int, int], bool]
 """Shape of an output, the first and last row that its middle depends on, and whether every position needs all rows."""
 
 
-def _spans(program: Any, axis: int, length: int) -> dict[str, Span]:
-    """What each named map of a program depends on, along one axis of the image."""
+def _spans(program: Any, axis: int, length: int, are_images: Sequence[bool]) -> dict[str, Span]:
+    """What each named map of a program depends on, along one axis of the images among its last inputs."""
     spans: dict[str, Span] = {}
 
     def note(name: str, value: Value, shape: tuple[int, ...]) -> None:
@@ -148,8 +151,8 @@ def _spans(program: Any, axis: int, length: int) -> dict[str, Span]:
             spans[name] = shape, (int(value.first[at]), int(value.last[at])), every
 
     positions = np.arange(length)
-    weights: list[Value] = [None] * (len(program.jaxpr.invars) - 1)
-    inputs = [*weights, Reach(1 + axis, positions, positions)]
+    weights: list[Value] = [None] * (len(program.jaxpr.invars) - len(are_images))
+    inputs = [*weights, *(Reach(1 + axis, positions, positions) if image else None for image in are_images)]
     run(program.jaxpr, inputs, program.consts, note)
     return spans
 
@@ -199,18 +202,15 @@ def effective_receptive_field(
     key = jax.random.key(0) if key is None else key
 
     def output(variables: Any, images: Any) -> Any:
+        # Flax returns the captured outputs, also from within blocks that are recomputed in the backward pass.
+        with as_reference(model) as plain:
+            _, state = plain.apply(variables, images, capture_intermediates=True, mutable=["intermediates"])
         found: dict[str, Any] = {}
-
-        def visit(module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
-            result = call(*args, **kwargs)
+        for (*path, _), results in flatten_dict(state["intermediates"]).items():
+            name, result = "/".join(path), results[-1]
             maps = result.maps if isinstance(result, Pyramid) else ()
-            name = "/".join(module.path)
-            found.update({f"{name}/{number}".lstrip("/"): x for number, x in enumerate(maps)})
+            found |= {f"{name}/{number}".lstrip("/"): x for number, x in enumerate(maps)}
             found[name] = result
-            return result
-
-        with module_calls(visit):
-            model.apply(variables, images)
         if getattr(found.get(layer), "ndim", 0) != 4:
             maps = [name for name, x in found.items() if name and getattr(x, "ndim", 0) == 4]
             raise ValueError(f"no map of shape (b, h, w, c) is called {layer!r}; there are {', '.join(maps)}")

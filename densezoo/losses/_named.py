@@ -4,7 +4,7 @@ import ast
 import difflib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.losses._cross_entropy import cross_entropy, focal_loss
+from densezoo.losses._depth import depth_l1_loss, gradient_matching_loss, scale_shift_invariant_loss, silog_loss
 from densezoo.losses._lovasz import lovasz_loss
 from densezoo.losses._overlap import dice_loss, jaccard_loss, tversky_loss
 from densezoo.losses._pixels import ClassWeights, check_class_weights, weighted_mean
@@ -26,11 +27,19 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "tversky": tversky_loss,
 }
 """Names that `named_loss` accepts."""
+DEPTH_LOSSES: dict[str, Callable[..., Any]] = {
+    "gradient": gradient_matching_loss,
+    "l1": depth_l1_loss,
+    "scale_shift_invariant": scale_shift_invariant_loss,
+    "silog": silog_loss,
+}
+"""Names that `named_depth_loss` accepts."""
 _OPTIONS = {
     name: [p.name for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for name, loss in LOSSES.items()
+    for name, loss in {**LOSSES, **DEPTH_LOSSES}.items()
 }
 
+_EXAMPLES = ("silog + 0.5*gradient", "cross_entropy + 0.5*dice")
 _TERM = re.compile(r"(?:([\d.]+(?:e-?\d+)?)\s*\*\s*)?(\w+)\s*(?:\(([^()]*)\))?")
 
 
@@ -67,7 +76,7 @@ def named_loss(
         >>> round(float(loss(jnp.zeros((1, 4, 4, 1)), labels)), 4)  # log 2 + 0.5 (1 - 2 / 3)
         0.8598
     """
-    terms = [_term(part.strip(), text) for part in _split(text)]
+    terms = _terms(text, LOSSES)
     given: dict[str, Any] = {"ignore_index": ignore_index}
     if class_weights is not None and not multilabel:
         given["class_weights"] = class_weights
@@ -101,19 +110,45 @@ def named_loss(
     return by_class
 
 
-def _split(text: str) -> list[str]:
+def named_depth_loss(text: str) -> Callable[[Any, Any], Float[Array, ""]]:
+    """Creates a loss of depth, or a weighted sum of several losses, from names.
+
+    Args:
+        text: names of `DEPTH_LOSSES`, in the syntax of `named_loss`: "silog(focus=0.85) + 0.5*gradient(log=True)".
+
+    Returns:
+        `loss(predictions, depth)`, a float32 scalar.
+
+    Raises:
+        ValueError: if a name or argument is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(named_depth_loss("2*l1")(jnp.ones((1, 2, 2)), jnp.full((1, 2, 2), 3.0)))
+        4.0
+    """
+    terms = _terms(text, DEPTH_LOSSES)
+
+    def total(predictions: Any, depth: Any) -> jax.Array:
+        values = [weight * DEPTH_LOSSES[name](predictions, depth, **options) for weight, name, options in terms]
+        return jnp.sum(jnp.stack(values))
+
+    return total
+
+
+def _terms(text: str, table: Mapping[str, Any]) -> list[tuple[float, str, dict[str, Any]]]:
     """The terms of a sum, split at each + outside of brackets."""
-    return re.split(r"\+(?![^(]*\))", text)
+    return [_term(part.strip(), text, table) for part in re.split(r"\+(?![^(]*\))", text)]
 
 
-def _term(part: str, text: str) -> tuple[float, str, dict[str, Any]]:
+def _term(part: str, text: str, table: Mapping[str, Any]) -> tuple[float, str, dict[str, Any]]:
     match = _TERM.fullmatch(part)
     if match is None:
-        raise ValueError(f"{part!r} in {text!r} is not a loss: write losses as in cross_entropy + 0.5*dice")
+        raise ValueError(f"{part!r} in {text!r} is not a loss: write losses as in {_EXAMPLES[table is LOSSES]}")
     weight, name, options = match.groups()
-    if name not in LOSSES:
-        near = difflib.get_close_matches(name, LOSSES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(LOSSES)}"
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(table)}"
         raise ValueError(f"unknown loss {name!r}; {hint}")
     arguments = {}
     for argument in filter(None, (each.strip() for each in (options or "").split(","))):

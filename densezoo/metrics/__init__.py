@@ -34,6 +34,7 @@ from densezoo.metrics._counts import (
     predict,
     recall,
 )
+from densezoo.metrics._depth import AngleCounts, DepthSums, angle_counts, depth_sums
 from densezoo.metrics._detection import (
     average_precision,
     coco_annotations,
@@ -46,12 +47,15 @@ from densezoo.metrics._panoptic import PanopticCounts, panoptic_counts
 from densezoo.metrics._tally import Tally
 
 __all__ = [
+    "AngleCounts",
     "BoundaryCounts",
     "Collected",
     "Counts",
+    "DepthSums",
     "PanopticCounts",
     "Tally",
     "accuracy",
+    "angle_counts",
     "average_precision",
     "boundary_band_counts",
     "boundary_counts",
@@ -63,6 +67,7 @@ __all__ = [
     "coco_results",
     "confusion_counts",
     "confusion_matrix",
+    "depth_sums",
     "dice",
     "encode_mask",
     "iou",

@@ -41,4 +41,4 @@ class Tally:
 
     def __array__(self, dtype: np.typing.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         numbers = (np.asarray(self.high, np.int64) << _BITS) + np.asarray(self.low, np.int64)
-        return numbers if dtype is None else numbers.astype(dtype)
+        return np.asarray(numbers, dtype)  # an array for a single number too

@@ -7,11 +7,12 @@ from densezoo.models.detection import detect
 from densezoo.models.panoptic import Panoptic, PanopticFPN, panoptic
 from densezoo.models.rcnn import RCNN, RegionOutputs
 from densezoo.models.segmentation import PyramidModel, SegmentationModel
+from densezoo.models.siamese import SiameseModel
 from densezoo.models.single_stage import PlainNeck, SingleStage
 from densezoo.models.two_stage import two_stage
 
 COMPOSITIONS = (SegmentationModel, PyramidModel, SingleStage, RCNN)
-"""All model classes. A model is called with images and has a field for each part."""
+"""All model classes, with subclasses. A model is called with images and has a field for each part."""
 
 __all__ = [
     "COMPOSITIONS",
@@ -22,6 +23,7 @@ __all__ = [
     "PyramidModel",
     "RegionOutputs",
     "SegmentationModel",
+    "SiameseModel",
     "SingleStage",
     "detect",
     "panoptic",

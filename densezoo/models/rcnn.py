@@ -60,8 +60,9 @@ class RCNN(nn.Module):
         encoder: images -> `Pyramid`.
         neck: `Pyramid` -> maps, such as `FPNNeck`.
         rpn: (`Pyramid`, extents) -> `AnchorOutputs`, such as `RPNHead`.
-        box_head: maps of regions -> classes and boxes, such as `BoxHead`.
-        mask_head: maps of regions -> masks, such as `MaskHead`; None for boxes alone.
+        box_head: maps of regions -> classes and boxes, such as `BoxHead`. Its field `size` is the side of these maps.
+        mask_head: maps of regions -> square masks of any size, such as `MaskHead`; None for boxes alone. It also has a
+            field `size`.
         region_maps: number of maps, starting with the finest, from which regions are read.
         score_threshold: default of `dz.detect`.
         nms_threshold: default of `dz.detect`.
@@ -202,9 +203,9 @@ class RCNN(nn.Module):
             mine = _chosen_masks(logits.reshape(*label.shape, *logits.shape[1:]), label, real)
             return start + step, jax.lax.dynamic_update_slice_in_dim(masks, mine, start, 1)
 
-        side = 2 * regions.shape[2]
         # Made from scores, so that inside `jax.shard_map` it varies as the masks do.
-        nothing = jnp.broadcast_to(0 * padded(found.scores)[:, :, None, None], (*labels.shape, side, side))
+        zeros = 0 * padded(found.scores)[:, :, None, None]
+        nothing = jnp.broadcast_to(zeros, (*labels.shape, *self._mask_size(regions[:, :1])))
         state = (jnp.zeros((), jnp.int32), nothing)
 
         def rows_are_left(model: "RCNN", state: tuple[jax.Array, jax.Array]) -> Any:
@@ -212,6 +213,13 @@ class RCNN(nn.Module):
 
         _, masks = nn.while_loop(rows_are_left, add, self, state)
         return masks[:, :rows]
+
+    def _mask_size(self, regions: jax.Array) -> tuple[int, int]:
+        """Height and width of the mask head's outputs, without running it."""
+        alone, _ = self.unbind()
+        run = functools.partial(alone.init_with_output, method=lambda model, x: model._head("mask_head", x))
+        masks, _ = jax.eval_shape(run, jax.random.key(0), regions)
+        return masks.shape[1], masks.shape[2]
 
     def _of_regions(self, part: str, pyramid: Pyramid, boxes: jax.Array, *, train: bool) -> Any:
         return self._head(part, self._regions(part, pyramid, boxes), train=train)

@@ -20,7 +20,7 @@ from densezoo.freezing import is_frozen
 from densezoo.ops.checks import check_fixed
 from densezoo.ops.implementation import chosen
 from densezoo.ops.resize import repeat_edges
-from densezoo.types import Pyramid, size_of
+from densezoo.types import Pyramid, Size, size_of
 
 
 class SegmentationModel(nn.Module):
@@ -65,20 +65,28 @@ class SegmentationModel(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w c"], *, train: bool = False
     ) -> Float[Array, "b h w k"] | tuple[Float[Array, "b h w k"], ...]:
+        with computed_by(self):
+            return self._decoded(self._encoded(images, train=train), size_of(images), train=train)
+
+    @nn.nowrap
+    def _encoded(self, images: jax.Array, *, train: bool) -> Pyramid:
+        pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
+        return without_gradient(pyramid) if "encoder" in self.frozen else pyramid
+
+    @nn.nowrap
+    def _decoded(self, pyramid: Pyramid, image_size: Size, *, train: bool) -> Any:
+        """The logits of images of a size; in training with those of the auxiliary heads, if there are any."""
         auxiliary = self.auxiliary if train or self.is_initializing() else None
         check_call(self.decoder, "decoder", "pyramid", train=train)
         check_call(self.head, "head", "maps", "size")
-        with computed_by(self):
-            pyramid = encode(self.encoder, images, train=train and "encoder" not in self.frozen)
-            pyramid = without_gradient(pyramid) if "encoder" in self.frozen else pyramid
-            decode = partial(self.decoder, pyramid, train=train and "decoder" not in self.frozen)
-            # `encode` enlarges very small images. Decode at the enlarged size, and crop the logits afterwards.
-            size = pyramid.image_size
-            if auxiliary is None:
-                return _cut(self.head(decode(), size), images)
-            maps = decode(all_scales=True)
-            logits = self.head(maps[0], size), *auxiliary(maps[1:], size)
-        return tuple(_cut(each, images) for each in logits) if train else _cut(logits[0], images)
+        decode = partial(self.decoder, pyramid, train=train and "decoder" not in self.frozen)
+        # `encode` enlarges very small images. Decode at the enlarged size, and crop the logits afterwards.
+        size = pyramid.image_size
+        if auxiliary is None:
+            return _cut(self.head(decode(), size), image_size)
+        maps = decode(all_scales=True)
+        logits = self.head(maps[0], size), *auxiliary(maps[1:], size)
+        return tuple(_cut(each, image_size) for each in logits) if train else _cut(logits[0], image_size)
 
 
 def without_gradient(pyramid: Pyramid) -> Pyramid:
@@ -86,8 +94,8 @@ def without_gradient(pyramid: Pyramid) -> Pyramid:
     return jax.tree.map(jax.lax.stop_gradient, pyramid)
 
 
-def _cut(logits: jax.Array, images: jax.Array) -> jax.Array:
-    return logits[:, : images.shape[1], : images.shape[2]]
+def _cut(logits: jax.Array, size: Size) -> jax.Array:
+    return logits[:, : size[0], : size[1]]
 
 
 class PyramidModel(nn.Module):

@@ -15,6 +15,7 @@ from densezoo.ops.boxes import (
     pair_iou,
 )
 from densezoo.ops.convolution import conv
+from densezoo.ops.depth import align_scale_shift, measured, normals_from_depth, points_from_depth
 from densezoo.ops.fused_linear import resize_concat_linear
 from densezoo.ops.implementation import IMPLEMENTATIONS, implementation
 from densezoo.ops.instances import crop_instances
@@ -35,6 +36,7 @@ __all__ = [
     "BELOW",
     "BETWEEN",
     "IMPLEMENTATIONS",
+    "align_scale_shift",
     "adaptive_avg_pool",
     "avg_pool",
     "batch_norm",
@@ -61,12 +63,15 @@ __all__ = [
     "max_pool",
     "max_pool_with_indices",
     "max_unpool",
+    "measured",
     "merge_segments",
     "multiscale_roi_align",
     "nms",
+    "normals_from_depth",
     "pair_iou",
     "paste_masks",
     "pixel_shuffle",
+    "points_from_depth",
     "pyramid_anchors",
     "resize_bicubic",
     "resize_bilinear",

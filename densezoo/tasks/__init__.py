@@ -3,12 +3,21 @@
 import dataclasses
 from typing import Any
 
+from densezoo.tasks.change import ChangeDetection
+from densezoo.tasks.depth import Depth, Normals
 from densezoo.tasks.detection import Detection
 from densezoo.tasks.panoptic import PanopticSegmentation
 from densezoo.tasks.segmentation import Segmentation
 from densezoo.tasks.task import Task
 
-TASKS: dict[str, type] = {"segmentation": Segmentation, "detection": Detection, "panoptic": PanopticSegmentation}
+TASKS: dict[str, type] = {
+    "segmentation": Segmentation,
+    "detection": Detection,
+    "panoptic": PanopticSegmentation,
+    "change": ChangeDetection,
+    "depth": Depth,
+    "normals": Normals,
+}
 """Tasks by their names in model files. Add your own task here so that `dz.load_predictor` can read it."""
 
 
@@ -43,4 +52,15 @@ def from_description(description: dict[str, Any]) -> Any:
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
 
 
-__all__ = ["TASKS", "Detection", "PanopticSegmentation", "Segmentation", "Task", "describe", "from_description"]
+__all__ = [
+    "TASKS",
+    "ChangeDetection",
+    "Depth",
+    "Detection",
+    "Normals",
+    "PanopticSegmentation",
+    "Segmentation",
+    "Task",
+    "describe",
+    "from_description",
+]

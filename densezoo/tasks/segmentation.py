@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from densezoo import losses, metrics
-from densezoo.data import transforms
 from densezoo.messages import option
+from densezoo.tasks._augment import augmentation
 
 if TYPE_CHECKING:
     from densezoo.train.recipe import Recipe
@@ -62,6 +62,7 @@ class Segmentation:
     auxiliary_weight: float = 0.4
 
     inputs: ClassVar[tuple[str, ...]] = ("image",)
+    target: ClassVar[str] = "mask"
     best: ClassVar[str] = "mean_iou"
 
     def __post_init__(self):
@@ -97,7 +98,7 @@ class Segmentation:
     @property
     def fields(self) -> tuple[str, ...]:
         """Entries of a batch that the task reads."""
-        return ("image", "mask")
+        return (*self.inputs, self.target)
 
     @property
     def classes(self) -> int:
@@ -117,11 +118,11 @@ class Segmentation:
     def loss(self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any) -> Float[Array, ""]:
         """Returns the criterion of the logits, plus that of the auxiliary heads' logits."""
         mask = self._mask(batch)
-        return losses.deep_supervision(self._criterion(), self.auxiliary_weight)(apply(batch["image"]), mask)
+        return losses.deep_supervision(self._criterion(), self.auxiliary_weight)(self._outputs(apply, batch), mask)
 
     def measure(self, apply: Callable[..., Any], batch: Mapping[str, Any]) -> metrics.Counts:
         """Returns the confusion counts of each class."""
-        mask, predictions = self._mask(batch), self.predict(apply(batch["image"]))
+        mask, predictions = self._mask(batch), self.predict(self._outputs(apply, batch))
         if self.multilabel:
             return metrics.multilabel_counts(predictions, mask, ignore_index=self.fill)
         return metrics.confusion_counts(predictions, mask, num_classes=self.classes, ignore_index=self.fill)
@@ -150,15 +151,7 @@ class Segmentation:
 
     def augment(self, recipe: "Recipe") -> Callable[[Any, Any], Any]:
         """Returns an augmentation with the recipe's random flips, rotations, scaling and colour changes."""
-        steps = [transforms.random_flip(horizontal=recipe.flip_horizontal, vertical=recipe.flip_vertical)]
-        if recipe.rotate:
-            steps.append(transforms.random_rot90())
-        if recipe.scale != (1.0, 1.0):
-            steps.append(transforms.random_scale(recipe.scale, ignore_index=self.fill))
-        if recipe.color_jitter:
-            strength = recipe.color_jitter
-            steps.append(transforms.color_jitter(brightness=strength, contrast=strength, saturation=strength))
-        return transforms.compose(*steps)
+        return augmentation(recipe, fill=self.fill)
 
     def _criterion(self) -> Callable[[Any, Any], Any]:
         return losses.named_loss(
@@ -169,12 +162,15 @@ class Segmentation:
             multilabel=self.multilabel,
         )
 
+    def _outputs(self, apply: Callable[..., Any], batch: Mapping[str, Any]) -> Any:
+        return apply(*(batch[name] for name in self.inputs))
+
     def _mask(self, batch: Mapping[str, Any]) -> Any:
         if missing := [name for name in self.fields if name not in batch]:
             raise ValueError(
-                f"segmentation needs {self.fields}, but the batch has no {missing}; it has {sorted(batch)}"
+                f"{type(self).__name__} needs {self.fields}, but the batch has no {missing}; it has {sorted(batch)}"
             )
-        mask, axes = batch["mask"], 4 if self.multilabel else 3
+        mask, axes = batch[self.target], 4 if self.multilabel else 3
         if mask.ndim != axes or (self.multilabel and mask.shape[-1] != self.num_classes):
             shape = f"(b, h, w, {self.num_classes})" if self.multilabel else "(b, h, w)"
             raise ValueError(f"expected masks of shape {shape} with multilabel={self.multilabel}, got {mask.shape}")

@@ -114,7 +114,7 @@ def freeze(optimizer: optax.GradientTransformation, names: Sequence[str]) -> opt
     frozen = (names,) if isinstance(names, str) else tuple(names)
 
     def labels(params):
-        check_names(params, frozen)
+        check_names(params, frozen, "freeze: names")
         kinds = {path: "frozen" if is_frozen(path, frozen) else "trained" for path in flatten_dict(params)}
         return unflatten_dict(kinds)
 

@@ -5,6 +5,7 @@ does not import this package, nor matplotlib: write `from densezoo import viz`.
 """
 
 from densezoo.viz.boundaries import boundaries
+from densezoo.viz.changes import changes
 from densezoo.viz.colors import colorize, overlay, palette, to_rgb
 from densezoo.viz.confusion import confusion_matrix
 from densezoo.viz.curves import training_curves
@@ -26,6 +27,7 @@ __all__ = [
     "Link",
     "architecture",
     "boundaries",
+    "changes",
     "colorize",
     "confusion_matrix",
     "detections",

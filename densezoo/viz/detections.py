@@ -29,7 +29,7 @@ def detections(
     Args:
         images: of any sizes, (h, w, c) each, shown as by `to_rgb`.
         found: for each image its `Detections` without the batch axis, as a predictor returns them: boxes (n, 4),
-            scores, labels, valid, and masks (n, 28, 28) or None.
+            scores, labels, valid, and masks (n, side, side) or None.
         class_names: names of the labels; by default their numbers.
         truths: for each image, the boxes (m, 4) and labels (m,) of its objects. Rows with a negative label are padding.
         score_threshold: detections with a lower score are not drawn.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from densezoo.blocks import ConcatSkip, LateralAdd
+from densezoo.inputs import example_inputs
 from densezoo.types import Size
 from densezoo.viz.tracing import Map, Trace, trace
 
@@ -91,7 +92,8 @@ class Architecture:
 
     Attributes:
         title: class names of the model's parts.
-        boxes: the maps, roughly in the order in which they are computed; the first one is the image.
+        boxes: the maps, roughly in the order in which they are computed; the first one is the image, or the images that
+          the model takes together.
         links: the dependencies between the boxes.
         parameters: number of values in the collection `params`.
         heads: a detector's heads, in the order in which they run; the detections are the last.
@@ -140,9 +142,9 @@ def architecture(model: nn.Module, *, image_size: Size = (256, 256), channels: i
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a Flax Linen module, for example from create_model; got {type(model).__name__}")
-    image = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
-    variables = jax.eval_shape(lambda image: model.init(jax.random.key(0), image), image)
-    found = trace(model, variables, image)
+    inputs = example_inputs(model, jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32))
+    variables = jax.eval_shape(lambda *inputs: model.init(jax.random.key(0), *inputs), *inputs)
+    found = trace(model, variables, *inputs)
     if len(found.maps) == 1:
         raise ValueError(f"no module in {type(model).__name__} returns a map of shape (b, h, w, c)")
     groups = _group(found)
@@ -212,7 +214,8 @@ def _box(found: Trace, group: list[int], image_size: Size) -> Box:
     maps = [found.maps[i] for i in group]
     last, part = _last(maps), found.part(_last(maps))
     if last.module is None:
-        return Box("image", part[0], last.size, last.shape[-1], 1, "", last.key)
+        name = "image" if found.images == 1 else f"{found.images} images"
+        return Box(name, part[0], last.size, last.shape[-1], 1, "", last.key)
     # An automatically named module, such as Dropout_0, computes the part's own result.
     unnamed = last.path[-1].startswith(f"{type(last.module).__name__}_")
     return Box(

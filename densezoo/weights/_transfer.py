@@ -30,8 +30,9 @@ def start_from(
     """Initialises a model's variables from a trained model, for fine-tuning, also to other classes.
 
     Encoder and decoder must match. All arrays of the heads that match are loaded. Those that do not, such as the last
-    layer if the classes differ, are initialised with `key`, and a logged warning lists them. With `part="encoder"`,
-    only the encoder is loaded, into a model with any decoder.
+    layer if the classes differ, are initialised with `key`. Heads that the model lacks, such as the mask head for a
+    Faster R-CNN, are skipped. Logged warnings list both. With `part="encoder"`, only the encoder is loaded, into a
+    model with any decoder.
 
     Args:
         model: the model to train.
@@ -88,6 +89,8 @@ def start_from(
     if lines:
         raise ValueError(f"{path} does not fit the model: {shortened(lines)}")
     _warn_of(renewed, path)
+    if part is None:
+        _warn_of_unused(["/".join(name) for name in tree if name not in expected], path)
     rest = [name for name in expected if name not in taken]
     return unflatten_dict(taken | initialise(model, rest, channels, jax.random.key(0) if key is None else key))
 
@@ -99,11 +102,16 @@ def _from_pytorch(model: nn.Module, path: Any, part: str | None, in_channels: in
     loaded = fill(model, path, strict=False, in_channels=in_channels)
     report = loaded.report
     new = [parameter for parameter in report.parameters if parameter.path not in loaded.values]
+    heads = [parameter for parameter in report.parameters if parameter.path[1] in _HEADS]
     others = [parameter for parameter in report.parameters if parameter.path[1] not in _HEADS]
-    beyond = {_first(name) for name in report.unexpected} - {_first(p.name) for p in new if p.name}
-    if any(parameter in others for parameter in new) or beyond or (report.unexpected and not new):
+    # Unexpected arrays must belong to heads: an array of a larger encoder or decoder means another model.
+    of_heads = {_first(p.name) for p in heads if p.name} - {_first(p.name) for p in others if p.name}
+    beyond = {_first(name) for name in report.unexpected} - of_heads
+    if any(parameter in others for parameter in new) or beyond:
         raise ValueError(report.message(strict=True))
-    _warn_of([parameter.path for parameter in new], "the checkpoint" if isinstance(path, Mapping) else path)
+    source = "the checkpoint" if isinstance(path, Mapping) else path
+    _warn_of([parameter.path for parameter in new], source)
+    _warn_of_unused(list(report.unexpected), source)
     return loaded.completed(model, key)
 
 
@@ -118,3 +126,9 @@ def _warn_of(new: list[Path], source: Any) -> None:
         _log.warning(
             "the %s of %s does not match this model (other classes?): newly initialised: %s", head, source, names
         )
+
+
+def _warn_of_unused(names: list[str], source: Any) -> None:
+    """Lists the arrays of the file that the model has no place for."""
+    if names:
+        _log.warning("the model has no part for %d arrays of %s: %s", len(names), source, shortened(names, ", ", 20))

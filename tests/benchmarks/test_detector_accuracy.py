@@ -58,6 +58,25 @@ def test_a_finished_run_is_not_repeated(data, tmp_path, monkeypatch, capsys):
     assert "| 0.150 (0.100, 0.200) |" in capsys.readouterr().out
 
 
+def test_the_step_follows_the_recipe(data, monkeypatch):
+    given = {}
+
+    def make_train_step(loss, **options):
+        given.update(options)
+        return lambda state, batch: (state, {"loss": 2.0})
+
+    monkeypatch.setattr(benchmark, "make_train_step", make_train_step)
+    monkeypatch.setattr(benchmark, "create_state", lambda *_, **options: given.update(options))
+    monkeypatch.setattr(benchmark.Setting, "scores", lambda *_: {})
+    source, task = InstanceFolder(data / "train"), Detection(2, masks=True, first_label=1)
+    recipe = Recipe(crop_size=32, batch_size=2, steps=2, accumulate=2, ema_decay=0.9)
+    setting = benchmark.Setting(task, "resnet18", recipe, source, source, Resize(shortest=40))
+    assert benchmark.train_here(setting) == ({}, [2.0, 2.0])
+    assert given == {"accumulate": 2, "ema_decay": 0.9}
+    with pytest.raises(ValueError, match="--accumulate and --ema-decay"):
+        benchmark.main(benchmark.Arguments(data=data, out=data / "runs.jsonl", ema_decay=0.9))
+
+
 def test_losses_are_summarised_by_tenths():
     assert benchmark.tenths(list(map(float, range(20)))) == [0.5 + 2 * part for part in range(10)]
     assert benchmark.tenths([1.0, 3.0]) == [1.0, 3.0]

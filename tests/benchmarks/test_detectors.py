@@ -1,5 +1,7 @@
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,6 +27,20 @@ def test_detectors_end_to_end(mode, tmp_path, capsys, monkeypatch):
     assert (row["model"], row["mode"], row["shape"], row["form"]) == ("retinanet:tiny", mode, [1, 32, 32], "densezoo")
     assert len(row["samples_milliseconds"]) == 2 and row["compile_seconds"] > 0
     assert "| retinanet:tiny | 1x32x32 | densezoo |" in capsys.readouterr().out
+
+
+@pytest.mark.parity
+def test_losses_of_a_single_stage_detector():
+    model = dz.create_model("retinanet", dz.PlainEncoder((4, 4, 4)), 3, features=4, depth=1)
+    batch = {"image": jnp.ones((1, 32, 32, 3)), "boxes": jnp.array([[[4.0, 4, 20, 28]]]), "labels": jnp.array([[1]])}
+    variables = jax.jit(model.init)(jax.random.key(0), batch["image"])
+    assert detectors.losses_of(model, variables, dz.tasks.Detection(3, first_label=1), batch) > 0
+
+
+def test_train_steps_that_need_masks_are_refused(capsys):
+    argv = ("--quick", "--models", "--trained", "mask_rcnn:resnet18")
+    assert options.run_command(detectors.main, detectors.Arguments, argv) != 0
+    assert "--trained mask_rcnn:resnet18: it needs masks" in "".join(capsys.readouterr())
 
 
 def test_detections_that_differ_are_not_timed():

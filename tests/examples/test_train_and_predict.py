@@ -10,14 +10,17 @@ import sys
 
 import numpy as np
 import pytest
+import tyro
 from PIL import Image
 
 import densezoo as dz
+from densezoo.messages import as_flags
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import predict  # noqa: E402
+import resuming  # noqa: E402
 import train_segmentation  # noqa: E402
 
 
@@ -111,6 +114,25 @@ def test_trains_resumes_and_predicts(data, narrow, capsys):
     assert predictor.preprocessing.value_range == (0, 255)
     assert predictor.task.class_names == ("sky", "road", "car")
     assert dict(predictor.task.labels) == {0: 2, 1: 1}
+
+
+def test_a_resumed_run_knows_its_options(data):
+    run = data.parent / "run"
+    run.mkdir()
+    given = arguments(data, crop_size=(16, 24), labels=("0:2", "1:1"), value_range=(0.0, 9.0), seed=3)
+    resuming.write_options(run / "options.json", given)
+
+    def parsed(*command):
+        known = resuming.options_of_run(train_segmentation.Arguments, command)
+        return tyro.cli(train_segmentation.Arguments, default=known, args=command)
+
+    assert parsed("--out", str(run), "--resume") == dataclasses.replace(given, resume=True)
+    assert parsed("--resume", f"--out={run}", "--steps", "9").steps == 9
+    (run / "log.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"--seed was 3, is 4$"), as_flags({"seed": "--seed"}):
+        resuming.check_out(parsed("--out", str(run), "--resume", "--seed", "4"))
+    assert resuming.options_of_run(train_segmentation.Arguments, ("--out", str(run))) is None
+    assert resuming.options_of_run(train_segmentation.Arguments, ("--out", str(data), "--resume")) is None
 
 
 def test_reads_the_run_of_an_older_version(data, narrow):

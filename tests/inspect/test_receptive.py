@@ -67,6 +67,18 @@ def test_fields_are_the_support_of_the_gradient(name):
     assert (field.rows, field.columns) == ((rows[0], rows[-1]), (columns[0], columns[-1]))
 
 
+def test_fields_of_layers_in_recomputed_blocks():
+    images = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
+    encoder = dz.PlainEncoder((4, 8))
+    plain, recomputed = (dz.create_model("unet", encoder, features=(4,), remat=remat) for remat in (False, True))
+    variables = jax.jit(plain.init)(jax.random.key(1), images)
+    # A layer that is only called with plain operations; otherwise the convolution after it includes it.
+    layer = "decoder/block0/upsample"
+    expected, found = (effective_receptive_field(model, variables, images, layer) for model in (plain, recomputed))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert expected.any()
+
+
 def test_bad_input():
     encoder = dz.PlainEncoder((4, 8))
     images = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))

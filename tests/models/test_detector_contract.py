@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,6 +143,24 @@ def test_jit_equals_eager_and_auto_the_reference(name):
     for ours, reference in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         # A ten-thousandth of the picture, since the second stage reads the boxes of the first.
         np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=5e-3)
+
+
+class SmallMaskHead(nn.Module):
+    """A mask head whose masks are as large as its input."""
+
+    size: int = 6
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return dz.blocks.Conv(3, 1)(x)
+
+
+def test_masks_have_the_size_of_the_mask_head():
+    model = small("mask_rcnn", "shallow").clone(mask_head=SmallMaskHead(), proposals=(4, 4))
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, KEY, images)
+    detect = functools.partial(dz.detect, model, max_detections=7)
+    assert jax.eval_shape(detect, variables, images).masks.shape == (2, 7, 6, 6)
 
 
 def test_frozen_parts_keep_their_statistics():

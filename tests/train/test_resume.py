@@ -40,26 +40,30 @@ def net():
     return Net(), lambda apply, batch, key: jnp.mean((apply(batch["image"]) - batch["image"] ** 2) ** 2), batch
 
 
-def detector():
-    """Losses of anchors and regions that are drawn by the step's key."""
+def panoptic():
+    """Losses of anchors, regions and their masks, which are drawn by the step's key, and of a semantic branch."""
     encoder = dz.ResNet((1,), dz.BasicBlock, width=8)
-    model = dz.create_model("faster_rcnn", encoder, 2, features=8, hidden=(8,), levels=1, sizes=((16.0,),) * 2)
-    model = model.clone(candidates=(8, 8), proposals=(8, 8))
+    fields = {"features": 8, "hidden": (8,), "levels": 1, "sizes": ((16.0,),) * 2, "stuff_classes": 1}
+    fields |= {"semantic_features": 8, "semantic_norm": None}
+    model = dz.create_model("panoptic_fpn", encoder, 2, **fields).clone(candidates=(8, 8), proposals=(8, 8))
 
     def batch(rng):
         corners = rng.uniform(0, 16, (2, 2, 2))
         boxes = np.concatenate([corners, corners + rng.uniform(8, 16, (2, 2, 2))], -1).astype(np.float32)
         image = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
-        return {"image": image, "boxes": boxes, "labels": np.array([[1, 1], [1, -1]], np.int32)}
+        instances = rng.integers(0, 3, (2, 32, 32), np.int32)
+        objects = {"boxes": boxes, "labels": np.array([[0, 0], [0, -1]], np.int32), "instances": instances}
+        return {"image": image, "mask": (instances > 0).astype(np.int32)} | objects
 
     # Fewer samples than candidates, so that other keys draw others.
-    return model, dz.tasks.Detection(2, anchor_samples=8, region_samples=4).loss, batch
+    task = dz.tasks.PanopticSegmentation(2, anchor_samples=8, region_samples=4)
+    return model, task.loss, batch
 
 
 @functools.cache
 def prepared(kind):
     """Model, optimizer, compiled step and batches, shared by the runs of a process."""
-    model, loss, batch = {"net": net, "detector": detector}[kind]()
+    model, loss, batch = {"net": net, "panoptic": panoptic}[kind]()
     return model, optax.adamw(0.1 if kind == "net" else 1e-3), make_train_step(loss), batch
 
 
@@ -89,7 +93,7 @@ def train(kind, directory, *, kill_after=None, resume=False):
     )
 
 
-@pytest.mark.parametrize("kind", ["net", pytest.param("detector", marks=pytest.mark.parity)])
+@pytest.mark.parametrize("kind", ["net", pytest.param("panoptic", marks=pytest.mark.parity)])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, kind):
     kill_after = random.uniform(0, 0.4)  # Anywhere from the first step to the last, also while a checkpoint is written.
     command = [sys.executable, __file__, kind, str(tmp_path / "killed"), str(kill_after)]

@@ -13,6 +13,7 @@ import pytest
 
 import densezoo as dz
 from densezoo import weights
+from densezoo.inputs import example_inputs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 seeded = runpy.run_path(str(GOLDEN / "seeded.py"))["array"]
@@ -62,7 +63,9 @@ def test_golden(case):
         model = dz.create_encoder(ours["encoder"], **ours["fields"])
     # Each runs once, so it is not worth the compiler's optimisation.
     apply = jax.jit(model.apply, compiler_options={"xla_backend_optimization_level": 0})
-    result = apply(weights.from_torch(model, arrays, architecture=ours["encoder"]), image)
+    # The images of a model of several are behind each other in the batch.
+    inputs = np.split(image, len(example_inputs(model, image)))
+    result = apply(weights.from_torch(model, arrays, architecture=ours["encoder"]), *inputs)
     if "model" in ours:
         assert_close(result, outputs["logits"])
         return

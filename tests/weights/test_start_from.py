@@ -88,19 +88,38 @@ def test_a_pytorch_checkpoint_of_other_classes(tmp_path, caplog):
     assert found["params"]["head"]["conv"]["kernel"].shape[-1] == 4 and "newly initialised" in caplog.text
 
 
-@pytest.mark.parametrize("pytorch", [False, True])
-def test_all_of_a_head_that_fits_is_kept(pytorch, tmp_path, caplog):
-    def detector(classes):
-        encoder = dz.ResNet((1, 1, 1), dz.BasicBlock, width=4)
-        return dz.create_model("faster_rcnn", encoder, classes, features=8, levels=3, hidden=(8, 8))
+def detector(classes, family="faster_rcnn", blocks=(1, 1, 1)):
+    encoder = dz.ResNet(blocks, dz.BasicBlock, width=4)
+    return dz.create_model(family, encoder, classes, features=8, levels=3, hidden=(8, 8))
 
-    model = detector(3)
+
+def trained_file(model, pytorch, folder):
+    """A file of a detector, of densezoo or of PyTorch, with values above 3, and its variables."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: 3 + rng.random(x.shape, np.float32), shapes)
-    source = dz.weights.to_torch(model, variables) if pytorch else tmp_path / "model.safetensors"
-    if not pytorch:
-        dz.save(source, model, variables)
+    if pytorch:
+        return dz.weights.to_torch(model, variables), variables
+    dz.save(folder / "model.safetensors", model, variables)
+    return folder / "model.safetensors", variables
+
+
+@pytest.mark.parametrize("pytorch", [False, True])
+def test_heads_that_the_model_lacks_are_skipped(pytorch, tmp_path, caplog):
+    source, variables = trained_file(detector(3, "mask_rcnn"), pytorch, tmp_path)
+    found = start_from(detector(3), source)
+    expected = {name: part for name, part in variables["params"].items() if name != "mask_head"}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found["params"], expected)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "no part for 12 arrays" in said and ("mask_fcn_logits" if pytorch else "params/mask_head/") in said
+    # Arrays of a larger encoder are no heads.
+    with pytest.raises(ValueError, match="unexpected"):
+        start_from(detector(3, blocks=(1, 1)), source)
+
+
+@pytest.mark.parametrize("pytorch", [False, True])
+def test_all_of_a_head_that_fits_is_kept(pytorch, tmp_path, caplog):
+    source, _ = trained_file(detector(3), pytorch, tmp_path)
     found = start_from(detector(5), source)
     new = [
         jax.tree_util.keystr(path, simple=True, separator="/")
