@@ -26,7 +26,9 @@ def test_names_cover_what_is_inside_and_wildcards_one_step():
         "layer1_0": {"a": 1},
         "layer2_0": {"a": 7},
     }
-    with pytest.raises(ValueError, match=r"contains 'encoder/layer9', but the .* are \['layer1_0', 'layer2_0'\]"):
+    with pytest.raises(
+        ValueError, match=r"contains 'encoder/layer9', but the .* are \['layer1_0', 'layer2_0'\]"
+    ):
         freezing.check_names(params, ("encoder/layer9",))
     with pytest.raises(ValueError, match="freeze: names contains 'neck'"):
         train.freeze(optax.sgd(0.1), "neck").init(params)
