@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import shutil
@@ -154,10 +155,15 @@ def finished(path: Path, work: Callable[[Path], Finished]) -> Finished:
 
 
 def keep_compiled() -> None:
-    """Caches compiled programs in the user's cache folder, or in JAX_COMPILATION_CACHE_DIR, for faster later starts."""
+    """Caches compiled programs in the user's cache folder, or in JAX_COMPILATION_CACHE_DIR, for faster later starts.
+
+    The cache excludes oneDNN. In the exercises' short runs, what this costs per step is about what the cache saves at
+    the start (docs/zoo.md has the numbers), so the library's warning of it only appears for a cache of the user.
+    """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "densezoo" / "compiled"))
+        logging.getLogger("densezoo.compiling").setLevel(logging.ERROR)
 
 
 def command_line(
