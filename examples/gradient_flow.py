@@ -206,9 +206,10 @@ def draw(runs: dict[str, list[Finished]], arguments: Arguments) -> Figure:
     panels[1, 2].axis("off")
     handles, labels = panels[0, 2].get_legend_handles_labels()
     note = f"Lines: mean over {arguments.seeds} seeds.\nBands: its 95 % interval (Student's t)."
-    note = f"{note}\n{QUICK_NOTE}" if arguments.quick else note
     panels[1, 2].legend(handles, labels, loc="upper left", title="skip", frameon=False)
     panels[1, 2].text(0, 0.1, note, transform=panels[1, 2].transAxes)
+    if arguments.quick:
+        figure.suptitle(QUICK_NOTE)
     return figure
 
 
