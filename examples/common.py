@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import shutil
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +35,7 @@ PREPROCESSING = dz.Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3)
 TASK = Segmentation(NUM_CLASSES, ignore_index=None, class_names=CLASSES)
 OTHER_NAMES = {"criterion": "loss", "directory": "out"}
 """Arguments of the library and the options that set them, if their names differ."""
+QUICK_NOTE = "--quick: the numbers only show that the script works; ignore them"
 # Two-sided 95% quantiles of Student's t, by degrees of freedom.
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 
@@ -152,10 +155,15 @@ def finished(path: Path, work: Callable[[Path], Finished]) -> Finished:
 
 
 def keep_compiled() -> None:
-    """Caches compiled programs in the user's cache folder, or in JAX_COMPILATION_CACHE_DIR, for faster later starts."""
+    """Caches compiled programs in the user's cache folder, or in JAX_COMPILATION_CACHE_DIR, for faster later starts.
+
+    The cache excludes oneDNN. In the exercises' short runs, what this costs per step is about what the cache saves at
+    the start (docs/zoo.md has the numbers), so the library's warning of it only appears for a cache of the user.
+    """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "densezoo" / "compiled"))
+        logging.getLogger("densezoo.compiling").setLevel(logging.ERROR)
 
 
 def command_line(
@@ -163,7 +171,7 @@ def command_line(
     arguments: type[T],
     defaults: Callable[[type[T], Sequence[str]], T | None] = lambda *_: None,
 ) -> None:
-    """Runs a script's `main` with the arguments of the command line.
+    """Runs a script's `main` with the arguments of the command line. `--help` starts with the script's docstring.
 
     Args:
         main: is called with the options.
@@ -171,12 +179,13 @@ def command_line(
         defaults: given this class and the command line, returns the defaults of the options; None for those of the
             class.
     """
+    description = (sys.modules[main.__module__].__doc__ or "").split("\n\n")[0]
     names = {field.name: "--" + field.name.replace("_", "-") for field in dataclasses.fields(arguments)}  # pyright: ignore
     names |= {name: names[flag] for name, flag in OTHER_NAMES.items() if flag in names}
     with user_errors(), as_flags(names):
-        tyro = require("tyro")
+        cli = partial(require("tyro").cli, arguments, description=description)
         known = defaults(arguments, sys.argv[1:])
-        main(tyro.cli(arguments) if known is None else tyro.cli(arguments, default=known))
+        main(cli() if known is None else cli(default=known))
 
 
 def progress(items: Sequence[T], label: str) -> Iterator[T]:

@@ -4,7 +4,7 @@ Usage: python examples/gradient_flow.py --out out/gradient_flow
 
 Trains the same tiny U-Net with concatenated, added and no skips, each with and without deep supervision (losses at
 coarser scales), on scenes of digits, with several seeds. At the start and during training it measures, for each layer
-of the encoder, the gradient relative to the kernel and the effective path length: the mean number of layers that the
+of the encoder, the gradient relative to the kernel and the mean path length: the mean number of layers that the
 gradient has passed on its way from the loss (`densezoo.inspect.gradient_flow`). Beside them stands the mean IoU at the
 same steps. A number after ± is half the width of the 95 % interval (Student's t) of the mean over the seeds.
 
@@ -23,6 +23,7 @@ import numpy as np
 from common import (
     NUM_CLASSES,
     PREPROCESSING,
+    QUICK_NOTE,
     TASK,
     Finished,
     check_runs,
@@ -84,7 +85,7 @@ def main(arguments: Arguments) -> None:
     summary = {name: summarise([scores for scores, _ in results]) for name, results in runs.items()}
     show(console, summary, arguments)
     picture = viz.save(draw(runs, arguments), arguments.out / "gradient_flow.png")
-    print(json.dumps({"seeds": arguments.seeds, "scores": summary, "picture": str(picture)}))
+    print(json.dumps({"quick": arguments.quick, "seeds": arguments.seeds, "scores": summary, "picture": str(picture)}))
 
 
 def name_of(skip: str, deep: bool) -> str:
@@ -158,10 +159,10 @@ def measured(flows: Sequence[GradientFlow], scores: Sequence[float]) -> Finished
 
 
 COLUMNS = {
-    "path_length_start": "path length, start",
-    "path_length_end": "path length, end",
-    "log10_first_over_last_start": "log10 first / last gradient, start",
-    "log10_first_over_last_end": "the same, end",
+    "path_length_start": "mean path length, start",
+    "path_length_end": "mean path length, end",
+    "log10_first_over_last_start": "log10(first / last), start",
+    "log10_first_over_last_end": "log10(first / last), end",
     "mean_iou_early": "mean IoU, early",
     "mean_iou": "mean IoU, end",
 }
@@ -170,18 +171,21 @@ COLUMNS = {
 def show(console: Console, summary: dict[str, dict[str, tuple[float, float]]], arguments: Arguments) -> None:
     early = moments(arguments.steps)[len(moments(arguments.steps)) // 2]
     caption = (
-        f"mean ± half of the 95 % interval (Student's t) over {arguments.seeds} seeds. Path length: layers between the"
-        " loss and the first convolution. First / last: gradient over kernel of the encoder's first convolution, over"
-        f" that of its last. Early: after {early} of {arguments.steps} steps."
+        f"mean ± half of the 95 % interval (Student's t) over {arguments.seeds} seeds. Mean path length: of the layers"
+        " between the loss and the encoder's first convolution. First / last: norm of the gradient over norm of the"
+        " kernel, for the encoder's first convolution, divided by the same for its last; 0 means that both change"
+        f" equally fast. Early: after {early} of {arguments.steps} steps."
     )
     table = Table("skip", *COLUMNS.values(), caption=caption)
     for name, row in summary.items():
         table.add_row(name, *(number(row, key) for key in COLUMNS))
     console.print(table)
+    if arguments.quick:
+        console.print(QUICK_NOTE)
 
 
 def draw(runs: dict[str, list[Finished]], arguments: Arguments) -> Figure:
-    """Path length and relative gradient by layer, at the start and the end, and mean IoU by step."""
+    """Mean path length and relative gradient by layer, at the start and the end, and mean IoU by step."""
     steps, colours = moments(arguments.steps), {"concat": "C0", "add": "C1", "none": "C2"}
     figure = Figure(figsize=(13, 8), layout="constrained")
     panels = figure.subplots(2, 3)
@@ -191,22 +195,29 @@ def draw(runs: dict[str, list[Finished]], arguments: Arguments) -> Figure:
         for row, moment in enumerate((0, -1)):
             for column, key in enumerate(("path_length", "relative")):
                 values = stacked[key][:, moment]
-                layers = np.arange(1, values.shape[1] + 1)
-                panels[row, column].plot(layers, values.mean(0), marker="o", markersize=3, **style)
-                panels[row, column].fill_between(layers, values.min(0), values.max(0), alpha=0.1, color=style["color"])
-        panels[0, 2].plot(steps, stacked["mean_iou"].mean(0), marker="o", markersize=3, **style)
+                draw_band(panels[row, column], np.arange(1, values.shape[1] + 1), values, style)
+        draw_band(panels[0, 2], steps, stacked["mean_iou"], style)
     for row, when in enumerate(("at the start", f"after {arguments.steps} steps")):
-        panels[row, 0].set(title=f"effective path length, {when}", ylabel="layers between the loss and this one")
-        panels[row, 1].set(title=f"gradient / kernel, {when}", ylabel="ratio of norms", yscale="log")
+        panels[row, 0].set(title=f"mean path length, {when}", ylabel="layers between the loss and this one")
+        panels[row, 1].set(title=f"gradient / kernel, {when}", ylabel="norm of gradient / norm of kernel", yscale="log")
         for panel in panels[row, :2]:
             panel.set(xlabel="convolution of the encoder, first to last")
-    panels[0, 2].set(title="mean IoU on held-out scenes", xlabel="step")
+    panels[0, 2].set(title="mean IoU on held-out scenes", xlabel="training step", ylabel="mean IoU")
     panels[1, 2].axis("off")
     handles, labels = panels[0, 2].get_legend_handles_labels()
-    note = f"Lines: mean over {arguments.seeds} seeds.\nBands: smallest to largest."
+    note = f"Lines: mean over {arguments.seeds} seeds.\nBands: its 95 % interval (Student's t)."
     panels[1, 2].legend(handles, labels, loc="upper left", title="skip", frameon=False)
     panels[1, 2].text(0, 0.1, note, transform=panels[1, 2].transAxes)
+    if arguments.quick:
+        figure.suptitle(QUICK_NOTE)
     return figure
+
+
+def draw_band(panel: Any, x: Any, values: np.ndarray, style: dict[str, Any]) -> None:
+    """Draws the mean of the runs (rows) as a line, and its 95 % interval as a band."""
+    mean, half = np.array(list(summarise([dict(enumerate(run)) for run in values]).values())).T  # pyright: ignore
+    panel.plot(x, mean, marker="o", markersize=3, **style)
+    panel.fill_between(x, mean - half, mean + half, alpha=0.1, color=style["color"])
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ Usage: python examples/receptive_field.py --encoder resnet34 --out out/receptive
 
 Prints the theoretical receptive field of each map of an encoder (from its strides, kernels and dilations) beside the
 effective one: the side of the smallest centred square that holds 95 % of the gradient of the map's middle. Draws both
-over a picture. --model adds the decoder and its output. The last line on standard output is a JSON object with all
-numbers.
+over a picture. The weights are random, unless --weights names a trained model. --model adds the decoder and its output.
+The last line on standard output is a JSON object with all numbers.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ import densezoo as dz
 from densezoo import viz
 from densezoo.data import to_float
 from densezoo.inspect import effective_receptive_field, receptive_fields
+from densezoo.viz.receptive import extent, layer_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,17 +67,28 @@ def main(arguments: Arguments) -> None:
     if not isinstance(model, dz.Encoder):
         names.append("")
     effective = [effective_receptive_field(model, variables, images, name) for name in names]
+    squares = [square_of(map_, arguments.share) for map_ in effective]
     rows = [
         {
             "layer": name or "output",
+            "stride": round(images.shape[1] / fields[name].shape[1]),
             "theory": fields[name].size,
             "whole": fields[name].whole,
-            "effective": side_of(map_, arguments.share),
+            "effective": side,
         }
-        for name, map_ in zip(names, effective, strict=True)
+        for name, (*_, side) in zip(names, squares, strict=True)
     ]
-    show(rows, arguments)
-    figure = viz.receptive_fields(pictures[0], [fields[name] for name in names], effective)
+    source = "random weights" if arguments.weights is None else f"weights of {arguments.weights}"
+    shown = [fields[name] for name in names]
+    count = "1 picture" if arguments.images == 1 else f"{arguments.images} pictures"
+    caption = (
+        f"{source}, {arguments.size}x{arguments.size} pixels; effective: side of the square around the middle that"
+        f" holds {arguments.share:.0%} of the gradient, averaged over {count}"
+    )
+    show(rows, shown, caption, arguments)
+    figure = viz.receptive_fields(pictures[0], shown, effective, squares=squares)
+    note = f"dashed: the square around the middle with {arguments.share:.0%} of the gradient, averaged over {count}"
+    figure.suptitle(f"{source}, {arguments.size}x{arguments.size} pixels\n{figure.get_suptitle()}\n{note}", fontsize=9)
     picture = viz.save(figure, arguments.out / "receptive_field.png")
     print(json.dumps({"layers": rows, "picture": str(picture)}))
 
@@ -90,25 +102,21 @@ def network(arguments: Arguments, images: jax.Array) -> tuple[Any, Any]:
     return model, jax.jit(model.init)(jax.random.key(0), images)
 
 
-def side_of(field: np.ndarray, share: float) -> int:
-    """The side of the smallest square around the heaviest pixels' centre that holds this share of the whole."""
-    centre = [round(float(field.sum(1 - axis) @ np.arange(field.shape[axis]))) for axis in (0, 1)]
+def square_of(field: np.ndarray, share: float) -> tuple[int, int, int]:
+    """Row and column of the centre of gravity, and the side of the smallest square around it with this share."""
+    row, column = (round(float(field.sum(1 - axis) @ np.arange(field.shape[axis]))) for axis in (0, 1))
     for half in range(max(field.shape)):
-        window = tuple(slice(max(at - half, 0), at + half + 1) for at in centre)
+        window = tuple(slice(max(at - half, 0), at + half + 1) for at in (row, column))
         if field[window].sum() >= share * field.sum():
-            return 2 * half + 1
-    return max(field.shape)
+            return row, column, 2 * half + 1
+    return row, column, max(field.shape)
 
 
-def show(rows: list[dict[str, Any]], arguments: Arguments) -> None:
-    caption = (
-        f"in pixels of a {arguments.size}x{arguments.size} image. Effective: side of the square around the middle that"
-        f" holds {arguments.share:.0%} of the gradient, averaged over {arguments.images} pictures"
-    )
-    table = Table("layer", "receptive field", "effective", caption=caption)
-    for row in rows:
-        height, width = row["theory"]
-        table.add_row(row["layer"], "the whole image" if row["whole"] else f"{height}x{width}", str(row["effective"]))
+def show(rows: list[dict[str, Any]], fields: list[Any], caption: str, arguments: Arguments) -> None:
+    table = Table("layer", "stride", "receptive field", "effective", caption=caption)
+    for row, field in zip(rows, fields, strict=True):
+        seen = extent(field, (arguments.size, arguments.size))
+        table.add_row(layer_name(field), str(row["stride"]), seen, str(row["effective"]))
     Console().print(table)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from common import (
     CLASSES,
     PREPROCESSING,
+    QUICK_NOTE,
     TASK,
     Finished,
     check_runs,
@@ -91,6 +92,7 @@ def main(arguments: Arguments) -> None:
     show(console, summary, arguments)
     picture = viz.save(draw(spread(val, PICTURES), predictions, summary, arguments), arguments.out / "boundaries.png")
     result = {
+        "quick": arguments.quick,
         "seeds": arguments.seeds,
         "interval": "95 %, Student's t, of the mean over seeds: [mean, half width]",
         "scores": summary,
@@ -128,6 +130,8 @@ def show(console: Console, summary: dict[str, dict[str, Any]], arguments: Argume
         sign = "" if parameters else "+"
         table.add_row(name, parameters, *(number(row, key, sign) for key in SCORES))
     console.print(table)
+    if arguments.quick:
+        console.print(QUICK_NOTE)
 
 
 def draw(
@@ -143,8 +147,12 @@ def draw(
         f"{name}: boundary F-score {number(summary[name], 'boundary_f')}, mean IoU {number(summary[name], 'mean_iou')}"
         for name in predictions
     ]
-    note = f"Mean ± 95 % t interval over {arguments.seeds} seeds, {arguments.val} scenes; pictures: seed 0."
-    figure.suptitle("\n".join([*lines, note]), fontsize=11)
+    lines += [
+        f"Mean ± 95 % t interval over {arguments.seeds} seeds, {arguments.val} scenes; pictures: seed 0.",
+        "A boundary is drawn as found only at the same pixel; the F-score allows a distance of"
+        f" {arguments.tolerance} pixel{'s' * (arguments.tolerance != 1)}.",
+    ]
+    figure.suptitle("\n".join([QUICK_NOTE, *lines] if arguments.quick else lines), fontsize=11)
     return figure
 
 

@@ -86,6 +86,7 @@ def main(arguments: Arguments) -> None:
 
     scores = next(record["scores"] for record in reversed(history) if "scores" in record)
     result = {
+        "quick": arguments.quick,
         "mean_iou": scores["mean_iou"],
         "per_class_iou": {name: scores[f"iou_{name}"] for name in CLASSES},
         "steps": int(state.step),

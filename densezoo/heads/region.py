@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,18 @@ from densezoo.types import Dtype, ModuleDef
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 """Factors of the second stage's deltas."""
+
+
+class BoxOutputs(NamedTuple):
+    """What a box head predicts for each of n regions.
+
+    Attributes:
+        logits: logits of each class.
+        deltas: an encoded box for each class.
+    """
+
+    logits: Float[Array, "n k"]
+    deltas: Float[Array, "n k 4"]
 
 
 class BoxHead(nn.Module):
@@ -40,9 +53,7 @@ class BoxHead(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n s s c"], *, train: bool = False
-    ) -> tuple[Float[Array, "n k"], Float[Array, "n k 4"]]:
+    def __call__(self, x: Float[Array, "n s s c"], *, train: bool = False) -> BoxOutputs:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for index in range(self.convs):
             conv = ConvNormAct(
@@ -61,7 +72,7 @@ class BoxHead(nn.Module):
             x = nn.relu(dense(features, x, f"fc{index}"))
         logits = dense(self.num_classes, x, "logits").astype(jnp.float32)
         deltas = dense(4 * self.num_classes, x, "deltas").astype(jnp.float32)
-        return logits, reshape(deltas, -1, self.num_classes, 4)
+        return BoxOutputs(logits, reshape(deltas, -1, self.num_classes, 4))
 
     def reference_names(self) -> list[Naming]:
         """Parameter names of torchvision's detectors."""

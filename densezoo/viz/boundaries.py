@@ -11,7 +11,8 @@ from matplotlib.patches import Patch
 from densezoo.viz import legend
 from densezoo.viz.colors import colorize, to_rgb
 
-AGREED, MISSED, INVENTED = (255, 255, 255), (230, 159, 0), (86, 180, 233)
+AGREED, MISSED, INVENTED = (255, 255, 255), (255, 0, 255), (0, 219, 36)
+"""Colours unlike those of the first classes, also for people with red-green colour blindness."""
 ZOOM = 4
 PANEL = 1.9
 

@@ -15,6 +15,13 @@ _NOT_SHOWN = ("step", "epoch", "time", "seconds", "images_per_second", "input_wa
 _SMOOTHED = ("loss", "reported", "gradient norm")
 _TRAINING = (*_SMOOTHED, "learning rate")
 _OF_CLASSES = "of each class"
+_Y_LABELS = {
+    "loss": "loss on training batches",
+    "reported": "value on training batches",
+    "gradient norm": "norm of the loss's gradient",
+    "learning rate": "learning rate",
+    "scores": "score on validation data",
+}
 _SHORT = 100  # a curve with at most this many records is not smoothed
 _SPELT = {"iou": "IoU", "dice": "Dice"}
 _LEGEND = 16  # the maximum number of curves in a panel's legend
@@ -91,7 +98,7 @@ def _draw(axes: Any, title: str, curves: dict[str, Curve], smoothing: float | No
             axes.plot(steps, _smoothed(values, keep), color="black", linewidth=1.0, zorder=4, label=label)
     axes.set_title(title, fontsize=11)
     axes.set_xlabel("training step")
-    axes.set_ylabel("training" if of_training else "validation")
+    axes.set_ylabel(_Y_LABELS.get(title) or f"{title.removesuffix(_OF_CLASSES).strip()} on validation data")
     every = [value for _, values in curves.values() for value in values]
     if not of_training and min(every) >= 0 and max(every) <= 1:
         axes.set_ylim(-0.02, 1.02)

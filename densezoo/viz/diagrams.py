@@ -8,21 +8,24 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from densezoo.types import Size
-from densezoo.viz.heads import draw_heads
+from densezoo.viz.heads import BUSES, NEXT, draw_heads, legend_of_heads
 from densezoo.viz.layout import Layout, Place, arrange, rows, terminal_text, terminals
 from densezoo.viz.strokes import INK, Point, draw_arrow, draw_rounded, write
 from densezoo.viz.structure import Architecture, Link, architecture
 
 FAINT = "#8a8a8a"
-FILLS = ("#bcdcf2", "#fbdca4", "#b9e3d3", "#e5c6da", "#dcdcdc", "#f3b8a4")
-"""Colours of the parts, in order of first occurrence."""
+FILLS = {"encoder": "#bcdcf2", "decoder": "#fbdca4", "top_down": "#b9e3d3", "neck": "#e5c6da", "extra": "#dcdcdc"}
+"""Colours of the parts that many models have, the same in every diagram."""
+OTHER_FILLS = ("#f3b8a4", "#d3cdf0", "#e6e6a8", "#c9e7f0")
+"""Colours of other parts, in order of first occurrence."""
 COLOURS = {"concat": "#c04a00", "add": "#00785a", "indices": "#8c3d77", "down": "#3d6f96", "up": "#a06c00"}
+COLOURS |= {f"bus {number}": colour for number, colour in enumerate(BUSES)}
 MEANINGS = {"down": "down to a coarser map", "up": "up to a finer map", "forward": "same size"}
-DASHES = {"concat": "-", "add": (0, (5, 2)), "indices": (0, (1.2, 1.6))}
-"""Dash patterns, so that skips differ in more than colour."""
+DASHES = {"concat": "-", "add": (0, (5, 2)), "indices": (0, (1.2, 1.6)), "next": NEXT}
+"""Dash patterns, so that arrows differ in more than colour."""
 GAP = 0.6
 LEFT = 0.6
-TITLE = 0.78
+TITLE = 0.88
 FOOT = 0.72
 LEGEND_LINE = 0.27
 
@@ -39,7 +42,8 @@ def diagram(
     Everything is derived from the models (`architecture`). A box's width represents its channels and its height its
     resolution (both on a compressed scale). An arrow is a data dependency in the traced program. Parts of the same name
     have the same colour, which the legend names. The class of an upsampler is below its part, that of a head at its
-    arrow. The heads of a detector are round boxes on the right, from top to bottom in the order in which they run.
+    arrow. "1x1, add" is a skip that a 1x1 convolution projects (`LateralAdd`). The heads of a detector are round boxes
+    on the right, from top to bottom in the order in which they run.
 
     Args:
         models: one model, several, or a mapping from titles to models.
@@ -145,7 +149,9 @@ def _fills(reads: list[Architecture]) -> dict[str, str]:
     """Colours of the parts by name."""
     boxes = [box for read in reads for i, box in enumerate(read.boxes) if i not in terminals(read)]
     parts = dict.fromkeys(_part(box.column) for box in boxes)
-    return {part: FILLS[number % len(FILLS)] for number, part in enumerate(parts)}
+    others = [part for part in parts if part not in FILLS]
+    fills = FILLS | {part: OTHER_FILLS[number % len(OTHER_FILLS)] for number, part in enumerate(others)}
+    return {part: fills[part] for part in parts}
 
 
 def _draw_model(
@@ -186,10 +192,10 @@ def _draw_link(axes: Any, read: Architecture, places: tuple[Place, ...], link: L
     draw_arrow(axes, points, colour, 1.9 if skip else 1.3, DASHES.get(link.join, "-") if skip else "-")
     # Where only branches of one part meet, the label is drawn once.
     meets = end.x < start.x and link.join and not any(o.kind == "skip" and o.end == link.end for o in read.links)
-    fits = abs(points[-1][0] - points[0][0]) > 0.1 + 0.07 * len(link.join)
+    fits = abs(points[-1][0] - points[0][0]) > 0.1 + 0.07 * len(link.words)
     if word is not None and ((skip and fits) or (meets and link.end not in labelled)):
         labelled.add(link.end)
-        write(axes, *word, link.join, color=colour, va="bottom", fontsize=9.5)
+        write(axes, *word, link.words, color=colour, va="bottom", fontsize=9.5)
 
     if link.kind == "head" and _direction(read, link) == "up" and read.boxes[link.end].upsample:
         times = round(read.boxes[link.start].stride / read.boxes[link.end].stride)
@@ -236,11 +242,14 @@ Entry = tuple[str, str, float]
 def _legend(reads: list[Architecture], fills: dict[str, str], width: float) -> list[list[Entry]]:
     """The legend's entries, line by line."""
     found = {_direction(read, link) for read in reads for link in read.links if link.kind != "skip"}
-    joins = dict.fromkeys(link.join for read in reads for link in read.links if link.kind == "skip")
+    skips = dict.fromkeys((link.words, link.join) for read in reads for link in read.links if link.kind == "skip")
     boxes = [*fills.items(), ("number and width: channels", ""), ("height: resolution", "")]
-    boxes += [("round: head, with the shapes of its outputs", "")] if any(read.heads for read in reads) else []
+    size = "x".join(map(str, reads[0].boxes[0].size))
+    if any(read.heads for read in reads):
+        boxes.append((f"round: head, with the shapes of its outputs for an image of {size}", ""))
     arrows = [(meaning, kind) for kind, meaning in MEANINGS.items() if kind in found]
-    arrows += [(f"skip: {join}", join) for join in joins]
+    arrows += [(f"skip: {words.replace('1x1', '1x1 convolution')}", join) for words, join in skips]
+    arrows += legend_of_heads(reads)
     lines: list[list[Entry]] = []
     for entries in (boxes, arrows):
         x = width

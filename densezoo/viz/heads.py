@@ -1,5 +1,6 @@
 """The heads of a detector in a diagram, with the maps that they read and the detections at the end."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from densezoo.viz.layout import BUS_GAP, HEAD_LINE, Layout, buses, head_lines
@@ -8,6 +9,19 @@ from densezoo.viz.structure import Architecture
 
 BUSES = ("#6a6a6a", "#a85fa0", "#4f8f4f")
 """Colours of the lines from maps to heads."""
+NEXT = (0, (1, 1))
+"""Dash pattern of the arrows from head to head, which are not maps of one size."""
+
+
+def legend_of_heads(reads: Sequence[Architecture]) -> list[tuple[str, str]]:
+    """Texts for the lines to heads and for the arrows between heads, each with the key of its colour and dashes."""
+    readers: dict[str, dict[str, None]] = {}
+    for read in reads:
+        for number, maps in enumerate(buses(read)):
+            names = dict.fromkeys(head.name or head.kind for head in read.heads if head.maps == maps)
+            readers.setdefault(f"bus {number % len(BUSES)}", {}).update(names)
+    entries = [(f"maps read by {', '.join(names)}", key) for key, names in readers.items()]
+    return [*entries, ("a head's result, for the next step", "next")] if entries else []
 
 
 def draw_heads(axes: Any, read: Architecture, layout: Layout) -> None:
@@ -34,4 +48,4 @@ def draw_heads(axes: Any, read: Architecture, layout: Layout) -> None:
             write(axes, place.x, y, words, fontsize=9, weight="normal" if line else "bold")
         for before in head.heads:
             start = layout.heads[before]
-            draw_arrow(axes, [(start.x, start.bottom), (place.x, place.top)], INK, 1.3, "-")
+            draw_arrow(axes, [(start.x, start.bottom), (place.x, place.top)], INK, 1.3, NEXT)

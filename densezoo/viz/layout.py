@@ -9,7 +9,7 @@ import math
 
 from densezoo.viz.structure import Architecture, Head
 
-TERMINAL_HEIGHT = 0.28
+TERMINAL_HEIGHT = 0.46
 ROW_GAP = 0.3
 LANE_GAP = 0.18
 COLUMN_GAP = 0.4
@@ -117,7 +117,7 @@ def arrange(read: Architecture, middles: dict[int, float], most: int) -> Layout:
     for i, below in above.items():
         while below in above:  # A head on top of a head.
             below = above[below]
-        width = 0.15 + CHARACTER * len(terminal_text(read, i))
+        width = 0.2 + CHARACTER * max(map(len, terminal_text(read, i).split("\n")))
         # Several heads on one map are placed side by side.
         middle = max(places[below].x, right + width / 2 + 0.1) if i else places[below].x
         places[i] = Place(middle, 0.0, width, TERMINAL_HEIGHT)
@@ -156,8 +156,9 @@ def head_lines(head: Head) -> list[str]:
 
 
 def terminal_text(read: Architecture, i: int) -> str:
-    """The text in the box of the image or the logits."""
-    return f"{read.boxes[i].name} {read.boxes[i].channels}"
+    """The two lines in the box of the image or the logits."""
+    channels = read.boxes[i].channels
+    return f"{read.boxes[i].name}\n{channels} channel{'s' * (channels != 1)}"
 
 
 def _lanes(read: Architecture) -> dict[int, int]:

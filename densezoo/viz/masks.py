@@ -12,6 +12,8 @@ from densezoo.viz import colors, legend, multilabel
 WIDTH = 2.2
 """Width of a picture in inches."""
 WRONG = (213, 0, 50)
+RIGHT = (160, 160, 160)
+"""A typical grey of the image behind the errors, for the legend."""
 
 
 def predictions(
@@ -76,6 +78,7 @@ def predictions(
     entries = legend.class_entries(every, class_names, palette, ignore_index)
     if truths is not None:
         entries.append(Patch(facecolor=legend.hexadecimal(WRONG), label="wrong class"))
+        entries.append(Patch(facecolor=legend.hexadecimal(RIGHT), label="right class: image in grey"))
     return _draw(rows, entries)
 
 

@@ -18,13 +18,19 @@ def receptive_fields(
     image: Float[np.ndarray, "h w c"],
     fields: Sequence[ReceptiveField],
     effective: Sequence[Float[np.ndarray, "h w"]],
+    *,
+    squares: Sequence[tuple[int, int, int]] | None = None,
 ) -> Figure:
     """Draws what the middle of each layer can see (a frame) and what it uses (bright pixels) over a picture.
+
+    A title has the layer's name, its stride, and the size of its receptive field. Maps of an encoder are called
+    levels, from fine to coarse.
 
     Args:
         image: the picture, as files hold it.
         fields: receptive fields of layers, from `inspect.receptive_fields`.
         effective: for each layer, the magnitudes of `inspect.effective_receptive_field`.
+        squares: for each layer, a square to draw with dashed lines: row and column of its middle, and its side.
 
     Returns:
         A matplotlib figure, for `viz.save`.
@@ -37,14 +43,14 @@ def receptive_fields(
         >>> import densezoo as dz
         >>> fields = dz.inspect.receptive_fields(dz.PlainEncoder((4, 8)), (32, 32, 3)).layers[:1]
         >>> figure = receptive_fields(np.zeros((32, 32, 3)), fields, [np.ones((32, 32))])
-        >>> figure.axes[0].get_title()
-        'block0/conv1: sees 3x3'
+        >>> figure.axes[0].get_title().splitlines()
+        ['block0/conv1, stride 1', 'sees 3x3']
     """
     if len(fields) != len(effective) or not fields:
         raise ValueError(f"expected as many maps as fields, and at least one; got {len(effective)} and {len(fields)}")
     columns = min(len(fields), 3)
     lines = -(-len(fields) // columns)
-    figure = Figure(figsize=(3.4 * columns, 3.6 * lines + 0.5), layout="constrained")
+    figure = Figure(figsize=(3.4 * columns, 3.8 * lines + 0.5), layout="constrained")
     picture = to_rgb(image)
     for number, (field, values) in enumerate(zip(fields, effective, strict=True)):
         axes = figure.add_subplot(lines, columns, number + 1)
@@ -59,9 +65,33 @@ def receptive_fields(
                 (left - 0.5, top - 0.5), right - left + 1, bottom - top + 1, fill=False, edgecolor="cyan", linewidth=1.5
             )
         )
-        seen = "the whole image" if field.whole else "x".join(map(str, field.size))
-        axes.set_title(f"{field.name or 'output'}: sees {seen}", fontsize=10)
+        if squares is not None:
+            row, column, side = squares[number]
+            corner = (column - side / 2, row - side / 2)
+            axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", linewidth=1.2, linestyle="--"))
+        axes.set(xlim=(-0.5, values.shape[1] - 0.5), ylim=(values.shape[0] - 0.5, -0.5))
+        stride = round(values.shape[0] / field.shape[1])
+        axes.set_title(f"{layer_name(field)}, stride {stride}\nsees {extent(field, values.shape)}", fontsize=10)
         axes.set_axis_off()
     note = "frame: pixels that the middle of the map depends on; bright: pixels that it depends on most (gradient)"
     figure.suptitle(note, fontsize=9)
     return figure
+
+
+def layer_name(field: ReceptiveField) -> str:
+    """The name of a layer in pictures and tables, such as `level 2` for an encoder's third map."""
+    if field.path and field.path[-1].isdigit():
+        return " ".join([*field.path[:-1], "level", field.path[-1]])
+    return field.name or "output"
+
+
+def extent(field: ReceptiveField, image_size: Sequence[int]) -> str:
+    """The size of a receptive field in words.
+
+    A field that covers the image from border to border is either that of the middle only, or that of every position.
+    """
+    if field.whole:
+        return "the whole image, at every position"
+    if field.size == tuple(image_size):
+        return "the whole image, in the middle"
+    return "x".join(map(str, field.size))

@@ -14,6 +14,8 @@ from densezoo.viz.tracing import Map, Trace, trace
 
 _JOINS = {"concatenate": "concat", "add": "add", "add_any": "add", "mul": "multiply"}
 """Display names of the primitives that combine maps."""
+_LATERAL = "lateral"
+"""The join of a `LateralAdd`, which is shown as `1x1, add` for the skip and as `add` for the other input."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +52,19 @@ class Link:
           `down` to a coarser map, `up` to a finer one, `forward` at the same size.
         join: how it is combined with the other inputs of `end`: `concat`, `add`, `indices` (pooling indices for
           unpooling) or another primitive's name; empty if there are no other inputs.
+        projection: `1x1` for a skip that a `LateralAdd` first projects by a 1x1 convolution; else empty.
     """
 
     start: int
     end: int
     kind: str
     join: str
+    projection: str = ""
+
+    @property
+    def words(self) -> str:
+        """What happens to a skip, such as `concat` or `1x1, add`."""
+        return f"{self.projection}, {self.join}" if self.projection else self.join
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,7 +271,13 @@ def _links(found: Trace, groups: list[list[int]]) -> tuple[Link, ...]:
     def only_indices(start: int, end: int) -> bool:
         return all(found.maps[s].integer for i in groups[end] for s in found.maps[i].sources if box_of[s] == start)
 
-    return tuple(Link(start, end, kind(start, end, join), join) for (start, end), join in joins.items())
+    def link(start: int, end: int, join: str) -> Link:
+        found_kind = kind(start, end, join)
+        if join != _LATERAL:
+            return Link(start, end, found_kind, join)
+        return Link(start, end, found_kind, "add", "1x1" if found_kind == "skip" else "")
+
+    return tuple(link(*ends, join) for ends, join in joins.items())
 
 
 def _join(found: Trace, group: list[int], i: int, source: int) -> str:
@@ -282,5 +297,5 @@ def _skip_class(module: nn.Module | None) -> str:
     """The join implied by the skip's class: a fused block does not build the concatenated map."""
     skip = getattr(module, "skip", type(module))
     skip = skip.func if isinstance(skip, partial) else skip
-    known = {ConcatSkip: "concat", LateralAdd: "add"}
+    known = {ConcatSkip: "concat", LateralAdd: _LATERAL}
     return next((name for cls, name in known.items() if isinstance(skip, type) and issubclass(skip, cls)), "")

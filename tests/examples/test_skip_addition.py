@@ -1,9 +1,11 @@
 """The code shared by the lesson's scripts, and that exercise 2 repeats no finished training."""
 
 import dataclasses
+import logging
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -46,6 +48,28 @@ def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
     for changes in ({"steps": 4}, {"val": 7}, {"tolerance": 2}):
         exercise.trained("concat", 0, val, dataclasses.replace(arguments, **changes))
     assert len(trainings) == 6
+
+
+def test_only_a_cache_of_the_user_gives_a_warning(tmp_path, monkeypatch):
+    config, logger = jax.config, logging.getLogger("densezoo.compiling")
+    before, level = config.jax_compilation_cache_dir, logger.level  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        for own in (str(tmp_path / "own"), None):
+            config.update("jax_compilation_cache_dir", own)
+            common.keep_compiled()
+            assert logger.isEnabledFor(logging.WARNING) == (own is not None)
+        assert config.jax_compilation_cache_dir == str(tmp_path / "densezoo" / "compiled")  # pyright: ignore
+    finally:
+        config.update("jax_compilation_cache_dir", before)
+        logger.setLevel(level)
+
+
+def test_help_starts_with_what_the_script_does(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["skip_addition.py", "--help"])
+    with pytest.raises(SystemExit):
+        common.command_line(exercise.main, exercise.Arguments)
+    assert "Exercise 2: U-Net skips by addition" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(("fields", "message"), [({"seeds": 1}, "--seeds must be 2 to 10"), ({"val": 0}, "at least 1")])

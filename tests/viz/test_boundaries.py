@@ -8,7 +8,7 @@ TRUTH[:, 2:] = 1
 SHIFTED = np.roll(TRUTH, -1, 1)
 SHIFTED[:, -1] = 1
 IMAGE = np.full((4, 4, 3), 0.3)
-FOUND, MISSED, MADE_UP = (255, 255, 255), (230, 159, 0), (86, 180, 233)
+FOUND, MISSED, MADE_UP = (255, 255, 255), (255, 0, 255), (0, 219, 36)
 
 
 def colours(picture):
@@ -32,6 +32,7 @@ def test_truth_predictions_and_boundaries_of_each_model(tmp_path):
     assert {MISSED, MADE_UP} < shifted and FOUND not in shifted
     legends = [[text.get_text() for text in legend.get_texts()] for legend in figure.legends]
     assert legends == [["sky", "tree"], ["boundary found", "boundary missed", "false boundary"]]
+    assert not {FOUND, MISSED, MADE_UP} & {tuple(colour) for colour in viz.palette(20).tolist()}
     viz.save(figure, tmp_path / "a.png", dpi=40)  # A layout that does not fit would be a warning.
 
 

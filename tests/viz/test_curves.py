@@ -25,6 +25,13 @@ def test_panels():
         "learning rate",
         "gradient norm",
     ]
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "loss on training batches",
+        "value on training batches",
+        "score on validation data",
+        "learning rate",
+        "norm of the loss's gradient",
+    ]
     assert curves(figure, "loss") == {"loss": ([1, 2, 3, 4, 5], [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5])}
     assert curves(figure, "scores") == {"iou": ([3, 5], [0.3, 0.6]), "dice": ([3], [0.4])}
     assert curves(figure, "learning rate") == {"learning_rate": ([5], [0.1])}
@@ -53,6 +60,7 @@ def test_scores_of_classes_have_a_panel_with_their_mean_on_top():
     scores = {"pixel_accuracy": 0.9, "iou_sky": 0.2, "iou_digit 0": 0.4, "mean_iou": 0.3, "mean_dice": 0.5}
     figure = viz.training_curves([{"step": 1, "scores": scores}, {"step": 2, "scores": scores}])
     assert [axes.get_title() for axes in figure.axes] == ["scores", "IoU of each class"]
+    assert figure.axes[1].get_ylabel() == "IoU on validation data"
     assert list(curves(figure, "scores")) == ["mean_iou", "mean_dice", "pixel_accuracy"]
     assert curves(figure, "IoU of each class") == {
         "mean_iou": ([1, 2], [0.3, 0.3]),

@@ -39,10 +39,10 @@ def test_words_are_read_off_the_models(figure):
     assert found["encoder"] == 3 + 1 and found["decoder"] == 3 + 1 and found["top_down"] == 1 + 1
     assert f"PlainEncoder, UNetDecoder, {viz.architecture(UNET).parameters:,} parameters" in found
     assert found["concat"] == 3 and found["indices"] == 3
-    assert found["add"] == 4  # Three laterals, and where the branches are added up.
-    assert found["image 3"] == 3 and found["head 7"] == 1 and found["head 1"] == 2
+    assert found["1x1, add"] == 3 and found["add"] == 1  # The laterals, and where the branches are added up.
+    assert found["image\n3 channels"] == 3 and found["head\n7 channels"] == 1 and found["head\n1 channel"] == 2
     assert found["1/8"] == 1
-    assert found["skip: concat"] == found["skip: add"] == found["skip: indices"] == 1
+    assert found["skip: concat"] == found["skip: 1x1 convolution, add"] == found["skip: indices"] == 1
 
 
 def test_parts_of_one_name_have_one_colour_which_the_legend_shows(figure):
@@ -62,13 +62,29 @@ def test_the_heads_of_a_detector_stand_beside_its_pyramid():
     model = dz.create_model("faster_rcnn", ENCODER, 3, features=16, hidden=(8,), levels=2).clone(proposals=(50, 50))
     figure = viz.diagram([model, UNET])
     found = texts(figure)
-    assert {"rpn", "box_head", "detections", "50 x 3 x 4", "boxes 100 x 4"} <= set(found)
+    assert {"rpn", "box_head", "detections", "deltas 50 x 3 x 4", "boxes 100 x 4"} <= set(found)
+    # The legend names the readers of each line, the arrows between heads, and the image that the shapes belong to.
+    assert {"maps read by rpn", "maps read by box_head", "a head's result, for the next step"} <= set(found)
+    assert any(text.startswith("round: head") and text.endswith("an image of 256x256") for text in found)
     assert_readable(figure)
+
+
+def test_a_part_has_the_same_colour_in_every_diagram():
+    def colours(model):
+        figure = viz.diagram(model)
+        keys = [line.get_markerfacecolor() for line in figure.axes[0].lines if line.get_marker() == "s"]
+        found = texts(figure)
+        end = found.index("number and width: channels")
+        return dict(zip(found[end - len(keys) : end], keys, strict=True))
+
+    neck = dz.PyramidModel(ENCODER, dz.FPNNeck(features=24, levels=2))
+    fpn, alone = colours(dz.create_model("fpn", ENCODER)), colours(neck)
+    assert fpn["top_down"] == alone["top_down"] != fpn["decoder"] and fpn["encoder"] == alone["encoder"]
 
 
 def test_another_skip_is_another_picture():
     added = Counter(texts(viz.diagram(dz.create_model("unet", ENCODER, skip=dz.LateralAdd))))
-    assert added["add"] == 3 and added["skip: add"] == 1
+    assert added["1x1, add"] == 3 and added["skip: 1x1 convolution, add"] == 1
     assert not added["concat"] and not added["skip: concat"]
 
 

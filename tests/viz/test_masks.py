@@ -33,6 +33,7 @@ def test_rows_and_errors():
         "road",
         "ignored",
         "wrong class",
+        "right class: image in grey",
     ]
     assert figure.legends[0].get_patches()[1].get_facecolor() == pytest.approx((*viz.palette(3)[1] / 255, 1))
 
@@ -59,7 +60,7 @@ def test_more_classes_than_colours(tmp_path):
     image = np.zeros((16, 20, 3), np.uint8)
     figure = viz.predictions([image], [mask], [mask])
     entries = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert len(entries) == 42 and entries[-3:] == ["class 299", "and 260 more", "wrong class"]
+    assert len(entries) == 43 and entries[-4:-1] == ["class 299", "and 260 more", "wrong class"]
     assert viz.save(figure, tmp_path / "a.png", dpi=40).is_file()
     assert viz.overlay(image, mask, palette=viz.palette(300)).shape == image.shape
     # Every mask of one palette has 16 bits, even one with only small labels.

@@ -49,6 +49,9 @@ def test_parameters_are_counted():
 def test_skips_follow_the_model(skip, join):
     read = viz.architecture(dz.create_model("unet", ENCODER, skip=skip))
     assert [found for *_, found in skips(read)] == [join] * 3
+    # Only a lateral is projected, and only on its way from the encoder.
+    projected = [link.kind for link in read.links if link.projection == "1x1"]
+    assert projected == (["skip"] * 3 if join == "add" else [])
 
 
 def test_upsamplers_follow_the_model():
@@ -133,7 +136,7 @@ def test_the_heads_of_a_detector():
     assert [head.heads for head in read.heads] == [(), (0,), (1,), (2,)]
     anchors = 3 * (64**2 + 32**2 + 16**2 + 8**2 + 4**2)
     assert rpn.outputs == (("logits", (anchors, 1)), ("deltas", (anchors, 4)))
-    assert box.outputs == (("", (50, 3)), ("", (50, 3, 4))) and mask.outputs == (("", (100, 28, 28, 3)),)
+    assert box.outputs == (("logits", (50, 3)), ("deltas", (50, 3, 4))) and mask.outputs == (("", (100, 28, 28, 3)),)
     assert detections.outputs[0] == ("boxes", (100, 4)) and detections.outputs[-1] == ("masks", (100, 28, 28))
     # Maps that the neck only hands on are not drawn twice.
     assert len({(box.column, box.stride) for box in read.boxes}) == len(read.boxes)
