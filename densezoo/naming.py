@@ -17,6 +17,7 @@ DETECTORS = "torchvision's detectors"
 TORCHVISION = "torchvision's segmentation models"
 PLAIN = "plain U-Nets"
 HRNET = "HRNet's authors"
+DIFFUSERS = "diffusers"
 """Sources of the names."""
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}

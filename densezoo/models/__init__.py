@@ -4,18 +4,23 @@ The files of detectors register their families, like those of the decoders.
 """
 
 from densezoo.models.detection import detect
+from densezoo.models.diffusion import DiffusionUNet
+from densezoo.models.diffusion_levels import DownLevel, MiddleLevel, UpLevel
 from densezoo.models.panoptic import Panoptic, PanopticFPN, panoptic
 from densezoo.models.rcnn import RCNN, RegionOutputs
 from densezoo.models.segmentation import PyramidModel, SegmentationModel
 from densezoo.models.single_stage import PlainNeck, SingleStage
 from densezoo.models.two_stage import two_stage
 
-COMPOSITIONS = (SegmentationModel, PyramidModel, SingleStage, RCNN)
-"""All model classes. A model is called with images and has a field for each part."""
+COMPOSITIONS = (SegmentationModel, PyramidModel, SingleStage, RCNN, DiffusionUNet)
+"""All model classes. A model is called with images, and most have a field for each part."""
 
 __all__ = [
     "COMPOSITIONS",
     "RCNN",
+    "DiffusionUNet",
+    "DownLevel",
+    "MiddleLevel",
     "Panoptic",
     "PanopticFPN",
     "PlainNeck",
@@ -23,6 +28,7 @@ __all__ = [
     "RegionOutputs",
     "SegmentationModel",
     "SingleStage",
+    "UpLevel",
     "detect",
     "panoptic",
     "two_stage",

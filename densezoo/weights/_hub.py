@@ -12,6 +12,7 @@ import jax
 
 from densezoo.encoders import ENCODERS
 from densezoo.extras import require
+from densezoo.weights import _diffusers
 from densezoo.weights._convert import from_torch
 from densezoo.weights._parameters import parts_of
 from densezoo.weights._shards import WEIGHTS, shards_of
@@ -70,6 +71,10 @@ def from_hub(
         ((2, 4, 8, 16, 32), ['batch_stats', 'params'])
     """
     config = _config(repository, revision)
+    if config.get("_class_name") == _diffusers.CLASS:
+        model = _diffusers.unet_of_config(config) if model is None else model
+        weights = _file(repository, _diffusers.WEIGHTS, revision)
+        return model, from_torch(model, weights, strict=strict, in_channels=in_channels, key=key, entry=entry)
     # segmentation_models_pytorch's repositories are named after the encoder, then a dot and the data.
     architecture = str(config.get("architecture") or re.sub(r"\..*", "", File(repository).name))
     if model is None:

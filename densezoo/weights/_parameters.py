@@ -175,11 +175,10 @@ def choose(
 
 
 def stem_path(model: nn.Module) -> Path | None:
-    """The path of the kernel of the encoder's first convolution, if known."""
+    """The path of the kernel of the first convolution, if known."""
     parts = parts_of(model)
     part = "encoder" if "encoder" in parts else ""
-    encoder = parts.get(part)
-    stem: str | None = encoder.stem if isinstance(encoder, Encoder) else None
+    stem: str | None = getattr(parts.get(part), "stem", None)
     return None if stem is None else ("params", *([part] if part else []), *stem.split("/"), "kernel")
 
 
@@ -202,8 +201,10 @@ def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
             raise ValueError(f"it has far more layers than its {len(tree)} arrays could fill")
         return function(*args, **keywords)
 
+    stem = tree.get(stem_path(model) or ())
+    channels = stem.shape[-2] if np.ndim(stem) == 4 else 3
     with nn.intercept_methods(count):
-        expected = shapes_of(model, 3)
+        expected = shapes_of(model, channels)
     lines = [f"{'/'.join(path)} is missing" for path in expected if path not in tree]
     lines += [f"{'/'.join(path)} is unexpected" for path in tree if path not in expected]
     wrong = {p: (array.shape, tuple(tree[p].shape)) for p, array in expected.items() if p in tree}
