@@ -22,17 +22,22 @@ from safetensors.numpy import save_file
 from densezoo import files
 from densezoo.blocks import BatchNorm, Conv, FrozenBatchNorm
 from densezoo.compiling import Jitted, compiler_options, onednn_options
+from densezoo.inputs import example_inputs
 from densezoo.inspect.walk import module_calls
 from densezoo.ops.implementation import chosen, onednn
 from densezoo.ops.winograd import winograd_conv, winograd_is_faster, winograd_kernel
 from densezoo.types import Dtype
 from densezoo.weights import check_variables
 
-_FORMAT = "densezoo compiled 1"
+_Inputs = tuple[tuple[tuple[int, ...], str], ...]
+"""Shape and dtype of each input of a program."""
+_FORMAT = "densezoo compiled 2"
 
 
 def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None, method: str | None = None) -> "Inference":
     """Compiles a model with its variables for inference: `infer(images)` equals `model.apply(variables, images)`.
+
+    A model of several inputs is compiled to a function of all of them, such as `infer(before, after)`.
 
     Batch norms are folded into the preceding convolutions, and the variables become constants of the program. The
     function is compiled on the first call with each shape, with `compiler_options()` and, if available, with oneDNN.
@@ -42,16 +47,15 @@ def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None, met
     Their outputs differ by about 1e-5 of the largest, and their kernels need four times the memory.
 
     Args:
-        model: any model that is called with images, including your own modules.
+        model: any model whose first input is images, including your own modules.
         variables: the model's variables.
-        dtype: dtype of the computation, such as `jnp.bfloat16`. Parameters and images are cast to it, statistics are
-            not. None keeps the dtypes.
+        dtype: dtype of the computation, such as `jnp.bfloat16`. Parameters and images are cast to it; statistics and
+            other inputs are not. None keeps the dtypes.
         method: method of the model to compile instead of `__call__`. "detect" compiles a detector from images to
             `Detections`.
 
     Returns:
-        A function of images and the model's other inputs, such as the sizes of pictures for a detector. It can be saved
-        if it takes images only.
+        A function of images and the model's other inputs, such as the sizes of pictures for a detector.
 
     Raises:
         TypeError: if the model and the variables are swapped.
@@ -80,8 +84,8 @@ def load_compiled(path: str | Path) -> "Loaded":
         path: path of the file.
 
     Returns:
-        A function of images, for the image shapes that were saved. It runs machine code and cannot be traced: call it
-        outside of `jax.jit`, `jax.grad` and `jax.vmap`.
+        A function of the model's inputs, for the shapes that were saved. It runs machine code and cannot be traced:
+        call it outside of `jax.jit`, `jax.grad` and `jax.vmap`.
 
     Raises:
         ValueError: if the file is of another kind, or was written with another version of JAX, platform or processor.
@@ -103,16 +107,17 @@ def load_compiled(path: str | Path) -> "Loaded":
                 )
             programs = {}
             for index, entry in enumerate(json.loads(header["programs"])):
-                trees = (jax.tree.structure(((0,), {})), jax.tree.structure(_skeleton(entry["output"])))
+                inputs = tuple((tuple(shape), dtype) for shape, dtype in entry["inputs"])
+                trees = (jax.tree.structure(((0,) * len(inputs), {})), jax.tree.structure(_skeleton(entry["output"])))
                 program = serialize_executable.deserialize_and_load(file.get_tensor(f"{index}").tobytes(), *trees)
-                programs[tuple(entry["shape"]), entry["dtype"]] = program
+                programs[inputs] = program
     except SafetensorError as error:
         raise ValueError(f"{path} is not a file of compiled programs: {error}") from error
     return Loaded(programs)
 
 
 class Inference:
-    """The result of `compile`: a function of images, (b, h, w, c), that returns the model's outputs."""
+    """The result of `compile`: a function of images, (b, h, w, c), and any other inputs, that returns the outputs."""
 
     def __init__(self, model: nn.Module, variables: Any, dtype: Dtype | None, method: str | None = None):
         self._model, self._dtype, self._method = model, dtype, method
@@ -120,17 +125,17 @@ class Inference:
         self._exact: dict[str, Any] = jax.tree.map(np.asarray, unfreeze(dict(variables)))
         self._variables = self._exact | {"params": jax.tree.map(self._cast, self._exact["params"])}
         self._jitted = Jitted(self._run)
-        self._shapes: dict[tuple[tuple[int, ...], str], None] = {}
+        self._shapes: dict[_Inputs, None] = {}
 
     def __call__(self, images: Float[Array, "b h w c"], *inputs: Any) -> Any:
         result = self._jitted(images, *inputs)
-        if not inputs and not isinstance(images, Tracer):
-            self._shapes[_program_for(images)] = None
+        if not any(isinstance(x, Tracer) for x in (images, *inputs)):
+            self._shapes[_program_for(images, *inputs)] = None
         return result
 
-    def lower(self, images: Any) -> Any:
-        """Lowers the function for images of a shape, like `lower` of a jitted function."""
-        return self._jitted.lower(images)
+    def lower(self, images: Any, *inputs: Any) -> Any:
+        """Lowers the function for inputs of these shapes, like `lower` of a jitted function."""
+        return self._jitted.lower(images, *inputs)
 
     def save(self, path: str | Path, *shapes: tuple[int, int, int, int]) -> None:
         """Writes the compiled programs to a file for `load_compiled`, on the same processor with the same JAX.
@@ -140,13 +145,15 @@ class Inference:
 
         Args:
             path: path of the file.
-            *shapes: shapes of float32 images. Shapes that the function was called with are always saved.
+            *shapes: shapes of float32 images. The model's other inputs are those for such images. Shapes that the
+                function was called with are always saved.
 
         Raises:
             ValueError: if the function was never called and no shape is given, or if the model's output is not made of
                 arrays, tuples and dictionaries.
         """
-        wanted = self._shapes | {(tuple(shape), "float32"): None for shape in shapes}
+        images = [jax.ShapeDtypeStruct(tuple(shape), jnp.float32) for shape in shapes]
+        wanted = self._shapes | {_program_for(*example_inputs(self._model, x)): None for x in images}
         if not wanted:
             raise ValueError("there is nothing to save yet: call it with images first, or pass image shapes")
         if onednn_options():
@@ -156,15 +163,15 @@ class Inference:
             )
         entries, payloads = [], {}
         jitted = jax.jit(self._run, compiler_options=compiler_options())
-        for index, (shape, dtype) in enumerate(wanted):
-            compiled = jitted.lower(jax.ShapeDtypeStruct(shape, dtype)).compile()
+        for index, inputs in enumerate(wanted):
+            compiled = jitted.lower(*(jax.ShapeDtypeStruct(*x) for x in inputs)).compile()
             payload, _, output = serialize_executable.serialize(compiled)
             outline = _outline(jax.tree.unflatten(output, [0] * output.num_leaves))
             if jax.tree.structure(_skeleton(outline)) != output:
                 raise ValueError(
                     f"only outputs of arrays, tuples and dictionaries can be saved; this model has {output}"
                 )
-            entries.append({"shape": shape, "dtype": dtype, "output": outline})
+            entries.append({"inputs": inputs, "output": outline})
             payloads[f"{index}"] = np.frombuffer(payload, np.uint8)
         header = {"format": _FORMAT, "made for": json.dumps(_here()), "programs": json.dumps(entries)}
         files.replace(path, lambda temporary: save_file(payloads, temporary, header))
@@ -174,26 +181,31 @@ class Inference:
 
     def _run(self, images: Float[Array, "b h w c"], *inputs: Any) -> Any:
         with module_calls(_Folding(self._exact, self._variables, self._dtype)):
-            return self._model.apply(self._variables, self._cast(images), *inputs, method=self._method)
+            others = [self._cast(x) if np.ndim(x) == np.ndim(images) else x for x in inputs]
+            return self._model.apply(self._variables, self._cast(images), *others, method=self._method)
 
 
 class Loaded:
-    """The result of `load_compiled`: a function of images, for the shapes that were saved."""
+    """The result of `load_compiled`: a function of the model's inputs, for the shapes that were saved."""
 
-    def __init__(self, programs: Mapping[tuple[tuple[int, ...], str], Any]):
+    def __init__(self, programs: Mapping[_Inputs, Any]):
         self._programs = programs
 
-    def __call__(self, images: Float[Array, "b h w c"]) -> Any:
-        key = _program_for(images)
+    def __call__(self, images: Float[Array, "b h w c"], *inputs: Any) -> Any:
+        key = _program_for(images, *inputs)
         if key not in self._programs:
-            known = ", ".join(f"{shape} {dtype}" for shape, dtype in self._programs)
-            raise ValueError(f"the file has no program for images of {key[0]} {key[1]}, only for {known}")
-        return self._programs[key](images)
+            known = ", ".join(map(_text, self._programs))
+            raise ValueError(f"the file has no program for images of {_text(key)}, only for {known}")
+        return self._programs[key](images, *inputs)
 
 
-def _program_for(images: Any) -> tuple[tuple[int, ...], str]:
-    """Shape and type of images, the type as JAX takes it: NumPy's float64 is float32 unless x64 is enabled."""
-    return tuple(images.shape), jax.dtypes.canonicalize_dtype(images.dtype).name
+def _program_for(*inputs: Any) -> _Inputs:
+    """Shapes and types of inputs, the types as JAX takes them: NumPy's float64 is float32 unless x64 is enabled."""
+    return tuple((tuple(x.shape), jax.dtypes.canonicalize_dtype(x.dtype).name) for x in inputs)
+
+
+def _text(inputs: _Inputs) -> str:
+    return " and ".join(f"{shape} {dtype}" for shape, dtype in inputs)
 
 
 class _Folding:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from densezoo.types import Detections
 class Predictor:
     """A function from an image to its prediction. Created by `load_predictor`, or from a model and its variables.
 
+    A task with several images takes all of them: `predict(before, after)` for `tasks.ChangeDetection`.
+
     Each image is computed at its own size, exactly like `model.apply`. Each size is compiled once, with its first
     image. For images of many sizes, `pad_to` limits the number of compilations, at the cost of an approximation.
 
     Args:
         task: the task that the model was trained for, such as `tasks.Segmentation(num_classes=3)`.
-        model: images -> outputs of the images' size.
+        model: the task's inputs -> outputs of the images' size.
         variables: the model's variables.
         preprocessing: preprocessing of the images; None for three channels with ImageNet's mean and deviation.
         pad_to: pads sides to multiples of this many pixels by repeating the last row and column. At most one size per
@@ -73,52 +76,62 @@ class Predictor:
         infer, normalize = compile(model, variables, method=method), self.preprocessing.normalize()
 
         def outputs(images, sizes):
-            images = normalize(jax.random.key(0), {"image": images})["image"]
-            return infer(images) if method is None else infer(images, sizes)
+            named = normalize(jax.random.key(0), dict(zip(task.inputs, images, strict=True)))
+            return infer(*named.values()) if method is None else infer(*named.values(), sizes)
 
         self._predict = Jitted(lambda images, sizes: task.predict(outputs(images, sizes)))
         self._probabilities = Jitted(lambda images, sizes: task.probabilities(outputs(images, sizes)))
 
-    def __call__(self, picture: np.ndarray) -> Any:
+    def __call__(self, *pictures: np.ndarray) -> Any:
         """The task's prediction, such as an (h, w) int32 mask.
 
         Args:
-            picture: (h, w, channels), integers or floats, as `data.read_image` gives it.
+            *pictures: an image for each of the task's inputs, usually one: (h, w, channels), integers or floats, as
+                `data.read_image` gives it.
 
         Raises:
-            ValueError: if the image's shape or number of channels is wrong.
+            TypeError: if the number of images is wrong.
+            ValueError: if an image's shape or number of channels is wrong, or the images differ in size.
         """
-        return self._run(self._predict, picture)
+        return self._run(self._predict, pictures)
 
-    def probabilities(self, picture: np.ndarray) -> Any:
+    def probabilities(self, *pictures: np.ndarray) -> Any:
         """The probabilities of the classes, (h, w, classes) float32, for a task that has them.
 
         Raises:
-            ValueError: if the image's shape or number of channels is wrong.
+            TypeError: if the number of images is wrong.
+            ValueError: if an image's shape or number of channels is wrong, or the images differ in size.
             AttributeError: if the task has no probabilities.
         """
         if not hasattr(self.task, "probabilities"):
             raise AttributeError(f"{type(self.task).__name__} has no probabilities")
-        return self._run(self._probabilities, picture)
+        return self._run(self._probabilities, pictures)
 
-    def _run(self, function: Any, picture: np.ndarray) -> Any:
-        prepared = self.preprocessing.prepare(np.asarray(picture))
-        whole = prepared.shape[:2]
+    def _run(self, function: Any, pictures: Sequence[np.ndarray]) -> Any:
+        if len(pictures) != len(self.task.inputs):
+            raise TypeError(
+                f"{type(self.task).__name__} needs {len(self.task.inputs)} images ({', '.join(self.task.inputs)}); got"
+                f" {len(pictures)}"
+            )
+        prepared = [self.preprocessing.prepare(np.asarray(picture)) for picture in pictures]
+        whole, *others = (image.shape[:2] for image in prepared)
+        if others and set(others) != {whole}:
+            raise ValueError(f"the images differ in size (height, width): {', '.join(map(str, [whole, *others]))}")
         height, width = self.preprocessing.size_of(*whole)
         if (height, width) != whole:
-            prepared = _resized(prepared, (height, width))
+            prepared = [_resized(image, (height, width)) for image in prepared]
         padding = [(0, -side % self._pad_to) for side in (height, width)]
-        padded = np.pad(prepared, (*padding, (0, 0)), mode="edge")
+        padded = [np.pad(image, (*padding, (0, 0)), mode="edge")[None] for image in prepared]
 
         def of_picture(x: Any) -> np.ndarray:
             array = np.asarray(x)[0]
-            if array.shape[:2] != padded.shape[:2]:
+            if array.shape[:2] != padded[0].shape[1:3]:
                 return array
             array = array[:height, :width]
             return array if (height, width) == whole else _resized(array, whole)
 
         sizes = np.array([[height, width]], np.int32)
-        found = jax.tree.map(of_picture, function(padded[None], sizes))
+        found = jax.tree.map(of_picture, function(padded, sizes))
         zoom = np.array([whole[1] / width, whole[0] / height] * 2, np.float32)
 
         def zoomed(part: Any) -> Any:  # boxes end at the border of the picture that the model saw
@@ -151,7 +164,8 @@ def load_predictor(
         multiple: deprecated name of `pad_to`.
 
     Returns:
-        A function from an image (h, w, channels), as read from a file, to the task's prediction.
+        A function from an image (h, w, channels), as read from a file, to the task's prediction. A task with several
+        images takes all of them.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
 from densezoo.blocks import BatchNorm, Conv
+from densezoo.inputs import example_inputs
 from densezoo.inspect.walk import Path, traced, walk
 from densezoo.types import accumulator_dtype
 from densezoo.weights import check_variables
@@ -27,7 +28,7 @@ def fold_batch_norm(model: nn.Module, variables: Any, images: Any = None) -> Any
     Args:
         model: a model of `densezoo.Conv` and `densezoo.BatchNorm`.
         variables: the model's variables, with `params` and `batch_stats`.
-        images: an input of the model; only its shape matters. None uses a small square image with the number of
+        images: images for the model; only their shape matters. None uses a small square image with the number of
             channels that the first convolution reads.
 
     Returns:
@@ -96,8 +97,8 @@ def _pairs(model: nn.Module, variables: Any, images: Any) -> dict[Path, tuple[Pa
 
     side = max(64, getattr(getattr(model, "encoder", model), "min_size", 1))
     shape = (1, side, side, 3) if images is None else images.shape
-    image = jax.ShapeDtypeStruct(shape, jnp.float32)
-    program = traced(partial(model.apply, train=False), variables, image, visit=watch)
+    inputs = example_inputs(model, jax.ShapeDtypeStruct(shape, jnp.float32))
+    program = traced(partial(model.apply, train=False), variables, *inputs, visit=watch)
     calls = Counter(path for _, path in made)
     named = [step for step in walk(program) if step.name == "name"]
     elsewhere = {step.equation.params["name"] for step in named if _readers(step.program, step.equation.outvars[0]) > 1}

@@ -11,6 +11,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from densezoo.inputs import example_inputs
 from densezoo.inspect.intervals import Reach, Value
 from densezoo.inspect.reach import run
 from densezoo.inspect.walk import Path, as_reference, module_calls
@@ -105,7 +106,7 @@ def receptive_fields(
         raise ValueError(
             f"image_shape must be (height, width, channels), with or without a leading batch axis; got {image_shape}"
         )
-    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    inputs = example_inputs(model, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     names: dict[str, Path] = {}
 
     def label(path: Path, result: Any) -> Any:
@@ -123,9 +124,10 @@ def receptive_fields(
         return label(module.path, result) if len(module.path) <= depth and args else result
 
     with as_reference(model) as model, module_calls(visit):
-        variables = jax.eval_shape(model.init, jax.random.key(0), image)
-        program = jax.make_jaxpr(lambda *arguments: model.apply(*arguments))(variables, image)
-    rows, columns = (_spans(program, axis, shape[axis]) for axis in (0, 1))
+        variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+        program = jax.make_jaxpr(lambda *arguments: model.apply(*arguments))(variables, *inputs)
+    are_images = [x.shape == inputs[0].shape for x in inputs]
+    rows, columns = (_spans(program, axis, shape[axis], are_images) for axis in (0, 1))
     layers = []
     for name in rows:
         (output, vertical, all_rows), (_, horizontal, all_columns) = rows[name], columns[name]
@@ -137,8 +139,8 @@ Span = tuple[tuple[int, ...], tuple[int, int], bool]
 """Shape of an output, the first and last row that its middle depends on, and whether every position needs all rows."""
 
 
-def _spans(program: Any, axis: int, length: int) -> dict[str, Span]:
-    """What each named map of a program depends on, along one axis of the image."""
+def _spans(program: Any, axis: int, length: int, are_images: Sequence[bool]) -> dict[str, Span]:
+    """What each named map of a program depends on, along one axis of the images among its last inputs."""
     spans: dict[str, Span] = {}
 
     def note(name: str, value: Value, shape: tuple[int, ...]) -> None:
@@ -148,8 +150,8 @@ def _spans(program: Any, axis: int, length: int) -> dict[str, Span]:
             spans[name] = shape, (int(value.first[at]), int(value.last[at])), every
 
     positions = np.arange(length)
-    weights: list[Value] = [None] * (len(program.jaxpr.invars) - 1)
-    inputs = [*weights, Reach(1 + axis, positions, positions)]
+    weights: list[Value] = [None] * (len(program.jaxpr.invars) - len(are_images))
+    inputs = [*weights, *(Reach(1 + axis, positions, positions) if image else None for image in are_images)]
     run(program.jaxpr, inputs, program.consts, note)
     return spans
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from densezoo.heads import AnchorOutputs, PointOutputs
+from densezoo.inputs import example_inputs
 from densezoo.inspect.walk import Path, as_reference, inference_method, traced, walk
 from densezoo.types import Dtype, Pyramid
 
@@ -102,7 +103,7 @@ def summary(
         raise ValueError(
             f"image_shape must be (height, width, channels), with or without a leading batch axis; got {image_shape}"
         )
-    images = jax.ShapeDtypeStruct(shape, dtype)
+    inputs = example_inputs(model, jax.ShapeDtypeStruct(shape, dtype))
     results: dict[Path, Any] = {}
 
     def note(module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
@@ -111,15 +112,15 @@ def summary(
             results.setdefault(module.path, []).append(_outputs(result))
         return result
 
-    def predict(variables: Any, images: Any) -> Any:
-        result = model.apply(variables, images, method=inference_method(model))
+    def predict(variables: Any, *inputs: Any) -> Any:
+        result = model.apply(variables, *inputs, method=inference_method(model))
         results[()] = [_outputs(result)]
         return result
 
     with as_reference(model) as model:
-        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
         # The results are tracers, which have shapes.
-        program = traced(predict, variables, images, visit=note)
+        program = traced(predict, variables, *inputs, visit=note)
     flops: collections.Counter[Path] = collections.Counter()
     for step in walk(program):
         path = _innermost(step.scopes, results)

@@ -96,7 +96,7 @@ class DiffusionUNet(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        t: Num[Array, " b"] | float | None = None,
+        t: Num[Array, " b"] | float,
         labels: Any = None,
         *,
         train: bool = False,
@@ -105,7 +105,7 @@ class DiffusionUNet(nn.Module):
 
         Args:
             x: noisy images.
-            t: time of each image, or one for all. It may only be omitted in `init`.
+            t: time of each image, or one for all.
             labels: class of each image (b,). None means no class.
             train: whether to apply dropout.
 
@@ -113,7 +113,7 @@ class DiffusionUNet(nn.Module):
             Maps of the images' size, such as the predicted noise.
 
         Raises:
-            TypeError: if the time is missing, or the images are not floats.
+            TypeError: if the images are not floats.
             ValueError: if shapes are wrong, labels are missing or not expected, or a label is beyond the classes. The
                 values of labels cannot be checked under `jit`; the output is then NaN.
         """
@@ -183,9 +183,7 @@ class DiffusionUNet(nn.Module):
                 f"features, down and up need an entry for each level; got {len(self.features)}, {len(self.down)} and"
                 f" {len(self.up)}"
             )
-        if t is None and not self.is_initializing():
-            raise TypeError("a diffusion model needs the time: call model.apply(variables, x, t, labels)")
-        t = jnp.ones((), jnp.float32) if t is None else jnp.asarray(t)
+        t = jnp.asarray(t)
         if t.shape not in ((), x.shape[:1]):
             raise ValueError(f"t must be a number, or one for each of the {x.shape[0]} images; got shape {t.shape}")
         t = jnp.broadcast_to(t if t.ndim else t[None], x.shape[:1])
@@ -200,9 +198,6 @@ class DiffusionUNet(nn.Module):
         if labels is None:
             if self.labels_as == "table" and self.null_label:
                 return jnp.full(x.shape[:1], self.num_classes, jnp.int32)
-            if self.is_initializing():
-                width = self.condition_features or 4 * self.features[0]
-                return jnp.zeros((x.shape[0], width) if self.labels_as == "vector" else x.shape[:1], jnp.int32)
             raise ValueError("this model needs a class for each image: pass labels=")
         labels = jnp.asarray(labels)
         if self.labels_as != "vector" and labels.shape != x.shape[:1]:
@@ -210,6 +205,18 @@ class DiffusionUNet(nn.Module):
         if self.labels_as == "table":
             check_labels(labels, self.num_classes or 0, null_label=self.null_label)
         return labels
+
+    @nn.nowrap
+    def example_inputs(self, images: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """The shapes of images, times, and labels if the model needs them; see `dz.inputs.example_inputs`."""
+        batch = images.shape[0]
+        inputs = [jax.ShapeDtypeStruct(images.shape, images.dtype), jax.ShapeDtypeStruct((batch,), jnp.float32)]
+        if self.labels_as == "vector":
+            shape = (batch, self.condition_features or 4 * self.features[0])
+            inputs.append(jax.ShapeDtypeStruct(shape, jnp.float32))
+        elif self.labels_as == "time" or self.num_classes is not None:
+            inputs.append(jax.ShapeDtypeStruct((batch,), jnp.int32))
+        return tuple(inputs)
 
     def reference_names(self) -> list[Naming]:
         """Parameter names of diffusers' UNet2DModel, of today and of its first versions."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from densezoo.data import Source, eval_batches, train_batches
 from densezoo.data.resizing import ResizeTo
+from densezoo.inputs import example_inputs
 from densezoo.messages import option
 from densezoo.preprocessing import Preprocessing
 from densezoo.train.loop import fit
@@ -127,7 +128,8 @@ def train(
 
     Args:
         task: fields, loss, scores and augmentation, such as `tasks.Segmentation(num_classes=3)`.
-        model: images -> the inputs of the task's loss.
+        model: the task's inputs -> what its loss takes. A model of other inputs than one batch of images has a method
+            `example_inputs`.
         train_source: training samples.
         val_source: validation samples; their sizes may differ.
         recipe: the hyperparameters; None for the defaults.
@@ -168,7 +170,7 @@ def train(
         model,
         optimizer,
         jax.random.key(recipe.seed),
-        *[image] * len(task.inputs),
+        *example_inputs(model, image),
         variables=variables,
         ema_decay=recipe.ema_decay,
     )

@@ -37,7 +37,7 @@ def feature_maps(
     model: nn.Module,
     variables: Any,
     image: Float[Array, "h w c"],
-    *,
+    *others: Any,
     channels: int = 4,
     class_names: Sequence[str] | None = None,
 ) -> Figure:
@@ -52,6 +52,7 @@ def feature_maps(
         model: a model, for example from `create_model`.
         variables: the model's variables.
         image: (h, w, c) float, as the model expects it.
+        *others: the model's other inputs for this sample, such as the image after a change.
         channels: the maximum number of channels shown for each map.
         class_names: class names for a legend beside the prediction; without them, no legend is drawn.
 
@@ -78,7 +79,7 @@ def feature_maps(
     wanted = {box.key for box in boxes.values()}
 
     @jax.jit
-    def run(variables, images):
+    def run(variables, inputs):
         found = {}
 
         def keep(key, x, module, inside, arguments):
@@ -86,9 +87,9 @@ def feature_maps(
                 found[key] = x[0]
             return x
 
-        return run_with_maps(model, variables, images, keep), found
+        return run_with_maps(model, variables, inputs, keep), found
 
-    result, found = jax.device_get(run(variables, jnp.asarray(image)[None]))
+    result, found = jax.device_get(run(variables, [jnp.asarray(x)[None] for x in (image, *others)]))
     maps = {place: np.asarray(found[box.key], np.float32) for place, box in boxes.items()}
     return _draw(boxes, maps, np.asarray(image), _labels(result), channels, class_names)
 

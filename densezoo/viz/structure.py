@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from densezoo.blocks import ConcatSkip, LateralAdd
+from densezoo.inputs import example_inputs
 from densezoo.types import Size
 from densezoo.viz.tracing import Map, Trace, trace
 
@@ -131,9 +132,9 @@ def architecture(model: nn.Module, *, image_size: Size = (256, 256), channels: i
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a Flax Linen module, for example from create_model; got {type(model).__name__}")
-    image = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
-    variables = jax.eval_shape(lambda image: model.init(jax.random.key(0), image), image)
-    found = trace(model, variables, image)
+    inputs = example_inputs(model, jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32))
+    variables = jax.eval_shape(lambda *inputs: model.init(jax.random.key(0), *inputs), *inputs)
+    found = trace(model, variables, *inputs)
     if len(found.maps) == 1:
         raise ValueError(f"no module in {type(model).__name__} returns a map of shape (b, h, w, c)")
     groups = _group(found)

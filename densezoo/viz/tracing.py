@@ -5,7 +5,7 @@ program.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -97,21 +97,24 @@ class Trace:
 def run_with_maps(
     model: nn.Module,
     variables: Any,
-    images: jax.Array,
+    inputs: Sequence[jax.Array],
     visit: Callable[..., jax.Array],
     visit_output: Callable[..., jax.Array] | None = None,
 ) -> Any:
-    """Runs a model on images and passes every map that a module returns through `visit`.
+    """Runs a model on its inputs and passes every map that a module returns through `visit`.
 
     Args:
         model: a Flax Linen module.
         variables: the model's variables.
-        images: NHWC.
+        inputs: images, NHWC, and the model's other inputs.
         visit: called with (key, x, module, inside, arguments of the module); returns x.
         visit_output: called with (x, module, inside) for outputs of the model's own parts that are not maps, such as
             logits for each region; returns x.
     """
     calls = 0
+    # A model with several images for each sample may encode all of them in one batch.
+    samples = inputs[0].shape[0]
+    batches = (samples, samples * sum(x.shape == inputs[0].shape for x in inputs))
 
     def note(module, call, args, kwargs):
         nonlocal calls
@@ -120,7 +123,7 @@ def run_with_maps(
 
         def visit_map(path, x):
             inside = jax.tree_util.keystr(path)
-            if getattr(x, "ndim", 0) != 4 or x.shape[0] != images.shape[0]:
+            if getattr(x, "ndim", 0) != 4 or x.shape[0] not in batches:
                 if visit_output is None or len(module.path) != 1 or not isinstance(x, jax.Array):
                     return x
                 return visit_output(x, module, inside)
@@ -130,18 +133,18 @@ def run_with_maps(
 
     # With the plain forms, every map exists and every upsampler and skip is called.
     with as_reference(model) as model, module_calls(note):
-        return model.apply(variables, images, train=False, method=inference_method(model))
+        return model.apply(variables, *inputs, train=False, method=inference_method(model))
 
 
-def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trace:
+def trace(model: nn.Module, variables: Any, *inputs: jax.ShapeDtypeStruct) -> Trace:
     """Finds the maps of a model and the data flow between them.
 
     Args:
         model: a Flax Linen module.
         variables: the model's variables; shapes are enough.
-        image: NHWC.
+        *inputs: an image, NHWC, and the model's other inputs. All of its images are one map.
     """
-    maps = [Map("", (), None, "", image.shape, False)]
+    maps = [Map("", (), None, "", inputs[0].shape, False)]
     outputs: list[Output] = []
     containers: dict[str, list[jax.Array]] = {}
     parts: set[Path] = {()}
@@ -163,10 +166,11 @@ def trace(model: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> Trac
         outputs.append(Output(module.path, type(module).__name__, inside, x.shape))
         return checkpoint_name(x, f"output {len(outputs) - 1}")
 
-    def run(variables, image):
-        return run_with_maps(model, variables, checkpoint_name(image, "0"), visit, visit_output)
+    def run(variables, *inputs):
+        marked = [checkpoint_name(x, "0") if x.shape == inputs[0].shape else x for x in inputs]
+        return run_with_maps(model, variables, marked, visit, visit_output)
 
-    program, result = jax.make_jaxpr(run, return_shape=True)(variables, image)
+    program, result = jax.make_jaxpr(run, return_shape=True)(variables, *inputs)
     parts = {path for path in parts if all(path[:depth] in parts for depth in range(len(path)))}
 
     def is_shown(m: Map) -> bool:

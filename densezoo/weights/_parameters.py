@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from densezoo.compiling import jitted_once
 from densezoo.encoders import Encoder
+from densezoo.inputs import example_inputs
 from densezoo.messages import shortened
 from densezoo.models import COMPOSITIONS
 from densezoo.naming import COLUMN, KERNELS, LEAVES, Named, Naming
@@ -64,16 +65,16 @@ class Parameter:
         return array.transpose(np.argsort(self.axes)).reshape(self.shape_there)
 
 
-def images_for(model: nn.Module, channels: int) -> jax.ShapeDtypeStruct:
-    """Images to initialise a model with: large enough for it; the parameters do not depend on the size."""
+def inputs_for(model: nn.Module, channels: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Inputs to initialise a model with: large enough for it; the parameters do not depend on the size."""
     encoder = parts_of(model).get("encoder", model)
     side = max(64, 2 * encoder.reductions[-1], encoder.min_size) if isinstance(encoder, Encoder) else 64
-    return jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    return example_inputs(model, jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32))
 
 
 def shapes_of(model: nn.Module, channels: int) -> dict[Path, jax.ShapeDtypeStruct]:
     """The model's arrays by path, without computing them."""
-    shapes: dict[Path, Any] = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), images_for(model, channels)))
+    shapes: dict[Path, Any] = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *inputs_for(model, channels)))
     return shapes
 
 
@@ -81,8 +82,8 @@ def initialise(model: nn.Module, paths: list[Path], channels: int, key: jax.Arra
     """Some of the arrays of `model.init`; only these are computed."""
 
     def some(key: jax.Array) -> list[jax.Array]:
-        images = images_for(model, channels)
-        variables: dict[Path, Any] = flatten_dict(model.init(key, jnp.zeros(images.shape, images.dtype)))
+        inputs = [jnp.zeros(x.shape, x.dtype) for x in inputs_for(model, channels)]
+        variables: dict[Path, Any] = flatten_dict(model.init(key, *inputs))
         return [variables[path] for path in paths]
 
     return dict(zip(paths, jitted_once(some)(key), strict=True))
@@ -192,7 +193,7 @@ def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
     """
     if not isinstance(model, (*COMPOSITIONS, Encoder)):
         return []
-    left = 50 + 10 * len(tree)
+    left = 100 + 20 * len(tree)
 
     def count(function: Any, args: Any, keywords: Any, _: Any) -> Any:
         nonlocal left
@@ -201,24 +202,30 @@ def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
             raise ValueError(f"it has far more layers than its {len(tree)} arrays could fill")
         return function(*args, **keywords)
 
-    stem = tree.get(stem_path(model) or ())
-    channels = stem.shape[-2] if np.ndim(stem) == 4 else 3
+    def mismatched(expected: Mapping[Path, Any]) -> dict[Path, tuple[int, ...]]:
+        return {p: array.shape for p, array in expected.items() if p in tree and array.shape != tuple(tree[p].shape)}
+
     with nn.intercept_methods(count):
-        expected = shapes_of(model, channels)
+        expected = shapes_of(model, 3)
+        wrong = mismatched(expected)
+        channels = _channels_of(wrong, tree, stem_path(model))
+        if channels and not mismatched(shapes_of(model, channels)):
+            wrong = {}
     lines = [f"{'/'.join(path)} is missing" for path in expected if path not in tree]
     lines += [f"{'/'.join(path)} is unexpected" for path in tree if path not in expected]
-    wrong = {p: (array.shape, tuple(tree[p].shape)) for p, array in expected.items() if p in tree}
-    wrong = {path: shapes for path, shapes in wrong.items() if shapes[0] != shapes[1]}
-    # The kernel that reads images of c channels has c instead of 3.
-    if len({(wanted[-2:-1], came[-2:-1]) for wanted, came in wrong.values()}) == 1 and all(
-        path[-1] == "kernel"
-        and len(wanted) == len(came)
-        and wanted[-2] == 3
-        and (*wanted[:-2], wanted[-1]) == (*came[:-2], came[-1])
-        for path, (wanted, came) in wrong.items()
-    ):
-        wrong = {}
-    return lines + [f"{'/'.join(p)} is {came}, expected {wanted}" for p, (wanted, came) in wrong.items()]
+    return lines + [f"{'/'.join(p)} is {tuple(tree[p].shape)}, expected {shape}" for p, shape in wrong.items()]
+
+
+def _channels_of(wrong: Mapping[Path, tuple[int, ...]], tree: Mapping[Path, Any], stem: Path | None) -> int:
+    """The number of image channels that would explain a kernel that differs from the one for 3; 0 if none.
+
+    It is that of the first convolution if it is known and differs, or else the first such kernel.
+    """
+    kernel = stem if stem in wrong else next((path for path in wrong if path[-1] == "kernel"), None)
+    if kernel is None or tree[kernel].ndim != len(wrong[kernel]):
+        return 0
+    channels, rest = divmod(3 * tree[kernel].shape[-2], wrong[kernel][-2])
+    return 0 if rest else channels
 
 
 def check_variables(model: nn.Module, variables: Any) -> None:

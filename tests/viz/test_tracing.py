@@ -51,7 +51,7 @@ def test_keys_find_the_same_maps_in_a_run():
 
     def run(key, images):
         # In a run that also initialises, with another batch size.
-        return run_with_maps(MODEL, MODEL.init(key, images), images, keep)
+        return run_with_maps(MODEL, MODEL.init(key, images), [images], keep)
 
     logits = jax.eval_shape(run, KEY, jax.ShapeDtypeStruct((2, 13, 10, 3), jnp.float32))
     assert {key: (1, *found[key][1:]) for key in traced} == traced
