@@ -43,6 +43,7 @@ from densezoo.metrics._detection import (
 )
 from densezoo.metrics._matrix import confusion_matrix
 from densezoo.metrics._panoptic import PanopticCounts, panoptic_counts
+from densezoo.metrics._squares import SquaredErrors, psnr, squared_errors
 from densezoo.metrics._tally import Tally
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Collected",
     "Counts",
     "PanopticCounts",
+    "SquaredErrors",
     "Tally",
     "accuracy",
     "average_precision",
@@ -73,5 +75,7 @@ __all__ = [
     "pixel_accuracy",
     "precision",
     "predict",
+    "psnr",
     "recall",
+    "squared_errors",
 ]

@@ -169,6 +169,7 @@ class DiffusionUNet(nn.Module):
             return condition + perceptron(embed(labels), "class_dense")
         rows = (self.num_classes or 0) + self.null_label
         table = self.param("classes", nn.initializers.normal(1.0), (rows, width), self.param_dtype)
+        labels = jnp.where(labels < 0, rows, labels)  # a negative index would count from the end
         vectors = jnp.asarray(table).at[labels].get(mode="fill", fill_value=jnp.nan)
         return condition + vectors.astype(condition.dtype)
 

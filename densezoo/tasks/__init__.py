@@ -4,11 +4,17 @@ import dataclasses
 from typing import Any
 
 from densezoo.tasks.detection import Detection
+from densezoo.tasks.diffusion import Diffusion
 from densezoo.tasks.panoptic import PanopticSegmentation
 from densezoo.tasks.segmentation import Segmentation
 from densezoo.tasks.task import Task
 
-TASKS: dict[str, type] = {"segmentation": Segmentation, "detection": Detection, "panoptic": PanopticSegmentation}
+TASKS: dict[str, type] = {
+    "segmentation": Segmentation,
+    "detection": Detection,
+    "panoptic": PanopticSegmentation,
+    "diffusion": Diffusion,
+}
 """Tasks by their names in model files. Add your own task here so that `dz.load_predictor` can read it."""
 
 
@@ -43,4 +49,4 @@ def from_description(description: dict[str, Any]) -> Any:
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
 
 
-__all__ = ["TASKS", "Detection", "PanopticSegmentation", "Segmentation", "Task", "describe", "from_description"]
+__all__ = ["TASKS", "Detection", "Diffusion", "PanopticSegmentation", "Segmentation", "Task", "describe", "from_description"]

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 import densezoo as dz
 from densezoo import weights
+from densezoo.weights import _diffusers
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 seeded = runpy.run_path(str(GOLDEN / "seeded.py"))["array"]
@@ -52,3 +53,14 @@ def test_golden(case, tmp_path):
     back = weights.to_torch(model, variables)
     assert back.keys() == arrays.keys()
     assert all(np.array_equal(back[name], arrays[name]) for name in arrays)
+
+
+@pytest.mark.parametrize("case", ["free", "clipped"])
+def test_ddim_trajectory(case):
+    golden, config, arrays = load(f"ddim_{case}")
+    model = _diffusers.unet_of_config(config)
+    process = dz.diffusion.Process.from_config(json.loads(str(golden["scheduler"])))
+    sample = dz.diffusion.make_sampler(model, process, steps=10, spacing="leading")
+    noise = jnp.asarray(seeded("image", tuple(golden["image_shape"].tolist())))
+    ours = sample(weights.from_torch(model, arrays), jax.random.key(0), noise=noise)
+    assert relative(ours, golden["output_states"][-1]) < 1e-4
