@@ -18,6 +18,7 @@ TORCHVISION = "torchvision's segmentation models"
 PLAIN = "plain U-Nets"
 HRNET = "HRNet's authors"
 DIFFUSERS = "diffusers"
+TRANSFORMERS = "transformers"
 """Sources of the names."""
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -38,6 +39,9 @@ class Rule(NamedTuple):
 
     The path is that of a module, whose arrays have the names in `LEAVES`, or that of another array, such as
     `stage0_block1/gamma`. In the second case, the name is the array's full name in the reference.
+
+    A name with braces, such as "self.{key,value}", is for several arrays in the reference, whose outputs follow each
+    other in densezoo's array: see `spelled_out`.
     """
 
     path: str
@@ -83,6 +87,18 @@ class Named(Protocol):
     def reference_names(self) -> Sequence[Naming]:
         """Returns the namings of its parameters, the most common one first."""
         ...
+
+
+def spelled_out(name: str) -> list[str]:
+    """The names of the arrays in the reference that make up one array in densezoo.
+
+    Example:
+        >>> spelled_out("attention.self.{key,value}.weight")
+        ['attention.self.key.weight', 'attention.self.value.weight']
+    """
+    start, _, rest = name.partition("{")
+    choices, _, end = rest.partition("}")
+    return [f"{start}{choice}{end}" for choice in choices.split(",")]
 
 
 def backbone(rules: Sequence[Rule], *, wrapped: bool = False) -> list[Naming]:

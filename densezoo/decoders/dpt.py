@@ -17,7 +17,7 @@ from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.steps import check_count
 from densezoo.encoders import Encoder
 from densezoo.heads import DPTHead
-from densezoo.naming import SMP, Naming, Rule
+from densezoo.naming import SMP, TRANSFORMERS, Naming, Rule
 from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
 
 
@@ -93,37 +93,58 @@ class ResidualConvs(nn.Module):
 
     norm: ModuleDef | None
     act: Callable[[jax.Array], jax.Array]
+    use_bias: bool | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
-        conv = partial(ConvNormAct, x.shape[-1], norm=self.norm, dtype=self.dtype, param_dtype=self.param_dtype)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(ConvNormAct, x.shape[-1], use_bias=self.use_bias, norm=self.norm, **dtypes)
         y = conv(act=self.act, name="conv_1")(self.act(x), train=train)
         return x + conv(act=None, name="conv_2")(y, train=train)
 
 
 class Fusion(nn.Module):
-    """Adds the coarser map to a feature, and resizes the sum to `size`."""
+    """Adds the coarser map to a feature, and resizes the sum to `size`, or to twice its size if that is None.
+
+    Attributes:
+        lateral: whether the feature passes `residual1` first.
+    """
 
     upsample: ModuleDef
     norm: ModuleDef | None
     act: Callable[[jax.Array], jax.Array]
+    use_bias: bool | None = None
+    lateral: bool = True
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(
-        self, feature: Float[Array, "b h w c"], coarser: Float[Array, "b h w c"] | None, size: Size, *, train: bool
+        self,
+        feature: Float[Array, "b h w c"],
+        coarser: Float[Array, "b h3 w3 c"] | None,
+        size: Size | None,
+        *,
+        train: bool,
     ) -> Float[Array, "b h2 w2 c"]:
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = ResidualConvs(self.norm, self.act, name="residual1", **dtypes)(feature, train=train)
+        convs = partial(ResidualConvs, self.norm, self.act, self.use_bias, **dtypes)
+        x = feature
+        if coarser is not None and size_of(coarser) != size_of(x):
+            x = ops.resize_bilinear(
+                x, size_of(coarser)
+            )  # the coarser map was doubled, and this one is an odd one's half
+        if self.lateral:
+            x = convs(name="residual1")(x, train=train)
         if coarser is not None:
             x = x + coarser
-        x = ResidualConvs(self.norm, self.act, name="residual2", **dtypes)(x, train=train)
-        # The reference projects after its bilinear resize, on four times as many pixels. The result is the same,
+        x = convs(name="residual2")(x, train=train)
+        # The references project after their bilinear resize, on four times as many pixels. The result is the same,
         # because the weights of the resize add up to 1.
         x = Conv(x.shape[-1], 1, name="project", **dtypes)(x)
+        size = (2 * x.shape[1], 2 * x.shape[2]) if size is None else size
         return upsampled(build(self.upsample, name="upsample", **dtypes), x, size)
 
 
@@ -131,6 +152,8 @@ class DPTDecoder(nn.Module):
     """DPT: resizes a transformer's maps, all of one scale, to 1/4, 1/8, 1/16 and 1/32, and fuses them coarse to fine.
 
     The result is at 1/2 of the image. If the encoder padded the image, the result is cropped to the image.
+
+    The fields from `factors` on describe the published models, which differ from segmentation_models_pytorch's.
 
     Attributes:
         intermediate_features: channels of each map while it is resized, one for each of the encoder's features.
@@ -141,6 +164,14 @@ class DPTDecoder(nn.Module):
         norm: factory of the normalisation, None for none.
         act: activation.
         dropout: dropout rate of the result in training (needs a `dropout` random key).
+        factors: how much each map is enlarged; 1/2 halves it. None means to 1/4, 1/8, 1/16 and 1/32 of the image, or
+          (4, 2, 1, 1/2) if the side of the patches is not a power of 2.
+        norm_fusions: whether the convolutions of the fusions have the norm, too; the last convolution always has it.
+        fusion_bias: whether these convolutions have a bias; None means if they have no norm.
+        first_lateral: whether the coarsest map, to which nothing is added, passes both residual blocks.
+        double: whether each fusion exactly doubles its map, and the next finer map is resized to it. Otherwise it
+          resizes its map to the next finer one. Both are equal if the sides of the maps are.
+        output: whether a 3x3 convolution, which belongs to the head in the references, follows the fusions.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -162,6 +193,12 @@ class DPTDecoder(nn.Module):
     norm: ModuleDef | None = BatchNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu
     dropout: float = 0.1
+    factors: Sequence[float] | None = None
+    norm_fusions: bool = True
+    fusion_bias: bool | None = None
+    first_lateral: bool = True
+    double: bool = False
+    output: bool = True
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -173,31 +210,38 @@ class DPTDecoder(nn.Module):
         check_count("DPTDecoder", len(fields), count, field=f"intermediate_features={fields}")
         if self.readout not in ("cat", "add", "ignore"):
             raise ValueError(f'readout must be "cat", "add" or "ignore", got {self.readout!r}')
-        if bad := [r for r in pyramid.reductions or () if r < 4 or r.bit_count() != 1]:
-            raise ValueError(f"DPT resizes by powers of 2, so the patches are 4, 8, 16 or 32 pixels wide; got {bad[0]}")
         tokens = pyramid.tokens or (None,) * count
-        reductions = pyramid.reductions or (16,) * count
+        factors = self._factors(pyramid.reductions or (16,) * count)
         maps = []
         for level, (x, token, hidden) in enumerate(zip(pyramid.maps, tokens, self.intermediate_features, strict=True)):
             x = Readout(self.readout, name=f"readout{level}", **dtypes)(x, token)
-            factor = reductions[level] / 2 ** (level + 2)
-            maps.append(Reassemble(hidden, self.features, factor, name=f"reassemble{level}", **dtypes)(x))
+            maps.append(Reassemble(hidden, self.features, factors[level], name=f"reassemble{level}", **dtypes)(x))
 
-        height, width = size_of(maps[0])
-        sizes = [(2 * height, 2 * width), *map(size_of, maps)]
         x = None
+        norm = self.norm if self.norm_fusions else None
         for step, level in enumerate(reversed(range(count))):
-            fusion = Fusion(self.upsample, self.norm, self.act, name=f"fusion{step}", **dtypes)
-            x = fusion(maps[level], x, sizes[level], train=train)
+            lateral = self.first_lateral or x is not None
+            fusion = Fusion(self.upsample, norm, self.act, self.fusion_bias, lateral, name=f"fusion{step}", **dtypes)
+            size = None if self.double or level == 0 else size_of(maps[level - 1])
+            x = fusion(maps[level], x, size, train=train)
         assert x is not None
-        if pyramid.image_size is not None:
-            x = x[:, : -(-pyramid.image_size[0] // 2), : -(-pyramid.image_size[1] // 2)]
-        init = nn.initializers.xavier_uniform()
-        conv = ConvNormAct(self.features, norm=self.norm, act=self.act, kernel_init=init, name="output", **dtypes)
-        return Dropout(self.dropout)(conv(x, train=train), deterministic=not train)
+        x = _without_padding(x, pyramid)
+        if self.output:
+            init = nn.initializers.xavier_uniform()
+            conv = ConvNormAct(self.features, norm=self.norm, act=self.act, kernel_init=init, name="output", **dtypes)
+            x = conv(x, train=train)
+        return Dropout(self.dropout)(x, deterministic=not train)
+
+    def _factors(self, reductions: Sequence[int]) -> Sequence[float]:
+        if self.factors is None:
+            powers = all(4 <= reduction <= 32 and reduction.bit_count() == 1 for reduction in reductions)
+            return [(reduction if powers else 16) / 2 ** (level + 2) for level, reduction in enumerate(reductions)]
+        if len(self.factors) != len(reductions) or any(max(f, 1 / f) % 1 for f in self.factors if f > 0):
+            raise ValueError(f"factors must be {len(reductions)} integers or their inverses, got {self.factors}")
+        return self.factors
 
     def reference_names(self) -> list[Naming]:
-        """Parameter names of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch and transformers."""
         fusion = r"decoder.fusion_blocks.\1"
         reassemble = r"decoder.reassemble_blocks.\1"
         rules = [
@@ -213,7 +257,39 @@ class DPTDecoder(nn.Module):
             Rule("output/conv", "segmentation_head.head.0"),
             Rule("output/norm", "segmentation_head.head.1"),
         ]
-        return [Naming(SMP, rules)]
+        return [Naming(SMP, rules), self._transformers()]
+
+    def _transformers(self) -> Naming:
+        """Parameter names of transformers' DPT and Depth Anything."""
+        reassemble, fusion = r"neck.reassemble_stage.layers.\1", r"neck.fusion_stage.layers.\1"
+        rules = [
+            Rule(r"readout(\d)/project", r"neck.reassemble_stage.readout_projects.\1.0"),
+            Rule(r"reassemble(\d)/project", rf"{reassemble}.projection"),
+            Rule(r"reassemble(\d)/enlarge", rf"{reassemble}.resize", "conv_transpose"),
+            Rule(r"reassemble(\d)/reduce", rf"{reassemble}.resize"),
+            Rule(r"reassemble(\d)/output", r"neck.convs.\1"),
+            Rule(r"fusion(\d)/residual(\d)/conv_(\d)/conv", rf"{fusion}.residual_layer\2.convolution\3"),
+            Rule(r"fusion(\d)/residual(\d)/conv_(\d)/norm", rf"{fusion}.residual_layer\2.batch_norm\3"),
+            Rule(r"fusion(\d)/project", rf"{fusion}.projection"),
+            Rule("output/conv", "head.head.0"),
+            Rule("output/norm", "head.head.1"),
+        ]
+        unused = r"neck\.fusion_stage\.layers\.0\.residual_layer1\..*|auxiliary_head\..*"
+        differs = "its coarsest map passes one residual block: first_lateral=False" if self.first_lateral else ""
+        return Naming(TRANSFORMERS, rules, ignored=unused, differs=differs)
+
+
+def _without_padding(x: Float[Array, "b h w c"], pyramid: Pyramid) -> Float[Array, "b _ _ c"]:
+    """The part of the fused map that is within the image, if the encoder padded the image to whole patches."""
+    if pyramid.image_size is None:
+        return x
+    reduction = (pyramid.reductions or (16,))[0]
+    covered = [reduction * side for side in size_of(pyramid.maps[0])]
+    height, width = (
+        side if image >= whole else -(-image * side // whole)
+        for side, image, whole in zip(size_of(x), pyramid.image_size, covered, strict=True)
+    )
+    return x[:, :height, :width]
 
 
 def _misfit(encoder: Encoder) -> str:

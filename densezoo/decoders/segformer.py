@@ -23,7 +23,7 @@ from densezoo.blocks import (
 from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.steps import one_scale
 from densezoo.heads import SegmentationHead
-from densezoo.naming import SMP, Naming, Rule
+from densezoo.naming import SMP, TRANSFORMERS, Naming, Rule
 from densezoo.ops import reference
 from densezoo.types import Dtype, Initializer, ModuleDef, Pyramid, Size, size_of
 
@@ -111,13 +111,18 @@ class SegFormerDecoder(nn.Module):
         return SpatialDropout(self.dropout)(x, train=train)
 
     def reference_names(self) -> list[Naming]:
-        """Parameter names of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch and transformers."""
         rules = [
             Rule(r"mlp_stage_(\d)", r"mlp_stage.\1.linear"),
             Rule("fuse_conv", "fuse_stage.0"),
             Rule("fuse_norm", "fuse_stage.1"),
         ]
-        return [Naming(SMP, rules, "decoder.")]
+        theirs = [
+            Rule(r"mlp_stage_(\d)", lambda match: f"linear_c.{3 - int(match[1])}.proj"),  # fine to coarse
+            Rule("fuse_conv", "linear_fuse"),
+            Rule("fuse_norm", "batch_norm"),
+        ]
+        return [Naming(SMP, rules, "decoder."), Naming(TRANSFORMERS, theirs, "decode_head.")]
 
 
 def _is_finer(x: jax.Array, size: Size) -> bool:

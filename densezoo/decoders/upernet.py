@@ -1,5 +1,6 @@
 """UPerNet's decoder: PSPNet's pooling on the coarsest map, then an FPN whose maps are all fused."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -14,7 +15,7 @@ from densezoo.blueprint import Blueprint, register
 from densezoo.decoders.pspnet import PyramidPooling
 from densezoo.decoders.steps import from_a_quarter, from_reduction, one_scale
 from densezoo.heads import SegmentationHead
-from densezoo.naming import SMP, Naming, Rule
+from densezoo.naming import SMP, TRANSFORMERS, Naming, Rule
 from densezoo.types import Dtype, ModuleDef, Pyramid, size_of
 
 
@@ -32,6 +33,7 @@ class UPerNetDecoder(nn.Module):
         upsample: factory of the upsampler of the pooled maps, in the top-down pathway, and before the fusion.
         norm: factory of the normalisation after the convolutions, None for none.
         act: activation.
+        feature_norm: factory of the norm of each of the encoder's maps, None for none.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -52,6 +54,7 @@ class UPerNetDecoder(nn.Module):
     upsample: ModuleDef = Bilinear
     norm: ModuleDef | None = BatchNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu
+    feature_norm: ModuleDef | None = LayerNorm
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -63,7 +66,10 @@ class UPerNetDecoder(nn.Module):
         fields = {"norm": self.norm, "act": self.act, **dtypes}
         conv = partial(ConvNormAct, self.features, **fields)
         features, reductions = zip(*from_reduction(pyramid, self.finest), strict=True)
-        *finer, x = [LayerNorm(name=f"feature_norm{i}", **dtypes)(feature) for i, feature in enumerate(features)]
+        if self.feature_norm is not None:
+            norms = [build(self.feature_norm, name=f"feature_norm{i}", **dtypes) for i in range(len(features))]
+            features = [norm(feature) for norm, feature in zip(norms, features, strict=True)]
+        *finer, x = features
 
         def to(index: int, start: int, x: jax.Array, name: str) -> jax.Array:
             # A dilated encoder has several maps of one size.
@@ -87,7 +93,7 @@ class UPerNetDecoder(nn.Module):
         return (x, *maps) if all_scales else x
 
     def reference_names(self) -> list[Naming]:
-        """Parameter names of segmentation_models_pytorch."""
+        """Parameter names of segmentation_models_pytorch and transformers."""
         rules = [Rule(r"feature_norm(\d+)", r"feature_norms.\1")]
         for place, part in enumerate(("conv", "norm")):
             rules += [
@@ -97,7 +103,27 @@ class UPerNetDecoder(nn.Module):
                 Rule(rf"conv(\d+)/{part}", rf"fpn_conv_blocks.\1.{place}"),
                 Rule(rf"fusion/{part}", f"fusion_block.{place}"),
             ]
-        return [Naming(SMP, rules, "decoder.")]
+        return [Naming(SMP, rules, "decoder."), self._transformers()]
+
+    def _transformers(self) -> Naming:
+        """Parameter names of transformers, for an encoder of four stages. The auxiliary head is ignored."""
+
+        def fine_to_coarse(kind: str, part: str) -> Callable[[re.Match[str]], str]:
+            return lambda match: f"decode_head.{kind}_convs.{2 - int(match[1])}.{part}"
+
+        def norm(match: re.Match[str]) -> str:
+            return f"backbone.hidden_states_norms.stage{int(match[1]) + 1}"
+
+        rules = [Rule(r"feature_norm(\d+)", norm)]
+        for here, there in (("conv", "conv"), ("norm", "batch_norm")):
+            rules += [
+                Rule(rf"pooling/conv(\d+)/{here}", rf"decode_head.psp_modules.\1.1.{there}"),
+                Rule(rf"pooling_conv/{here}", f"decode_head.bottleneck.{there}"),
+                Rule(rf"lateral(\d+)/{here}", fine_to_coarse("lateral", there)),
+                Rule(rf"conv(\d+)/{here}", fine_to_coarse("fpn", there)),
+                Rule(rf"fusion/{here}", f"decode_head.fpn_bottleneck.{there}"),
+            ]
+        return Naming(TRANSFORMERS, rules, ignored=r"auxiliary_head\..*")
 
 
 register(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from densezoo.blocks import Conv, DropPath, LayerNorm, drop_path_rates, run_block, truncated_normal
 from densezoo.deprecation import renamed
 from densezoo.encoders.base import Encoder, register_encoders
-from densezoo.naming import COLUMN, SMP, TIMM, Naming, Rule
+from densezoo.naming import COLUMN, SMP, TIMM, TRANSFORMERS, Naming, Rule
 from densezoo.types import Dtype, Pyramid, accumulator_dtype
 
 _gelu = partial(nn.gelu, approximate=False)
@@ -167,7 +167,7 @@ class ConvNeXt(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Parameter names of timm and, of the first version, of torchvision."""
+        """Parameter names of timm and, of the first version, of torchvision and transformers."""
 
         def naming(source: str, prefix: str, dot: str) -> Naming:
             block = r"stage(\d)_block(\d+)"
@@ -186,7 +186,22 @@ class ConvNeXt(Encoder):
         # timm's `features_only` flattens lists of modules: `stages.0` becomes `stages_0`.
         places = [(TIMM, "", "."), (TIMM, "", "_"), (SMP, "encoder.model.", "_"), (SMP, "encoder.model.", ".")]
         namings = [naming(*place) for place in [*places, (SMP, "encoder.", "."), (SMP, "encoder.", "_")]]
-        return namings if self.grn else [*namings, self._torchvision()]
+        return namings if self.grn else [*namings, self._torchvision(), self._transformers()]
+
+    def _transformers(self) -> Naming:
+        """Parameter names of a backbone of transformers."""
+        block, layer = r"stage(\d)_block(\d+)", r"encoder.stages.\1.layers.\2"
+        rules = [
+            Rule("stem_conv", "embeddings.patch_embeddings"),
+            Rule("stem_norm", "embeddings.layernorm"),
+            Rule(r"stage(\d)_downsample_norm", r"encoder.stages.\1.downsampling_layer.0"),
+            Rule(r"stage(\d)_downsample_conv", r"encoder.stages.\1.downsampling_layer.1"),
+            Rule(rf"{block}/conv_dw", rf"{layer}.dwconv"),
+            Rule(rf"{block}/norm", rf"{layer}.layernorm"),
+            Rule(rf"{block}/fc(\d)", rf"{layer}.pwconv\3"),
+            Rule(rf"{block}/gamma", rf"{layer}.layer_scale_parameter"),
+        ]
+        return Naming(TRANSFORMERS, rules, "backbone.", r"backbone\.hidden_states_norms\..*")
 
     def _torchvision(self) -> Naming:
         block = r"stage(\d)_block(\d+)"

@@ -2,11 +2,12 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -20,9 +21,10 @@ from densezoo.blocks import (
     run_block,
     truncated_normal,
 )
+from densezoo.blocks.transformer import gelu
 from densezoo.deprecation import renamed
 from densezoo.encoders.base import Encoder, register_encoders
-from densezoo.naming import SMP, Naming, Rule
+from densezoo.naming import SMP, TRANSFORMERS, Naming, Rule
 from densezoo.ops.sharding import reshape
 from densezoo.types import Dtype, Pyramid
 
@@ -66,6 +68,7 @@ class MixMlp(nn.Module):
 
     hidden: int
     dilation: int = 1
+    act: Callable[[jax.Array], jax.Array] = gelu
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -77,7 +80,7 @@ class MixMlp(nn.Module):
         # He et al. 2015 by fan-out, which for a depthwise convolution is its nine taps.
         init = nn.initializers.normal(math.sqrt(2 / 9))
         conv = Conv(self.hidden, dilation=self.dilation, groups=self.hidden, kernel_init=init, name="dwconv", **dtypes)
-        return dense(x.shape[-1], name="fc2")(nn.gelu(conv(y), approximate=False))
+        return dense(x.shape[-1], name="fc2")(self.act(conv(y)))
 
 
 class MixBlock(nn.Module):
@@ -87,6 +90,8 @@ class MixBlock(nn.Module):
     reduction: int
     mlp_ratio: int = 4
     dilation: int = 1
+    act: Callable[[jax.Array], jax.Array] = gelu
+    epsilon: float = 1e-6
     drop_path: float = 0.0
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -94,11 +99,11 @@ class MixBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        y = LayerNorm(name="norm1", **dtypes)(x)
+        y = LayerNorm(self.epsilon, name="norm1", **dtypes)(x)
         y = SpatialReductionAttention(self.num_heads, self.reduction, self.dilation, name="attn", **dtypes)(y)
         x = x + DropPath(self.drop_path)(y, train=train)
-        y = LayerNorm(name="norm2", **dtypes)(x)
-        y = MixMlp(self.mlp_ratio * x.shape[-1], self.dilation, name="mlp", **dtypes)(y)
+        y = LayerNorm(self.epsilon, name="norm2", **dtypes)(x)
+        y = MixMlp(self.mlp_ratio * x.shape[-1], self.dilation, self.act, name="mlp", **dtypes)(y)
         return x + DropPath(self.drop_path)(y, train=train)
 
 
@@ -114,6 +119,9 @@ class MixTransformer(Encoder):
         embed_dims: channels of each stage.
         num_heads: number of attention heads of each stage, which must divide its channels.
         sr_ratios: side of the tiles that are each stage's keys.
+        mlp_ratios: hidden channels of each stage's MLP, as a multiple of its channels.
+        act: activation of the MLPs.
+        epsilon: epsilon of the norms of blocks and stages; transformers has 1e-5.
         drop_path: rate of stochastic depth in the last block; the rates increase linearly from 0.
         coarsest: reduction of the last stage to build, 4 to 32.
         output_stride: 16 or 8 limits the reduction, with dilated convolutions instead of strides, also in the
@@ -135,6 +143,9 @@ class MixTransformer(Encoder):
     embed_dims: Sequence[int] = (64, 128, 320, 512)
     num_heads: Sequence[int] = (1, 2, 5, 8)
     sr_ratios: Sequence[int] = (8, 4, 2, 1)
+    mlp_ratios: Sequence[int] = (4, 4, 4, 4)
+    act: Callable[[jax.Array], jax.Array] = gelu
+    epsilon: float = 1e-6
     drop_path: float = 0.0
     coarsest: int = 32
     output_stride: int = 32
@@ -179,18 +190,21 @@ class MixTransformer(Encoder):
                 block = MixBlock(
                     self.num_heads[stage],
                     self.sr_ratios[stage],
-                    dilation=dilation,
+                    self.mlp_ratios[stage],
+                    dilation,
+                    self.act,
+                    self.epsilon,
                     drop_path=next(rates),
                     name=f"block{stage + 1}_{index}",
                     **dtypes,
                 )
                 x = run_block(block, x, train=train, remat=self.remat)
-            x = LayerNorm(name=f"norm{stage + 1}", **dtypes)(x)
+            x = LayerNorm(self.epsilon, name=f"norm{stage + 1}", **dtypes)(x)
             maps.append(x)
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Parameter names of segmentation_models_pytorch, which are those of SegFormer's authors."""
+        """Parameter names of segmentation_models_pytorch, which are those of SegFormer's authors, and transformers."""
         rules = [
             Rule(r"patch_embed(\d)_(proj|norm)", r"patch_embed\1.\2"),
             Rule(r"block(\d)_(\d+)/(norm\d)", r"block\1.\2.\3"),
@@ -200,7 +214,29 @@ class MixTransformer(Encoder):
         ]
         others = rf"head\..*|(patch_embed|block|norm)[{len(self.reductions) + 1}-9]\..*"
         places = ((SMP, "encoder."), ("SegFormer's authors", ""), ("SegFormer's authors", "backbone."))
-        return [Naming(source, rules, prefix, rf"{re.escape(prefix)}({others})") for source, prefix in places]
+        namings = [Naming(source, rules, prefix, rf"{re.escape(prefix)}({others})") for source, prefix in places]
+        return [*namings, self._transformers("segformer."), self._transformers("")]
+
+    def _transformers(self, prefix: str) -> Naming:
+        def within(kind: str, rest: str) -> Callable[[re.Match[str]], str]:
+            return lambda match: f"encoder.{kind}.{int(match[1]) - 1}" + match.expand(rest)
+
+        block, attention = r"block(\d)_(\d+)", r".\2.attention"
+        rules = [
+            Rule(r"patch_embed(\d)_proj", within("patch_embeddings", ".proj")),
+            Rule(r"patch_embed(\d)_norm", within("patch_embeddings", ".layer_norm")),
+            Rule(rf"{block}/norm(\d)", within("block", r".\2.layer_norm_\3")),
+            Rule(rf"{block}/attn/q", within("block", rf"{attention}.self.query")),
+            Rule(rf"{block}/attn/kv", within("block", rf"{attention}.self.{{key,value}}")),
+            Rule(rf"{block}/attn/sr", within("block", rf"{attention}.self.sr")),
+            Rule(rf"{block}/attn/norm", within("block", rf"{attention}.self.layer_norm")),
+            Rule(rf"{block}/attn/proj", within("block", rf"{attention}.output.dense")),
+            Rule(rf"{block}/mlp/fc(\d)", within("block", r".\2.mlp.dense\3")),
+            Rule(rf"{block}/mlp/dwconv", within("block", r".\2.mlp.dwconv.dwconv")),
+            Rule(r"norm(\d)", within("layer_norm", "")),
+        ]
+        differs = "" if self.epsilon == 1e-5 else f"its norms have epsilon=1e-05 where the encoder has {self.epsilon:g}"
+        return Naming(TRANSFORMERS, rules, prefix, r"classifier\..*", differs=differs)
 
 
 # Xie et al. 2021, table 6; the rate of stochastic depth is segmentation_models_pytorch's.

@@ -23,7 +23,7 @@ from densezoo.blocks import (
 )
 from densezoo.deprecation import renamed
 from densezoo.encoders.base import ENCODERS, Encoder, register_encoders
-from densezoo.naming import SMP, TIMM, Naming, Rule
+from densezoo.naming import SMP, TIMM, TRANSFORMERS, Naming, Rule
 from densezoo.ops.checks import check_fixed
 from densezoo.ops.sharding import repeat_for, reshape
 from densezoo.types import Dtype, Pyramid, Size, accumulator_dtype, size_of
@@ -41,6 +41,7 @@ class WindowAttention(nn.Module):
 
     num_heads: int
     table_window: Size = (7, 7)
+    qkv_bias: bool = True
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -59,7 +60,7 @@ class WindowAttention(nn.Module):
             (offsets[0] * offsets[1], self.num_heads),
             self.param_dtype,
         )
-        qkv = dense(3 * channels, name="qkv")(reshape(windows, batch * count, tokens, channels))
+        qkv = dense(3 * channels, use_bias=self.qkv_bias, name="qkv")(reshape(windows, batch * count, tokens, channels))
         qkv = reshape(qkv, batch * count, tokens, 3, self.num_heads, channels // self.num_heads)
         table = table.astype(accumulator_dtype(qkv.dtype)).reshape(*offsets, self.num_heads)
         bias = _by_pair(table, (height, width))[None]
@@ -128,6 +129,10 @@ class SwinBlock(nn.Module):
     shifted: bool = False
     layout: Size | None = None
     pad_first: bool = False
+    whole_windows: bool = False
+    mlp_ratio: float = 4
+    qkv_bias: bool = True
+    epsilon: float = 1e-5
     act: Callable[[jax.Array], jax.Array] = partial(nn.gelu, approximate=False)
     drop_path: float = 0.0
     dtype: Dtype | None = None
@@ -137,33 +142,36 @@ class SwinBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b h w c"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         dense = partial(nn.Dense, kernel_init=truncated_normal, **dtypes)
-        y = self._attend(LayerNorm(1e-5, name="norm1", **dtypes)(x))
+        y = self._attend(LayerNorm(self.epsilon, name="norm1", **dtypes)(x))
         x = x + DropPath(self.drop_path)(y, train=train)
-        y = LayerNorm(1e-5, name="norm2", **dtypes)(x)
-        y = dense(x.shape[-1], name="fc2")(self.act(dense(4 * x.shape[-1], name="fc1")(y)))
+        y = LayerNorm(self.epsilon, name="norm2", **dtypes)(x)
+        y = dense(x.shape[-1], name="fc2")(self.act(dense(int(self.mlp_ratio * x.shape[-1]), name="fc1")(y)))
         return x + DropPath(self.drop_path)(y, train=train)
 
     def _attend(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         layout = size_of(x) if self.layout is None else self.layout
-        least = self.window_size if self.pad_first else 1
+        pad_first = self.pad_first or self.whole_windows
+        least = self.window_size if pad_first else 1
         window = min(self.window_size, max(least, layout[0])), min(self.window_size, max(least, layout[1]))
         half = self.window_size // 2 if self.shifted else 0
-        shift = (half if layout[0] > self.window_size else 0, half if layout[1] > self.window_size else 0)
+        always = self.whole_windows
+        shift = tuple(half if always or side > self.window_size else 0 for side in layout)
         rows, columns = -(-height // window[0]), -(-width // window[1])
         padded = rows * window[0], columns * window[1]
         padding = ((0, 0), (0, padded[0] - height), (0, padded[1] - width), (0, 0))
-        if self.pad_first:
+        if pad_first:
             x = jnp.pad(x, padding)
         if any(shift):
             x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
         # As in both references, padding at the bottom and right is not masked.
-        if not self.pad_first:
+        if not pad_first:
             x = jnp.pad(x, padding)
         windows = reshape(x, batch, rows, window[0], columns, window[1], channels).swapaxes(2, 3)
         windows = WindowAttention(
             self.num_heads,
             (self.window_size, self.window_size) if self.layout is None else window,
+            self.qkv_bias,
             self.dtype,
             self.param_dtype,
             name="attn",
@@ -173,7 +181,7 @@ class SwinBlock(nn.Module):
         )
         x = reshape(windows, batch, rows, columns, *window, channels).swapaxes(2, 3)
         x = reshape(x, batch, *padded, channels)
-        if not self.pad_first:
+        if not pad_first:
             x = x[:, :height, :width]
         if any(shift):
             x = jnp.roll(x, shift, (1, 2))
@@ -225,6 +233,11 @@ class Swin(Encoder):
         pad_first: whether maps are padded to whole windows before the shift, as in torchvision. Otherwise they are
           shifted first, and the window shrinks for smaller maps, as in timm. Both are equal for images whose sides are
           multiples of 224.
+        whole_windows: whether images are padded to whole patches, maps are padded to whole windows before the shift,
+          and windows shift on maps of all sizes, as in the authors' code for segmentation and transformers' backbone.
+        mlp_ratio: hidden channels of the linear layers, as a multiple of the stage's channels.
+        qkv_bias: whether queries, keys and values have a bias.
+        epsilon: epsilon of the norms in the blocks.
         act: activation.
         drop_path: rate of stochastic depth in the last block; the rates increase linearly from 0. timm trains with 0.1.
         coarsest: reduction of the last stage to build: 4, 8, 16 or 32.
@@ -247,6 +260,10 @@ class Swin(Encoder):
     window_size: int = 7
     image_size: Size | None = None
     pad_first: bool = False
+    whole_windows: bool = False
+    mlp_ratio: float = 4
+    qkv_bias: bool = True
+    epsilon: float = 1e-5
     act: Callable[[jax.Array], jax.Array] = partial(nn.gelu, approximate=False)
     drop_path: float = 0.0
     coarsest: int = 32
@@ -256,7 +273,7 @@ class Swin(Encoder):
     scales = (4, 8, 16, 32)  # pyright: ignore[reportAssignmentType]
     min_size = 4
     stem = "patch_embed_proj"
-    unseen = ("pad_first",)
+    unseen = ("pad_first", "whole_windows")
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool = False) -> Pyramid:
@@ -270,6 +287,8 @@ class Swin(Encoder):
         if self.image_size is not None and min(self.image_size) < self.min_size:
             raise ValueError(f"Swin's patches are 4x4 pixels; got image_size={self.image_size}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        if self.whole_windows:
+            images = jnp.pad(images, ((0, 0), *((0, -side % 4) for side in size_of(images)), (0, 0)))
         # timm keeps torch's default initialiser for this convolution, and uses normal weights for linear layers.
         x = Conv(
             self.embed_dim,
@@ -294,6 +313,10 @@ class Swin(Encoder):
                     index % 2 == 1,
                     None if self.image_size is None else _map_size(self.image_size, stage),
                     self.pad_first,
+                    self.whole_windows,
+                    self.mlp_ratio,
+                    self.qkv_bias,
+                    self.epsilon,
                     self.act,
                     next(rates),
                     name=f"stage{stage}_block{index}",
@@ -304,7 +327,7 @@ class Swin(Encoder):
         return self.pyramid(images, maps)
 
     def reference_names(self) -> list[Naming]:
-        """Parameter names of timm, of Swin's authors and of torchvision."""
+        """Parameter names of timm, of Swin's authors, of torchvision and of transformers."""
         coarsest = len(self.reductions) - 1
 
         def naming(source: str, prefix: str, dot: str, step_in_stage_before: bool = False) -> Naming:
@@ -332,7 +355,33 @@ class Swin(Encoder):
         # Downsampling ends a stage in the authors' code, and starts one in timm. The authors' naming comes first,
         # because timm's names of the first few stages are also in the authors' checkpoints.
         namings = [naming("Swin's authors", "", ".", True), *(naming(*place) for place in places)]
+        namings.append(self._transformers())
         return [self._torchvision(), *namings] if self.pad_first else [*namings, self._torchvision()]
+
+    def _transformers(self) -> Naming:
+        """Parameter names of a backbone of transformers."""
+        block, layer = r"stage(\d)_block(\d+)", r"encoder.layers.\1.blocks.\2"
+
+        def downsample(match: re.Match[str]) -> str:
+            return f"encoder.layers.{int(match[1]) - 1}.downsample.{match[2]}"
+
+        rules = [
+            Rule("patch_embed_proj", "embeddings.patch_embeddings.projection"),
+            Rule("patch_embed_norm", "embeddings.norm"),
+            Rule(r"stage(\d)_downsample/(norm|reduction)", downsample),
+            Rule(rf"{block}/norm1", rf"{layer}.layernorm_before"),
+            Rule(rf"{block}/norm2", rf"{layer}.layernorm_after"),
+            Rule(rf"{block}/attn/qkv", rf"{layer}.attention.self.{{query,key,value}}"),
+            Rule(rf"{block}/attn/proj", rf"{layer}.attention.output.dense"),
+            Rule(
+                rf"{block}/attn/relative_position_bias_table", rf"{layer}.attention.self.relative_position_bias_table"
+            ),
+            Rule(rf"{block}/fc1", rf"{layer}.intermediate.dense"),
+            Rule(rf"{block}/fc2", rf"{layer}.output.dense"),
+        ]
+        differs = "" if self.whole_windows else "its windows always shift: Swin(whole_windows=True)"
+        others = r"hidden_states_norms\..*|(encoder\.)?layernorm\..*|.*\.relative_position_index"
+        return Naming(TRANSFORMERS, rules, "backbone.", rf"backbone\.({others})", differs=differs)
 
     def _torchvision(self) -> Naming:
         block = r"stage(\d)_block(\d+)"

@@ -3,7 +3,7 @@
 from densezoo.heads.anchors import AnchorOutputs, Grid, PointOutputs, grid_of
 from densezoo.heads.auxiliary import AuxiliaryHeads
 from densezoo.heads.dense import FCOSHead, RetinaNetHead, RPNHead
-from densezoo.heads.dpt import DPTHead
+from densezoo.heads.dpt import DPTDepthHead, DPTHead
 from densezoo.heads.region import BOX_WEIGHTS, BoxHead, MaskHead
 from densezoo.heads.segmentation import SegmentationHead
 from densezoo.heads.semantic import SemanticHead
@@ -13,6 +13,7 @@ __all__ = [
     "AnchorOutputs",
     "AuxiliaryHeads",
     "BoxHead",
+    "DPTDepthHead",
     "DPTHead",
     "FCOSHead",
     "Grid",

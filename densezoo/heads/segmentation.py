@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from densezoo.blocks import Bilinear, Conv, build, upsampled
-from densezoo.naming import HRNET, PLAIN, SMP, TORCHVISION, Naming, Rule
+from densezoo.naming import HRNET, PLAIN, SMP, TORCHVISION, TRANSFORMERS, Naming, Rule
 from densezoo.types import Dtype, Initializer, ModuleDef, Size
 
 
@@ -35,7 +35,7 @@ class SegmentationHead(nn.Module):
 
     @nn.nowrap
     def reference_names(self) -> list[Naming]:
-        """Parameter names of segmentation_models_pytorch, plain U-Nets, torchvision and HRNet's authors."""
+        """Parameter names of segmentation_models_pytorch, plain U-Nets, torchvision, transformers, HRNet's authors."""
         upsample = build(self.upsample)
         differs = "its head has upsample=dz.Bilinear, without aligned corners"
         if isinstance(upsample, Bilinear) and not upsample.align_corners:
@@ -46,4 +46,5 @@ class SegmentationHead(nn.Module):
             Naming(PLAIN, [Rule("conv", "outc")]),
             Naming(TORCHVISION, [Rule("conv", "classifier.4")], differs=differs),
             Naming(HRNET, [Rule("conv", "last_layer.3")]),
+            Naming(TRANSFORMERS, [Rule("conv", "decode_head.classifier")], differs=differs),
         ]

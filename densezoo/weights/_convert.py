@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from densezoo.encoders import Encoder
-from densezoo.naming import NEVER_NEEDED, TORCHVISION, Naming
+from densezoo.naming import NEVER_NEEDED, Naming, spelled_out
 from densezoo.weights._conventions import check_architecture, contradictions, doubt, doubt_of_frozen_norms
 from densezoo.weights._names import Names, as_numpy, read_names
 from densezoo.weights._parameters import (
@@ -171,6 +171,7 @@ def fill(
             names[stem] = _spread(as_numpy(names[stem]), channels)
     if part is None:
         parameters = whole(parameters, tree)
+    _join(parameters, names)
 
     shapes = {name: tuple(np.shape(array)) for name, array in names.items()}
     report = Report(names.source, model, part, parameters, shapes)
@@ -196,8 +197,9 @@ def _check_conventions(
     """Raises if the model is known to compute something else than the checkpoint's reference, and warns if unsure."""
     chosen = {part: namings[part] for part in wanted}
     if differences := contradictions(chosen, names):
+        sources = dict.fromkeys(n.source for n in chosen.values() if n is not None and n.differs)
         message = (
-            f"{names.source} has the names of {TORCHVISION}, which compute something else than the model here:"
+            f"{names.source} has the names of {', '.join(sources)}, which compute something else than the model here:"
             f" {'; '.join(differences)}"
         )
         if strict and len(wanted) > 1:
@@ -232,6 +234,18 @@ def _ignored(parts: Mapping[str, nn.Module], namings: Mapping[str, Naming | None
             mine = "|".join(sorted({re.escape(p.name.split(".")[0]) for p in parameters if p.name}))
             patterns.append(rf"(?!(?:{mine})\.).*")
     return "|".join(f"(?:{pattern})" for pattern in patterns)
+
+
+def _join(parameters: list[Parameter], names: Names) -> None:
+    """Joins the arrays of the checkpoint that make up one array of the model, under the name with braces."""
+    for name in (p.name for p in parameters if p.name):
+        several = spelled_out(name)
+        if len(several) > 1 and all(each in names for each in several):
+            arrays = [as_numpy(names.pop(each)) for each in several]
+            if len({array.shape for array in arrays}) > 1:
+                shapes = ", ".join(f"{each} {array.shape}" for each, array in zip(several, arrays, strict=True))
+                raise ValueError(f"{names.source}: expected arrays of one shape, got {shapes}")
+            names[name] = np.concatenate(arrays)
 
 
 def _spread(kernel: np.ndarray, channels: int) -> np.ndarray:

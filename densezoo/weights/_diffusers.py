@@ -21,8 +21,7 @@ from densezoo.blocks import (
 )
 from densezoo.models import DiffusionUNet, DownLevel, MiddleLevel, UpLevel
 from densezoo.types import ModuleDef
-
-CLASS = "UNet2DModel"
+from densezoo.weights._repository import Config
 
 WEIGHTS = tuple(
     f"diffusion_pytorch_model.{end}" for end in ("safetensors", "safetensors.index.json", "bin", "bin.index.json")
@@ -59,7 +58,10 @@ _DEFAULTS: dict[str, Any] = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
-_UNUSED = ("sample_size",)
+_COUNTS = (
+    *("in_channels", "out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups"),
+    *("attn_norm_num_groups", "num_class_embeds", "time_embedding_dim", "num_train_timesteps"),
+)
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
@@ -68,68 +70,74 @@ _ACTIVATIONS = {
     "relu": jax.nn.relu,
 }
 _CONDITIONING = {"default": "shift", "scale_shift": "scale_shift"}
-_LABELS = {None: "table", "timestep": "time", "identity": "vector"}
 _RESAMPLING = {"conv": False, "resnet": True}
 
 
-def unet_of_config(config: Mapping[str, Any]) -> DiffusionUNet:
+def unet(config: Config) -> DiffusionUNet:
     """Creates the model that a configuration of diffusers' `UNet2DModel` describes.
 
     Raises:
         ValueError: if it names something unknown. The message lists the alternatives.
     """
-    given = {name: value for name, value in config.items() if not name.startswith("_") and name not in _UNUSED}
+    given = {name: value for name, value in config.options.items() if not name.startswith("_") and name != "sample_size"}
     if unknown := [name for name, value in given.items() if name not in _DEFAULTS and value is not None]:
-        raise ValueError(f"the configuration of a {CLASS} has unknown entries, which may change its results: {unknown}")
-    config = _DEFAULTS | given
-    features = tuple(config["block_out_channels"])
-    types = {way: tuple(config[f"{way}_block_types"]) for way in ("down", "up")}
-    if not len(features) == len(types["down"]) == len(types["up"]):
-        raise ValueError(f"block_out_channels, down_block_types and up_block_types differ in length: {features}, {types}")
+        raise ValueError(f"{config.source}: unknown options, which may change the results: {unknown}")
+    config = Config(_DEFAULTS | given, config.source)
+    for name in _COUNTS:
+        if config.options[name] is not None:
+            config.size(name, 1)
+    features = config.sizes("block_out_channels", (1,))
     levels = _Levels(config)
-    if config["mid_block_type"] not in ("UNetMidBlock2D", None):
-        raise ValueError(f"unknown mid_block_type {config['mid_block_type']!r}; expected 'UNetMidBlock2D' or None")
-    classes = config["num_class_embeds"]
+    names = {way: config.get(f"{way}_block_types", ("",)) for way in ("down", "up")}
+    if not len(features) == len(names["down"]) == len(names["up"]):
+        raise ValueError(f"{config.source}: block_out_channels={features} and the types of blocks differ in number: {names}")
+    kinds = {"down": levels.down(), "up": levels.up()}
+    factories = {
+        way: tuple(_choose(config, f"{way}_block_types", name.removeprefix("UNetRes"), kinds[way]) for name in names[way])
+        for way in names
+    }
+    middle = _choose(config, "mid_block_type", config.options["mid_block_type"], {"UNetMidBlock2D": True, None: False})
+    kind = config.options["class_embed_type"]
     return DiffusionUNet(
         features=features,
-        down=tuple(_choice(name.removeprefix("UNetRes"), levels.down(), "down_block_type") for name in types["down"]),
-        middle=None if config["mid_block_type"] is None else levels.middle(features[-1]),
-        up=tuple(_choice(name.removeprefix("UNetRes"), levels.up(), "up_block_type") for name in types["up"]),
-        layers=config["layers_per_block"],
-        out_channels=config["out_channels"],
-        num_classes=classes if config["class_embed_type"] is None else None,
+        down=factories["down"],
+        middle=levels.middle() if middle else None,
+        up=factories["up"],
+        layers=config.size("layers_per_block", 2),
+        out_channels=config.size("out_channels", 3),
+        num_classes=config.options["num_class_embeds"] if kind is None else None,
         null_label=False,
-        labels_as=_choice(config["class_embed_type"], _LABELS, "class_embed_type"),
+        labels_as=_choose(config, "class_embed_type", kind, {None: "table", "timestep": "time", "identity": "vector"}),
         time=_time(config),
-        condition_features=config["time_embedding_dim"],
+        condition_features=config.options["time_embedding_dim"],
         norm=levels.norm or levels.quarter,
-        centre=config["center_input_sample"],
-        divide_by_time=config["time_embedding_type"] == "fourier",
+        centre=config.get("center_input_sample", False),
+        divide_by_time=config.options["time_embedding_type"] == "fourier",
     )
 
 
 class _Levels:
     """The factories of levels for the names of blocks in a configuration."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Config):
         self.config = config
-        epsilon, groups = config["norm_eps"], config["norm_num_groups"]
+        epsilon, groups = config.get("norm_eps", 1e-5), config.options["norm_num_groups"]
         self.norm: ModuleDef | None = None if groups is None else partial(GroupNorm, num_groups=groups, epsilon=epsilon)
         self.quarter = partial(GroupNorm, group_size=4, epsilon=epsilon)
         self.of_32 = partial(GroupNorm, num_groups=32, epsilon=epsilon)
         self.block = partial(
             ResidualBlock,
-            conditioning=_choice(config["resnet_time_scale_shift"], _CONDITIONING, "resnet_time_scale_shift"),
+            conditioning=config.choose("resnet_time_scale_shift", "default", _CONDITIONING),
             norm=self.norm,
-            act=_choice(config["act_fn"], _ACTIVATIONS, "act_fn"),
-            dropout=config["dropout"],
+            act=config.choose("act_fn", "silu", _ACTIVATIONS),
+            dropout=config.get("dropout", 0.0),
         )
-        self.attention = partial(SelfAttention, head_features=config["attention_head_dim"], norm=self.norm)
+        self.attention = partial(SelfAttention, head_features=config.options["attention_head_dim"], norm=self.norm)
 
     def down(self) -> dict[str, ModuleDef]:
-        padding = _choice(self.config["downsample_padding"], {0: "SAME", 1: 1}, "downsample_padding")
+        padding = _choose(self.config, "downsample_padding", self.config.get("downsample_padding", 1), {0: "SAME", 1: 1})
         strided = partial(StridedConv, padding=padding)
-        residual = _choice(self.config["downsample_type"], _RESAMPLING, "downsample_type")
+        residual = self.config.choose("downsample_type", "conv", _RESAMPLING)
         plain = partial(DownLevel, block=self.block, downsample=strided)
         within = partial(DownLevel, block=self.block, downsample=AveragePool, residual=True)
         image = partial(DownLevel, block=self._of_image(), downsample=FIR, residual=True, image=True)
@@ -142,7 +150,7 @@ class _Levels:
         }
 
     def up(self) -> dict[str, ModuleDef]:
-        residual = _choice(self.config["upsample_type"], _RESAMPLING, "upsample_type")
+        residual = self.config.choose("upsample_type", "conv", _RESAMPLING)
         plain = partial(UpLevel, block=self.block)
         within = partial(UpLevel, block=self.block, upsample=Nearest, residual=True)
         image = partial(UpLevel, upsample=FIR, residual=True, image=True, image_norm=self.quarter)
@@ -159,17 +167,17 @@ class _Levels:
             ),
         }
 
-    def middle(self, features: int) -> ModuleDef:
-        rescale = 1 / self.config["mid_block_scale_factor"]
+    def middle(self) -> ModuleDef:
+        rescale = 1 / self.config.get("mid_block_scale_factor", 1.0)
         norm = self.norm or self.quarter
         block = partial(self.block, norm=norm, rescale=rescale)
-        groups = self.config["attn_norm_num_groups"]
+        groups = self.config.options["attn_norm_num_groups"]
         if groups is not None:
             norm = partial(norm, num_groups=groups, group_size=None)
-        elif self.config["resnet_time_scale_shift"] != "default":
+        elif self.config.options["resnet_time_scale_shift"] != "default":
             norm = None
         attention = partial(self.attention, norm=norm, rescale=rescale)
-        return partial(MiddleLevel, block=block, attention=attention if self.config["add_attention"] else None)
+        return partial(MiddleLevel, block=block, attention=attention if self.config.get("add_attention", True) else None)
 
     def _of_image(self, **fields: Any) -> ModuleDef:
         return partial(self.block, norm=self.quarter, rescale=math.sqrt(0.5), **fields)
@@ -178,19 +186,18 @@ class _Levels:
         return partial(self.attention, norm=self.of_32, rescale=math.sqrt(0.5))
 
 
-def _time(config: Mapping[str, Any]) -> ModuleDef:
+def _time(config: Config) -> ModuleDef:
+    shift, cos_first = config.get("freq_shift", 0), config.get("flip_sin_to_cos", True)
     kinds = {
-        "positional": partial(Sinusoidal, shift=config["freq_shift"], cos_first=config["flip_sin_to_cos"]),
+        "positional": partial(Sinusoidal, shift=shift, cos_first=cos_first),
         "fourier": Fourier,
-        "learned": partial(LearnedTimes, steps=config["num_train_timesteps"]),
+        "learned": partial(LearnedTimes, steps=config.options["num_train_timesteps"]),
     }
-    return _choice(config["time_embedding_type"], kinds, "time_embedding_type")
+    return config.choose("time_embedding_type", "positional", kinds)
 
 
-def _choice(value: Any, table: Mapping[Any, Any], entry: str) -> Any:
-    if value not in table:
-        raise ValueError(
-            f"the configuration of a {CLASS} has {entry}={value!r}, which densezoo does not support; it supports"
-            f" {', '.join(map(repr, table))}"
-        )
-    return table[value]
+def _choose(config: Config, option: str, value: Any, choices: Mapping[Any, Any]) -> Any:
+    """The entry of `choices` for a value, which may be None."""
+    if value not in choices:
+        raise config.unsupported(option, value, ", ".join(map(repr, choices)))
+    return choices[value]

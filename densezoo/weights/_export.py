@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from densezoo.messages import shortened
-from densezoo.naming import DETECTORS, SMP, TIMM, Naming
+from densezoo.naming import DETECTORS, SMP, TIMM, Naming, spelled_out
 from densezoo.weights._convert import folded_biases
 from densezoo.weights._names import Names, as_numpy, read_names
 from densezoo.weights._parameters import (
@@ -122,7 +122,10 @@ def _arrays(parameters: list[Parameter], tree: Mapping[Path, Any], source: str) 
             raise ValueError(
                 f"two arrays of the model have the name {name} in {source!r}, one is {'/'.join(parameter.path)}"
             )
-        arrays[name] = _exported(parameter.to_there(np.asarray(tree[parameter.path])))
+        array = parameter.to_there(np.asarray(tree[parameter.path]))
+        several = spelled_out(name)
+        shares = np.split(array, len(several)) if len(several) > 1 else [array]
+        arrays |= {each: _exported(share) for each, share in zip(several, shares, strict=True)}
         if name.endswith(".running_mean"):
             arrays[name.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
     return arrays
@@ -136,7 +139,7 @@ def _exported(array: np.ndarray) -> np.ndarray:
 
 def _completed(arrays: Mapping[str, np.ndarray], parameters: list[Parameter], like: Names) -> dict[str, np.ndarray]:
     """The arrays under exactly the names of another checkpoint, completed by arrays that only that one has."""
-    ours = {str(p.name): p.shape_there for p in parameters}
+    ours = {name: arrays[name].shape for p in parameters for name in spelled_out(str(p.name))}
     wrong = [f"{name} is missing in it" for name in ours if name not in like]
     wrong += [
         f"{name} is {np.shape(like[name])} in it, here {shape}"

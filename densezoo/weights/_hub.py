@@ -1,9 +1,8 @@
 """Weights and settings from repositories of the Hugging Face hub, or from folders laid out like them."""
 
-import json
-import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path as File
 from typing import Any
 
@@ -11,16 +10,16 @@ import flax.linen as nn
 import jax
 
 from densezoo.encoders import ENCODERS
-from densezoo.extras import require
-from densezoo.weights import _diffusers
 from densezoo.weights._convert import from_torch
+from densezoo.weights._families import FAMILIES, family_of, kind_of
 from densezoo.weights._parameters import parts_of
+from densezoo.weights._repository import Config, Repository, file_of, read_json, read_optional_json
 from densezoo.weights._shards import WEIGHTS, shards_of
 from densezoo.zoo import create_encoder
 
 
 def from_hub(
-    repository: str | os.PathLike[str],
+    repository: Repository,
     model: nn.Module | None = None,
     *,
     revision: str | None = None,
@@ -32,7 +31,8 @@ def from_hub(
     """Loads a pretrained encoder, or a model with one, from the Hugging Face hub.
 
     Supports repositories of timm (`timm/resnet50.a1_in1k`), of segmentation_models_pytorch's encoders
-    (`smp-hub/resnet50.imagenet`), and of whole models that it saved. Downloads are cached, and the cache also works
+    (`smp-hub/resnet50.imagenet`), and of whole models that it saved, of transformers, and of diffusers' `UNet2DModel`,
+    alone or in a pipeline. Downloads are cached, and the cache also works
     offline; `HF_HOME` and `HF_HUB_OFFLINE=1` are respected. Needs huggingface_hub (`pip install "densezoo[hub]"`),
     unless `repository` is a folder.
 
@@ -70,42 +70,27 @@ def from_hub(
         >>> encoder.reductions, sorted(same)
         ((2, 4, 8, 16, 32), ['batch_stats', 'params'])
     """
-    config = _config(repository, revision)
-    if config.get("_class_name") == _diffusers.CLASS:
-        model = _diffusers.unet_of_config(config) if model is None else model
-        weights = _file(repository, _diffusers.WEIGHTS, revision)
-        return model, from_torch(model, weights, strict=strict, in_channels=in_channels, key=key, entry=entry)
-    # segmentation_models_pytorch's repositories are named after the encoder, then a dot and the data.
-    architecture = str(config.get("architecture") or re.sub(r"\..*", "", File(repository).name))
-    if model is None:
-        if "_model_class" in config:
-            raise ValueError(
-                f"{repository} contains a whole {config['_model_class']} over {config.get('encoder_name')}: create that"
-                " model, dz.create_model(...), and pass it as `model`"
-            )
-        model = _encoder(repository, config.get("architecture"), architecture)
-    part = None
-    if "_model_class" not in config and "encoder" in parts_of(model):
-        part = "encoder"
-    weights = _file(repository, WEIGHTS, revision)
-    if weights.name.endswith(".index.json"):
-        for name in dict.fromkeys(shards_of(weights).values()):
-            _file(repository, (name,), revision)
-    if "_model_class" in config:
-        architecture = str(config.get("encoder_name")).removeprefix("tu-")
-    elif "architecture" in config and architecture not in ENCODERS:
-        warnings.warn(
-            f"{repository} is of {architecture!r}, which densezoo does not have: only names and shapes were compared"
-            " with the given model, which may compute something else",
-            stacklevel=2,
-        )
-    known = architecture if architecture in ENCODERS else None
-    options = {"strict": strict, "in_channels": in_channels, "key": key, "entry": entry}
-    return model, from_torch(model, weights, part=part, architecture=known, **options)
+    config, folder = _config(repository, revision)
+    options: dict[str, Any] = {"strict": strict, "in_channels": in_channels, "key": key, "entry": entry}
+    kind = kind_of(config)
+    if kind is None:
+        return _load_encoder(repository, config, model, revision, options)
+    if model is not None:
+        weights = _weights(repository, FAMILIES[kind].files if kind in FAMILIES else WEIGHTS, revision, folder)
+        name = str(config.options.get("encoder_name", "")).removeprefix("tu-")
+        known = name if name in ENCODERS else None
+        return model, from_torch(model, weights, architecture=known, **options)
+    family = family_of(config, kind)
+    model = family.build(config)
+    weights = _weights(repository, family.files, revision, folder)
+    try:
+        return model, from_torch(model, weights, **options)
+    except ValueError as error:
+        raise ValueError(f"cannot load the {kind} that {config.source} describes: {error}") from error
 
 
 def preprocessing(
-    repository: str | os.PathLike[str], *, revision: str | None = None
+    repository: Repository, *, revision: str | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The mean and standard deviation per channel, for images in 0..1, that a repository's weights were trained with.
 
@@ -129,7 +114,7 @@ def preprocessing(
         >>> preprocessing(folder)
         ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
     """
-    config = _config(repository, revision)
+    config = read_json(repository, "config.json", revision)
     # timm stores them in its settings of the weights, segmentation_models_pytorch at the top level.
     settings = config.get("pretrained_cfg", config)
     try:
@@ -140,7 +125,48 @@ def preprocessing(
     return mean, std
 
 
-def _encoder(repository: str | os.PathLike[str], said: Any, name: str) -> nn.Module:
+def _load_encoder(
+    repository: Repository, config: Config, model: nn.Module | None, revision: str | None, options: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Loads an encoder of timm or segmentation_models_pytorch, alone or as the encoder of a model."""
+    # segmentation_models_pytorch's repositories are named after the encoder, then a dot and the data.
+    said = config.options.get("architecture")
+    architecture = str(said or re.sub(r"\..*", "", File(repository).name))
+    if model is None:
+        model = _encoder(repository, said, architecture)
+    part = "encoder" if "encoder" in parts_of(model) else None
+    weights = _weights(repository, WEIGHTS, revision)
+    if "architecture" in config.options and architecture not in ENCODERS:
+        warnings.warn(
+            f"{repository} is of {architecture!r}, which densezoo does not have: only names and shapes were compared"
+            " with the given model, which may compute something else",
+            stacklevel=3,
+        )
+    known = architecture if architecture in ENCODERS else None
+    return model, from_torch(model, weights, part=part, architecture=known, **options)
+
+
+def _config(repository: Repository, revision: str | None) -> tuple[Config, str]:
+    """The configuration, and the folder that it and the weights are in: of a pipeline of diffusers, that of its U-Net."""
+    try:
+        return Config(read_json(repository, "config.json", revision), f"the config.json of {repository}"), ""
+    except FileNotFoundError:
+        options = read_optional_json(repository, "unet/config.json", revision)
+        if options is None:
+            raise
+    return Config(options, f"the unet/config.json of {repository}"), "unet/"
+
+
+def _weights(repository: Repository, names: Sequence[str], revision: str | None, folder: str = "") -> File:
+    """The file of the weights, or the index of several, which are then there too."""
+    weights = file_of(repository, [folder + name for name in names], revision)
+    if weights.name.endswith(".index.json"):
+        for name in dict.fromkeys(shards_of(weights).values()):
+            file_of(repository, (folder + name,), revision)
+    return weights
+
+
+def _encoder(repository: Repository, said: Any, name: str) -> nn.Module:
     if name not in ENCODERS:
         said = f"says that it is {said!r}" if said else "names no architecture"
         raise ValueError(
@@ -148,35 +174,3 @@ def _encoder(repository: str | os.PathLike[str], said: Any, name: str) -> nn.Mod
             " the model that the weights are for, and pass it as `model`"
         )
     return create_encoder(name)
-
-
-def _config(repository: str | os.PathLike[str], revision: str | None) -> dict[str, Any]:
-    path = _file(repository, ("config.json",), revision)
-    try:
-        config = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not the configuration of a model: it contains a {type(config).__name__}")
-    return config
-
-
-def _file(repository: str | os.PathLike[str], names: tuple[str, ...], revision: str | None) -> File:
-    """The first of the files that exists: in a folder, in the cache, or on the hub."""
-    folder = File(repository)
-    if folder.is_dir():
-        found = next((folder / name for name in names if (folder / name).is_file()), None)
-        if found is None:
-            raise FileNotFoundError(f"the folder {folder} has no {' and no '.join(names)}")
-        return found
-    if not isinstance(repository, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise FileNotFoundError(f"expected a repository as owner/name, or a folder that exists; got {repository}")
-    hub = require("huggingface_hub", instead="or pass a folder with the files of the repository")
-    missing = require("huggingface_hub.errors").EntryNotFoundError
-    reasons = []
-    for name in names:
-        try:
-            return File(hub.hf_hub_download(repository, name, revision=revision))
-        except (OSError, ValueError, missing) as error:
-            reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-    raise FileNotFoundError(f"cannot get {' or '.join(names)} of {repository}: {reasons[0]}")

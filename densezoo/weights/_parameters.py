@@ -15,7 +15,7 @@ from densezoo.encoders import Encoder
 from densezoo.inputs import example_inputs
 from densezoo.messages import shortened
 from densezoo.models import COMPOSITIONS
-from densezoo.naming import COLUMN, KERNELS, LEAVES, Named, Naming
+from densezoo.naming import COLUMN, KERNELS, LEAVES, Named, Naming, spelled_out
 
 Path = tuple[str, ...]
 """The path of an array in the variables; the collection is first."""
@@ -141,7 +141,10 @@ def parameters_of(
 def expected_names(parts: Mapping[str, nn.Module], tree: Mapping[Path, Any]) -> dict[str, list[set[str]]]:
     """For each part, the names of its arrays in each of its namings."""
     return {
-        part: [{p.name for p in parameters_of(part, tree, naming) if p.name} for naming in namings_of(module)]
+        part: [
+            {name for p in parameters_of(part, tree, naming) if p.name for name in spelled_out(p.name)}
+            for naming in namings_of(module)
+        ]
         for part, module in parts.items()
     }
 

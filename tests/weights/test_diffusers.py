@@ -12,7 +12,6 @@ from safetensors.numpy import save_file
 
 import densezoo as dz
 from densezoo import weights
-from densezoo.weights import _diffusers
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 seeded = runpy.run_path(str(GOLDEN / "seeded.py"))["array"]
@@ -36,7 +35,8 @@ def relative(ours, reference):
     return float(np.abs(np.asarray(ours) - reference).max() / np.abs(reference).max())
 
 
-CASES = [pytest.param("cifar10", marks=pytest.mark.parity), "narrow", "skips", "residual", "times", "vectors"]
+CASES = [pytest.param("cifar10", marks=pytest.mark.parity), "skips", "residual"]
+CASES += [pytest.param(case, marks=pytest.mark.parity) for case in ("narrow", "times", "vectors")]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -55,12 +55,31 @@ def test_golden(case, tmp_path):
     assert all(np.array_equal(back[name], arrays[name]) for name in arrays)
 
 
-@pytest.mark.parametrize("case", ["free", "clipped"])
-def test_ddim_trajectory(case):
+@pytest.mark.parametrize("case", [pytest.param("free", marks=pytest.mark.parity), "clipped"])
+def test_ddim_trajectory(case, tmp_path):
     golden, config, arrays = load(f"ddim_{case}")
-    model = _diffusers.unet_of_config(config)
+    write(tmp_path / "unet", config, arrays)  # a pipeline's folder
+    model, variables = weights.from_hub(tmp_path)
     process = dz.diffusion.Process.from_config(json.loads(str(golden["scheduler"])))
     sample = dz.diffusion.make_sampler(model, process, steps=10, spacing="leading")
     noise = jnp.asarray(seeded("image", tuple(golden["image_shape"].tolist())))
-    ours = sample(weights.from_torch(model, arrays), jax.random.key(0), noise=noise)
+    ours = sample(variables, jax.random.key(0), noise=noise)
     assert relative(ours, golden["output_states"][-1]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("down_block_types", ("DownBlock2D", "CrossAttnDownBlock2D"), "CrossAttnDownBlock2D.*SkipDownBlock2D"),
+        ("act_fn", "snake", "snake.*silu"),
+        ("block_out_channels", (8,), "differ in number"),
+        ("norm_num_groups", -4, "norm_num_groups"),
+        ("time_embedding_type", "hourly", "hourly.*fourier"),
+        ("new_option", 3, "new_option"),
+    ],
+)
+def test_unknown_options_are_named(option, value, message, tmp_path):
+    _, config, _ = load("vectors")
+    (tmp_path / "config.json").write_text(json.dumps(config | {option: value}))
+    with pytest.raises(ValueError, match=message):
+        weights.from_hub(tmp_path)
