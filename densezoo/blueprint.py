@@ -24,7 +24,7 @@ class Blueprint:
         head: class of the head, or a partial of it, called with the number of classes.
         make: replaces `decoder` and `head` for a model of other parts: (encoder, num_classes, *, impl=, dtype=,
             param_dtype=) -> model. `create_model` accepts its other keyword arguments.
-        task: the task of its models: "segmentation", "detection" or "diffusion".
+        task: the task of its models: "segmentation", "detection", "diffusion" or "autoencoding".
         num_classes: default number of classes.
         decoder_fields: (an `Encoder`) -> fields of the decoder that depend on the encoder.
         encoder_fields: fields for an encoder that is given by name, such as `output_stride` for dilation.

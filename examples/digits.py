@@ -73,7 +73,7 @@ def classifier(samples: list[dict[str, Any]], steps: int) -> tuple[Any, Any]:
 def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
     """The Frechet distance of two sets of features (n, d), as if both were normally distributed.
 
-    Heusel et al., 2017, https://arxiv.org/abs/1706.08500; with the features of a classifier of digits, not of Inception.
+    Heusel et al., 2017, https://arxiv.org/abs/1706.08500, with the features of a classifier of digits.
     """
     covariance, other = (np.cov(x, rowvar=False) for x in (features, others))
     shared = np.sqrt(np.maximum(np.linalg.eigvals(covariance @ other).real, 0)).sum()

@@ -39,13 +39,18 @@ SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray] | None] = {
     "sigmoid": _sigmoid,
     "flow": None,
 }
-"""Noise schedules by name: (steps, start, end) -> the variance of the noise that each step adds. "flow" has no steps."""
+"""Noise schedules by name: (steps, start, end) -> the variance of the noise of each step. "flow" has no steps."""
 
 TARGETS = ("epsilon", "x0", "v", "velocity")
 """What a network can predict: the noise, the image, `signal * noise - sigma * image`, or `noise - image`."""
 
 _OF_DIFFUSERS = {
-    "beta_schedule": {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"},
+    "beta_schedule": {
+        "linear": "linear",
+        "scaled_linear": "scaled_linear",
+        "squaredcos_cap_v2": "cosine",
+        "sigmoid": "sigmoid",
+    },
     "prediction_type": {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"},
 }
 
@@ -214,9 +219,17 @@ class Process:
         for entry, names in _OF_DIFFUSERS.items():
             value = config.get(entry, next(iter(names)))
             if value not in names:
-                raise ValueError(f"the scheduler has {entry}={value!r}, which densezoo does not have; it has: {', '.join(names)}")
+                raise ValueError(
+                    f"the scheduler has {entry}={value!r}, which densezoo does not have; it has: {', '.join(names)}"
+                )
             found[entry] = names[value]
-        unsupported = ("trained_betas", "thresholding", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+        unsupported = (
+            "trained_betas",
+            "thresholding",
+            "use_karras_sigmas",
+            "use_exponential_sigmas",
+            "use_beta_sigmas",
+        )
         if given := [entry for entry in unsupported if config.get(entry)]:
             raise ValueError(f"the scheduler has {given}, which densezoo does not support")
         return cls(

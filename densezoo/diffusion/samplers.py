@@ -8,6 +8,7 @@ noise e, and then computes
 with fresh noise z, and the image x0' and the state x' of the step before.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,20 +44,18 @@ Point = tuple[float, float, float]
 
 def _ddim(points: list[Point], eta: float) -> list[Row]:
     rows = []
-    for (t, signal, sigma), (_, to_signal, to_sigma) in zip(points, points[1:], strict=False):
+    for (t, signal, sigma), (_, to_signal, to_sigma) in itertools.pairwise(points):
         fresh = 0.0
         if eta and signal:
             fresh = eta * to_sigma / sigma * max(0.0, 1 - (signal / to_signal) ** 2) ** 0.5
-        rows.append(
-            Row(t, signal, sigma, image=to_signal, noise=max(0.0, to_sigma**2 - fresh**2) ** 0.5, fresh=fresh)
-        )
+        rows.append(Row(t, signal, sigma, image=to_signal, noise=max(0.0, to_sigma**2 - fresh**2) ** 0.5, fresh=fresh))
     return rows
 
 
 def _ddpm(points: list[Point], eta: float) -> list[Row]:
     del eta
     rows = []
-    for (t, signal, sigma), (_, to_signal, to_sigma) in zip(points, points[1:], strict=False):
+    for (t, signal, sigma), (_, to_signal, to_sigma) in itertools.pairwise(points):
         kept = (signal / to_signal) ** 2  # the product of 1 - variance over the steps between
         fresh = to_sigma / sigma * max(0.0, 1 - kept) ** 0.5
         x = kept**0.5 * to_sigma**2 / sigma**2
@@ -67,7 +66,7 @@ def _ddpm(points: list[Point], eta: float) -> list[Row]:
 def _dpm(points: list[Point], eta: float) -> list[Row]:
     del eta
     rows, before = [], None
-    for (t, signal, sigma), (_, to_signal, to_sigma) in zip(points, points[1:], strict=False):
+    for (t, signal, sigma), (_, to_signal, to_sigma) in itertools.pairwise(points):
         # exp(-h) for the step h in the logarithm of signal / sigma; both ends may be infinite.
         shrink = to_sigma * signal / (sigma * to_signal)
         step = -np.log(shrink) if shrink > 0 else np.inf
@@ -81,14 +80,13 @@ def _dpm(points: list[Point], eta: float) -> list[Row]:
 
 def _heun(points: list[Point], eta: float) -> list[Row]:
     rows = []
-    for here, there, row in zip(points, points[1:], _ddim(points, 0.0), strict=False):
+    del eta
+    for (here, there), row in zip(itertools.pairwise(points), _ddim(points, 0.0), strict=True):
         rows.append(row)
         (_, signal, sigma), (t, to_signal, to_sigma) = here, there
         if to_sigma > 0 and signal > 0:  # else only Euler's step is defined
             change = to_sigma - to_signal * sigma / signal
-            rows.append(
-                Row(t, to_signal, to_sigma, x=0.5, noise=0.5 * change, previous_x=0.5 * to_signal / signal)
-            )
+            rows.append(Row(t, to_signal, to_sigma, x=0.5, noise=0.5 * change, previous_x=0.5 * to_signal / signal))
     return rows
 
 

@@ -33,9 +33,7 @@ class SquaredErrors:
         return np.asarray(self.sums, float) / count if count else np.full(self.sums.shape, np.nan)
 
 
-def squared_errors(
-    *errors: Float[Array, "b h w c"], sizes: Integer[Array, "b 2"] | None = None
-) -> SquaredErrors:
+def squared_errors(*errors: Float[Array, "b h w c"], sizes: Integer[Array, "b 2"] | None = None) -> SquaredErrors:
     """Sums the squares of errors over the pixels of images.
 
     Args:
@@ -55,7 +53,9 @@ def squared_errors(
     batch, height, width, channels = errors[0].shape
     inside = jnp.ones((batch, height, width), bool)
     if sizes is not None:
-        rows, columns = (jnp.arange(side)[None] < jnp.asarray(sizes)[:, axis, None] for axis, side in enumerate((height, width)))
+        rows, columns = (
+            jnp.arange(side)[None] < jnp.asarray(sizes)[:, axis, None] for axis, side in enumerate((height, width))
+        )
         inside = rows[:, :, None] & columns[:, None]
     squares = [jnp.where(inside[..., None], jnp.square(error.astype(jnp.float32)), 0).sum() for error in errors]
     return SquaredErrors(jnp.stack(squares), Tally.of(inside.sum()[None] * channels))

@@ -3,6 +3,7 @@
 The files of detectors register their families, like those of the decoders.
 """
 
+from densezoo.models.autoencoder import Autoencoder, Reconstruction
 from densezoo.models.detection import detect
 from densezoo.models.diffusion import DiffusionUNet
 from densezoo.models.diffusion_levels import DownLevel, MiddleLevel, UpLevel
@@ -12,12 +13,13 @@ from densezoo.models.segmentation import PyramidModel, SegmentationModel
 from densezoo.models.single_stage import PlainNeck, SingleStage
 from densezoo.models.two_stage import two_stage
 
-COMPOSITIONS = (SegmentationModel, PyramidModel, SingleStage, RCNN, DiffusionUNet)
+COMPOSITIONS = (SegmentationModel, PyramidModel, SingleStage, RCNN, DiffusionUNet, Autoencoder)
 """All model classes. A model is called with images, and most have a field for each part."""
 
 __all__ = [
     "COMPOSITIONS",
     "RCNN",
+    "Autoencoder",
     "DiffusionUNet",
     "DownLevel",
     "MiddleLevel",
@@ -25,6 +27,7 @@ __all__ = [
     "PanopticFPN",
     "PlainNeck",
     "PyramidModel",
+    "Reconstruction",
     "RegionOutputs",
     "SegmentationModel",
     "SingleStage",

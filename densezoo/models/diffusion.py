@@ -178,7 +178,9 @@ class DiffusionUNet(nn.Module):
         if x.ndim != 4 or 0 in x.shape:
             raise ValueError(f"expected a batch of NHWC images without empty axes, got shape {x.shape}")
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"expected float images, got {x.dtype}: densezoo.data.to_float scales integer pixels to 0..1")
+            raise TypeError(
+                f"expected float images, got {x.dtype}: densezoo.data.to_float scales integer pixels to 0..1"
+            )
         if not len(self.down) == len(self.up) == len(self.features):
             raise ValueError(
                 f"features, down and up need an entry for each level; got {len(self.features)}, {len(self.down)} and"
@@ -288,7 +290,9 @@ def diffusion_unet(
     del encoder
     count = len(features)
     if wrong := [level for level in attention_levels if not -count <= level < count]:
-        raise ValueError(f"attention_levels={tuple(attention_levels)}: there is no level {wrong[0]}, only {count} levels")
+        raise ValueError(
+            f"attention_levels={tuple(attention_levels)}: there is no level {wrong[0]}, only {count} levels"
+        )
     attending = {level % count for level in attention_levels}
     attention = partial(SelfAttention, head_features=head_features, norm=norm)
     block = partial(ResidualBlock, conditioning=conditioning, norm=norm, act=act, dropout=dropout)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from densezoo.tasks.autoencoding import Autoencoding
 from densezoo.tasks.detection import Detection
 from densezoo.tasks.diffusion import Diffusion
 from densezoo.tasks.panoptic import PanopticSegmentation
@@ -14,6 +15,7 @@ TASKS: dict[str, type] = {
     "detection": Detection,
     "panoptic": PanopticSegmentation,
     "diffusion": Diffusion,
+    "autoencoding": Autoencoding,
 }
 """Tasks by their names in model files. Add your own task here so that `dz.load_predictor` can read it."""
 
@@ -49,4 +51,14 @@ def from_description(description: dict[str, Any]) -> Any:
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
 
 
-__all__ = ["TASKS", "Detection", "Diffusion", "PanopticSegmentation", "Segmentation", "Task", "describe", "from_description"]
+__all__ = [
+    "TASKS",
+    "Autoencoding",
+    "Detection",
+    "Diffusion",
+    "PanopticSegmentation",
+    "Segmentation",
+    "Task",
+    "describe",
+    "from_description",
+]

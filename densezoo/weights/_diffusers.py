@@ -79,7 +79,9 @@ def unet(config: Config) -> DiffusionUNet:
     Raises:
         ValueError: if it names something unknown. The message lists the alternatives.
     """
-    given = {name: value for name, value in config.options.items() if not name.startswith("_") and name != "sample_size"}
+    given = {
+        name: value for name, value in config.options.items() if not name.startswith("_") and name != "sample_size"
+    }
     if unknown := [name for name, value in given.items() if name not in _DEFAULTS and value is not None]:
         raise ValueError(f"{config.source}: unknown options, which may change the results: {unknown}")
     config = Config(_DEFAULTS | given, config.source)
@@ -90,10 +92,14 @@ def unet(config: Config) -> DiffusionUNet:
     levels = _Levels(config)
     names = {way: config.get(f"{way}_block_types", ("",)) for way in ("down", "up")}
     if not len(features) == len(names["down"]) == len(names["up"]):
-        raise ValueError(f"{config.source}: block_out_channels={features} and the types of blocks differ in number: {names}")
+        raise ValueError(
+            f"{config.source}: block_out_channels={features} and the types of blocks differ in number: {names}"
+        )
     kinds = {"down": levels.down(), "up": levels.up()}
     factories = {
-        way: tuple(_choose(config, f"{way}_block_types", name.removeprefix("UNetRes"), kinds[way]) for name in names[way])
+        way: tuple(
+            _choose(config, f"{way}_block_types", name.removeprefix("UNetRes"), kinds[way]) for name in names[way]
+        )
         for way in names
     }
     middle = _choose(config, "mid_block_type", config.options["mid_block_type"], {"UNetMidBlock2D": True, None: False})
@@ -135,7 +141,9 @@ class _Levels:
         self.attention = partial(SelfAttention, head_features=config.options["attention_head_dim"], norm=self.norm)
 
     def down(self) -> dict[str, ModuleDef]:
-        padding = _choose(self.config, "downsample_padding", self.config.get("downsample_padding", 1), {0: "SAME", 1: 1})
+        padding = _choose(
+            self.config, "downsample_padding", self.config.get("downsample_padding", 1), {0: "SAME", 1: 1}
+        )
         strided = partial(StridedConv, padding=padding)
         residual = self.config.choose("downsample_type", "conv", _RESAMPLING)
         plain = partial(DownLevel, block=self.block, downsample=strided)
@@ -161,7 +169,9 @@ class _Levels:
             "SkipUpBlock2D": partial(image, block=self._of_image()),
             "AttnSkipUpBlock2D": partial(
                 image,
-                block=self._of_image(first_norm=self.of_32),  # of a quarter of the skip's channels, but all of the map's
+                block=self._of_image(
+                    first_norm=self.of_32
+                ),  # of a quarter of the skip's channels, but all of the map's
                 attention=self._attention_of_image(),
                 attend_once=True,
             ),
@@ -177,7 +187,9 @@ class _Levels:
         elif self.config.options["resnet_time_scale_shift"] != "default":
             norm = None
         attention = partial(self.attention, norm=norm, rescale=rescale)
-        return partial(MiddleLevel, block=block, attention=attention if self.config.get("add_attention", True) else None)
+        return partial(
+            MiddleLevel, block=block, attention=attention if self.config.get("add_attention", True) else None
+        )
 
     def _of_image(self, **fields: Any) -> ModuleDef:
         return partial(self.block, norm=self.quarter, rescale=math.sqrt(0.5), **fields)

@@ -147,7 +147,7 @@ def _load_encoder(
 
 
 def _config(repository: Repository, revision: str | None) -> tuple[Config, str]:
-    """The configuration, and the folder that it and the weights are in: of a pipeline of diffusers, that of its U-Net."""
+    """The configuration and its folder, which is that of the U-Net in a pipeline of diffusers."""
     try:
         return Config(read_json(repository, "config.json", revision), f"the config.json of {repository}"), ""
     except FileNotFoundError:
