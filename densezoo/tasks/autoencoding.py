@@ -48,6 +48,7 @@ class Autoencoding:
     fields: ClassVar[tuple[str, ...]] = ("image",)
     best: ClassVar[str] = "psnr"
     fill: ClassVar[int] = 0
+    multiple: ClassVar[int] = 1  # an image with repeated edges is another image
 
     def __post_init__(self):
         if not self.kl_weight >= 0:
