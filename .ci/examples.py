@@ -32,6 +32,8 @@ QUICK = {
         " --out {out}/detector"
     ],
     "detect.py": ["--model {out}/detector --images {out}/scenes/val/images --draw 1 --out {out}/found"],
+    "diffusion_digits.py": ["--quick --out {out}/digits"],
+    "autoencoder.py": ["--quick --out {out}/autoencoder"],
     "nnx_training.py": ["--steps 2 --batch-size 2 --out {out}/nnx"],
 }
 

@@ -2,9 +2,9 @@
 
 Usage: python examples/autoencoder.py --out out/autoencoder
 
-Trains three networks with the same encoder and decoder to return scikit-learn's digits (8x8 pixels, no download). Writes
-a picture of their reconstructions of test digits, and of digits that the VAE makes of random latents. The last line on
-standard output is a JSON object with the PSNR of each on test digits.
+Trains three networks with the same encoder and decoder to return scikit-learn's digits (8x8 pixels, no download).
+Writes a picture of their reconstructions of test digits, and of digits that the VAE makes of random latents. The last
+line on standard output is a JSON object with the PSNR of each on test digits.
 """
 
 import dataclasses
@@ -85,9 +85,7 @@ def main(arguments: Arguments) -> None:
         restored[name] = np.asarray(task.predict(apply(state.variables, jnp.asarray(2 * shown - 1))))
         if name == "vae":
             latents = jax.random.normal(jax.random.key(arguments.seed), (10, 2, 2, arguments.latent_features))
-            made = np.asarray(
-                jax.jit(lambda *x, model=model: model.apply(*x, method="decode"))(state.variables, latents)
-            )
+            made = np.asarray(model.apply(state.variables, latents, method="decode"))
     numbers = 4 * arguments.latent_features
     rows = {"test digits": 2 * shown - 1}
     rows |= {f"{name}, {scores[name]:.1f} dB": images for name, images in restored.items()}

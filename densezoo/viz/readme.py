@@ -36,7 +36,14 @@ def zoo_tables() -> str:
         | family | what it is | skips | excels at | paper | default encoder |
     """
     families = [
-        (f"`{b.name}`", b.description, b.skip_strategy, b.excels_at, _linked(b.paper), f"`{b.encoder}`")
+        (
+            f"`{b.name}`",
+            b.description,
+            b.skip_strategy,
+            b.excels_at,
+            _linked(b.paper),
+            f"`{b.encoder}`" if b.encoder else "-",
+        )
         for b in blueprints()
     ]
     groups: dict[tuple[str, str], list[str]] = {}

@@ -74,7 +74,7 @@ def test_times_out_of_range():
         assert bool(jnp.isnan(jax.jit(process.at)(jnp.array(bad))[0][-1]))
     for process in (Process(steps=7), Process("flow", steps=7)):
         times = process.random_times(jax.random.key(0), 500)
-        assert 0 <= times.min() and times.max() <= (7 if process.is_flow else 6)
+        assert times.min() >= 0 and times.max() <= (7 if process.is_flow else 6)
         assert len(np.unique(np.ceil(times))) >= 7
 
 
