@@ -1,4 +1,4 @@
-"""Exercise 8: an autoencoder and a VAE of digits, beside a U-Net whose skips carry the image past the bottleneck.
+"""An autoencoder and a VAE of digits, beside a U-Net whose skips carry the image past the bottleneck.
 
 Usage: python examples/autoencoder.py --out out/autoencoder
 

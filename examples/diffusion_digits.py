@@ -1,4 +1,4 @@
-"""Exercise 7: a diffusion U-Net that draws digits of a chosen class.
+"""A diffusion U-Net that draws digits of a chosen class.
 
 Usage: python examples/diffusion_digits.py --out out/diffusion_digits
 
