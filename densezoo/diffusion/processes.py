@@ -55,6 +55,15 @@ _OF_DIFFUSERS = {
 }
 
 
+_SCHEDULERS = {
+    "DDIMScheduler": True,
+    "DDPMScheduler": True,
+    "DPMSolverMultistepScheduler": False,
+    "PNDMScheduler": False,
+}
+"""Schedulers of diffusers, and whether they clip predicted images unless their configuration says otherwise."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Process:
     """A process from images to noise: at time t, an image is `signal(t) * image + sigma(t) * noise`.
@@ -215,6 +224,17 @@ class Process:
         Raises:
             ValueError: if it names something that densezoo does not have.
         """
+        kind = config.get("_class_name", "DDIMScheduler")
+        steps = config.get("num_train_timesteps", 1000)
+        if kind == "FlowMatchEulerDiscreteScheduler":
+            if config.get("shift", 1.0) != 1.0 or config.get("use_dynamic_shifting"):
+                raise ValueError("the scheduler shifts its times, which densezoo does not support")
+            return cls("flow", steps=steps)
+        if kind not in _SCHEDULERS:
+            raise ValueError(
+                f"the scheduler is a {kind!r}, which densezoo does not have; it has: {', '.join(_SCHEDULERS)} and"
+                " FlowMatchEulerDiscreteScheduler"
+            )
         found = {}
         for entry, names in _OF_DIFFUSERS.items():
             value = config.get(entry, next(iter(names)))
@@ -232,14 +252,15 @@ class Process:
         )
         if given := [entry for entry in unsupported if config.get(entry)]:
             raise ValueError(f"the scheduler has {given}, which densezoo does not support")
+        clips = config.get("clip_sample", _SCHEDULERS[kind])
         return cls(
             schedule=found["beta_schedule"],
             target=found["prediction_type"],
-            steps=config.get("num_train_timesteps", 1000),
+            steps=steps,
             start=config.get("beta_start", 1e-4),
             end=config.get("beta_end", 0.02),
             zero_terminal_snr=config.get("rescale_betas_zero_snr", False),
-            clip=config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None,
+            clip=config.get("clip_sample_range", 1.0) if clips else None,
         )
 
 

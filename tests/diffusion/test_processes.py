@@ -96,9 +96,18 @@ def test_bad_options_are_named(options, message):
 
 def test_configurations_of_schedulers():
     config = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "num_train_timesteps": 50}
-    config |= {"rescale_betas_zero_snr": True, "clip_sample": True, "clip_sample_range": 2.0, "_class_name": "Any"}
+    config |= {
+        "rescale_betas_zero_snr": True,
+        "clip_sample": True,
+        "clip_sample_range": 2.0,
+        "_class_name": "DDPMScheduler",
+    }
     read = Process.from_config(json.loads(json.dumps(config)))
     assert read == Process("cosine", "v", 50, zero_terminal_snr=True, clip=2.0)
+    assert Process.from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"}) == Process("flow")
+    assert Process.from_config({}).clip == 1 and Process.from_config({"_class_name": "PNDMScheduler"}).clip is None
+    with pytest.raises(ValueError, match=r"ScoreSdeVeScheduler.*DDIMScheduler"):
+        Process.from_config({"_class_name": "ScoreSdeVeScheduler"})
     for wrong in ({"beta_schedule": "laplace"}, {"prediction_type": "flow"}, {"trained_betas": [0.1]}):
         with pytest.raises(ValueError, match=str(next(iter(wrong)))):
             Process.from_config(config | wrong)
