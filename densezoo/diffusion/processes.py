@@ -156,8 +156,9 @@ class Process:
         """
         t = jnp.asarray(t)
         last = self.steps if self.is_flow else self.steps - 1
-        if not isinstance(t, jax.core.Tracer) and t.size and not bool(((t >= 0) & (t <= last)).all()):
-            raise ValueError(f"times must be from 0 to {last}; got {t.min()} to {t.max()}")
+        values = np.zeros(0) if isinstance(t, jax.core.Tracer) else np.asarray(t)
+        if values.size and not 0 <= values.min() <= values.max() <= last:
+            raise ValueError(f"times must be from 0 to {last}; got {values.min()} to {values.max()}")
         if self.is_flow:
             sigma = t.astype(jnp.float32) / self.steps
             sigma = jnp.where((sigma >= 0) & (sigma <= 1), sigma, jnp.nan)

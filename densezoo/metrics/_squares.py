@@ -1,6 +1,7 @@
 """Mean squared errors and the peak signal-to-noise ratio."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ class SquaredErrors:
         count: the number of values in each sum, (1,).
     """
 
-    sums: Float[Array, " n"]
+    sums: Any  # Float[Array, "n"], or any other leaves that JAX puts into a pytree
     count: Tally
 
     def __add__(self, other: "SquaredErrors") -> "SquaredErrors":
@@ -71,4 +72,4 @@ def psnr(mean_square: float | np.ndarray, data_range: float) -> np.ndarray:
     if not data_range > 0 or not math.isfinite(data_range):
         raise ValueError(f"data_range must be above 0, such as 1 for images in 0..1; got {data_range}")
     with np.errstate(divide="ignore"):
-        return 10 * np.log10(data_range**2 / np.asarray(mean_square, float))
+        return np.asarray(10 * np.log10(data_range**2 / np.asarray(mean_square, float)))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Num
 
 from densezoo.blocks import (
@@ -235,9 +236,10 @@ def check_labels(labels: Any, num_classes: int, *, null_label: bool) -> None:
     if not jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
         raise ValueError(f"labels must be whole numbers, got {jnp.asarray(labels).dtype}")
     last = num_classes - (not null_label)
-    if not isinstance(labels, jax.core.Tracer) and not bool(((labels >= 0) & (labels <= last)).all()):
+    values = np.zeros(0, int) if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
+    if values.size and not 0 <= values.min() <= values.max() <= last:
         meaning = f", where {num_classes} means no class" if null_label else ""
-        raise ValueError(f"labels must be from 0 to {last}{meaning}; got {int(labels.min())} to {int(labels.max())}")
+        raise ValueError(f"labels must be from 0 to {last}{meaning}; got {values.min()} to {values.max()}")
 
 
 def diffusion_unet(

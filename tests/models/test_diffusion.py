@@ -89,7 +89,7 @@ def test_mistakes_are_named():
         ((x[0], t), "NHWC"),
         ((x, t[:1]), "one for each of the 2 images"),
         ((x, t, labels[:1]), r"labels must have the shape \(2,\)"),
-        ((x, t, labels * 1.0), "whole numbers"),
+        ((x, t, labels.astype(jnp.float32)), "whole numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             output(model, *arguments)
