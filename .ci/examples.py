@@ -41,6 +41,8 @@ QUICK = {
         "--quick --model snunet --encoder plain --out {out}/snunet",
     ],
     "depth.py": ["--quick --out {out}/depth", "--quick --task normals --out {out}/normals"],
+    "diffusion_digits.py": ["--quick --out {out}/digits"],
+    "autoencoder.py": ["--quick --out {out}/autoencoder"],
     "nnx_training.py": ["--steps 2 --batch-size 2 --out {out}/nnx"],
 }
 

@@ -4,7 +4,7 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from densezoo import losses, metrics, ops
+from densezoo import diffusion, losses, metrics, ops
 from densezoo.blocks import (
     ASPP,
     CARAFE,

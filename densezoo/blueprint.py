@@ -19,14 +19,14 @@ class Blueprint:
         skip_strategy: how the encoder's detail reaches the output.
         excels_at: what to use it for.
         paper: authors, year and address.
-        encoder: name of the default encoder.
+        encoder: name of the default encoder; empty for a family without an encoder, whose `make` gets None.
         decoder: class of the decoder. `create_model` accepts its fields as further arguments.
         head: class of the head, or a partial of it, called with the number of classes.
         make: replaces `decoder` and `head` for a model of other parts: (encoder, num_classes, *, impl=, dtype=,
             param_dtype=) -> model. `create_model` accepts its other keyword arguments.
         model: class of the model, or a partial of it, called with its encoder, decoder, head, auxiliary heads and impl.
             `create_model` accepts its other fields as further arguments. None for `SegmentationModel`.
-        task: the task of its models: "segmentation", "detection" or "change".
+        task: the task of its models: "segmentation", "detection", "change", "diffusion" or "autoencoding".
         num_classes: default number of classes.
         decoder_fields: (an `Encoder`) -> fields of the decoder that depend on the encoder.
         encoder_fields: fields for an encoder that is given by name, such as `output_stride` for dilation.

@@ -18,6 +18,7 @@ TORCHVISION = "torchvision's segmentation models"
 PLAIN = "plain U-Nets"
 HRNET = "HRNet's authors"
 SNUNET = "SNUNet's authors"
+DIFFUSERS = "diffusers"
 TRANSFORMERS = "transformers"
 """Sources of the names."""
 

@@ -164,9 +164,12 @@ def create_model(
     fields = _by_name(fields)
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     _check_dtypes(blueprint)
-    if encoder is None or isinstance(encoder, str):
+    if not blueprint.encoder:
+        if encoder is not None:
+            raise ValueError(f"{name} has no encoder to choose: leave out encoder={encoder!r}")
+    elif encoder is None or isinstance(encoder, str):
         encoder = _encoder_for(blueprint, encoder or blueprint.encoder, dtypes, remat)
-    if not isinstance(encoder, nn.Module):
+    if blueprint.encoder and not isinstance(encoder, nn.Module):
         raise TypeError(f"encoder must be a name or a module, such as dz.PlainEncoder(); got {encoder!r}")
     if isinstance(encoder, Encoder):
         if dtype is not None and (encoder.dtype is None or jnp.dtype(encoder.dtype) != jnp.dtype(dtype)):
@@ -190,9 +193,13 @@ def create_model(
         )
     parts = [part for part, module in vars(model).items() if isinstance(module, nn.Module) and part != "auxiliary"]
     if isinstance(frozen, str) or not {name.split("/")[0] for name in frozen} <= set(parts):
+        if not parts:
+            raise ValueError(f"{name} has no parts that can be frozen: leave out frozen={frozen!r}")
         *others, last = parts
         raise ValueError(f"frozen must be a tuple of names among {', '.join(others)} and {last}; got {frozen!r}")
     if trainable_layers is not None:
+        if encoder is None:
+            raise ValueError(f"{name} has no encoder: leave out trainable_layers={trainable_layers}")
         frozen = (*frozen, *(f"encoder/{name}" for name in first_stages(encoder, trainable_layers)))
     return model.clone(frozen=tuple(frozen)) if frozen else model
 

@@ -34,6 +34,7 @@ TITLES = {
     "densezoo.losses": "Losses",
     "densezoo.metrics": "Metrics",
     "densezoo.tasks": "Tasks",
+    "densezoo.diffusion": "Diffusion",
     "densezoo.train": "Training",
     "densezoo.data": "Data",
     "densezoo.data.fields": "Fields of samples",

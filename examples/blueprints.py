@@ -45,8 +45,8 @@ def main(arguments: Arguments) -> None:
     known = {blueprint.name: blueprint for blueprint in dz.blueprints()}
     models = {}
     for name in arguments.models:
-        model = dz.create_model(name, arguments.encoder, arguments.num_classes)
-        models[f"{name} · {arguments.encoder or known[name].encoder}"] = model
+        encoder = (arguments.encoder or known[name].encoder) if known[name].encoder else None
+        models[f"{name} · {encoder}" if encoder else name] = dz.create_model(name, encoder, arguments.num_classes)
     size = (arguments.image_size, arguments.image_size)
     figure = viz.diagram(models, image_size=size, per_line=arguments.per_line)
 

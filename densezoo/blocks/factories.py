@@ -7,18 +7,25 @@ import flax.linen as nn
 
 from densezoo.types import ModuleDef
 
-BLOCKS: dict[str, dict[str, Any]] = {"upsample": {}, "skip": {}, "norm": {}, "act": {}, "attention": {}}
+BLOCKS: dict[str, dict[str, Any]] = {
+    "upsample": {},
+    "downsample": {},
+    "skip": {},
+    "norm": {},
+    "act": {},
+    "attention": {},
+}
 """For each kind of field, the names that `create_model`, `create_encoder` and the scripts accept, with factories."""
 
-_CALLS = {"upsample": ("x", "size"), "skip": ("x", "feature"), "attention": ("x",)}
+_CALLS = {"upsample": ("x", "size"), "downsample": ("x", "size"), "skip": ("x", "feature"), "attention": ("x",)}
 
 
 def register_blocks(field: str, **blocks: Any) -> None:
     """Registers names of blocks for `create_model` and `create_encoder`.
 
     Args:
-        field: the field that accepts them: "upsample", "skip", "norm", "act" or "attention". A field such as
-            `attention_upsample` accepts the names of "upsample".
+        field: the field that accepts them: "upsample", "downsample", "skip", "norm", "act" or "attention". A field such
+            as `attention_upsample` accepts the names of "upsample".
         **blocks: names to factories, or to functions for "act".
 
     Raises:

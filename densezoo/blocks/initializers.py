@@ -25,6 +25,12 @@ def torch_bias(fan_in: int) -> Initializer:
     return initialise
 
 
+fan_average: Initializer = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+"""The initialiser of diffusion models (Ho et al. 2020)."""
+
+nearly_zero: Initializer = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
+"""The initialiser of the last layer of a residual branch in diffusion models, which starts as the identity."""
+
 truncated_normal: Initializer = nn.initializers.truncated_normal(0.02, lower=-2 / 0.02, upper=2 / 0.02)
 """timm's `trunc_normal_(std=0.02)` of transformers. It truncates at +-2, a hundred standard deviations."""
 

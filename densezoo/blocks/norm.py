@@ -104,10 +104,12 @@ class GroupNorm(nn.Module):
     Attributes:
         num_groups: number of groups, which must divide the channels. None means the paper's 32 if it divides them, or
             else the largest smaller divisor that leaves at least two channels per group: 8 for 16 channels, 24 for 48.
+        group_size: the least number of channels per group. It reduces `num_groups` for maps of few channels, or 32.
     """
 
     num_groups: int | None = None
     epsilon: float = 1e-5
+    group_size: int | None = None
     scale_init: Initializer = nn.initializers.ones
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -116,6 +118,8 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, relu: bool = False) -> Float[Array, "b h w c"]:
         features = x.shape[-1]
         groups = default_groups(features) if self.num_groups is None else self.num_groups
+        if self.group_size is not None:
+            groups = max(1, min(self.num_groups or 32, features // self.group_size))
         if groups < 1 or features % groups:
             raise ValueError(
                 f"num_groups={groups} must divide the {features} channels: pass"

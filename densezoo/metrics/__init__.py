@@ -44,6 +44,7 @@ from densezoo.metrics._detection import (
 )
 from densezoo.metrics._matrix import confusion_matrix
 from densezoo.metrics._panoptic import PanopticCounts, panoptic_counts
+from densezoo.metrics._squares import SquaredErrors, psnr, squared_errors
 from densezoo.metrics._tally import Tally
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "Counts",
     "DepthSums",
     "PanopticCounts",
+    "SquaredErrors",
     "Tally",
     "accuracy",
     "angle_counts",
@@ -78,5 +80,7 @@ __all__ = [
     "pixel_accuracy",
     "precision",
     "predict",
+    "psnr",
     "recall",
+    "squared_errors",
 ]

@@ -3,9 +3,11 @@
 import dataclasses
 from typing import Any
 
+from densezoo.tasks.autoencoding import Autoencoding
 from densezoo.tasks.change import ChangeDetection
 from densezoo.tasks.depth import Depth, Normals
 from densezoo.tasks.detection import Detection
+from densezoo.tasks.diffusion import Diffusion
 from densezoo.tasks.panoptic import PanopticSegmentation
 from densezoo.tasks.segmentation import Segmentation
 from densezoo.tasks.task import Task
@@ -17,6 +19,8 @@ TASKS: dict[str, type] = {
     "change": ChangeDetection,
     "depth": Depth,
     "normals": Normals,
+    "diffusion": Diffusion,
+    "autoencoding": Autoencoding,
 }
 """Tasks by their names in model files. Add your own task here so that `dz.load_predictor` can read it."""
 
@@ -54,9 +58,11 @@ def from_description(description: dict[str, Any]) -> Any:
 
 __all__ = [
     "TASKS",
+    "Autoencoding",
     "ChangeDetection",
     "Depth",
     "Detection",
+    "Diffusion",
     "Normals",
     "PanopticSegmentation",
     "Segmentation",

@@ -44,7 +44,8 @@ class Recipe:
         weight_decay: weight decay of AdamW.
         clip_norm: largest global norm of the gradients; larger ones are scaled down.
         accumulate: number of parts into which each batch is split, to save memory.
-        ema_decay: decay of a moving average of the parameters, which is evaluated.
+        ema_decay: decay of a moving average of the parameters, which is evaluated. 0 for none, and None for the task's
+            default, which is none for most tasks.
         flip_horizontal: whether to flip half of the crops horizontally.
         flip_vertical: whether to flip half of the crops vertically.
         rotate: whether to rotate by random multiples of 90 degrees; for square crops.
@@ -172,7 +173,7 @@ def train(
         jax.random.key(recipe.seed),
         *example_inputs(model, image, count=len(task.inputs)),
         variables=variables,
-        ema_decay=recipe.ema_decay,
+        ema_decay=(getattr(task, "ema_decay", None) if recipe.ema_decay is None else recipe.ema_decay) or None,
     )
     change, normalize = task.augment(recipe), preprocessing.normalize()
     train_step = make_train_step(
@@ -238,6 +239,7 @@ def evaluator(
     batches = eval_batches(
         preprocessing.view(source),
         batch_size=batch_size,
+        multiple=getattr(task, "multiple", 32),
         resize=_resize_of(preprocessing),
         ignore_index=task.fill,
         fields=(*task.fields, *(name for name in getattr(task, "scored_fields", ()) if name in there)),

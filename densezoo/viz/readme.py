@@ -36,7 +36,7 @@ def zoo_tables() -> str:
         | family | what it is | skips | excels at | paper | default encoder |
     """
     families = [
-        (f"`{b.name}`", b.description, b.skip_strategy, b.excels_at, _linked(b.paper), f"`{b.encoder}`")
+        (f"`{b.name}`", b.description, b.skip_strategy, b.excels_at, _linked(b.paper), _encoder(b.encoder))
         for b in blueprints()
     ]
     groups: dict[tuple[str, str], list[str]] = {}
@@ -92,6 +92,10 @@ def main(arguments: Arguments) -> int:
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *(tuple(cell.replace("|", r"\|") for cell in row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _encoder(name: str) -> str:
+    return f"`{name}`" if name else "none"
 
 
 def _linked(paper: str) -> str:

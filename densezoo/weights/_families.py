@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 
-from densezoo.weights import _smp, _transformers
+from densezoo.weights import _diffusers, _smp, _transformers
 from densezoo.weights._repository import Config
 from densezoo.weights._shards import WEIGHTS
 
@@ -33,6 +33,7 @@ FAMILIES: dict[str, Family] = {
     "dinov2": Family(_transformers.dinov2),
     "dinov2_with_registers": Family(_transformers.dinov2),
     **{name: Family(build) for name, build in _smp.BUILDERS.items()},
+    "UNet2DModel": Family(_diffusers.unet, _diffusers.WEIGHTS),
 }
 
 

@@ -13,7 +13,7 @@ from densezoo.encoders import ENCODERS
 from densezoo.weights._convert import from_torch
 from densezoo.weights._families import FAMILIES, family_of, kind_of
 from densezoo.weights._parameters import parts_of
-from densezoo.weights._repository import Config, Repository, file_of, read_json
+from densezoo.weights._repository import Config, Repository, file_of, read_json, read_optional_json
 from densezoo.weights._shards import WEIGHTS, shards_of
 from densezoo.zoo import create_encoder
 
@@ -32,8 +32,9 @@ def from_hub(
 
     Builds what the repository's configuration describes: an encoder of timm (`timm/resnet50.a1_in1k`) or of
     segmentation_models_pytorch (`smp-hub/resnet50.imagenet`), a whole model that the latter saved, or transformers'
-    SegFormer, UPerNet, DPT and Depth Anything (`nvidia/segformer-b0-finetuned-ade-512-512`); the guide "Weights" lists
-    them. `hub_settings` returns the preprocessing and the names of the classes.
+    SegFormer, UPerNet, DPT and Depth Anything (`nvidia/segformer-b0-finetuned-ade-512-512`), or diffusers'
+    `UNet2DModel`, alone or in a pipeline (`google/ddpm-cifar10-32`); the guide "Weights" lists them. `hub_settings`
+    returns the preprocessing and the names of the classes.
 
     Downloads are cached, and the cache also works offline; `HF_HOME` and `HF_HUB_OFFLINE=1` are respected. Needs
     huggingface_hub (`pip install "densezoo[hub]"`), unless `repository` is a folder.
@@ -73,7 +74,7 @@ def from_hub(
         >>> encoder.reductions, sorted(same)
         ((2, 4, 8, 16, 32), ['batch_stats', 'params'])
     """
-    config = Config(read_json(repository, "config.json", revision), f"the config.json of {repository}")
+    config, folder = _config(repository, revision)
     options: dict[str, Any] = {"strict": strict, "in_channels": in_channels, "key": key, "entry": entry}
     kind = kind_of(config)
     if kind is None:
@@ -81,11 +82,11 @@ def from_hub(
     name = re.sub(r"^tu-([^.]*).*", r"\1", str(config.options.get("encoder_name", "")))
     options["architecture"] = name if name in ENCODERS else None
     if model is not None:
-        weights = _weights(repository, FAMILIES[kind].files if kind in FAMILIES else WEIGHTS, revision)
+        weights = _weights(repository, FAMILIES[kind].files if kind in FAMILIES else WEIGHTS, revision, folder)
         return model, from_torch(model, weights, **options)
     family = family_of(config, kind)
     model = family.build(config)
-    weights = _weights(repository, family.files, revision)
+    weights = _weights(repository, family.files, revision, folder)
     try:
         return model, from_torch(model, weights, **options)
     except ValueError as error:
@@ -113,12 +114,23 @@ def _load_encoder(
     return model, from_torch(model, weights, part=part, architecture=known, **options)
 
 
-def _weights(repository: Repository, names: Sequence[str], revision: str | None) -> File:
+def _config(repository: Repository, revision: str | None) -> tuple[Config, str]:
+    """The configuration and its folder, which is that of the U-Net in a pipeline of diffusers."""
+    try:
+        return Config(read_json(repository, "config.json", revision), f"the config.json of {repository}"), ""
+    except FileNotFoundError:
+        options = read_optional_json(repository, "unet/config.json", revision)
+        if options is None:
+            raise
+    return Config(options, f"the unet/config.json of {repository}"), "unet/"
+
+
+def _weights(repository: Repository, names: Sequence[str], revision: str | None, folder: str = "") -> File:
     """The file of the weights, or the index of several, which are then there too."""
-    weights = file_of(repository, names, revision)
+    weights = file_of(repository, [folder + name for name in names], revision)
     if weights.name.endswith(".index.json"):
         for name in dict.fromkeys(shards_of(weights).values()):
-            file_of(repository, (name,), revision)
+            file_of(repository, (folder + name,), revision)
     return weights
 
 

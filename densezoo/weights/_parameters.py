@@ -180,11 +180,10 @@ def choose(
 
 
 def stem_path(model: nn.Module) -> Path | None:
-    """The path of the kernel of the encoder's first convolution, if known."""
+    """The path of the kernel of the first convolution, if known."""
     parts = parts_of(model)
     part = "encoder" if "encoder" in parts else ""
-    encoder = parts.get(part)
-    stem: str | None = encoder.stem if isinstance(encoder, Encoder) else None
+    stem: str | None = getattr(parts.get(part), "stem", None)
     return None if stem is None else ("params", *([part] if part else []), *stem.split("/"), "kernel")
 
 
@@ -213,7 +212,7 @@ def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
     with nn.intercept_methods(count):
         expected = shapes_of(model, 3)
         wrong = mismatched(expected)
-        channels = _channels_of(wrong, tree)
+        channels = _channels_of(wrong, tree, stem_path(model))
         if channels and not mismatched(shapes_of(model, channels)):
             wrong = {}
     lines = [f"{'/'.join(path)} is missing" for path in expected if path not in tree]
@@ -221,9 +220,12 @@ def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
     return lines + [f"{'/'.join(p)} is {tuple(tree[p].shape)}, expected {shape}" for p, shape in wrong.items()]
 
 
-def _channels_of(wrong: Mapping[Path, tuple[int, ...]], tree: Mapping[Path, Any]) -> int:
-    """The number of image channels that would explain the first kernel that differs from the one for 3; 0 if none."""
-    kernel = next((path for path in wrong if path[-1] == "kernel"), None)
+def _channels_of(wrong: Mapping[Path, tuple[int, ...]], tree: Mapping[Path, Any], stem: Path | None) -> int:
+    """The number of image channels that would explain a kernel that differs from the one for 3; 0 if none.
+
+    It is that of the first convolution if it is known and differs, or else the first such kernel.
+    """
+    kernel = stem if stem in wrong else next((path for path in wrong if path[-1] == "kernel"), None)
     if kernel is None or tree[kernel].ndim != len(wrong[kernel]):
         return 0
     channels, rest = divmod(3 * tree[kernel].shape[-2], wrong[kernel][-2])
