@@ -72,10 +72,8 @@ def test_the_checkpoint_as_a_template(tmp_path):
         np.testing.assert_array_equal(exported[name], array)
 
 
-SWIN = json.loads(
-    '{"architectures": null, "model_type": "upernet", "backbone_config": {"model_type": "swin", "out_features": ["stage1", "stage2",'
-    ' "stage3", "stage4"], "embed_dim": 8}}'
-)
+BACKBONE = {"model_type": "swin", "embed_dim": 8, "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+SWIN = {"architectures": None, "model_type": "upernet", "backbone_config": BACKBONE}
 
 
 @pytest.mark.parametrize(
@@ -102,6 +100,8 @@ SWIN = json.loads(
         ("segformer", {"architectures": ["SegformerForImageClassification"]}, "SegformerForSemanticSegmentation"),
         ("segformer", SWIN | {"backbone_config": {"model_type": "resnet"}}, "model_type='resnet' is not.*convnext"),
         ("segformer", SWIN | {"pool_scales": [0]}, "pool_scales"),
+        ("segformer", SWIN | {"backbone_config": BACKBONE | {"out_features": ["stage4"]}}, "out_features='.*' is not"),
+        ("segformer", SWIN | {"backbone_config": BACKBONE | {"window_size": 700}}, r"window_size to be .* 1\.\.64"),
         ("dpt", {"is_hybrid": True}, "is_hybrid='True' is not supported"),
         ("dpt", {"readout_type": "sum"}, "readout_type='sum' is not supported.*'project', 'add', 'ignore'"),
         ("dpt", {"reassemble_factors": [4, 2, 1.5, 1]}, "reassemble_factors"),
