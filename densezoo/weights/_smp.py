@@ -119,6 +119,9 @@ def build(config: Config, architecture: Architecture) -> nn.Module:
             f"{config.source}: densezoo's model returns logits, without activation={config.options['activation']!r}",
             stacklevel=4,
         )
+    depth = config.size("encoder_depth", architecture.depth, 32)
+    if architecture.fields.get("decoder_channels") == _CHANNELS["decoder_channels"]:
+        config.sizes("decoder_channels", _CHANNELS["decoder_channels"][1], depth)
     fields = {field: config.get(name, default) for name, (field, default) in architecture.fields.items()}
     if fields.get("features") == architecture.fields.get("decoder_channels", ("", None))[1]:
         fields.pop("features", None)  # the default, which follows the encoder's maps
@@ -132,12 +135,11 @@ def build(config: Config, architecture: Architecture) -> nn.Module:
             if value not in choices:
                 raise config.unsupported(name, value, ", ".join(choices))
             fields |= choices[value]
-    return create_model(architecture.name, _encoder(config, architecture), config.size("classes", 1), **fields)
+    return create_model(architecture.name, _encoder(config, architecture, depth), config.size("classes", 1), **fields)
 
 
-def _encoder(config: Config, architecture: Architecture) -> nn.Module:
+def _encoder(config: Config, architecture: Architecture, depth: int) -> nn.Module:
     name = re.sub(r"^tu-([^.]*).*", r"\1", config.get("encoder_name", "resnet34"))
-    depth = config.size("encoder_depth", architecture.depth, 32)
     indices = config.options.get("encoder_output_indices")
     fields: dict[str, Any] = {}
     if architecture.name == "dpt":
