@@ -187,6 +187,7 @@ def create_model(
     if blueprint.make is not None:
         model = blueprint.make(encoder, num_classes, impl=impl, **dtypes, **fields)
     else:
+        assert encoder is not None  # a family without an encoder has `make`
         fields = {"remat": True, **fields} if decoder_remat else fields
         model = _segmentation_model(
             blueprint, encoder, num_classes, auxiliary, fields, {"impl": impl, **of_model}, dtypes

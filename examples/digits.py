@@ -20,7 +20,7 @@ HELD_OUT = 500
 """Number of test digits."""
 
 
-def digits() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def digits() -> tuple[Any, Any]:
     """The 1797 digits of scikit-learn, 8x8 pixels, as samples for training and for tests."""
     found = require("sklearn.datasets").load_digits()
     images = (found.images / 16).astype(np.float32)[..., None]
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
         return x if features else nn.Dense(10)(x)
 
 
-def classifier(samples: list[dict[str, Any]], steps: int) -> tuple[Any, Any]:
+def classifier(samples: Any, steps: int) -> tuple[Any, Any]:
     """Trains the classifier on real digits, shifted by up to a pixel; returns functions to classes and to features."""
     images, labels = (np.stack([sample[name] for sample in samples]) for name in ("image", "label"))
     images = 2 * images - 1
@@ -76,7 +76,7 @@ def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
     Heusel et al., 2017, https://arxiv.org/abs/1706.08500, with the features of a classifier of digits.
     """
     covariance, other = (np.cov(x, rowvar=False) for x in (features, others))
-    shared = np.sqrt(np.maximum(np.linalg.eigvals(covariance @ other).real, 0)).sum()
+    shared = np.sqrt(np.maximum(np.real(np.linalg.eigvals(covariance @ other)), 0)).sum()
     distance = np.square(features.mean(0) - others.mean(0)).sum()
     return float(distance + np.trace(covariance) + np.trace(other) - 2 * shared)
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 
 from densezoo.messages import option
@@ -156,7 +157,7 @@ class Process:
         """
         t = jnp.asarray(t)
         last = self.steps if self.is_flow else self.steps - 1
-        values = np.zeros(0) if isinstance(t, jax.core.Tracer) else np.asarray(t)
+        values = np.zeros(0) if isinstance(t, Tracer) else np.asarray(t)
         if values.size and not 0 <= values.min() <= values.max() <= last:
             raise ValueError(f"times must be from 0 to {last}; got {values.min()} to {values.max()}")
         if self.is_flow:

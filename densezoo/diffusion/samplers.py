@@ -27,15 +27,15 @@ from densezoo.ops.implementation import within_loop
 class Row(NamedTuple):
     """The numbers of a step; see the module's docstring. `signal` and `sigma` are the process's factors at `t`."""
 
-    t: float
-    signal: float
-    sigma: float
-    x: float = 0.0
-    image: float = 0.0
-    noise: float = 0.0
-    fresh: float = 0.0
-    previous_image: float = 0.0
-    previous_x: float = 0.0
+    t: Any  # all of them floats, or in the loop arrays
+    signal: Any
+    sigma: Any
+    x: Any = 0.0
+    image: Any = 0.0
+    noise: Any = 0.0
+    fresh: Any = 0.0
+    previous_image: Any = 0.0
+    previous_x: Any = 0.0
 
 
 Point = tuple[float, float, float]
@@ -165,7 +165,7 @@ class Sampler:
         if (shape is None) == (noise is None):
             raise ValueError("pass either the shape of the images, or the noise to start with")
         start_key, key = jax.random.split(key)
-        x = jax.random.normal(start_key, shape) if noise is None else jnp.asarray(noise)
+        x = jax.random.normal(start_key, shape or ()) if noise is None else jnp.asarray(noise)
         classes = getattr(self.model, "num_classes", None)
         if labels is not None:
             labels = jnp.broadcast_to(jnp.asarray(labels), x.shape[:1])

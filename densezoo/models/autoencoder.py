@@ -18,7 +18,7 @@ from densezoo.decoders.unet import mirrored
 from densezoo.encoders import Encoder
 from densezoo.heads import SegmentationHead
 from densezoo.models.segmentation import computed_by, encode, without_gradient
-from densezoo.types import Dtype, ModuleDef, Pyramid, Size
+from densezoo.types import Dtype, ModuleDef, Pyramid, Size, size_of
 
 
 @struct.dataclass
@@ -85,7 +85,7 @@ class Autoencoder(nn.Module):
         if train and log_variance is not None:
             noise = jax.random.normal(self.make_rng("dropout"), mean.shape, mean.dtype)
             latents = mean + jnp.exp(0.5 * log_variance) * noise
-        restored = self.decode(latents, images.shape[1:3], train=train)
+        restored = self.decode(latents, size_of(images), train=train)
         return Reconstruction(restored, latents, mean, log_variance)
 
     def encode(

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 
 from densezoo.blocks import (
@@ -55,7 +56,7 @@ class DiffusionUNet(nn.Module):
         time: factory of the embedding of times.
         condition_features: length of the vector of time and class; None for four times the finest level's channels.
         norm: factory of the normalisation before the last convolution.
-        centre: whether to map images in 0..1 to -1..1 first.
+        center: whether to map images in 0..1 to -1..1 first.
         divide_by_time: whether to divide the output by the time, for a time that is a standard deviation.
         frozen: as in `SegmentationModel`.
         impl: as in `SegmentationModel`.
@@ -85,7 +86,7 @@ class DiffusionUNet(nn.Module):
     time: ModuleDef = Sinusoidal
     condition_features: int | None = None
     norm: ModuleDef | None = GroupNorm
-    centre: bool = False
+    center: bool = False
     divide_by_time: bool = False
     frozen: tuple[str, ...] = ()
     impl: str = "auto"
@@ -125,7 +126,7 @@ class DiffusionUNet(nn.Module):
     def _denoised(self, x: jax.Array, t: jax.Array, labels: jax.Array | None, train: bool) -> jax.Array:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         condition = self._condition(t, labels, x)
-        x = 2 * x - 1 if self.centre else x
+        x = 2 * x - 1 if self.center else x
         image, channels = x, self.out_channels or x.shape[-1]
         x = Conv(self.features[0], kernel_init=fan_average, name="stem", **dtypes)(x)
         skips = [x]
@@ -201,7 +202,7 @@ class DiffusionUNet(nn.Module):
             return None
         if labels is None:
             if self.labels_as == "table" and self.null_label:
-                return jnp.full(x.shape[:1], self.num_classes, jnp.int32)
+                return jnp.full(x.shape[:1], self.num_classes or 0, jnp.int32)
             raise ValueError("this model needs a class for each image: pass labels=")
         labels = jnp.asarray(labels)
         if self.labels_as != "vector" and labels.shape != x.shape[:1]:
@@ -236,7 +237,7 @@ def check_labels(labels: Any, num_classes: int, *, null_label: bool) -> None:
     if not jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
         raise ValueError(f"labels must be whole numbers, got {jnp.asarray(labels).dtype}")
     last = num_classes - (not null_label)
-    values = np.zeros(0, int) if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
+    values = np.zeros(0, int) if isinstance(labels, Tracer) else np.asarray(labels)
     if values.size and not 0 <= values.min() <= values.max() <= last:
         meaning = f", where {num_classes} means no class" if null_label else ""
         raise ValueError(f"labels must be from 0 to {last}{meaning}; got {values.min()} to {values.max()}")

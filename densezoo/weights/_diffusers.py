@@ -117,7 +117,7 @@ def unet(config: Config) -> DiffusionUNet:
         time=_time(config),
         condition_features=config.options["time_embedding_dim"],
         norm=levels.norm or levels.quarter,
-        centre=config.get("center_input_sample", False),
+        center=config.get("center_input_sample", False),
         divide_by_time=config.options["time_embedding_type"] == "fourier",
     )
 
