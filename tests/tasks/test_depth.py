@@ -1,6 +1,8 @@
 """The tasks of depth and normals: they learn, ignore holes, and a file predicts in the unit of the data."""
 
 import dataclasses
+import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -43,17 +45,18 @@ def test_a_model_learns_from_maps_with_holes_and_its_file_predicts(task, tmp_pat
     model = dz.create_model("unet", dz.PlainEncoder((8, 8)), task.num_classes)
     arguments = {"preprocessing": PREPROCESSING, "directory": tmp_path, "progress": False}
     _, history = train(task, model, Slopes(), Slopes(), RECIPE, **arguments)
-    scores = history[-1]["scores"]
-    assert scores["abs_rel"] < 0.1 if isinstance(task, Depth) else scores["mean_angle"] < 12
-    predict, sample = dz.load_predictor(tmp_path), Slopes()[0]
+    losses = [record["loss"] for record in history if "loss" in record]
+    assert losses[-1] < 0.5 * losses[0]
+    predict = dz.load_predictor(tmp_path)
     assert predict.task == task
-    found = predict(sample["image"])
-    if isinstance(task, Depth):
-        assert found.shape == SIZE
-        assert np.abs(found - sample["depth"])[:, 16:].mean() < 0.5
-    else:
-        np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, rtol=1e-5)
-        assert (found * sample["normals"])[:, 16:].sum(-1).mean() > 0.95
+    count, counts = jax.jit(task.count), []
+    for sample in (Slopes()[index] for index in range(8)):
+        found = predict(sample["image"])
+        assert found.shape == sample[task.fields[1]].shape
+        counts.append(count(found[None], sample[task.fields[1]][None]))
+    scores = task.scores(functools.reduce(operator.add, counts))
+    for name, score in history[-1]["scores"].items():  # the file predicts what was scored
+        assert scores[name] == pytest.approx(score, rel=1e-3, abs=2e-3), name
 
 
 @pytest.mark.parametrize("task", [Depth(), Depth(activation="sigmoid", max_depth=9.0), Depth(relative=True), Normals()])
@@ -78,11 +81,16 @@ def test_relative_depth_is_scored_after_alignment():
     depth = jnp.asarray(np.random.default_rng(0).uniform(1, 5, (2, 6, 8)), jnp.float32)
     outputs = 7 / depth[..., None] - 3
     batch = {"image": jnp.zeros((2, 6, 8, 3)), "depth": depth}
-    assert task.scores(task.measure(lambda images: outputs, batch))["abs_rel"] < 1e-5
-    assert float(task.loss(lambda images: outputs, batch, None)) < 1e-5
+
+    def measure(task):
+        return task.scores(jax.jit(lambda outputs, batch: task.measure(lambda images: outputs, batch))(outputs, batch))
+
+    loss = jax.jit(lambda outputs, batch: task.loss(lambda images: outputs, batch, None))
+    assert measure(task)["abs_rel"] < 1e-5
+    assert float(loss(outputs, batch)) < 1e-5 < float(loss(outputs**2, batch))
     np.testing.assert_array_equal(task.predict(outputs), outputs[..., 0])
     unaligned = dataclasses.replace(task, relative=False)
-    assert unaligned.scores(unaligned.measure(lambda images: outputs, batch))["abs_rel"] > 0.1
+    assert measure(unaligned)["abs_rel"] > 0.1
     capped = Depth(activation="sigmoid", max_depth=8.0)
     assert float(capped.predict(jnp.zeros((1, 1, 1, 1)))[0, 0, 0]) == 4.0
 
