@@ -92,7 +92,8 @@ def main(arguments: Arguments) -> None:
                 figure = viz.panoptic([image], [merged], class_names=task.segment_names)
                 viz.save(figure, arguments.out / f"{name}_panoptic.png")
         if index + 1 == len(names) or time.monotonic() - written > SECONDS_BETWEEN_WRITES:
-            replace(path, lambda temporary: temporary.write_text(json.dumps(results), encoding="utf-8"))
+            text = json.dumps(results)
+            replace(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
             written = time.monotonic()
 
     last: dict[str, Any] = {"pictures": len(names), "detections": len(results), "out": str(arguments.out)}
