@@ -1,6 +1,7 @@
 """Preprocessing of images, shared by training and prediction."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -113,12 +114,25 @@ class Preprocessing:
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """Converts an image (h, w, channels), as read from a file, to float32 in 0..1, on the host.
 
+        Warns if floats are far outside 0..1 and there is no `value_range`.
+
         Raises:
-            ValueError: if the shape or the number of channels is wrong.
+            ValueError: if the shape or the number of channels is wrong, or a pixel is NaN or infinite.
         """
         self.check(image)
+        if image.dtype.kind == "f" and not np.isfinite(image).all():
+            raise ValueError(
+                "the image has pixels that are NaN or infinite: replace them, for example by np.nan_to_num"
+            )
         if self.value_range is None:
             from densezoo.data import to_float
+
+            if image.dtype.kind == "f" and image.size and (image.max() > 2 or image.min() < -1):
+                warnings.warn(
+                    f"the image has floats from {image.min():g} to {image.max():g}, expected 0..1: pass the integers of"
+                    " the file, or divide by the largest possible value",
+                    stacklevel=2,
+                )
 
             return to_float(image)
         low, high = self.value_range
@@ -127,7 +141,10 @@ class Preprocessing:
     def check(self, image: np.ndarray) -> None:
         """Raises a ValueError if an image is not (h, w, channels)."""
         if image.ndim != 3 or image.shape[-1] != self.channels:
-            raise ValueError(f"expected an image of shape (h, w, {self.channels}), got shape {image.shape}")
+            raise ValueError(
+                f"expected an image of shape (h, w, {self.channels}), got shape {image.shape}:"
+                f" dz.data.read_image(path, channels={self.channels}) reads a file so"
+            )
 
     def normalize(self) -> Callable[[Any, Any], Any]:
         """Returns a function `(key, batch) -> batch` that normalises images on the device."""

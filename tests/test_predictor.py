@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import densezoo as dz
 from densezoo.tasks import Segmentation
@@ -78,3 +79,22 @@ def test_what_was_resized_is_brought_back():
         assert found.masks.shape == (1, 28, 28)
     with pytest.raises(ValueError, match="shortest"):
         dz.Preprocessing(shortest=0)
+
+
+def test_wrong_values_are_reported():
+    preprocessing = dz.Preprocessing(channels=1)
+    with pytest.raises(ValueError, match="NaN"):
+        preprocessing.prepare(np.full((4, 4, 1), np.nan, np.float32))
+    with pytest.warns(UserWarning, match=r"floats from 0 to 255, expected 0..1"):
+        preprocessing.prepare(np.array([[[0.0], [255.0]]], np.float32))
+    with pytest.raises(ValueError, match=r"read_image\(path, channels=1\)"):
+        preprocessing.prepare(np.zeros((4, 4), np.uint8))
+
+
+def test_an_image_is_read_from_bytes_and_file_objects(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(path)
+    expected = dz.data.read_image(path)
+    np.testing.assert_array_equal(dz.data.read_image(path.read_bytes()), expected)
+    with open(path, "rb") as file:
+        np.testing.assert_array_equal(dz.data.read_image(file), expected)

@@ -6,9 +6,10 @@ import collections
 import concurrent.futures
 import os
 import pathlib
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any, BinaryIO, SupportsIndex
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from densezoo.extras import require
 from densezoo.messages import option, shortened
 
 
-def read_image(path: str | os.PathLike[str], channels: int | None = None, *, bits: int | None = None) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike[str] | bytes | BinaryIO, channels: int | None = None, *, bits: int | None = None
+) -> np.ndarray:
     """Reads one picture, in the same way as `ImageMaskFolder`.
 
     Bit depth and channels are those of the file: 8 or 16 bits; grey (1 channel), grey + alpha (2), RGB (3), RGBA (4),
@@ -31,7 +34,7 @@ def read_image(path: str | os.PathLike[str], channels: int | None = None, *, bit
     by default) raise an error.
 
     Args:
-        path: a png, jpg, tif, bmp or webp file.
+        path: a png, jpg, tif, bmp or webp file; or its bytes, or a file object open for reading bytes.
         channels: the number of channels to return: 3 repeats grey, 1 takes the luminance of colours, and both drop
             alpha. None for as many as the file has.
         bits: the number of bits of the file's type that the pixels use: 12 for pictures of 0..4095 in 16-bit files,
@@ -59,6 +62,12 @@ def read_image(path: str | os.PathLike[str], channels: int | None = None, *, bit
     """
     _check_positive("channels", channels)
     _check_positive("bits", bits)
+    if not isinstance(path, (str, os.PathLike)):
+        content = path if isinstance(path, bytes) else path.read()
+        with tempfile.TemporaryDirectory() as folder:  # the decoders open files by name
+            file = pathlib.Path(folder, "picture")
+            file.write_bytes(content)
+            return _decode.decode_image(file, channels, bits)
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such image file.")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from densezoo.messages import shortened
+from densezoo.messages import option, shortened
 from densezoo.weights._convert import fill, from_torch
 from densezoo.weights._files import read_with_metadata
 from densezoo.weights._parameters import Path, initialise, parts_of, shapes_of
@@ -88,7 +88,11 @@ def start_from(
     within = {name[1] for name in wanted} - {name[1] for name in renewed}
     lines += [f"{'/'.join(n)} is unexpected" for n in tree if n[1] in within and n not in expected]
     if lines:
-        raise ValueError(f"{path} does not fit the model: {shortened(lines)}")
+        stored = metadata.get("preprocessing", {}).get("channels")
+        hint = ""
+        if stored is not None and stored != channels:
+            hint = f". The file's model takes {stored} channels, yours {channels}: pass {option('channels', stored)}"
+        raise ValueError(f"{path} does not fit the model: {shortened(lines)}{hint}")
     _warn_of(renewed, path)
     if part is None:
         _warn_of_unused(["/".join(name) for name in tree if name not in expected], path)
