@@ -5,6 +5,7 @@ import fnmatch
 import inspect
 import operator
 import warnings
+from functools import partial
 from typing import Any, SupportsIndex
 
 import flax.linen as nn
@@ -231,7 +232,7 @@ def _model_fields(blueprint: Blueprint) -> list[str]:
     if blueprint.model is None:
         return []
     given = blueprint.model.keywords if isinstance(blueprint.model, partial) else {}
-    return [field for field in _fields(blueprint.model) if field not in (*_fields(SegmentationModel), *given)]
+    return [field for field in fields_of(blueprint.model) if field not in (*fields_of(SegmentationModel), *given)]
 
 
 def _with_decoder(blueprint: Blueprint, decoder: str | nn.Module) -> Blueprint:
