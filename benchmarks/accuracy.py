@@ -164,7 +164,7 @@ def train_smp(
     model.eval()
     normalize = jax.jit(normalize)
     measure = jax.jit(lambda outputs, batch: task.measure(lambda images: outputs, batch))
-    counts = None
+    counts: Any = None
     with torch.inference_mode():
         for batch in eval_batches(val, batch_size=4, ignore_index=task.fill, fields=task.fields):
             outputs = model(images_of(normalize(jax.random.key(0), batch))).permute(0, 2, 3, 1)

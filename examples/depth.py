@@ -179,7 +179,7 @@ def stereo_scores(task: Depth | Normals, predict: dz.Predictor, arguments: Argum
         viz.save(viz.normal_maps([picture], [truth], [found]), arguments.out / "stereo.png")
         return {f"stereo_{name}": score for name, score in scores_of(task, found, truth).items()}
     valid = ops.measured(jnp.asarray(depth))
-    aligned = np.asarray(ops.align_scale_shift(found[None], depth[None], valid[None]))[0]
+    aligned = np.asarray(ops.align_scale_shift(jnp.asarray(found)[None], jnp.asarray(depth)[None], valid[None]))[0]
     names = ("as predicted", "scale and shift fitted to the truth")
     figure = viz.depth_maps([picture] * 2, [depth] * 2, [found, aligned], unit=task.unit, names=names)
     viz.save(figure, arguments.out / "stereo.png")
@@ -188,7 +188,8 @@ def stereo_scores(task: Depth | Normals, predict: dz.Predictor, arguments: Argum
 
 
 def scores_of(task: Depth | Normals, found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    return task.scores(task.count(jnp.asarray(found)[None], jnp.asarray(truth)[None]))
+    counts: Any = task.count(jnp.asarray(found)[None], jnp.asarray(truth)[None])
+    return task.scores(counts)
 
 
 def stereo_files(folder: Path | None) -> tuple[Path, Path] | None:

@@ -162,18 +162,18 @@ def _arrange(rng: np.random.Generator, objects: tuple[int, int], textures: int) 
     lamp = center[0] + _turn(yaw[0]).T @ (room * np.array([rng.uniform(-0.7, 0.7), -0.9, rng.uniform(-0.7, 0.7)]))
     cosine, sine = np.cos(pitch), np.sin(pitch)
     look = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])  # from level axes to the camera's
-    solids = _render.Solids(
-        center=(center @ look.T).astype(np.float32),
-        half=half.astype(np.float32),
-        turn=np.stack([_turn(angle) @ look.T for angle in yaw]).astype(np.float32),
-        sphere=sphere,
-        present=present,
-        texture=rng.integers(textures, size=(most, 6)).astype(np.int32),
-        density=(_SIDE / rng.uniform(0.6, 2.5, most)).astype(np.float32),
-        shift=rng.uniform(0, _SIDE, (most, 2)).astype(np.float32),
-        tint=rng.uniform(0.5, 1.3, (most, 3)).astype(np.float32),
-    )
-    return solids, (look @ lamp).astype(np.float32)
+    solids: dict[str, Any] = {
+        "center": (center @ look.T).astype(np.float32),
+        "half": half.astype(np.float32),
+        "turn": np.stack([_turn(angle) @ look.T for angle in yaw]).astype(np.float32),
+        "sphere": sphere,
+        "present": present,
+        "texture": rng.integers(textures, size=(most, 6)).astype(np.int32),
+        "density": (_SIDE / rng.uniform(0.6, 2.5, most)).astype(np.float32),
+        "shift": rng.uniform(0, _SIDE, (most, 2)).astype(np.float32),
+        "tint": rng.uniform(0.5, 1.3, (most, 3)).astype(np.float32),
+    }
+    return _render.Solids(**solids), (look @ lamp).astype(np.float32)
 
 
 def _turn(yaw: float) -> np.ndarray:
@@ -195,5 +195,5 @@ def _textures(split: Split) -> jax.Array:
     return jax.device_put(_render.levels_of(np.stack(squares)), _cpu())
 
 
-def _cpu() -> jax.Device:
+def _cpu() -> Any:
     return jax.local_devices(backend="cpu")[0]

@@ -205,8 +205,9 @@ def effective_receptive_field(
         # Flax returns the captured outputs, also from within blocks that are recomputed in the backward pass.
         with as_reference(model) as plain:
             _, state = plain.apply(variables, images, capture_intermediates=True, mutable=["intermediates"])
+        captured: Any = flatten_dict(state["intermediates"])
         found: dict[str, Any] = {}
-        for (*path, _), results in flatten_dict(state["intermediates"]).items():
+        for (*path, _), results in captured.items():
             name, result = "/".join(path), results[-1]
             maps = result.maps if isinstance(result, Pyramid) else ()
             found |= {f"{name}/{number}".lstrip("/"): x for number, x in enumerate(maps)}

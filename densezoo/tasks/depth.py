@@ -70,7 +70,6 @@ class Depth:
     num_classes: ClassVar[int] = 1
     inputs: ClassVar[tuple[str, ...]] = ("image",)
     best: ClassVar[str] = "delta1"
-    fill: ClassVar[int] = 0
 
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
@@ -90,6 +89,11 @@ class Depth:
     def fields(self) -> tuple[str, ...]:
         """Entries of a batch that the task reads."""
         return ("image", "depth")
+
+    @property
+    def fill(self) -> int:
+        """The value of label maps in the padding."""
+        return 0
 
     def loss(self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any) -> Float[Array, ""]:
         """Returns the criterion of the predicted depth, plus that of the auxiliary heads' predictions."""
@@ -136,7 +140,7 @@ class Depth:
 
     def _activate(self, outputs: Any) -> Any:
         depth = ACTIVATIONS[self.activation](outputs)
-        return depth * self.max_depth if self.activation == "sigmoid" else depth
+        return depth if self.activation != "sigmoid" or self.max_depth is None else depth * self.max_depth
 
     def _criterion(self) -> Callable[[Any, Any], Any]:
         return losses.named_depth_loss(self.criterion or ("scale_shift_invariant" if self.relative else "silog"))
@@ -166,12 +170,16 @@ class Normals:
     num_classes: ClassVar[int] = 3
     inputs: ClassVar[tuple[str, ...]] = ("image",)
     best: ClassVar[str] = "within_30"
-    fill: ClassVar[int] = 0
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Entries of a batch that the task reads."""
         return ("image", "normals")
+
+    @property
+    def fill(self) -> int:
+        """The value of label maps in the padding."""
+        return 0
 
     def loss(self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any) -> Float[Array, ""]:
         """Returns the cosine loss, plus that of the auxiliary heads' predictions."""
