@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common import command_line, parse_labels, spread
-from train_segmentation import check_out, write_options
+from resuming import check_out, options_of_run, write_options
 
 import densezoo as dz
 from densezoo import viz
@@ -57,7 +57,7 @@ class Arguments(Recipe):
     out: Path = Path("out/change")
     """Output folder for checkpoints, log, model and pictures."""
     resume: bool = False
-    """Continue the run in --out exactly, from its last checkpoint."""
+    """Continue the run in --out exactly, from its last checkpoint. Options that are not given are those of the run."""
     quick: bool = False
     """Check that the script works, with two steps on few pairs. Overrides --steps and --batch-size."""
 
@@ -128,4 +128,4 @@ def sources_of(arguments: Arguments) -> tuple[Source, Source]:
 
 
 if __name__ == "__main__":
-    command_line(main, Arguments)
+    command_line(main, Arguments, options_of_run)

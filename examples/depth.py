@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from common import command_line, keep_compiled, spread
 from PIL import Image
-from train_segmentation import check_out, write_options
+from resuming import check_out, options_of_run, write_options
 
 import densezoo as dz
 from densezoo import ops, viz, weights
@@ -74,7 +74,7 @@ class Arguments(Recipe):
     out: Path = Path("out/depth")
     """Output folder."""
     resume: bool = False
-    """Continue the run in --out exactly."""
+    """Continue the run in --out exactly. Options that are not given are those of the run."""
     quick: bool = False
     """A tiny model and a few steps, to see that everything works."""
 
@@ -217,4 +217,4 @@ def stereo_picture(picture: Path, disparities: Path, *, focal: float) -> tuple[n
 
 if __name__ == "__main__":
     keep_compiled()
-    command_line(main, Arguments)
+    command_line(main, Arguments, options_of_run)
