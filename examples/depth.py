@@ -85,6 +85,9 @@ def main(arguments: Arguments) -> None:
         arguments = dataclasses.replace(arguments, steps=4, crop_size=(48, 64), batch_size=2, val=3)
     if arguments.val < 1:
         raise ValueError(f"--val must be at least 1, got {arguments.val}")
+    if arguments.focal is not None and not arguments.focal > 0:
+        raise ValueError(f"--focal must be a number of pixels above 0, got {arguments.focal}")
+    stereo_files(arguments.stereo)  # raises errors now instead of after the training
     task: Depth | Normals = Normals()
     if arguments.task == "depth":
         task = Depth(criterion=arguments.criterion, max_depth=arguments.max_depth)
