@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import importlib.resources
 import json
+import math
 import operator
 import sys
 import time
@@ -125,7 +126,10 @@ def main(arguments: Arguments) -> None:
     draw(task, predict, val_source, arguments)
     scores |= stereo_scores(task, predict, arguments)
     shown = ("abs_rel", "rmse", "delta1") if arguments.task == "depth" else ("mean_angle", "median_angle", "within_30")
-    result = {name: round(value, 4) for name, value in scores.items() if name.endswith(shown)}
+    # A score is None if it is undefined, because no pixel counts.
+    result: dict[str, Any] = {
+        name: None if math.isnan(value) else round(value, 4) for name, value in scores.items() if name.endswith(shown)
+    }
     result |= {"steps": int(state.step), "seconds": round(time.perf_counter() - started, 1), "out": str(arguments.out)}
     print(json.dumps({"task": arguments.task, "model": arguments.model, **result}))
 
