@@ -195,7 +195,9 @@ class DepthFolder:
         known = np.isfinite(vectors).all(-1, keepdims=True)
         if numbers.dtype.kind in "iu":
             if numbers.dtype.kind == "i" or numbers.dtype.itemsize > 2:
-                raise ValueError(f"{path}: normals of type {numbers.dtype}; expected floats, or colours of 8 or 16 bits.")
+                raise ValueError(
+                    f"{path}: normals of type {numbers.dtype}; expected floats, or colours of 8 or 16 bits."
+                )
             vectors = vectors * np.float32(2 / np.iinfo(numbers.dtype).max) - 1
             known &= numbers.any(-1, keepdims=True)
         length = np.sqrt(np.square(np.where(known, vectors, 0)).sum(-1, keepdims=True))
