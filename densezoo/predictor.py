@@ -128,7 +128,10 @@ class Predictor:
             if array.shape[:2] != padded[0].shape[1:3]:
                 return array
             array = array[:height, :width]
-            return array if (height, width) == whole else _resized(array, whole)
+            if (height, width) == whole:
+                return array
+            array = _resized(array, whole)
+            return _of_unit_length(array) if isinstance(self.task, tasks.Normals) else array
 
         sizes = np.array([[height, width]], np.int32)
         found = jax.tree.map(of_picture, function(padded, sizes))
@@ -145,6 +148,12 @@ def _resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     from densezoo.data import fields
 
     return fields.Map(linear=array.dtype.kind == "f").resize(array, size)
+
+
+def _of_unit_length(normals: np.ndarray) -> np.ndarray:
+    """Normals after an interpolation, of length 1 again; zeros stay zeros."""
+    length = np.sqrt(np.square(normals).sum(-1, keepdims=True))
+    return normals / np.where(length > 0, length, 1)
 
 
 def load_predictor(

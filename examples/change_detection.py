@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common import command_line, parse_labels, spread
-from train_segmentation import check_out, write_options
+from resuming import check_out, options_of_run, write_options
 
 import densezoo as dz
 from densezoo import viz
@@ -44,6 +44,8 @@ class Arguments(Recipe):
     """Map label numbers to classes, such as 1:0 2:1; by default 0 is unchanged, and 1 and 255 are changed."""
     channels: int | None = None
     """Convert pictures to this many channels; by default they keep those of the files."""
+    bits: int | None = None
+    """Number of used bits per pixel, such as 14 in 16-bit files; by default all bits of the type."""
     model: str = "siamese_unet"
     """One of densezoo.list_models(task="change")."""
     encoder: str | None = None
@@ -57,7 +59,7 @@ class Arguments(Recipe):
     out: Path = Path("out/change")
     """Output folder for checkpoints, log, model and pictures."""
     resume: bool = False
-    """Continue the run in --out exactly, from its last checkpoint."""
+    """Continue the run in --out exactly, from its last checkpoint. Options that are not given are those of the run."""
     quick: bool = False
     """Check that the script works, with two steps on few pairs. Overrides --steps and --batch-size."""
 
@@ -69,6 +71,7 @@ def main(arguments: Arguments) -> None:
     task = ChangeDetection(criterion=arguments.loss)
     model = build(arguments)
     train_source, val_source = sources_of(arguments)
+    preprocessing = preprocessing_of(arguments, train_source)
     check_out(arguments)
     for source in (train_source, val_source):
         if isinstance(source, ChangeFolder):
@@ -76,7 +79,14 @@ def main(arguments: Arguments) -> None:
     write_options(arguments.out / "options.json", arguments)
 
     state, history = train(
-        task, model, train_source, val_source, arguments, directory=arguments.out, resume=arguments.resume
+        task,
+        model,
+        train_source,
+        val_source,
+        arguments,
+        preprocessing=preprocessing,
+        directory=arguments.out,
+        resume=arguments.resume,
     )
 
     viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png")
@@ -127,5 +137,14 @@ def sources_of(arguments: Arguments) -> tuple[Source, Source]:
     return train_source, val_source
 
 
+def preprocessing_of(arguments: Arguments, source: Source) -> dz.Preprocessing | None:
+    """The range of the pixels, if they use fewer bits than their type has."""
+    if arguments.bits is None:
+        return None
+    if arguments.data is None or not 1 <= arguments.bits <= 32:
+        raise ValueError(f"--bits must be 1 to 32, and needs --data; got {arguments.bits}")
+    return dz.Preprocessing(source[0]["image_before"].shape[-1], value_range=(0, 2**arguments.bits - 1))
+
+
 if __name__ == "__main__":
-    command_line(main, Arguments)
+    command_line(main, Arguments, options_of_run)

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import importlib.resources
 import json
+import math
 import operator
 import sys
 import time
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from common import command_line, keep_compiled, spread
 from PIL import Image
-from train_segmentation import check_out, write_options
+from resuming import check_out, options_of_run, write_options
 
 import densezoo as dz
 from densezoo import ops, viz, weights
@@ -74,7 +75,7 @@ class Arguments(Recipe):
     out: Path = Path("out/depth")
     """Output folder."""
     resume: bool = False
-    """Continue the run in --out exactly."""
+    """Continue the run in --out exactly. Options that are not given are those of the run."""
     quick: bool = False
     """A tiny model and a few steps, to see that everything works."""
 
@@ -85,6 +86,9 @@ def main(arguments: Arguments) -> None:
         arguments = dataclasses.replace(arguments, steps=4, crop_size=(48, 64), batch_size=2, val=3)
     if arguments.val < 1:
         raise ValueError(f"--val must be at least 1, got {arguments.val}")
+    if arguments.focal is not None and not arguments.focal > 0:
+        raise ValueError(f"--focal must be a number of pixels above 0, got {arguments.focal}")
+    stereo_files(arguments.stereo)  # raises errors now instead of after the training
     task: Depth | Normals = Normals()
     if arguments.task == "depth":
         task = Depth(criterion=arguments.criterion, max_depth=arguments.max_depth)
@@ -122,7 +126,10 @@ def main(arguments: Arguments) -> None:
     draw(task, predict, val_source, arguments)
     scores |= stereo_scores(task, predict, arguments)
     shown = ("abs_rel", "rmse", "delta1") if arguments.task == "depth" else ("mean_angle", "median_angle", "within_30")
-    result = {name: round(value, 4) for name, value in scores.items() if name.endswith(shown)}
+    # A score is None if it is undefined, because no pixel counts.
+    result: dict[str, Any] = {
+        name: None if math.isnan(value) else round(value, 4) for name, value in scores.items() if name.endswith(shown)
+    }
     result |= {"steps": int(state.step), "seconds": round(time.perf_counter() - started, 1), "out": str(arguments.out)}
     print(json.dumps({"task": arguments.task, "model": arguments.model, **result}))
 
@@ -218,4 +225,4 @@ def stereo_picture(picture: Path, disparities: Path, *, focal: float) -> tuple[n
 
 if __name__ == "__main__":
     keep_compiled()
-    command_line(main, Arguments)
+    command_line(main, Arguments, options_of_run)

@@ -61,6 +61,11 @@ def main(arguments: Arguments) -> None:
         return
     if not isinstance(task, dz.tasks.Segmentation):
         raise ValueError(f"{arguments.model} is for {type(task).__name__}; this script scores segmentation")
+    if len(task.inputs) > 1:
+        raise ValueError(
+            f"{arguments.model} is for {type(task).__name__}, which takes {len(task.inputs)} images; this script scores"
+            " models of one image"
+        )
     ignore_index = task.ignore_index if arguments.ignore_index is None else arguments.ignore_index
     labels: Any = parse_labels(arguments.labels) or dict(task.labels) or None
     source = ImageMaskFolder(

@@ -146,7 +146,9 @@ def write(predict: dz.Predictor, picture: np.ndarray, targets: Sequence[Path]) -
     if isinstance(predict.task, Depth | Normals):
         found = predict(picture)
         replace(targets[0], lambda temporary: write_npy(temporary, found))
-        options = {"unit": predict.task.unit} if isinstance(predict.task, Depth) else {}
+        options = {}
+        if isinstance(predict.task, Depth):
+            options["unit"] = "inverse depth, up to scale and shift" if predict.task.relative else predict.task.unit
         draw = viz.depth_maps if isinstance(predict.task, Depth) else viz.normal_maps
         viz.save(draw([picture], None, [found], **options), targets[1])
         return

@@ -126,7 +126,8 @@ class DepthFolder:
 
         Raises:
             IndexError: if there is no such item.
-            ValueError: if a file is damaged, or differs in size from its image.
+            ValueError: if a file is damaged, differs in size from its image, or has normals as other whole numbers
+                than colours of 8 or 16 bits.
         """
         image_path, depth_path = self._pairs[index]
         image = _decode.decode_image(image_path, self.channels, self.bits)
@@ -193,6 +194,10 @@ class DepthFolder:
         vectors = numbers.astype(np.float32)
         known = np.isfinite(vectors).all(-1, keepdims=True)
         if numbers.dtype.kind in "iu":
+            if numbers.dtype.kind == "i" or numbers.dtype.itemsize > 2:
+                raise ValueError(
+                    f"{path}: normals of type {numbers.dtype}; expected floats, or colours of 8 or 16 bits."
+                )
             vectors = vectors * np.float32(2 / np.iinfo(numbers.dtype).max) - 1
             known &= numbers.any(-1, keepdims=True)
         length = np.sqrt(np.square(np.where(known, vectors, 0)).sum(-1, keepdims=True))

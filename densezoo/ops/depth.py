@@ -8,6 +8,7 @@ a measurement, are 0, negative, infinite or NaN.
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 Focal = float | Sequence[float]
@@ -132,7 +133,7 @@ def _rays(depth: Float[Array, "*b h w"], focal: Focal, center: Sequence[float] |
     if depth.ndim < 2:
         raise ValueError(f"depth must be (..., height, width), got the shape {depth.shape}")
     height, width = depth.shape[-2:]
-    fx, fy = (focal, focal) if isinstance(focal, int | float) else focal
+    fx, fy = (focal, focal) if isinstance(focal, int | float | np.number) else focal
     if not (fx > 0 and fy > 0):
         raise ValueError(f"the focal length must be a number of pixels above 0, or two of them; got {focal}")
     cx, cy = (width / 2, height / 2) if center is None else center

@@ -66,7 +66,7 @@ def changes(
         if truths is not None:
             changed = np.asarray(given["truths"][index]) > 0
             axes[2].imshow(changed, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            if 0 < changed.sum() < changed.size:
+            if 0 < changed.sum() < changed.size and min(changed.shape) > 1:
                 axes[-1].contour(changed, [0.5], colors="white", linewidths=0.8)
             title += f", F1 {_f1(changed, probability >= THRESHOLD)}"
         titles = ("before", "after", *(["truth: white has changed"] if truths is not None else []), title)

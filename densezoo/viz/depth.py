@@ -95,7 +95,8 @@ def normal_maps(
         row.append(("prediction", normals_to_rgb(guess), None))
         if truth is not None:
             cross, dot = np.linalg.norm(np.cross(truth, guess), axis=-1), (truth * guess).sum(-1)
-            angle = np.where((truth != 0).any(-1), np.degrees(np.arctan2(cross, dot)), np.nan)
+            angle = np.where((cross == 0) & (dot == 0), 90.0, np.degrees(np.arctan2(cross, dot)))
+            angle = np.where((truth != 0).any(-1), angle, np.nan)
             row.append(_error(angle, "degrees", 60.0))
         rows.append(row)
     figure = _draw(rows)
@@ -152,7 +153,7 @@ def point_clouds(image: ArrayLike, points: Mapping[str, Float[np.ndarray, "h w 3
     axes[0].set_title("image", fontsize=10)
     axes[0].set_axis_off()
     every = [array[_known(array[..., 2])] for array in points.values()]
-    shown = np.concatenate(every) if sum(map(len, every)) else np.zeros((1, 3))
+    shown = np.concatenate(every) if sum(map(len, every)) else np.ones((1, 3))
     (_, top, _), (_, bottom, far) = np.quantile(shown, [0.002, 0.998], axis=0)
     for place, (title, array) in zip(axes[1:], points.items(), strict=True):
         known = _known(array[..., 2])
@@ -160,7 +161,7 @@ def point_clouds(image: ArrayLike, points: Mapping[str, Float[np.ndarray, "h w 3
         step = max(1, len(cloud) // _POINTS)
         order = np.argsort(cloud[::step, 0])  # from left to right, as seen from the right: near points hide far ones
         _, y, z = cloud[::step][order].T
-        place.scatter(z, -y, s=np.clip(12000 / len(order), 2, 8), c=colours[::step][order], linewidths=0)
+        place.scatter(z, -y, s=np.clip(12000 / max(1, len(order)), 2, 8), c=colours[::step][order], linewidths=0)
         place.plot([0], [0], marker=">", color="tab:red", markersize=9)
         place.annotate("camera", (0, 0), xytext=(0, 8), textcoords="offset points", ha="left", fontsize=8)
         place.set(xlim=(-0.04 * far, 1.04 * far), ylim=(min(-bottom, 0) - 0.3, max(-top, 0) + 0.3), aspect="equal")
