@@ -100,7 +100,7 @@ SWIN = {"architectures": None, "model_type": "upernet", "backbone_config": BACKB
         ("segformer", {"architectures": ["SegformerForImageClassification"]}, "SegformerForSemanticSegmentation"),
         ("segformer", SWIN | {"backbone_config": {"model_type": "resnet"}}, "model_type='resnet' is not.*convnext"),
         ("segformer", SWIN | {"pool_scales": [0]}, "pool_scales"),
-        ("segformer", SWIN | {"backbone_config": BACKBONE | {"out_features": ["stage4"]}}, "out_features='.*' is not"),
+        ("segformer", SWIN | {"backbone_config": BACKBONE | {"out_features": ["stage4"]}}, "out_features=.* is not"),
         ("segformer", SWIN | {"backbone_config": BACKBONE | {"window_size": 700}}, r"window_size to be .* 1\.\.64"),
         ("dpt", {"is_hybrid": True}, "is_hybrid='True' is not supported"),
         ("dpt", {"readout_type": "sum"}, "readout_type='sum' is not supported.*'project', 'add', 'ignore'"),
