@@ -240,7 +240,8 @@ def fit(
     if signals:
         if signals[0] == signal.SIGTERM:
             sys.exit(128 + signal.SIGTERM)
-        raise KeyboardInterrupt(f"stopped after step {done}")
+        goes_on = "" if directory is None else f"; {option('resume', True)} continues from there"
+        raise KeyboardInterrupt(f"stopped after step {done}{goes_on}")
     if exhausted:
         raise ValueError(
             f"the batches ended after step {done} of {steps}: pass an iterable that can be iterated repeatedly (a "

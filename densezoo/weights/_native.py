@@ -70,7 +70,8 @@ def save(
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"dz.save(path, model, variables) takes the path first; got a {type(path).__name__}")
-    check_kinds(model, variables)
+    if model is not None:
+        check_kinds(model, variables)
     tree: dict[Path, Any] = flatten_dict(dict(variables))
     if not tree or any("/" in name for path in tree for name in path):
         raise ValueError(f"expected the variables of a model, nested dictionaries of arrays, got {sorted(variables)}")
