@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,6 +64,17 @@ _SCHEDULERS = {
     "PNDMScheduler": False,
 }
 """Schedulers of diffusers, and whether they clip predicted images unless their configuration says otherwise."""
+
+_OF_SAMPLERS: dict[str, tuple[Any, ...]] = {
+    "set_alpha_to_one": (True,),
+    "steps_offset": (0,),
+    "variance_type": ("fixed_small", "fixed_small_log"),
+    "algorithm_type": ("dpmsolver++",),
+    "solver_order": (2,),
+    "solver_type": ("midpoint",),
+    "final_sigmas_type": ("zero",),
+}
+"""Options of diffusers' schedulers that change only the sampling, and the values that agree with densezoo's samplers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +235,9 @@ class Process:
     def from_config(cls, config: Mapping[str, Any]) -> "Process":
         """Reads the configuration of a scheduler of diffusers, `scheduler_config.json`.
 
+        Its `timestep_spacing` is the `spacing` of `make_sampler`. Warns of options that only change the samplers, and that
+        densezoo's do not have.
+
         Raises:
             ValueError: if it names something that densezoo does not have.
         """
@@ -251,9 +266,19 @@ class Process:
             "use_karras_sigmas",
             "use_exponential_sigmas",
             "use_beta_sigmas",
+            "use_lu_lambdas",
+            "use_flow_sigmas",
         )
         if given := [entry for entry in unsupported if config.get(entry)]:
             raise ValueError(f"the scheduler has {given}, which densezoo does not support")
+        if str(config.get("variance_type")).startswith("learned"):
+            raise ValueError("the scheduler needs a network that predicts variances too, which densezoo does not support")
+        if differs := [name for name, ours in _OF_SAMPLERS.items() if config.get(name) not in (None, *ours)]:
+            warnings.warn(
+                f"the scheduler has {', '.join(f'{name}={config[name]!r}' for name in differs)}, which densezoo's samplers"
+                " do not follow: their images differ a little from those of diffusers",
+                stacklevel=2,
+            )
         clips = config.get("clip_sample", _SCHEDULERS[kind])
         return cls(
             schedule=found["beta_schedule"],
