@@ -239,8 +239,7 @@ def _swin(config: Config) -> Swin:
     _check_stages(config)
     config.only(patch_size=4, use_absolute_embeddings=False)
     dim, heads = config.size("embed_dim", 96), config.sizes("num_heads", (3, 6, 12, 24), 4)
-    _check_heads(config, [dim * 2**stage for stage in range(4)], heads)
-    return Swin(
+    encoder = Swin(
         depths=config.sizes("depths", (2, 2, 6, 2), 4, DEEPEST),
         embed_dim=dim,
         num_heads=heads,
@@ -252,6 +251,8 @@ def _swin(config: Config) -> Swin:
         act=activation(config),
         drop_path=config.get("drop_path_rate", 0.1),
     )
+    _check_heads(config, [dim * 2**stage for stage in range(4)], heads)
+    return encoder
 
 
 def _check_heads(config: Config, dims: Sequence[int], heads: Sequence[int]) -> None:
