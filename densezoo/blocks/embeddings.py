@@ -59,7 +59,8 @@ class Fourier(nn.Module):
     def __call__(self, t: Num[Array, " b"]) -> Num[Array, "b c"]:
         # Not a parameter: it is never trained.
         frequencies = self.variable("constants", "weight", self._frequencies)
-        angles = jnp.log(t.astype(jnp.float32))[:, None] * frequencies.value[None] * np.float32(2 * np.pi)
+        turns = jnp.log(t.astype(jnp.float32))[:, None] * frequencies.value.astype(jnp.float32)[None]
+        angles = turns * np.float32(2 * np.pi)
         return _waves(angles, 2 * self.features, self.cos_first)
 
     def _frequencies(self) -> jax.Array:

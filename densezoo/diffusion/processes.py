@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,6 +64,17 @@ _SCHEDULERS = {
     "PNDMScheduler": False,
 }
 """Schedulers of diffusers, and whether they clip predicted images unless their configuration says otherwise."""
+
+_OF_SAMPLERS: dict[str, tuple[Any, ...]] = {
+    "set_alpha_to_one": (True,),
+    "steps_offset": (0,),
+    "variance_type": ("fixed_small", "fixed_small_log"),
+    "algorithm_type": ("dpmsolver++",),
+    "solver_order": (2,),
+    "solver_type": ("midpoint",),
+    "final_sigmas_type": ("zero",),
+}
+"""Options of diffusers' schedulers that only change the sampling, and the values of densezoo's samplers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,14 +235,19 @@ class Process:
     def from_config(cls, config: Mapping[str, Any]) -> "Process":
         """Reads the configuration of a scheduler of diffusers, `scheduler_config.json`.
 
+        Its `timestep_spacing` is the `spacing` of `make_sampler`. Warns of options that only change the sampling, and
+        that densezoo's samplers do not have.
+
         Raises:
             ValueError: if it names something that densezoo does not have.
         """
         kind = config.get("_class_name", "DDIMScheduler")
         steps = config.get("num_train_timesteps", 1000)
         if kind == "FlowMatchEulerDiscreteScheduler":
-            if config.get("shift", 1.0) != 1.0 or config.get("use_dynamic_shifting"):
-                raise ValueError("the scheduler shifts its times, which densezoo does not support")
+            shifts = ("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "stochastic_sampling")
+            shifts += ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+            if config.get("shift", 1.0) != 1.0 or any(config.get(name) for name in shifts):
+                raise ValueError("the scheduler shifts or changes its times, which densezoo does not support")
             return cls("flow", steps=steps)
         if kind not in _SCHEDULERS:
             raise ValueError(
@@ -251,9 +268,20 @@ class Process:
             "use_karras_sigmas",
             "use_exponential_sigmas",
             "use_beta_sigmas",
+            "use_lu_lambdas",
+            "use_flow_sigmas",
         )
         if given := [entry for entry in unsupported if config.get(entry)]:
             raise ValueError(f"the scheduler has {given}, which densezoo does not support")
+        if str(config.get("variance_type")).startswith("learned"):
+            raise ValueError("the scheduler needs a network that also predicts variances: not supported")
+        if differs := [name for name, ours in _OF_SAMPLERS.items() if config.get(name) not in (None, *ours)]:
+            given = ", ".join(f"{name}={config[name]!r}" for name in differs)
+            warnings.warn(
+                f"the scheduler has {given}, which densezoo's samplers do not follow: their images differ a little from"
+                " those of diffusers",
+                stacklevel=2,
+            )
         clips = config.get("clip_sample", _SCHEDULERS[kind])
         return cls(
             schedule=found["beta_schedule"],

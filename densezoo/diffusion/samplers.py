@@ -46,7 +46,7 @@ def _ddim(points: list[Point], eta: float) -> list[Row]:
     rows = []
     for (t, signal, sigma), (_, to_signal, to_sigma) in itertools.pairwise(points):
         fresh = 0.0
-        if eta and signal:
+        if eta:
             fresh = eta * to_sigma / sigma * max(0.0, 1 - (signal / to_signal) ** 2) ** 0.5
         rows.append(Row(t, signal, sigma, image=to_signal, noise=max(0.0, to_sigma**2 - fresh**2) ** 0.5, fresh=fresh))
     return rows
@@ -168,7 +168,9 @@ class Sampler:
         x = jax.random.normal(start_key, shape or ()) if noise is None else jnp.asarray(noise)
         classes = getattr(self.model, "num_classes", None)
         if labels is not None:
-            labels = jnp.broadcast_to(jnp.asarray(labels), x.shape[:1])
+            labels = jnp.asarray(labels)
+            if getattr(self.model, "labels_as", "table") != "vector":
+                labels = jnp.broadcast_to(labels, x.shape[:1])
             if classes is not None:
                 check_labels(labels, classes, null_label=getattr(self.model, "null_label", False))
         guided = guidance is not None and guidance != 1
@@ -192,9 +194,10 @@ class Sampler:
         def step(carry: Any, given: Any) -> Any:
             x, previous_x, previous_image = carry
             row, key = given
+            t = row.t  # in float32: bfloat16 has no 999
             row = Row(*(value.astype(x.dtype) for value in row))
             with within_loop():
-                output = predict(x, row.t).astype(x.dtype)
+                output = predict(x, t).astype(x.dtype)
             image, noise = self.process.split(output, x, row.signal, row.sigma)
             if self.process.clip is not None:
                 image = jnp.clip(image, -self.process.clip, self.process.clip)

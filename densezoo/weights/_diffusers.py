@@ -200,6 +200,8 @@ class _Levels:
 
 def _time(config: Config) -> ModuleDef:
     shift, cos_first = config.get("freq_shift", 0), config.get("flip_sin_to_cos", True)
+    if config.options["time_embedding_type"] == "learned" and config.options["num_train_timesteps"] is None:
+        raise ValueError(f"{config.source}: time_embedding_type='learned' needs num_train_timesteps")
     kinds = {
         "positional": partial(Sinusoidal, shift=shift, cos_first=cos_first),
         "fourier": Fourier,

@@ -112,14 +112,14 @@ def build(config: Config, architecture: Architecture) -> nn.Module:
         if name not in known and not name.startswith("_"):
             raise config.unsupported(name, value, f"the options {', '.join(sorted(known))}")
     config.only(**architecture.only)
-    if architecture.upsampling is not None:
-        config.only(upsampling=architecture.upsampling)
     if config.options.get("activation") not in (None, "identity"):
         warnings.warn(
             f"{config.source}: densezoo's model returns logits, without activation={config.options['activation']!r}",
             stacklevel=4,
         )
     depth = config.size("encoder_depth", architecture.depth, 32)
+    if architecture.upsampling is not None:
+        config.only(upsampling=_upsampling(config, architecture, depth))
     if architecture.fields.get("decoder_channels") == _CHANNELS["decoder_channels"]:
         config.sizes("decoder_channels", _CHANNELS["decoder_channels"][1], depth)
     fields = {field: config.get(name, default) for name, (field, default) in architecture.fields.items()}
@@ -136,6 +136,16 @@ def build(config: Config, architecture: Architecture) -> nn.Module:
                 raise config.unsupported(name, value, ", ".join(choices))
             fields |= choices[value]
     return create_model(architecture.name, _encoder(config, architecture, depth), config.size("classes", 1), **fields)
+
+
+def _upsampling(config: Config, architecture: Architecture, depth: int) -> int | None:
+    """The `upsampling` that enlarges the logits to the image's size."""
+    if architecture.name == "pspnet":
+        return 2**depth
+    if architecture.name == "deeplabv3":
+        stride = config.size("encoder_output_stride", architecture.stride or 8, 32)
+        return 2**depth if depth <= 3 else stride
+    return architecture.upsampling
 
 
 def _encoder(config: Config, architecture: Architecture, depth: int) -> nn.Module:

@@ -50,10 +50,13 @@ def segformer(config: Config) -> nn.Module:
     """SegformerForSemanticSegmentation: logits at the size of the images."""
     config.only(patch_sizes=(7, 3, 3, 3), strides=(4, 2, 2, 2), reshape_last_stage=True, num_encoder_blocks=4)
     check_class(config, "SegformerForSemanticSegmentation")
+    dims = config.sizes("hidden_sizes", (32, 64, 160, 256), 4)
+    heads = config.sizes("num_attention_heads", (1, 2, 5, 8), 4)
+    _check_heads(config, dims, heads)
     encoder = MixTransformer(
         depths=config.sizes("depths", (2, 2, 2, 2), 4, DEEPEST),
-        embed_dims=config.sizes("hidden_sizes", (32, 64, 160, 256), 4),
-        num_heads=config.sizes("num_attention_heads", (1, 2, 5, 8), 4),
+        embed_dims=dims,
+        num_heads=heads,
         sr_ratios=config.sizes("sr_ratios", (8, 4, 2, 1), 4),
         mlp_ratios=config.sizes("mlp_ratios", (4, 4, 4, 4), 4),
         act=activation(config),
@@ -235,10 +238,11 @@ def _convnext(config: Config) -> ConvNeXt:
 def _swin(config: Config) -> Swin:
     _check_stages(config)
     config.only(patch_size=4, use_absolute_embeddings=False)
-    return Swin(
+    dim, heads = config.size("embed_dim", 96), config.sizes("num_heads", (3, 6, 12, 24), 4)
+    encoder = Swin(
         depths=config.sizes("depths", (2, 2, 6, 2), 4, DEEPEST),
-        embed_dim=config.size("embed_dim", 96),
-        num_heads=config.sizes("num_heads", (3, 6, 12, 24), 4),
+        embed_dim=dim,
+        num_heads=heads,
         window_size=config.size("window_size", 7, 64),
         mlp_ratio=config.get("mlp_ratio", 4.0),
         qkv_bias=config.get("qkv_bias", True),
@@ -247,6 +251,14 @@ def _swin(config: Config) -> Swin:
         act=activation(config),
         drop_path=config.get("drop_path_rate", 0.1),
     )
+    _check_heads(config, [dim * 2**stage for stage in range(4)], heads)
+    return encoder
+
+
+def _check_heads(config: Config, dims: Sequence[int], heads: Sequence[int]) -> None:
+    """Raises a ValueError if the attention heads of a stage do not divide its channels."""
+    if any(dim % count for dim, count in zip(dims, heads, strict=True)):
+        raise ValueError(f"{config.source}: attention heads {tuple(heads)} must divide the channels {tuple(dims)}")
 
 
 def _check_stages(config: Config) -> None:

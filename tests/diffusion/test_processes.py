@@ -111,3 +111,7 @@ def test_configurations_of_schedulers():
     for wrong in ({"beta_schedule": "laplace"}, {"prediction_type": "flow"}, {"trained_betas": [0.1]}):
         with pytest.raises(ValueError, match=str(next(iter(wrong)))):
             Process.from_config(config | wrong)
+    with pytest.raises(ValueError, match="variances"):
+        Process.from_config(config | {"variance_type": "learned_range"})
+    with pytest.warns(UserWarning, match="set_alpha_to_one=False"):
+        Process.from_config(config | {"set_alpha_to_one": False})
