@@ -51,7 +51,7 @@ def test_samplers_follow_the_process(process):
     assert error("ddim", 200) < 0.2 * error("ddim", 20) < 0.06
     # Of second order: better than the first order with as many evaluations.
     assert error("dpm", 20) < 0.5 * error("ddim", 20)
-    assert error("heun", 20) < 0.5 * error("ddim", 40)
+    assert error("heun", 40) < 0.5 * error("ddim", 80)
 
 
 def test_random_samplers_keep_the_distribution():
