@@ -91,7 +91,8 @@ def start_from(
         stored = metadata.get("preprocessing", {}).get("channels")
         hint = ""
         if stored is not None and stored != channels:
-            hint = f". The file's model takes images of {stored} channels, not {channels}: pass {option('channels', stored)}"
+            choice = option("channels", stored)
+            hint = f". The file's model takes images of {stored} channels, not {channels}: pass {choice}"
         raise ValueError(f"{path} does not fit the model: {shortened(lines)}{hint}")
     _warn_of(renewed, path)
     if part is None:
