@@ -45,7 +45,9 @@ def main(arguments: Arguments) -> None:
     known = {blueprint.name: blueprint for blueprint in dz.blueprints()}
     models = {}
     for name in arguments.models:
-        encoder = (arguments.encoder or known[name].encoder) if known[name].encoder else None
+        # Some families have no encoder. An unknown name is create_model's error.
+        usual = known[name].encoder if name in known else None
+        encoder = (arguments.encoder or usual) if usual else None
         models[f"{name} · {encoder}" if encoder else name] = dz.create_model(name, encoder, arguments.num_classes)
     size = (arguments.image_size, arguments.image_size)
     figure = viz.diagram(models, image_size=size, per_line=arguments.per_line)

@@ -12,7 +12,7 @@ def test_tables_say_what_the_registry_says():
         line = next(line for line in tables.splitlines() if line.startswith(f"| `{blueprint.name}` |"))
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         assert cells[1:4] == [blueprint.description, blueprint.skip_strategy, blueprint.excels_at]
-        assert cells[-1] == f"`{blueprint.encoder}`"
+        assert cells[-1] == (f"`{blueprint.encoder}`" if blueprint.encoder else "none")
     assert "[Ronneberger et al. 2015](https://arxiv.org/abs/1505.04597)" in tables
     assert "; [Kirillov et al. 2019](https://arxiv.org/abs/1901.02446)" in tables
     assert all(tables.count(f"`{name}`") >= 1 for name in dz.list_encoders())
