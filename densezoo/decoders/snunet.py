@@ -111,7 +111,9 @@ class SNUNetDecoder(nn.Module):
             for level in range(count - column):
                 coarser = level + 1
                 upsampler = build(
-                    upsampler_to(level, pyramid.reductions, self.upsample), name=f"up{coarser}_{column - 1}", **dtypes
+                    upsampler_to(level, pyramid.reductions, self.upsample),
+                    name=f"upsample{coarser}_{column - 1}",
+                    **dtypes,
                 )
                 up = upsampled(upsampler, below[coarser], size_of(pyramid.maps[level]))
                 joined = jnp.concatenate(promote_dtype(*rows[level], up, dtype=self.dtype), axis=-1)
@@ -127,7 +129,7 @@ class SNUNetDecoder(nn.Module):
         """Parameter names of the authors' code."""
         rules = [
             *residual_rules(r"(?P<block>conv\d_\d)", r"\g<block>"),
-            Rule(r"up(\d_\d)", r"Up\1.up", "conv_transpose"),
+            Rule(r"upsample(\d_\d)", r"Up\1.up", "conv_transpose"),
             Rule("attention/of_all/reduce", "ca.fc1"),
             Rule("attention/of_all/expand", "ca.fc2"),
             Rule("attention/of_each/reduce", "ca1.fc1"),
