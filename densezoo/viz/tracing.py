@@ -175,22 +175,31 @@ def trace(model: nn.Module, variables: Any, *inputs: jax.ShapeDtypeStruct) -> Tr
     program, result = jax.make_jaxpr(run, return_shape=True)(variables, *inputs)
     parts = {path for path in parts if all(path[:depth] in parts for depth in range(len(path)))}
 
-    gives_maps = {m.path for m in maps}
-
     def is_shown(m: Map) -> bool:
         return bool(m.inside and m.path) if m.path in parts else m.path[:-1] in parts
 
     kept = [i for i, m in enumerate(maps) if i == 0 or is_shown(m)]
     maps = [maps[i] for i in kept]
     numbers = {str(i): new for new, i in enumerate(kept)}
-    # An encoder may give tokens beside its maps. Its maps stand for them.
-    numbers |= {f"output {i}": _TOKENS for i in range(len(outputs))}
-    of_heads = [i for i, output in enumerate(outputs) if output.path not in parts | gives_maps]
-    numbers |= {f"output {i}": len(maps) + new for new, i in enumerate(of_heads)}
-    outputs = [outputs[i] for i in of_heads]
-    nodes = {_TOKENS: Output((), "", "", ()), **dict(enumerate([*maps, *outputs]))}
-    same: dict[int, int] = {}
-    ends = _follow(program.jaxpr, [{} for _ in program.jaxpr.invars], numbers, nodes, same)
+    heads = [i for i, output in enumerate(outputs) if output.path not in parts]
+    while True:
+        nodes = dict(enumerate([*maps, *(outputs[i] for i in heads)])) | {_OTHER: Output((), "", "", ())}
+        numbers |= {f"output {i}": _OTHER for i in range(len(outputs))}
+        numbers |= {f"output {i}": len(maps) + new for new, i in enumerate(heads)}
+        same: dict[int, int] = {}
+        ends = _follow(program.jaxpr, [{} for _ in program.jaxpr.invars], numbers, nodes, same)
+        # What a map is computed from is no head's output, but for example an encoder's tokens or an embedding of times.
+        before = [source for m in maps for source in m.sources if source >= len(maps)]
+        read: set[int] = set()
+        while before:
+            place = before.pop()
+            if place >= len(maps) and place not in read:
+                read.add(place)
+                before.extend(nodes[place].sources)
+        if not read:
+            break
+        heads = [i for place, i in enumerate(heads, len(maps)) if place not in read]
+    outputs = [outputs[i] for i in heads]
     if outputs:
         kind = "output" if hasattr(result, "shape") else type(result).__name__
         for (path, leaf), marks in zip(jax.tree_util.tree_leaves_with_path(result), ends, strict=True):
@@ -207,7 +216,7 @@ def _without(same: dict[int, int], found: Trace) -> Trace:
     for i in range(len(maps) + len(found.outputs)):
         new[i] = new[same[i]] if i in same else len(set(new.values()))
     for node in (*maps, *found.outputs):
-        node.sources = {new[i]: join for i, join in node.sources.items() if i != _TOKENS}
+        node.sources = {new[i]: join for i, join in node.sources.items() if i != _OTHER}
     return dataclasses.replace(found, maps=[m for i, m in enumerate(maps) if i not in same])
 
 
@@ -216,8 +225,8 @@ def _several_sizes(value: Any) -> bool:
     return len({x.shape[1:3] for x in leaves if getattr(x, "ndim", 0) == 4}) > 1
 
 
-_TOKENS = -1
-"""The number of all tokens, which are not shown."""
+_OTHER = -1
+"""The number of all outputs that are not shown, such as tokens."""
 
 Marks = dict[int, str]
 """The maps that an array is computed from, each with the primitive that combined it with another, or empty."""

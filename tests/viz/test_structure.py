@@ -118,6 +118,11 @@ def test_tokens_beside_the_maps_are_no_head():
     assert into == {f"encoder.maps[{i}]" for i in range(4)}
 
 
+def test_an_embedding_of_times_is_no_head():
+    read = viz.architecture(dz.create_model("diffusion_unet", features=(4, 8), layers=1), image_size=(16, 16))
+    assert len(read.boxes) > 4 and not read.heads
+
+
 def test_the_heads_of_a_detector():
     encoder = dz.ResNet((1, 1, 1, 1), dz.BasicBlock, width=8)
     model = dz.create_model("mask_rcnn", encoder, 3, features=8, hidden=(16,)).clone(proposals=(50, 50))
