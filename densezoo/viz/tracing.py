@@ -92,8 +92,14 @@ class Trace:
         return m.path if m.path in self.parts or self.is_head(m) else m.path[:-1]
 
     def is_head(self, m: Map) -> bool:
-        """Whether a map is the output of a child of the model that is not a part, in a model with parts."""
-        return len(m.path) == 1 and m.path not in self.parts and len(self.parts) > 1
+        """Whether a map is the output of a child of the model that is not a part, and that no part reads."""
+        if len(m.path) != 1 or m.path in self.parts or len(self.parts) == 1:
+            return False
+        parts = self.parts - {()}
+        readers = (other for other in self.maps if other.path in parts or other.path[:-1] in parts)
+        return not any(
+            self.maps[source] is m for other in readers for source in other.sources if source < len(self.maps)
+        )
 
 
 def run_with_maps(

@@ -119,8 +119,10 @@ def test_tokens_beside_the_maps_are_no_head():
 
 
 def test_an_embedding_of_times_is_no_head():
-    read = viz.architecture(dz.create_model("diffusion_unet", features=(4, 8), layers=1), image_size=(16, 16))
+    model = dz.create_model("diffusion_unet", features=(4, 8), layers=1)
+    read = viz.architecture(model, image_size=(16, 16))
     assert len(read.boxes) > 4 and not read.heads
+    assert viz.diagram({"diffusion": model}, image_size=(16, 16)).axes
 
 
 def test_the_heads_of_a_detector():
