@@ -138,7 +138,7 @@ def point_clouds(image: ArrayLike, points: Mapping[str, Float[np.ndarray, "h w 3
         >>> from densezoo.ops import points_from_depth
         >>> points = np.asarray(points_from_depth(jnp.ones((8, 12)), focal=12.0))
         >>> figure = point_clouds(np.zeros((8, 12, 3)), {"a wall, from its edge": points})
-        >>> figure.axes[0].get_xlabel()
+        >>> figure.axes[1].get_xlabel()
         'distance from the camera (m)'
     """
     picture = to_rgb(image)
