@@ -65,7 +65,7 @@ class DPTDepthHead(nn.Module):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> x = jnp.zeros((1, 40, 40, 16))
-        >>> jax.eval_shape(DPTDepthHead(patch_size=14).init_with_output, jax.random.key(0), x, (70, 75))[0].shape
+        >>> DPTDepthHead(patch_size=14).init_with_output(jax.random.key(0), x, (70, 75))[0].shape
         (1, 70, 75, 1)
 
     References:
