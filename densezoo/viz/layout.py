@@ -115,7 +115,7 @@ def arrange(read: Architecture, middles: dict[int, float], most: int) -> Layout:
         columns.append((column, (start + x) / 2))
     right = 0.0
     for i, below in above.items():
-        while below in above and above[below] != i:  # A head on top of a head.
+        while below in above:  # A head on top of a head.
             below = above[below]
         width = 0.2 + CHARACTER * max(map(len, terminal_text(read, i).split("\n")))
         # Several heads on one map are placed side by side.

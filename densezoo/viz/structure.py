@@ -149,8 +149,9 @@ def architecture(model: nn.Module, *, image_size: Size = (256, 256), channels: i
         raise ValueError(f"no module in {type(model).__name__} returns a map of shape (b, h, w, c)")
     groups = _group(found)
     parts = dict.fromkeys(m.path[0] for m in found.maps[1:] if m.path[:1] in found.parts)
+    classes = dict.fromkeys(type(getattr(model, name, model)).__name__ for name in parts)
     return Architecture(
-        title=", ".join(type(getattr(model, name, model)).__name__ for name in parts) or type(model).__name__,
+        title=", ".join(classes) or type(model).__name__,
         boxes=tuple(_box(found, group, image_size) for group in groups),
         links=_links(found, groups),
         parameters=sum(x.size for x in jax.tree.leaves(variables.get("params", {}))),

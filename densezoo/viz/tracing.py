@@ -5,6 +5,8 @@ program.
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -86,20 +88,35 @@ class Trace:
     images: int = 1
 
     def part(self, m: Map) -> Path:
-        """The part that a map belongs to; the image and each head are parts of their own."""
+        """The part that a map belongs to; the image and each child of the model are parts of their own."""
         if m.module is None:
             return ("image",)
-        return m.path if m.path in self.parts or self.is_head(m) else m.path[:-1]
+        return m.path if m.path in self.parts or self._is_child(m) else m.path[:-1]
 
     def is_head(self, m: Map) -> bool:
-        """Whether a map is the output of a child of the model that is not a part, and that no part reads."""
-        if len(m.path) != 1 or m.path in self.parts or len(self.parts) == 1:
-            return False
-        parts = self.parts - {()}
-        readers = (other for other in self.maps if other.path in parts or other.path[:-1] in parts)
-        return not any(
-            self.maps[source] is m for other in readers for source in other.sources if source < len(self.maps)
-        )
+        """Whether a map is the output of a head."""
+        return m.key in self._of_heads
+
+    def _is_child(self, m: Map) -> bool:
+        """Whether a map is the output of a child of the model that is not a part, in a model with parts."""
+        return len(m.path) == 1 and m.path not in self.parts and len(self.parts) > 1
+
+    @functools.cached_property
+    def _of_heads(self) -> set[str]:
+        """Keys of the heads' outputs: a child of the model, not a part, computes them from one map, for heads alone."""
+        readers: dict[int, list[Map]] = {}
+        for m in self.maps:
+            for source in m.sources:
+                readers.setdefault(source, []).append(m)
+        found: set[str] = set()
+        for number, m in reversed(list(enumerate(self.maps))):
+            if (
+                self._is_child(m)
+                and len(m.sources) == 1
+                and all(reader.key in found for reader in readers.get(number, ()))
+            ):
+                found.add(m.key)
+        return found
 
 
 def run_with_maps(
@@ -166,7 +183,9 @@ def trace(model: nn.Module, variables: Any, *inputs: jax.ShapeDtypeStruct) -> Tr
         if any(_several_sizes(value) for value in (*args, given)):
             parts.add(module.path)
         match args:
-            case (jax.Array(ndim=4) as before, (int(), int()), *_) if before.shape[1:3] != x.shape[1:3]:
+            case (jax.Array(ndim=4) as before, (int(), int()), *_) if math.prod(before.shape[1:3]) < math.prod(
+                x.shape[1:3]
+            ):
                 upsamplers[module.path] = type(module).__name__
         return checkpoint_name(x, str(len(maps) - 1))
 
