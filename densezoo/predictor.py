@@ -128,10 +128,7 @@ class Predictor:
             if array.shape[:2] != padded[0].shape[1:3]:
                 return array
             array = array[:height, :width]
-            if (height, width) == whole:
-                return array
-            array = _resized(array, whole)
-            return _of_unit_length(array) if isinstance(self.task, tasks.Normals) else array
+            return array if (height, width) == whole else _resized(array, whole, getattr(self.task, "predicts", None))
 
         sizes = np.array([[height, width]], np.int32)
         found = jax.tree.map(of_picture, function(padded, sizes))
@@ -143,17 +140,15 @@ class Predictor:
         return jax.tree.map(zoomed, found, is_leaf=lambda part: isinstance(part, Detections))
 
 
-def _resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture or map of another size: floats by linear interpolation, whole numbers by the nearest pixel."""
+def _resized(array: np.ndarray, size: tuple[int, int], field: str | None = None) -> np.ndarray:
+    """An array of another size, by the kind of a field, or as a picture or map.
+
+    Floats of the latter are interpolated linearly, and whole numbers are those of the nearest pixel.
+    """
     from densezoo.data import fields
 
-    return fields.Map(linear=array.dtype.kind == "f").resize(array, size)
-
-
-def _of_unit_length(normals: np.ndarray) -> np.ndarray:
-    """Normals after an interpolation, of length 1 again; zeros stay zeros."""
-    length = np.sqrt(np.square(normals).sum(-1, keepdims=True))
-    return normals / np.where(length > 0, length, 1)
+    kind: Any = fields.Map(linear=array.dtype.kind == "f") if field is None else fields.kind_of(field)
+    return kind.resize(array, size)
 
 
 def load_predictor(

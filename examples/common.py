@@ -20,12 +20,12 @@ import numpy as np
 
 import densezoo as dz
 from densezoo import metrics
-from densezoo.data import DigitScenes, Source
+from densezoo.data import DigitScenes, Source, train_batches
 from densezoo.extras import require
 from densezoo.files import replace
 from densezoo.messages import as_flags
 from densezoo.tasks import Segmentation
-from densezoo.train import Recipe
+from densezoo.train import Recipe, TrainState, create_state, make_optimizer, make_train_step, one_cycle
 from densezoo.types import ModuleDef
 
 T = TypeVar("T")
@@ -76,6 +76,20 @@ def digit_recipe(steps: int, *, size: int = 40, seed: int = 0) -> Recipe:
         seed=seed,
         evaluate_every=max(1, steps // 3),
     )
+
+
+def training(model: Any, source: Source, recipe: Recipe) -> Iterator[tuple[int, TrainState]]:
+    """Trains a model on scenes; yields the number of steps and the state at the start and after each step."""
+    normalize = PREPROCESSING.normalize()
+    optimizer = make_optimizer(one_cycle(recipe.learning_rate, recipe.steps), recipe.steps, clip_norm=recipe.clip_norm)
+    images = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.crop, 3), jnp.float32)
+    state = create_state(model, optimizer, jax.random.key(recipe.seed), images)
+    step = make_train_step(TASK.loss, augment=normalize)
+    batches = train_batches(source, batch_size=recipe.batch_size, seed=recipe.seed, fields=TASK.fields)(0)
+    yield 0, state
+    for count in range(1, recipe.steps + 1):
+        state, _ = step(state, next(batches))
+        yield count, state
 
 
 def spread(source: Source, count: int) -> list[Any]:

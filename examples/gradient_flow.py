@@ -34,6 +34,7 @@ from common import (
     keep_compiled,
     number,
     summarise,
+    training,
 )
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -44,7 +45,7 @@ from densezoo import viz
 from densezoo.data import train_batches
 from densezoo.heads import AuxiliaryHeads
 from densezoo.inspect import GradientFlow, gradient_flow
-from densezoo.train import create_state, evaluator, make_optimizer, make_train_step, one_cycle
+from densezoo.train import evaluator
 from densezoo.zoo import SKIPS
 
 VARIANTS = [(skip, deep) for skip in ("concat", "add", "none") for deep in (False, True)]
@@ -114,23 +115,15 @@ def trained(skip: str, deep: bool, seed: int, arguments: Arguments) -> Finished:
         del checkpoints  # a run takes a minute
         model = network(skip, deep, FEATURES[:3] if arguments.quick else FEATURES)
         recipe, source = digit_recipe(arguments.steps, seed=seed), digit_scenes(20_000, "train", seed=seed)
-        normalize = PREPROCESSING.normalize()
-        batches = train_batches(source, batch_size=recipe.batch_size, seed=seed, fields=TASK.fields)(0)
         # Gradients are measured on a batch that is not trained on.
         held_out = train_batches(digit_scenes(64, "val", seed=1), batch_size=32, fields=TASK.fields)(0)
-        probe = normalize(jax.random.key(0), next(held_out))
-        schedule = one_cycle(recipe.learning_rate, recipe.steps)
-        optimizer = make_optimizer(schedule, recipe.steps, clip_norm=recipe.clip_norm)
-        state = create_state(model, optimizer, jax.random.key(seed), probe["image"])
-        step = make_train_step(TASK.loss, augment=normalize)
+        probe = PREPROCESSING.normalize()(jax.random.key(0), next(held_out))
         evaluate = evaluator(TASK, digit_scenes(arguments.val, "val"), preprocessing=PREPROCESSING, batch_size=20)
         flows, scores = [], []
-        for count in range(arguments.steps + 1):
+        for count, state in training(model, source, recipe):
             if count in moments(arguments.steps):
                 flows.append(gradient_flow(model, state.variables, probe, TASK.loss))
                 scores.append(evaluate(state)["mean_iou"])
-            if count < arguments.steps:
-                state, _ = step(state, next(batches))
         return measured(flows, scores)
 
     settings = f"steps{arguments.steps}_val{arguments.val}{'_quick' if arguments.quick else ''}"

@@ -9,7 +9,7 @@ half the width of the 95 % interval (Student's t) of the mean over the seeds. Dr
 scenes.
 
 Finished runs are kept in files under --out, so that the same command continues an interrupted one. The last line on
-standard output is a JSON object with all numbers. docs/unet_claims.md has the results of a full run.
+standard output is a JSON object with all numbers.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from common import (
     NUM_CLASSES,
     PREPROCESSING,
+    QUICK_NOTE,
     TASK,
     Finished,
     check_runs,
@@ -36,6 +36,7 @@ from common import (
     score,
     summarise,
     tiny_unet,
+    training,
 )
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -43,9 +44,8 @@ from rich.table import Table
 
 import densezoo as dz
 from densezoo import viz
-from densezoo.data import train_batches
 from densezoo.predictor import Predictor
-from densezoo.train import create_state, evaluator, make_optimizer, make_train_step, one_cycle
+from densezoo.train import evaluator
 
 NETWORKS = ("unet", "no skips", "fpn")
 SCORES = {
@@ -99,7 +99,17 @@ def main(arguments: Arguments) -> None:
         }
     show(console, summary, arguments)
     picture = viz.save(draw(runs, arguments), arguments.out / "unet_claims.png")
-    print(json.dumps({"seeds": arguments.seeds, "steps": arguments.steps, "scores": summary, "picture": str(picture)}))
+    print(
+        json.dumps(
+            {
+                "quick": arguments.quick,
+                "seeds": arguments.seeds,
+                "steps": arguments.steps,
+                "scores": summary,
+                "picture": str(picture),
+            }
+        )
+    )
 
 
 def network(name: str, quick: bool) -> dz.SegmentationModel:
@@ -127,19 +137,12 @@ def trained(name: str, scenes: int, seed: int, arguments: Arguments) -> Finished
         del checkpoints  # a run takes about a minute
         model, recipe = network(name, arguments.quick), digit_recipe(arguments.steps, seed=seed)
         source, val = digit_scenes(scenes, "train", seed=seed), digit_scenes(arguments.val, "val")
-        batches = train_batches(source, batch_size=recipe.batch_size, seed=seed, fields=TASK.fields)(0)
-        normalize = PREPROCESSING.normalize()
-        schedule = one_cycle(recipe.learning_rate, recipe.steps)
-        optimizer = make_optimizer(schedule, recipe.steps, clip_norm=recipe.clip_norm)
-        images = normalize(jax.random.key(0), next(batches))["image"]
-        state = create_state(model, optimizer, jax.random.key(seed), images)
-        step = make_train_step(TASK.loss, augment=normalize)
         evaluate = evaluator(TASK, val, preprocessing=PREPROCESSING, batch_size=20)
-        scores = []
-        for count in range(1, arguments.steps + 1):
-            state, _ = step(state, next(batches))
+        scores, state = [], None
+        for count, state in training(model, source, recipe):
             if count in moments(arguments.steps):
                 scores.append(evaluate(state)["mean_iou"])
+        assert state is not None
         predict = Predictor(TASK, model, state.variables, PREPROCESSING)
         end = score(predict, val, tolerance=1)
         numbers = {"mean_iou_early": scores[0], "mean_iou": end["mean_iou"], "boundary_f": end["boundary_f"]}
@@ -162,6 +165,8 @@ def show(console: Console, summary: dict[str, dict[str, Any]], arguments: Argume
             table.add_row(f"{int(scenes):,}", name, *(number(row, key, "+" if " - " in name else "") for key in SCORES))
         table.add_section()
     console.print(table)
+    if arguments.quick:
+        console.print(QUICK_NOTE)
 
 
 def draw(runs: dict[tuple[str, int], list[Finished]], arguments: Arguments) -> Figure:
@@ -183,6 +188,8 @@ def draw(runs: dict[tuple[str, int], list[Finished]], arguments: Arguments) -> F
             panel.set(title=SCORES[key], xlabel="training scenes", xscale="log", ylim=(0, 1))
             panel.set_xticks(arguments.scenes, [f"{scenes:,}" for scenes in arguments.scenes])
             panel.minorticks_off()
+    if arguments.quick:
+        figure.suptitle(QUICK_NOTE)
     panels[0].set(ylabel="mean IoU of unseen scenes")
     panels[0].legend(title=f"mean of {arguments.seeds} seeds;\nband: least to greatest", fontsize=8, title_fontsize=8)
     return figure

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import math
-from typing import Literal
+import operator
+from typing import Literal, SupportsIndex
 
 import numpy as np
 from PIL import Image
@@ -35,8 +36,6 @@ PICTURES: dict[Split, dict[str, tuple[str, ...]]] = {
 }
 
 _PLACES = {"skimage": ("skimage", "data"), "sklearn": ("sklearn.datasets", "images")}
-
-
 _PACKAGES = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 
@@ -86,6 +85,18 @@ def digits_of(split: Split, scales: tuple[float, float]) -> tuple[np.ndarray, np
             rim = np.maximum.reduce([rim, np.roll(rim, 1, axis), np.roll(rim, -1, axis)])  # the margin is empty
         drawings.append(np.rint(np.stack([alpha, rim], axis=1) * 255).astype(np.uint8))
     return labels[chosen].astype(np.int32), levels, drawings
+
+
+def scene_number(index: SupportsIndex, count: int) -> int:
+    """The number of a scene, where a negative index counts from the end.
+
+    Raises:
+        IndexError: if there is no such scene.
+    """
+    number = operator.index(index)
+    if not -count <= number < count:
+        raise IndexError(f"scene {number} of {count}.")
+    return number % count
 
 
 @functools.lru_cache(maxsize=4)

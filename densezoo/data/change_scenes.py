@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any, SupportsIndex
 
 import numpy as np
 
-from densezoo.data.scenes import DigitScenes, Split
+from densezoo.data._scene_parts import Split, scene_number
+from densezoo.data.scenes import DigitScenes
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -117,11 +117,9 @@ class ChangeScenes(DigitScenes):
         Raises:
             IndexError: if there is no such scene.
         """
-        number = operator.index(index)
-        if not -self.num_scenes <= number < self.num_scenes:
-            raise IndexError(f"scene {number} of {self.num_scenes}.")
+        number = scene_number(index, self.num_scenes)
         # Another stream than that of `DigitScenes`, which has three numbers.
-        rng = np.random.default_rng([self.seed, self.split == "val", number % self.num_scenes, 1])
+        rng = np.random.default_rng([self.seed, self.split == "val", number, 1])
         before = self._background(rng)
         after = _recoloured(before, rng, self.season)
         change = np.zeros((2, *self.size), bool)

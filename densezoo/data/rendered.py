@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from typing import Any, SupportsIndex
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from densezoo.data import _render
-from densezoo.data._scene_parts import Split, photographs
+from densezoo.data._scene_parts import Split, photographs, scene_number
 
 _SIDE = 256  # of the textures
 _REAL = "motorcycle_left.png"  # a picture with true depth, kept for tests on real pictures
@@ -112,10 +111,8 @@ class RenderedScenes:
         Raises:
             IndexError: if there is no such scene.
         """
-        number = operator.index(index)
-        if not -self.num_scenes <= number < self.num_scenes:
-            raise IndexError(f"scene {number} of {self.num_scenes}.")
-        rng = np.random.default_rng([self.seed, _SPLITS.index(self.split), number % self.num_scenes])
+        number = scene_number(index, self.num_scenes)
+        rng = np.random.default_rng([self.seed, _SPLITS.index(self.split), number])
         solids, light = _arrange(rng, self.objects, self._textures.shape[1])
         # On the CPU, beside the training on an accelerator, and equal on all machines of a run.
         with jax.default_device(_cpu()):

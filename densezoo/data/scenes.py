@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any, SupportsIndex
 
 import numpy as np
 
 from densezoo.data import _instances
-from densezoo.data._scene_parts import CELLS, LEVELS, PICTURES, Split, digits_of, pictures_of
+from densezoo.data._scene_parts import CELLS, LEVELS, PICTURES, Split, digits_of, pictures_of, scene_number
 from densezoo.messages import option
 
 _RIM = np.float32(0.6)  # darkness of a rim one pixel wide, which separates overlapping digits
@@ -140,10 +139,8 @@ class DigitScenes:
         Raises:
             IndexError: if there is no such scene.
         """
-        number = operator.index(index)
-        if not -self.num_scenes <= number < self.num_scenes:
-            raise IndexError(f"scene {number} of {self.num_scenes}.")
-        rng = np.random.default_rng([self.seed, list(PICTURES).index(self.split), number % self.num_scenes])
+        number = scene_number(index, self.num_scenes)
+        rng = np.random.default_rng([self.seed, list(PICTURES).index(self.split), number])
         image = self._background(rng)
         mask = np.zeros(self.size, np.int32)
         instances = np.zeros(self.size, np.int32)

@@ -170,6 +170,7 @@ class Normals:
     num_classes: ClassVar[int] = 3
     inputs: ClassVar[tuple[str, ...]] = ("image",)
     best: ClassVar[str] = "within_30"
+    predicts: ClassVar[str] = "normals"
 
     @property
     def fields(self) -> tuple[str, ...]:

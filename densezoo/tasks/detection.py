@@ -129,7 +129,6 @@ class Detection:
         """
         boxes, labels = self._objects(batch)
         outputs = apply(batch["image"], batch.get("size"))
-        background = False
         if isinstance(outputs, AnchorOutputs):
             self._check_classes(outputs.logits)
             parts = _targets.of_anchors(outputs, boxes, labels)
@@ -137,15 +136,15 @@ class Detection:
             self._check_classes(outputs.logits)
             parts = _targets.of_points(outputs, boxes, labels)
         else:
-            background = True
             parts = self._of_two_stages(apply, outputs, batch, boxes, labels, key)
-        return self._total(parts, labels, background), parts
+        has_background = not isinstance(outputs, AnchorOutputs | PointOutputs)
+        return self._total(parts, labels, has_background), parts
 
-    def _total(self, parts: _targets.Losses, labels: Any, background: bool) -> Float[Array, ""]:
+    def _total(self, parts: _targets.Losses, labels: Any, has_background: bool) -> Float[Array, ""]:
         # Values cannot be checked here. An object of a class that the model does not have, or of the class of its
         # background, gives NaN, as in the pixel losses.
         total = jnp.sum(jnp.stack(list(parts.values())))
-        wrong = (labels >= self.num_classes) | ((labels == 0) & background)
+        wrong = (labels >= self.num_classes) | ((labels == 0) & has_background)
         return jnp.where(wrong.any(), jnp.nan, total)
 
     def _check_classes(self, logits: Any) -> None:

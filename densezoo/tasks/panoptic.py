@@ -113,7 +113,7 @@ class PanopticSegmentation(Detection):
         semantic = losses.cross_entropy(logits, self._semantic(batch["mask"]), ignore_index=-1)
         parts = {name: self.instance_weight * value for name, value in parts.items()}
         parts["semantic"] = self.semantic_weight * semantic
-        return self._total(parts, labels, background=True), parts
+        return self._total(parts, labels, has_background=True), parts
 
     def _semantic(self, mask: Integer[Array, "b h w"]) -> Integer[Array, "b h w"]:
         """The classes of the semantic branch: 0 for things, then stuff; -1 for pixels that do not count."""

@@ -13,8 +13,8 @@ class Task(Protocol):
     `apply(*inputs)` runs the model, with `train=True` in training and without it in evaluation. Batches are dicts of
     arrays from `densezoo.data`, with normalised images. A task may have a `method`, the name of a model method whose
     outputs `predict` takes instead of those of `__call__`; `scored_fields`, further entries that `measure` reads if the
-    source has them; `ema_decay`, the default of `Recipe.ema_decay`; and `multiple`, to which the sides of images are
-    padded in evaluations, 32 by default.
+    source has them; `ema_decay`, the default of `Recipe.ema_decay`; `multiple`, to which the sides of images are padded
+    in evaluations, 32 by default; and `predicts`, the field by whose kind predictions are resized.
     """
 
     @property
