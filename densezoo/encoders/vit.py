@@ -193,6 +193,7 @@ class ViT(Encoder):
             Rule("registers", "reg_token"),
             Rule("(cls_token|pos_embed|norm)", r"\1"),
             Rule(r"blocks_(\d+)/(norm\d)", r"blocks.\1.\2"),
+            *([Rule(r"blocks_(\d+)/mlp/fc1", r"blocks.\1.mlp.{fc1_g,fc1_x}")] if self.gated else []),
             Rule(r"blocks_(\d+)/(attn|mlp)/(\w+)", r"blocks.\1.\2.\3"),
             Rule(r"blocks_(\d+)/gamma_(\d)", r"blocks.\1.gamma_\2" if self.rotary else r"blocks.\1.ls\2.gamma"),
         ]

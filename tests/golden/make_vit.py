@@ -38,7 +38,7 @@ if __name__ == "__main__":
         model = dpt(4, dynamic_img_size=True, decoder_readout=readout, **theirs)
         write_model(f"smp_dpt_{readout}", model, (1, 32, 64, 4), "dpt", TINY, readout=readout, **narrow)
     # Narrow DINOv2 without and with registers, and DINOv3, plain and with gates.
-    theirs = {"embed_dim": 16, "depth": 4, "num_heads": 2}
+    theirs = {"embed_dim": 16, "num_heads": 2}
     for name, extra, here in (
         ("vit_small_patch14_dinov2", {"img_size": 70}, {"grid": 5}),
         ("vit_small_patch14_reg4_dinov2", {"img_size": 70}, {"grid": 5}),
