@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 _OPTIONS = {
     # XLA:CPU uses YNNPACK for convolutions by default; Eigen was up to 1.6 times faster in a U-Net.
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
+    # XLA leaves convolutions out of CUDA graphs by default. With them, a train step of a U-Net took 4 % less time.
+    "gpu": {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONVOLUTION"},
 }
 _TRAINING = {
     # This pass removes the barriers of `jax.checkpoint` before common subexpression elimination, which would undo the

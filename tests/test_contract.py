@@ -188,7 +188,7 @@ def test_any_image_gives_logits_of_its_size(name):
 def test_encoders_publish_their_reductions(name):
     encoder = dz.create_encoder(name)
     pyramid, _ = jax.eval_shape(encoder.init_with_output, KEY, jnp.zeros((1, 64, 96, 3)))
-    assert [feature.shape[1:3] for feature in pyramid.maps] == [(64 // r, 96 // r) for r in encoder.reductions]
+    assert [feature.shape[1:3] for feature in pyramid.maps] == [(-(-64 // r), -(-96 // r)) for r in encoder.reductions]
     assert pyramid.reductions == encoder.reductions
     assert pyramid.image_size == (64, 96)
 

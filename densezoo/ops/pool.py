@@ -232,7 +232,38 @@ def max_unpool(
         raise ValueError(f"2x2 pooling of size {size} gives {(size[0] // 2, size[1] // 2)}, not {(height, width)}")
     if chosen() == "reference":
         return per_device(lambda x, indices: reference.max_unpool(x, indices, size), x, indices)
-    zero = jnp.zeros((), x.dtype)
-    parts = [jnp.where(indices == position, x, zero) for position in range(4)]
-    y = _interleave([parts[:2], parts[2:]])
+    y = _unpool(x, indices)
     return jnp.pad(y, ((0, 0), (0, size[0] - 2 * height), (0, size[1] - 2 * width), (0, 0)))
+
+
+@jax.custom_vjp
+def _unpool(x: jax.Array, indices: jax.Array) -> jax.Array:
+    """`max_unpool` to twice the size. On NVIDIA GPUs one comparison for each result takes half as long."""
+    return jax.lax.platform_dependent(x, indices, cuda=_unpool_by_comparison, default=_unpool_by_phases)
+
+
+def _unpool_by_phases(x, indices):
+    parts = [jnp.where(indices == position, x, jnp.zeros((), x.dtype)) for position in range(4)]
+    return _interleave([parts[:2], parts[2:]])
+
+
+def _unpool_by_comparison(x, indices):
+    batch, height, width, channels = x.shape
+    blocks = (batch, height, 2, width, 2, channels)
+    row, column = (jax.lax.broadcasted_iota(indices.dtype, blocks, axis) for axis in (2, 4))
+    hit = jnp.expand_dims(indices, (2, 4)) == 2 * row + column
+    y = jnp.where(hit, jnp.expand_dims(x, (2, 4)), jnp.zeros((), x.dtype))
+    # In two steps: with explicit sharding, JAX rejects a reshape that does both at once.
+    return y.reshape(batch, 2 * height, width, 2, channels).reshape(batch, 2 * height, 2 * width, channels)
+
+
+def _unpool_keep(x, indices):
+    return _unpool(x, indices), (x, indices)
+
+
+def _unpool_gradient(saved, g):
+    x, indices = saved
+    return *jax.vjp(lambda x: _unpool_by_phases(x, indices), x)[1](jnp.asarray(g)), None
+
+
+_unpool.defvjp(_unpool_keep, _unpool_gradient)

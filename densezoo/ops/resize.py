@@ -34,7 +34,7 @@ def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:
         return jax.lax.platform_dependent(
             x,
             cpu=functools.partial(_apply_taps, taps=taps, axis=axis, take=_take_within),
-            default=functools.partial(_apply_taps, taps=taps, axis=axis, take=jnp.take),
+            default=functools.partial(_apply_taps, taps=taps, axis=axis, take=functools.partial(jnp.take, mode="clip")),
         )
 
     function = jax.custom_vjp(apply)
@@ -220,7 +220,24 @@ def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: boo
 
 
 def _by_axis(x: jax.Array, size: Size, taps: Callable[[int, int], Taps]) -> jax.Array:
-    for axis, outputs in ((1, size[0]), (2, size[1])):
-        if outputs != x.shape[axis]:
-            x = apply_taps(x, taps(x.shape[axis], outputs), axis)
-    return x
+    steps = [
+        (taps(x.shape[axis], outputs), axis)
+        for axis, outputs in ((1, size[0]), (2, size[1]))
+        if outputs != x.shape[axis]
+    ]
+
+    def narrow(x, steps):
+        return functools.reduce(lambda y, step: apply_taps(y, *step), steps, x)
+
+    def wide(x, steps):
+        return narrow(x.astype(accumulator_dtype(x.dtype)), steps).astype(x.dtype)
+
+    def on_platform(x, steps):
+        # XLA:GPU fuses both axes, which takes a quarter less time if halves are rounded only at the end.
+        forms = {"cuda": functools.partial(wide, steps=steps), "default": functools.partial(narrow, steps=steps)}
+        return jax.lax.platform_dependent(x, **forms)
+
+    transposed = [(taps.transpose(), axis) for taps, axis in reversed(steps)]
+    function = jax.custom_vjp(functools.partial(on_platform, steps=steps))
+    function.defvjp(lambda x: (function(x), None), lambda _, g: (on_platform(jnp.asarray(g), transposed),))
+    return function(x)

@@ -62,6 +62,30 @@ def test_convolutions_by_phases(taken, sides):
     assert_equal_to_the_plain_form(lambda x, k: ops.conv_transpose(x, k, stride=2, padding=1), x, transposed)
 
 
+@pytest.mark.parametrize("size", [None, (11, 6), (10, 7)])
+def test_unpooling_by_comparison(taken, size):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 5, 3, 4)), jnp.float32)
+    indices = jnp.asarray(rng.integers(0, 4, x.shape), jnp.int8)
+    assert_equal_to_the_plain_form(lambda x: ops.max_unpool(x, indices, size), x)
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("size", [(10, 6), (5, 9), (7, 2)])
+@pytest.mark.parametrize("resize", [ops.resize_bilinear, ops.resize_bicubic])
+def test_halves_are_rounded_once_after_both_axes(taken, resize, size):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 3, 4)), jnp.float32)
+    assert_equal_to_the_plain_form(lambda x: resize(x, size), x)
+    half = x.astype(jnp.bfloat16)
+    y, pullback = jax.vjp(lambda x: resize(x, size), half)
+    exact, exact_pullback = jax.vjp(lambda x: resize(x, size), half.astype(jnp.float32))
+    np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
+    g = jnp.sin(jnp.arange(y.size)).reshape(y.shape).astype(jnp.bfloat16)
+    (found,), (wide,) = pullback(g), exact_pullback(g.astype(jnp.float32))
+    np.testing.assert_array_equal(found, wide.astype(jnp.bfloat16))
+    assert taken
+
+
 def test_the_gradient_of_a_unet_lowers_for_a_gpu():
     model = dz.create_model("unet", dz.PlainEncoder((4, 8)), num_classes=2)
     images = jnp.zeros((1, 16, 16, 3))
