@@ -12,6 +12,7 @@ addition to densezoo and its core packages, the two parts of torch need torch an
 """
 
 import argparse
+import functools
 import json
 import math
 import sys
@@ -99,6 +100,7 @@ class Report:
         return {"rounds": 20, "min_seconds": 0.02, "max_seconds": 4.0, "wait_each_call": wait}
 
 
+_DEEPER = "resnet50"
 PARTS: dict[str, Callable[[Report], None]] = {
     "limits": gpu_jax.limits,
     "kernels": gpu_jax.kernels,
@@ -107,8 +109,12 @@ PARTS: dict[str, Callable[[Report], None]] = {
     "training": gpu_jax.training,
     "torch-training": gpu_torch.training,
     "torch-inference": gpu_torch.inference,
+    f"inference-{_DEEPER}": functools.partial(gpu_jax.inference, encoder=_DEEPER),
+    f"training-{_DEEPER}": functools.partial(gpu_jax.training, encoder=_DEEPER),
+    f"torch-training-{_DEEPER}": functools.partial(gpu_torch.training, encoder=_DEEPER),
+    f"torch-inference-{_DEEPER}": functools.partial(gpu_torch.inference, encoder=_DEEPER),
 }
-"""The parts by name, in the order in which the session runs them."""
+"""The parts by name; those of the U-Net with another encoder than ResNet-34 end with its name."""
 
 
 def _brief(row: Mapping[str, Any]) -> str:
@@ -171,13 +177,16 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
             if row["dtype"] == "bfloat16"
         ]
     for part in ("inference", "training"):
-        times: dict[str, list[float]] = {}
-        for row in (row for name in (part, f"torch-{part}") if name in found for row in found[name]["rows"]):
-            times.setdefault(_side(row["form"]), []).append(row["milliseconds"]["median"])
-        if OWN in times:
-            ratios = {name: {"median": min(times[OWN]) / min(times[name])} for name in times if name != OWN}
-            row = {"model": "unet:resnet34", "form": OWN, "shape": found[part]["rows"][0]["shape"], "ratios": ratios}
-            converted[part] = [row]
+        for encoder in ("resnet34", _DEEPER):
+            suffix = f"-{encoder}" if encoder == _DEEPER else ""
+            rows = [row for name in (part, f"torch-{part}") for row in found.get(name + suffix, {"rows": []})["rows"]]
+            times: dict[str, list[float]] = {}
+            for row in rows:
+                times.setdefault(_side(row["form"]), []).append(row["milliseconds"]["median"])
+            if OWN in times:
+                ratios = {name: {"median": min(times[OWN]) / min(times[name])} for name in times if name != OWN}
+                row = {"model": f"unet:{encoder}", "form": OWN, "shape": rows[0]["shape"], "ratios": ratios}
+                converted.setdefault(part, []).append(row)
     modes = {"kernels": "upsampling", "inference": "models", "training": "training"}
     head = {"dtype": "bfloat16", "machine": {"platform": "gpu"}}
     return {f"gpu/{part}.json": {**head, "mode": modes[part], "rows": rows} for part, rows in converted.items()}

@@ -60,8 +60,8 @@ def limits(report: Any) -> None:
 def kernels(report: Any) -> None:
     """Forward, and forward and backward, of the kernels that are bound by memory bandwidth."""
     shape = (2, 16, 16, 8) if report.quick else (16, 256, 256, 64)
-    for name in KERNEL_NAMES[:: 2 if report.quick else 1]:
-        for dtype in ("bfloat16", "float32"):
+    for dtype in ("bfloat16", "float32"):
+        for name in KERNEL_NAMES[:: 2 if report.quick else 1]:
             inputs = report.attempt(f"{name} {dtype}", lambda n=name, d=dtype: make_inputs(n, shape, d, 0))
             for mode in ("forward", "forward+backward") if inputs is not None else ():
                 truth: list[Any] = []
@@ -126,9 +126,10 @@ def convolutions(report: Any) -> None:
         report.compare({"convolution": label, "dtype": "bfloat16"}, forms)
 
 
-def inference(report: Any) -> None:
-    """The U-Net in bfloat16: jitted model.apply, and dz.compile with more and with less in CUDA graphs."""
-    exact, images = _unet(report.quick), _images(report.quick)
+def inference(report: Any, encoder: str = "resnet34") -> None:
+    """A U-Net in bfloat16: dz.compile, also with convolutions outside of CUDA graphs, and jitted model.apply."""
+    make_unet = functools.partial(_unet, report.quick, encoder)
+    exact, images = make_unet(), _images(report.quick)
     variables = _perturbed(jax.jit(exact.init)(jax.random.key(0), images[:1, :64, :64]))
     images = images.astype(jnp.bfloat16)
     truth: list[Any] = []
@@ -141,27 +142,28 @@ def inference(report: Any) -> None:
         return call, {"compile_seconds": program.compile_seconds, "error": _error(truth[-1], truth[0])}
 
     def apply(impl: str) -> tuple[Any, dict[str, Any]]:
-        model = _unet(report.quick, impl=impl, dtype=jnp.bfloat16)
+        model = make_unet(impl=impl, dtype=jnp.bfloat16)
         return finish(lambda v, x: model.apply(v, x), _cast(variables), images)
 
     def compiled(options: Any = None) -> tuple[Any, dict[str, Any]]:
-        infer: Any = dz.compile(_unet(report.quick, dtype=jnp.bfloat16), variables, dtype=jnp.bfloat16)
+        infer: Any = dz.compile(make_unet(dtype=jnp.bfloat16), variables, dtype=jnp.bfloat16)
         return finish(jax.jit(infer, compiler_options=options) if options else infer, images)
 
-    forms = {impl: functools.partial(apply, impl) for impl in ("reference", "auto")} | {"dz.compile": compiled}
-    report.compare({"model": "unet", "mode": "inference", "shape": list(images.shape)}, forms)
-    report.attempt("profile", lambda: _profile(report, lambda: compiled(_seen())[0], last))
+    forms = {"dz.compile": compiled, f"dz.compile, {OUTSIDE}": lambda: compiled(_graphs(OTHERS))}
+    forms |= {impl: functools.partial(apply, impl) for impl in ("auto", "reference")}
+    report.compare({"model": _name(encoder), "mode": "inference", "shape": list(images.shape)}, forms)
+    report.attempt("profile", lambda: _profile(report, lambda: compiled(_graphs(""))[0], last))
 
 
-def training(report: Any) -> None:
-    """A train step of the U-Net: float32 parameters, bfloat16 computation, cross-entropy and AdamW."""
-    images = _images(report.quick)
+def training(report: Any, encoder: str = "resnet34") -> None:
+    """A train step of a U-Net: float32 parameters, bfloat16 computation, cross-entropy and AdamW."""
+    images, make_unet = _images(report.quick), functools.partial(_unet, report.quick, encoder)
     batch = {"image": images, "mask": jnp.asarray(masks(images.shape[:3]))}
-    variables = _unet(report.quick).init(jax.random.key(0), images[:1, :64, :64])
+    variables = make_unet().init(jax.random.key(0), images[:1, :64, :64])
     last: dict[str, Any] = {}
 
-    def make(impl: str, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        model = _unet(report.quick, impl=impl, dtype=jnp.bfloat16)
+    def make(options: Any = None) -> tuple[Any, dict[str, Any]]:
+        model = make_unet(dtype=jnp.bfloat16)
         optimizer = dz.train.make_optimizer(PEAK, STEPS, weight_decay=1e-4)
         # Copies, because the step donates its state.
         start = jax.tree.map(jnp.array, variables)
@@ -182,15 +184,19 @@ def training(report: Any) -> None:
         facts = {key: compiled.costs()[key] for key in ("temp_bytes", "peak_bytes")}
         return call, {"compile_seconds": compiled.compile_seconds, "loss": float(call()["loss"])} | facts
 
-    # Compiling a step takes up to a minute on a GPU, so the most important form is first.
-    head = {"model": "unet", "mode": "training", "shape": list(images.shape)}
-    report.compare(head, {impl: functools.partial(make, impl) for impl in ("auto", "reference")})
-    report.attempt("profile", lambda: _profile(report, lambda: make("auto", _seen())[0], last))
+    # Compiling a step takes up to a minute on a GPU, so there is no form "reference".
+    head = {"model": _name(encoder), "mode": "training", "shape": list(images.shape)}
+    report.compare(head, {"auto": make, f"auto, {OUTSIDE}": lambda: make(_graphs(OTHERS))})
+    report.attempt("profile", lambda: _profile(report, lambda: make(_graphs(""))[0], last))
 
 
-def _seen() -> dict[str, str]:
-    """Options for a profile: kernels in CUDA graphs would have no names."""
-    return {"xla_gpu_enable_command_buffer": ""} if jax.default_backend() == "gpu" else {}
+OTHERS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN"
+OUTSIDE = "convolutions outside of CUDA graphs"
+
+
+def _graphs(kinds: str) -> dict[str, str]:
+    """Options by which XLA puts only these kinds of operations into CUDA graphs. In graphs, a profile sees no names."""
+    return {"xla_gpu_enable_command_buffer": kinds} if jax.default_backend() == "gpu" else {}
 
 
 def _profile(report: Any, make: Any, last: dict[str, Any]) -> None:
@@ -202,9 +208,13 @@ def _profile(report: Any, make: Any, last: dict[str, Any]) -> None:
     report.write()
 
 
-def _unet(quick: bool, **fields: Any) -> Any:
-    encoder = dz.PlainEncoder((4, 8), dtype=fields.get("dtype")) if quick else "resnet34"
-    return dz.create_model("unet", encoder, CLASSES, **fields)
+def _name(encoder: str) -> str:
+    return f"unet:{encoder}"
+
+
+def _unet(quick: bool, encoder: str, **fields: Any) -> Any:
+    chosen = dz.PlainEncoder((4, 8), dtype=fields.get("dtype")) if quick else encoder
+    return dz.create_model("unet", chosen, CLASSES, **fields)
 
 
 def _images(quick: bool) -> jax.Array:

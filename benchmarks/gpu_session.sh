@@ -28,6 +28,7 @@ if [ "${1:-}" = --quick ]; then quick=--quick; shift; fi
 out=${1:-${OUT:-out/gpu}}
 all=${SECONDS_IN_ALL:-570}
 status=""
+PARTS=${PARTS:-}
 mkdir -p "$out"
 # The parts then share XLA's autotuning results for convolutions, so compilation is faster.
 [ -n "$quick" ] || export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(mktemp -d)}"
@@ -42,7 +43,22 @@ if [ -d "$wheels" ]; then
     export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 fi
 
-for entry in ${PARTS:-limits:40 inference:100 training:90 torch-training:100 kernels:90 convolutions:80 torch-inference:570}; do
+# torch.compile takes a minute for each program. All are compiled at once before anything is measured; the parts then find
+# them in this cache.
+compiled="torch-training torch-inference torch-training-resnet50 torch-inference-resnet50"
+if [ -z "$quick$PARTS" ]; then
+    TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$(mktemp -d)}
+    export TORCHINDUCTOR_CACHE_DIR
+    for part in $compiled; do
+        timeout -k 5 "${WARM:-130}" "$python" -m benchmarks.gpu --part "$part" --out "$(mktemp -d)" >>"$out/session.log" 2>&1 &
+    done
+    wait
+    echo "$SECONDS s for torch's programs"
+fi
+
+every="limits:40 torch-training:50 training:90 torch-inference:50 inference:60 torch-training-resnet50:60"
+every="$every training-resnet50:90 torch-inference-resnet50:60 inference-resnet50:60 kernels:60 convolutions:570"
+for entry in ${PARTS:-$every}; do
     part=${entry%:*}
     left=$((all - SECONDS - 10))
     cap=$((left < ${entry#*:} ? left : ${entry#*:}))

@@ -34,12 +34,12 @@ def has_cuda() -> bool:
     return torch is not None and torch.cuda.is_available()
 
 
-def inference(report: Any) -> None:
+def inference(report: Any, encoder: str = "resnet34") -> None:
     """Eager, compiled with max-autotune, and also with constant weights, which folds the batch norms."""
     torch, device = _start(report)
     if device is None:
         return
-    model = _unet(torch, device, report.quick).to(torch.bfloat16).eval()
+    model = _unet(torch, device, report.quick, encoder).to(torch.bfloat16).eval()
     images = _images(torch, device, report.quick).to(torch.bfloat16)
     truth: list[Any] = []
 
@@ -66,10 +66,10 @@ def inference(report: Any) -> None:
         forms["torch compiled, max-autotune"] = lambda: make("max-autotune")
     else:
         forms["torch compiled"] = lambda: make("default")
-    report.compare(_head("inference", report.quick), forms)
+    report.compare(_head("inference", report.quick, encoder), forms)
 
 
-def training(report: Any) -> None:
+def training(report: Any, encoder: str = "resnet34") -> None:
     """A train step: eager and compiled with reduce-overhead, under autocast; then compiled with all in bfloat16."""
     torch, device = _start(report)
     if device is None:
@@ -78,7 +78,7 @@ def training(report: Any) -> None:
     target = target.to(device)
 
     def make(mode: str | None, autocast: bool = True) -> tuple[Any, dict[str, Any]]:
-        model = _unet(torch, device, report.quick).train()
+        model = _unet(torch, device, report.quick, encoder).train()
         model, x = (model, images) if autocast else (model.to(torch.bfloat16), images.to(torch.bfloat16))
         optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK / 25, weight_decay=1e-4, fused=True)
         function = model if mode is None else torch.compile(model, mode=mode, dynamic=False)
@@ -99,7 +99,7 @@ def training(report: Any) -> None:
     forms[f"torch compiled, {mode}, autocast"] = lambda: make(mode)
     if not report.quick:
         forms[f"torch compiled, {mode}, all bfloat16"] = lambda: make(mode, autocast=False)
-    report.compare(_head("training", report.quick), forms)
+    report.compare(_head("training", report.quick, encoder), forms)
 
 
 def _start(report: Any) -> tuple[Any, str | None]:
@@ -130,10 +130,10 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def _unet(torch: Any, device: str, quick: bool) -> Any:
+def _unet(torch: Any, device: str, quick: bool, encoder: str) -> Any:
     smp: Any = importlib.import_module("segmentation_models_pytorch")
     torch.manual_seed(0)
-    model = smp.Unet("resnet18" if quick else "resnet34", encoder_weights=None, classes=CLASSES)
+    model = smp.Unet("resnet18" if quick else encoder, encoder_weights=None, classes=CLASSES)
     return model.to(device=device, memory_format=torch.channels_last)
 
 
@@ -143,5 +143,5 @@ def _images(torch: Any, device: str, quick: bool) -> Any:
     return x.to(device=device, memory_format=torch.channels_last)
 
 
-def _head(mode: str, quick: bool) -> dict[str, Any]:
-    return {"model": "unet", "mode": mode, "shape": [*shape_of(quick), 3]}
+def _head(mode: str, quick: bool, encoder: str) -> dict[str, Any]:
+    return {"model": f"unet:{encoder}", "mode": mode, "shape": [*shape_of(quick), 3]}
