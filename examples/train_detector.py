@@ -27,7 +27,7 @@ from densezoo import viz, weights
 from densezoo.data import CocoDetection, CocoPanoptic, DigitScenes, InstanceFolder, ScaleJitter, Subset
 from densezoo.messages import as_flags
 from densezoo.tasks import Detection, PanopticSegmentation
-from densezoo.train import Recipe, train
+from densezoo.train import Recipe, to_tensorboard, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Arguments(Recipe):
     """Only validate on this many pictures."""
     out: Path = Path("out/detection")
     """Output folder for checkpoints, log, model and pictures."""
+    tensorboard: bool = False
+    """Also write the log for TensorBoard, to the folder tensorboard in --out."""
     resume: bool = False
     """Continue the run in --out exactly, from its last checkpoint. Options that are not given are those of the run."""
 
@@ -113,6 +115,7 @@ def main(arguments: Arguments) -> None:
         masks = has_masks(model) and "instances" in train_source[0] if arguments.masks is None else arguments.masks
         task = Detection(len(names), masks=masks, class_names=names, first_label=1)
     check_out(arguments)
+    on_record = to_tensorboard(arguments.out / "tensorboard") if arguments.tensorboard else None
     variables = start(arguments, model)
     for source in sources:
         if isinstance(source, CocoDetection | CocoPanoptic):
@@ -131,6 +134,7 @@ def main(arguments: Arguments) -> None:
         preprocessing=preprocessing,
         variables=variables,
         resize=jitter_of(arguments),
+        on_record=on_record,
         directory=arguments.out,
         resume=arguments.resume,
     )

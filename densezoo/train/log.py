@@ -148,6 +148,8 @@ def display(enabled: bool, done: int, steps: int) -> Iterator[Callable[[int, Rec
     except ModuleNotFoundError:
         console = bars = None
     if console is None or bars is None or not console.is_terminal:
+        if done < steps:  # compiling may take a minute
+            print("compiling the train step", file=sys.stderr, flush=True)
         yield lambda step, record: print(f"step {step}/{steps}  {_words(record)}", file=sys.stderr, flush=True)
         return
     columns = bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn()
