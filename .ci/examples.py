@@ -42,6 +42,7 @@ QUICK = {
     ],
     "depth.py": ["--quick --out {out}/depth", "--quick --task normals --out {out}/normals"],
     "diffusion_digits.py": ["--quick --out {out}/digits"],
+    "denoise.py": ["--quick --out {out}/denoise"],
     "autoencoder.py": ["--quick --out {out}/autoencoder"],
     "nnx_training.py": ["--steps 2 --batch-size 2 --out {out}/nnx"],
 }

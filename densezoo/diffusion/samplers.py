@@ -201,6 +201,10 @@ class Sampler:
             image, noise = self.process.split(output, x, row.signal, row.sigma)
             if self.process.clip is not None:
                 image = jnp.clip(image, -self.process.clip, self.process.clip)
+                if guidance is not None:
+                    # Guided images are clipped in many steps. With noise that does not fit the clipped image, errors add
+                    # up: the more steps, the worse the samples. Without guidance, the noise is that of diffusers.
+                    noise = (x - row.signal * image) / row.sigma
             y = row.x * x + row.image * image + row.noise * noise
             y += row.previous_image * previous_image + row.previous_x * previous_x
             if any(row.fresh for row in self._rows):

@@ -77,6 +77,28 @@ def test_guidance_moves_away_from_no_class():
     assert np.abs(clipped({}, KEY, noise=NOISE)).max() == np.float32(0.2)
 
 
+def test_with_guidance_the_noise_fits_the_clipped_image():
+    process = Process(clip=1.5, target="v")
+    model, labels = Exact(process), jnp.array([1, 0])
+    found, images = make_sampler(model, process, steps=2, trajectory=True)(
+        {}, KEY, noise=NOISE, labels=labels, guidance=3
+    )
+    x = NOISE
+    for t, following in ((999, 499), (499, None)):
+        times = jnp.full((2,), t)
+        signal, sigma = (float(value[0]) for value in process.at(times))
+        without = model.apply({}, x, times, jnp.full_like(labels, 4))
+        output = without + 3 * (model.apply({}, x, times, labels) - without)
+        image = np.clip(process.split(output, x, signal, sigma)[0], -1.5, 1.5)
+        noise = (x - signal * image) / sigma
+        if following is None:
+            break
+        np.testing.assert_allclose(images[0], image, atol=1e-5)
+        signal, sigma = (float(value[0]) for value in process.at(jnp.array([following])))
+        x = signal * image + sigma * noise
+    np.testing.assert_allclose(found, image, atol=1e-5)
+
+
 def test_one_program_for_all_steps(compilations):
     process = Process()
     sample = make_sampler(Exact(process), process, steps=30)
