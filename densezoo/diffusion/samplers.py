@@ -202,7 +202,7 @@ class Sampler:
             if self.process.clip is not None:
                 image = jnp.clip(image, -self.process.clip, self.process.clip)
                 if guidance is not None:
-                    # Guided images are clipped in many steps. With noise that does not fit the clipped image, errors add
+                    # Guided images are clipped in many steps. With noise that does not fit the clipped ones, errors add
                     # up: the more steps, the worse the samples. Without guidance, the noise is that of diffusers.
                     noise = (x - row.signal * image) / row.sigma
             y = row.x * x + row.image * image + row.noise * noise

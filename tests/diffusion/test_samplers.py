@@ -78,24 +78,16 @@ def test_guidance_moves_away_from_no_class():
 
 
 def test_with_guidance_the_noise_fits_the_clipped_image():
-    process = Process(clip=1.5, target="v")
-    model, labels = Exact(process), jnp.array([1, 0])
-    found, images = make_sampler(model, process, steps=2, trajectory=True)(
-        {}, KEY, noise=NOISE, labels=labels, guidance=3
-    )
-    x = NOISE
-    for t, following in ((999, 499), (499, None)):
+    process = Process(clip=0.25, target="v")
+    model, labels = Exact(process), jnp.zeros(2, jnp.int32)
+    found = make_sampler(model, process, steps=3)({}, KEY, noise=NOISE, labels=labels, guidance=1.5)
+    x, image, before = NOISE, NOISE, None
+    for t in (999, 666, 332):
         times = jnp.full((2,), t)
         signal, sigma = (float(value[0]) for value in process.at(times))
-        without = model.apply({}, x, times, jnp.full_like(labels, 4))
-        output = without + 3 * (model.apply({}, x, times, labels) - without)
-        image = np.clip(process.split(output, x, signal, sigma)[0], -1.5, 1.5)
-        noise = (x - signal * image) / sigma
-        if following is None:
-            break
-        np.testing.assert_allclose(images[0], image, atol=1e-5)
-        signal, sigma = (float(value[0]) for value in process.at(jnp.array([following])))
-        x = signal * image + sigma * noise
+        x = x if before is None else signal * image + sigma * before
+        image = np.clip(process.split(model.apply({}, x, times, labels), x, signal, sigma)[0], -0.25, 0.25)
+        before = (x - signal * image) / sigma
     np.testing.assert_allclose(found, image, atol=1e-5)
 
 
