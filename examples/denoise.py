@@ -65,8 +65,9 @@ def main(arguments: Arguments) -> None:
     # Without any attention, because the picture is larger than the crops.
     model = model.clone(middle=functools.partial(model.middle, attention=None))
     # Repeated, so that a batch has several crops of each photograph.
-    photographs = [{"image": photograph(name)} for name in TRAIN] * 32
+    photographs: Any = [{"image": photograph(name)} for name in TRAIN] * 32
     picture = photograph(VAL)[:64, :64] if quick else photograph(VAL)
+    held_out: Any = [{"image": picture}]
     steps = 3 if quick else arguments.steps
     recipe = Recipe(
         crop_size=arguments.crop_size,
@@ -81,7 +82,7 @@ def main(arguments: Arguments) -> None:
         task,
         model,
         photographs,
-        [{"image": picture}],
+        held_out,
         recipe,
         preprocessing=PREPROCESSING,
         directory=arguments.out,
