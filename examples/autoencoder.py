@@ -37,7 +37,7 @@ class Arguments:
     """Number of training steps of 64 digits each, for each of the three networks."""
     latent_features: int = 2
     """Channels of the latents, which are a map of 2x2 pixels: 2 are 8 numbers for the 64 pixels of a digit."""
-    kl_weight: float = 0.02
+    kl_weight: float = 0.2
     """Weight of the divergence in the loss of the VAE."""
     seed: int = 0
     """Seed of the training."""
