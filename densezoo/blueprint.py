@@ -68,8 +68,8 @@ def register(blueprint: Blueprint) -> Blueprint:
         >>> import densezoo as dz
         >>> unet = next(family for family in dz.blueprints() if family.name == "unet")
         >>> thin = dz.register(dataclasses.replace(unet, name="thin_unet", encoder="resnet18"))
-        >>> dz.list_models("*unet")
-        ['thin_unet', 'unet']
+        >>> dz.list_models("thin_*")
+        ['thin_unet']
         >>> del dz.blueprint.MODELS["thin_unet"]
     """
     if not isinstance(blueprint, Blueprint):
