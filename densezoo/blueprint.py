@@ -70,7 +70,7 @@ def register(blueprint: Blueprint) -> Blueprint:
         >>> thin = dz.register(dataclasses.replace(unet, name="thin_unet", encoder="resnet18"))
         >>> dz.list_models("thin_*")
         ['thin_unet']
-        >>> del dz.blueprint.MODELS["thin_unet"]
+        >>> _ = dz.blueprint.MODELS.pop("thin_unet", None)
     """
     if not isinstance(blueprint, Blueprint):
         what = blueprint.__name__ if isinstance(blueprint, type) else repr(blueprint)
