@@ -177,8 +177,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
             if row["dtype"] == "bfloat16"
         ]
     for part in ("inference", "training"):
-        for encoder in ("resnet34", _DEEPER):
-            suffix = f"-{encoder}" if encoder == _DEEPER else ""
+        for encoder, suffix in (("resnet34", ""), (_DEEPER, f"-{_DEEPER}")):
             rows = [row for name in (part, f"torch-{part}") for row in found.get(name + suffix, {"rows": []})["rows"]]
             times: dict[str, list[float]] = {}
             for row in rows:

@@ -151,7 +151,7 @@ def inference(report: Any, encoder: str = "resnet34") -> None:
 
     forms = {"dz.compile": compiled, f"dz.compile, {OUTSIDE}": lambda: compiled(_graphs(OTHERS))}
     forms |= {impl: functools.partial(apply, impl) for impl in ("auto", "reference")}
-    report.compare({"model": _name(encoder), "mode": "inference", "shape": list(images.shape)}, forms)
+    report.compare({"model": f"unet:{encoder}", "mode": "inference", "shape": list(images.shape)}, forms)
     report.attempt("profile", lambda: _profile(report, lambda: compiled(_graphs(""))[0], last))
 
 
@@ -185,7 +185,7 @@ def training(report: Any, encoder: str = "resnet34") -> None:
         return call, {"compile_seconds": compiled.compile_seconds, "loss": float(call()["loss"])} | facts
 
     # Compiling a step takes up to a minute on a GPU, so there is no form "reference".
-    head = {"model": _name(encoder), "mode": "training", "shape": list(images.shape)}
+    head = {"model": f"unet:{encoder}", "mode": "training", "shape": list(images.shape)}
     report.compare(head, {"auto": make, f"auto, {OUTSIDE}": lambda: make(_graphs(OTHERS))})
     report.attempt("profile", lambda: _profile(report, lambda: make(_graphs(""))[0], last))
 
@@ -206,10 +206,6 @@ def _profile(report: Any, make: Any, last: dict[str, Any]) -> None:
     times = breakdown.milliseconds_of(call, set(operations), 2 if report.quick else 10)
     report.content["profile"] = breakdown.table(operations, times, 25)
     report.write()
-
-
-def _name(encoder: str) -> str:
-    return f"unet:{encoder}"
 
 
 def _unet(quick: bool, encoder: str, **fields: Any) -> Any:

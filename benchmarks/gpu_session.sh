@@ -50,7 +50,7 @@ if [ -z "$quick$PARTS" ]; then
     TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$(mktemp -d)}
     export TORCHINDUCTOR_CACHE_DIR
     for part in $compiled; do
-        timeout -k 5 "${WARM:-130}" "$python" -m benchmarks.gpu --part "$part" --out "$(mktemp -d)" >>"$out/session.log" 2>&1 &
+        timeout -k 5 130 "$python" -m benchmarks.gpu --part "$part" --out "$(mktemp -d)" >>"$out/session.log" 2>&1 &
     done
     wait
     echo "$SECONDS s for torch's programs"

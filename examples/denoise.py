@@ -98,7 +98,8 @@ def main(arguments: Arguments) -> None:
             "diffusion U-Net": restore(task, model, state.ema_variables, noisy, sigma / 255),
             "non-local means": non_local_means(noisy, sigma / 255),
         }
-        scores[f"{sigma:g}"] = {name: round(psnr(image, clean), 2) for name, image in found.items()}
+        errors = {name: np.square(np.float64(image) - clean).mean() for name, image in found.items()}
+        scores[f"{sigma:g}"] = {name: round(float(dz.metrics.psnr(error, 1.0)), 2) for name, error in errors.items()}
         rows.append(found | {"original": clean})
     shown = viz.save(draw(rows, arguments.sigmas, scores), arguments.out / "restored.png")
     result = {
@@ -139,11 +140,6 @@ def non_local_means(noisy: np.ndarray, sigma: float) -> np.ndarray:
         noisy, h=0.6 * sigma, sigma=sigma, patch_size=5, patch_distance=6, fast_mode=True, channel_axis=-1
     )
     return np.clip(filtered, 0, 1)
-
-
-def psnr(image: np.ndarray, clean: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB."""
-    return float(-10 * np.log10(np.square(np.float64(image) - clean).mean()))
 
 
 def draw(rows: list[dict[str, np.ndarray]], sigmas: tuple[float, ...], scores: dict[str, dict[str, float]]) -> Figure:

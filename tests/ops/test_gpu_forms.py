@@ -62,6 +62,12 @@ def test_convolutions_by_phases(taken, sides):
     assert_equal_to_the_plain_form(lambda x, k: ops.conv_transpose(x, k, stride=2, padding=1), x, transposed)
 
 
+def test_batch_norms_that_sum_over_all_maps_at_once(taken):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5, 4, 2)), jnp.float32)
+    scale, bias = jnp.array([0.5, 2.0]), jnp.array([0.1, -0.2])
+    assert_equal_to_the_plain_form(lambda *x: ops.batch_norm(*x, epsilon=1e-5, relu=True)[0], x, scale, bias)
+
+
 @pytest.mark.parametrize("size", [None, (11, 6), (10, 7)])
 def test_unpooling_by_comparison(taken, size):
     rng = np.random.default_rng(0)
