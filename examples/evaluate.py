@@ -45,6 +45,8 @@ class Arguments:
     """Mask value of unlabelled pixels; by default the one used in training."""
     depth_scale: float | None = None
     """For depth: factor from the numbers in the files to the unit of training; needed for whole numbers."""
+    bits: int | None = None
+    """Number of used bits per pixel, such as 12 in 16-bit files, for a model of pictures that use all bits."""
     axes: Literal["opencv", "opengl"] = "opencv"
     """For normals: their axes in the files: y down and z forward, or y up and z backward."""
     limit: int | None = None
@@ -73,10 +75,12 @@ def main(arguments: Arguments) -> None:
         num_classes=task.classes,
         ignore_index=ignore_index,
         channels=predict.preprocessing.channels,
+        bits=arguments.bits,
         labels=labels,
         multilabel=task.multilabel,
     )
-    source.check()  # raises an error for masks with invalid values, which would be ignored
+    # Raises an error for masks with invalid values, which would be ignored.
+    source.check(value_range=predict.preprocessing.value_range)
     count = number_of(arguments, source)
 
     @jax.jit
@@ -115,7 +119,13 @@ def evaluate_maps(arguments: Arguments, predict: dz.Predictor) -> None:
     """Scores depth or normals."""
     task, name = predict.task, predict.task.fields[1]
     channels = predict.preprocessing.channels
-    source = DepthFolder(arguments.data, depth_scale=arguments.depth_scale, channels=channels, axes=arguments.axes)
+    source = DepthFolder(
+        arguments.data,
+        depth_scale=arguments.depth_scale,
+        channels=channels,
+        bits=arguments.bits,
+        axes=arguments.axes,
+    )
     if name not in source[0]:
         raise ValueError(f"{arguments.data} has no {name}/, which this model's scores need")
     source.check()

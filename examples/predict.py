@@ -47,6 +47,8 @@ class Arguments:
     """Also read subfolders."""
     probabilities: bool = False
     """Also write the probability of each class: a float32 array (h, w, classes), and the class names."""
+    bits: int | None = None
+    """Number of used bits per pixel, such as 12 in 16-bit files, for a model of pictures that use all bits."""
     pad_to: int | None = None
     """Pad sides to multiples of this many pixels: compiles fewer sizes, and changes masks slightly at the borders."""
 
@@ -66,7 +68,7 @@ def main(arguments: Arguments) -> None:
     sizes: set[tuple[int, int]] = set()
     for path, name in progress(list(pictures.items()), "Predicting"):
         try:
-            picture = read_image(path, channels=predict.preprocessing.channels)
+            picture = read_image(path, channels=predict.preprocessing.channels, bits=arguments.bits)
             known = len(sizes)
             sizes.add(picture.shape[:2])
             if known == MANY_SIZES < len(sizes) and arguments.pad_to is None:

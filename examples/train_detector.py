@@ -43,7 +43,7 @@ class Arguments(Recipe):
     encoder: str | None = None
     """One of densezoo.list_encoders(); by default the model's own."""
     masks: bool | None = None
-    """Also train masks; by default, if the model and the data have them."""
+    """True or False: whether to train masks too. If not given, they are trained if the model and the data have them."""
     shortest: int | None = None
     """Resize the shortest side of pictures to this length."""
     longest: int | None = None
@@ -60,8 +60,8 @@ class Arguments(Recipe):
     """Train only the last so many stages of the encoder; a ResNet has 5, with the stem. If not given, 3 with
     --encoder-weights or --weights, as in torchvision, and otherwise all."""
     frozen_norms: bool | None = None
-    """Keep statistics, scales and biases of the encoder's batch norms constant. If not given, they are with
-    --encoder-weights or --weights, as in torchvision, but not in the second versions of its detectors (_v2)."""
+    """True or False: whether statistics, scales and biases of the encoder's batch norms stay constant. If not given,
+    they do with --encoder-weights or --weights, as in torchvision, but not in its second versions (_v2)."""
     stuff_area: int | None = None
     """For panoptic_fpn: leave out stuff with fewer pixels; 4096 if not given, and 200 for scenes of digits."""
     bfloat16: bool = False
@@ -103,7 +103,7 @@ def main(arguments: Arguments) -> None:
         **options,
     )
     if panoptic and arguments.masks is False:
-        raise ValueError("panoptic_fpn needs masks: omit --no-masks")
+        raise ValueError("panoptic_fpn needs masks: omit --masks False")
     if not panoptic and arguments.stuff_area is not None:
         raise ValueError(f"--stuff-area is for panoptic_fpn, not {arguments.model}: omit it")
     if arguments.masks and not has_masks(model):

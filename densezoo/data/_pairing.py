@@ -8,7 +8,7 @@ import os
 import pathlib
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from densezoo.data import _decode, _measured
 from densezoo.messages import shortened
@@ -79,6 +79,8 @@ def pair_files(
     alone = [masks[stem][0].name for stem in sorted(masks.keys() - images.keys())]
     if alone:
         problems.append(f"{len(alone)} {maps} without an image: {shortened(alone, ', ', 10)}")
+    if added := _added(images.keys(), masks.keys()):
+        problems.append(f"the names in {maps} end with {added!r}: rename them to those of the images")
     skipped = [
         f"{name}: folders, and files of other types than {' '.join(expected)}, are not read:"
         f" {shortened(others, ', ', 10)}"
@@ -111,6 +113,13 @@ def pair_files(
     if skipped:
         warnings.warn("\n  ".join([f"{root}: some files are not read:", *skipped]), stacklevel=3)
     return pairs, tuple(sizes)
+
+
+def _added(images: Set[str], masks: Set[str]) -> str:
+    """What all names of masks have after the name of an image, such as "_L"; "" if they have nothing in common."""
+    first = min(masks - images, default="")
+    endings = [first[len(image) :] for image in images if first.startswith(image)]
+    return next((e for e in endings if e and all(n.endswith(e) and n[: -len(e)] in images for n in masks)), "")
 
 
 def _sizes(pair: tuple[pathlib.Path, pathlib.Path]) -> tuple[tuple[int, int], tuple[int, int]] | str:

@@ -243,10 +243,15 @@ class ImageMaskFolder:
                         largest[dtype] = max(largest[dtype], highest)
                     bar.advance(task)
         if self.num_classes and self.ignore_index in present and len(present) == 2:
+            consequence, meaning = (
+                ("no pixel has a label", "marks a label, map it to")
+                if self._masks.multilabel
+                else ("there is nothing to tell apart", "is a class, map it to its number, such as")
+            )
             problems.append(
                 f"the masks hold {min(present)} and {max(present)} alone, and {self.ignore_index} is"
-                f" {option('ignore_index')}: that leaves nothing to tell apart. If it is a class, map it to its number,"
-                f" such as 1, by {option('labels', {0: 0, self.ignore_index: 1})}"
+                f" {option('ignore_index')}: {consequence}. If {self.ignore_index} {meaning} 1, by"
+                f" {option('labels', {0: 0, self.ignore_index: 1})}"
             )
         highest = max(largest.values(), default=0)
         if value_range is not None and highest > value_range[1]:

@@ -12,7 +12,9 @@ from flax.traverse_util import unflatten_dict
 
 from densezoo.messages import option, shortened
 from densezoo.weights._convert import fill, from_torch
+from densezoo.weights._describe import build
 from densezoo.weights._files import read_with_metadata
+from densezoo.weights._fingerprints import names_of
 from densezoo.weights._parameters import Path, initialise, parts_of, shapes_of
 
 _log = logging.getLogger(__name__)
@@ -93,12 +95,30 @@ def start_from(
         if stored is not None and stored != channels:
             choice = option("channels", stored)
             hint = f". The file's model takes images of {stored} channels, not {channels}: pass {choice}"
+        elif other := _other_encoder(model, expected, tree, metadata.get("model")):
+            hint = f". {other}"
         raise ValueError(f"{path} does not fit the model: {shortened(lines)}{hint}")
     _warn_of(renewed, path)
     if part is None:
         _warn_of_unused(["/".join(name) for name in tree if name not in expected], path)
     rest = [name for name in expected if name not in taken]
     return unflatten_dict(taken | initialise(model, rest, channels, jax.random.key(0) if key is None else key))
+
+
+def _other_encoder(model: nn.Module, expected: Mapping[Path, Any], tree: Mapping[Path, Any], description: Any) -> str:
+    """States that the file's encoder is another one of the zoo than the model's; "" if that is unknown."""
+    try:
+        stored = build(description)
+    except (TypeError, ValueError):  # only variables, or a description of a newer version
+        return ""
+    found = []
+    for encoder, arrays in ((getattr(stored, "encoder", stored), tree), (getattr(model, "encoder", model), expected)):
+        stem = getattr(encoder, "stem", None)
+        shapes = {name: array.shape for name, array in arrays.items() if name[1] == "encoder"}
+        found.append(names_of(shapes, stem and ("params", "encoder", *stem.split("/"), "kernel")))
+    of_file, of_model = found
+    different = of_file and of_model and not {*of_file} & {*of_model}
+    return f"The file's encoder is {' or '.join(of_file)}, the model's is {' or '.join(of_model)}" if different else ""
 
 
 def _from_pytorch(model: nn.Module, path: Any, part: str | None, in_channels: int | None, key: Any) -> dict[str, Any]:

@@ -322,6 +322,18 @@ def test_all_problems_are_reported_at_once(folder):
     assert re.search(r"c\.png: cannot be decoded", message)
 
 
+def test_an_ending_of_all_masks_is_named(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / "images" / f"{name}.png", noise(6, 8))
+        save(tmp_path / "masks" / f"{name}_L.png", noise(6, 8))
+    with pytest.raises(ValueError, match="the names in masks end with '_L': rename them to those of the images"):
+        ImageMaskFolder(tmp_path)
+    save(tmp_path / "masks" / "c.png", noise(6, 8))
+    with pytest.raises(ValueError) as error:
+        ImageMaskFolder(tmp_path)
+    assert "end with" not in str(error.value)
+
+
 def test_long_lists_are_cut(folder):
     for number in range(25):
         save(folder / "images" / f"x{number:02}.png", noise(2, 2))

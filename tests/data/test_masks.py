@@ -129,6 +129,22 @@ def test_masks_with_several_labels_a_pixel(folder):
 
 
 @pytest.mark.parametrize(
+    ("multilabel", "message"),
+    [
+        (False, "there is nothing to tell apart. If 255 is a class, map it to its number, such as 1, by labels"),
+        (True, "no pixel has a label. If 255 marks a label, map it to 1, by labels"),
+    ],
+)
+def test_masks_of_zero_and_the_ignored_value_alone(folder, multilabel, message):
+    mask = noise(6, 8, 3) % 2 if multilabel else noise(6, 8) % 2
+    for name in ("a", "b"):
+        save(folder / "masks" / f"{name}.png", 255 * mask)
+    source = ImageMaskFolder(folder, num_classes=3, ignore_index=255, multilabel=multilabel)
+    with pytest.raises(ValueError, match=message):
+        source.check(progress=False)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"labels": {}}, "expected file values, or colours"),

@@ -157,6 +157,11 @@ def test_evaluation_has_a_table_and_a_confusion_matrix(tmp_path, model, predicto
     line = next(line for line in shown.splitlines() if line.startswith("road"))
     assert line.split()[1:] == [*(f"{road[name]:.4f}" for name in evaluate.COLUMNS), str(labelled)]
 
+    # The 8-bit pictures use all their bits. Those that used 7 would be half as bright.
+    evaluate.main(dataclasses.replace(options, bits=8))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    with pytest.raises(ValueError, match="bits"):
+        evaluate.main(dataclasses.replace(options, bits=7))
     evaluate.main(dataclasses.replace(options, limit=1))
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 1
     with pytest.raises(ValueError, match=r"masks.*7 .*outside the classes"):

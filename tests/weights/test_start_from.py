@@ -72,6 +72,17 @@ def test_what_does_not_fit_is_named(trained, tmp_path):
         start_from(model, tmp_path / "none.safetensors")
 
 
+@pytest.mark.parametrize("part", [None, "encoder"])
+def test_another_encoder_of_the_zoo_is_named(tmp_path, part):
+    model = dz.create_model("linknet", "mobilenetv3_small_100", num_classes=2)
+    saved = model if part is None else model.encoder
+    shapes = jax.eval_shape(saved.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(shapes))
+    dz.save(tmp_path / "model.safetensors", saved, variables)
+    with pytest.raises(ValueError, match=r"The file's encoder is mobilenetv3_small_100 .*, the model's is resnet18"):
+        start_from(dz.create_model("linknet", "resnet18", num_classes=2), tmp_path / "model.safetensors", part=part)
+
+
 def test_a_pytorch_checkpoint_of_other_classes(tmp_path, caplog):
     encoder, features = dz.ResNet((1, 1), dz.BasicBlock, width=4), (6, 5, 4)
     model = dz.create_model("unet", encoder, num_classes=2, features=features)
