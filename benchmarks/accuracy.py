@@ -2,8 +2,10 @@
 
 Usage: python -m benchmarks.accuracy --data DIR --num-classes 2 --rotate --seeds 0 1 2 --out results.jsonl
        python -m benchmarks.accuracy --task depth --models unet:resnet18 --crop-size 96 128 --out results.jsonl
+       python -m benchmarks.accuracy --task change --data DIR --models siamese_unet:resnet18 --out results.jsonl
 
-Segmentation reads a folder; depth reads rendered scenes (`data.RenderedScenes`), and both sides minimise `silog_loss`.
+Segmentation and change detection read a folder; depth reads rendered scenes (`data.RenderedScenes`), and both sides
+minimise `silog_loss`. In torch, the siamese U-Net is made of the U-Net's encoder, used twice, and its decoder.
 
 Both sides read the same crops in the same order and are scored on the same whole images. They differ in the framework,
 the model's code, the random initial weights and the random numbers of the augmentation. Needs torch and
@@ -12,6 +14,7 @@ repeated.
 """
 
 import dataclasses
+import functools
 import json
 import platform
 import statistics
@@ -24,9 +27,9 @@ import numpy as np
 import tyro
 
 import densezoo as dz
-from benchmarks.smp_models import SMP_MODELS, make
-from densezoo.data import ImageMaskFolder, RenderedScenes, Subset, eval_batches, train_batches
-from densezoo.tasks import Depth, Segmentation
+from benchmarks.smp_models import SIAMESE, SMP_MODELS, make, make_siamese
+from densezoo.data import ChangeFolder, ImageMaskFolder, RenderedScenes, Subset, eval_batches, train_batches
+from densezoo.tasks import ChangeDetection, Depth, Segmentation
 from densezoo.train import Recipe, train
 from densezoo.zoo import MODELS
 
@@ -35,12 +38,12 @@ from densezoo.zoo import MODELS
 class Arguments(Recipe):
     """Options of the benchmark; those of the recipe come first. `seeds` replaces `seed`."""
 
-    task: Literal["segmentation", "depth"] = "segmentation"
+    task: Literal["segmentation", "depth", "change"] = "segmentation"
     """What to predict."""
     data: Path | None = None
-    """Folder with train and val, each with images and masks; not for depth."""
+    """Folder with train and val, each with images and masks, or A, B and label for change; not for depth."""
     num_classes: int | None = None
-    """Number of classes in the masks; not for depth."""
+    """Number of classes in the masks; only for segmentation."""
     ignore_index: int | None = 255
     """Mask value of unlabelled pixels, None if there are none."""
     models: tuple[str, ...] = ("unet:resnet34", "fpn:resnet18", "segnet:vgg11_bn")
@@ -67,7 +70,7 @@ def main(arguments: Arguments) -> None:
         for framework in arguments.frameworks:
             for pair in arguments.models:
                 name, encoder = pair.split(":")
-                if framework == "smp" and name not in SMP_MODELS:
+                if framework == "smp" and name not in (*SMP_MODELS, SIAMESE):
                     continue
                 chosen: dict[str, Any] = {field: getattr(arguments, field) for field in fields}
                 chosen["seed"] = seed
@@ -92,10 +95,11 @@ def main(arguments: Arguments) -> None:
 
 def task_of(arguments: Arguments) -> Segmentation | Depth:
     """The task; raises a ValueError for options that do not fit it."""
-    if (arguments.task == "depth") != (arguments.data is None) or (arguments.task == "depth") != (
-        arguments.num_classes is None
-    ):
-        raise ValueError("segmentation needs --data and --num-classes, and depth takes neither")
+    given = arguments.data is not None, arguments.num_classes is not None
+    if given != {"segmentation": (True, True), "depth": (False, False), "change": (True, False)}[arguments.task]:
+        raise ValueError("segmentation needs --data and --num-classes, change needs --data, and depth takes neither")
+    if arguments.task == "change":
+        return ChangeDetection()
     if arguments.num_classes is None:
         return Depth(criterion="silog")
     return Segmentation(arguments.num_classes, ignore_index=arguments.ignore_index)
@@ -105,6 +109,8 @@ def source_of(arguments: Arguments, part: Any) -> Any:
     """The pictures of train or val."""
     if arguments.data is None:
         return RenderedScenes(10**6 if part == "train" else 64, size=arguments.crop, split=part)
+    if arguments.task == "change":
+        return ChangeFolder(arguments.data / part, channels=3)
     options = {"num_classes": arguments.num_classes, "ignore_index": arguments.ignore_index, "channels": 3}
     return ImageMaskFolder(arguments.data / part, **options)
 
@@ -125,12 +131,12 @@ def train_smp(
     if recipe.clip_norm is not None or recipe.accumulate != 1 or recipe.ema_decay is not None:
         raise ValueError("torch does not support clip_norm, accumulate and ema_decay here: omit them")
     torch.manual_seed(recipe.seed)
-    model = make(name, encoder or MODELS[name].encoder, task.num_classes).to(memory_format=torch.channels_last)
+    create = make_siamese if name == SIAMESE else functools.partial(make, name)
+    model = create(encoder or MODELS[name].encoder, task.num_classes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, cycle_momentum=False
     )
-    name_of_target = task.fields[1]
 
     def loss(outputs, target):
         if isinstance(task, Segmentation):
@@ -151,23 +157,23 @@ def train_smp(
         fields=task.fields,
     )(0)
 
-    def images_of(batch):
-        return torch.from_numpy(np.array(batch["image"])).permute(0, 3, 1, 2)
+    def outputs_of(batch):
+        return model(*(torch.from_numpy(np.array(batch[name])).permute(0, 3, 1, 2) for name in task.inputs))
 
     for step in range(recipe.steps):
         batch = augment(jax.random.fold_in(jax.random.key(recipe.seed), step), next(batches))
         optimizer.zero_grad(set_to_none=True)
-        loss(model(images_of(batch)), torch.from_numpy(np.array(batch[name_of_target]))).backward()
+        loss(outputs_of(batch), torch.from_numpy(np.array(batch[task.fields[-1]]))).backward()
         optimizer.step()
         schedule.step()
 
     model.eval()
     normalize = jax.jit(normalize)
-    measure = jax.jit(lambda outputs, batch: task.measure(lambda images: outputs, batch))
+    measure = jax.jit(lambda outputs, batch: task.measure(lambda *images: outputs, batch))
     counts: Any = None
     with torch.inference_mode():
         for batch in eval_batches(val, batch_size=4, ignore_index=task.fill, fields=task.fields):
-            outputs = model(images_of(normalize(jax.random.key(0), batch))).permute(0, 2, 3, 1)
+            outputs = outputs_of(normalize(jax.random.key(0), batch)).permute(0, 2, 3, 1)
             found = measure(outputs.contiguous().numpy(), batch)
             counts = found if counts is None else counts + found
     return task.scores(counts)
@@ -177,7 +183,7 @@ def print_table(results: list[dict]) -> None:
     """Mean and standard deviation over the seeds, with a row for each data set, model, framework and score."""
     groups: dict[tuple, list[float]] = {}
     for result in results:
-        for score in ("mean_iou", "abs_rel", "delta1"):
+        for score in ("mean_iou", "abs_rel", "delta1", "f1"):
             if score in result["scores"]:
                 key = (result["data"], result["model"], result["framework"], score)
                 groups.setdefault(key, []).append(result["scores"][score])

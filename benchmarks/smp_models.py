@@ -19,6 +19,8 @@ SMP_MODELS = {
 }
 """Names in densezoo and in segmentation_models_pytorch, which lacks all others."""
 
+SIAMESE = "siamese_unet"
+
 
 def smp_encoder(encoder: str) -> str | None:
     """An encoder's name in segmentation_models_pytorch, with "tu-" for timm's own; None if it lacks the encoder."""
@@ -53,3 +55,20 @@ def make(model: str, encoder: str, classes: int, image_size: tuple[int, int] | N
         return getattr(smp, SMP_MODELS[model])(name, encoder_weights=None, classes=classes, **fields)
     except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
         raise ValueError(f"segmentation_models_pytorch cannot make {model}:{encoder}: {error}") from error
+
+
+def make_siamese(encoder: str, classes: int) -> Any:
+    """Creates densezoo's `siamese_unet`, which decodes the absolute difference of two images' maps, from the U-Net."""
+    torch: Any = importlib.import_module("torch")
+    unet = make("unet", encoder, classes)
+
+    class Siamese(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unet = unet
+
+        def forward(self, before: Any, after: Any) -> Any:
+            maps = (features.chunk(2) for features in unet.encoder(torch.cat([before, after])))
+            return unet.segmentation_head(unet.decoder([(a - b).abs() for a, b in maps]))
+
+    return Siamese()
