@@ -16,7 +16,11 @@ QUICK := tests/ops tests/train tests/inspect tests/weights/test_native.py \
 	$(addprefix tests/data/test_,pipeline.py transforms.py) $(addprefix tests/viz/test_,structure.py tracing.py) \
 	$(addprefix tests/test_,blocks.py compiling.py extras.py import.py inference.py nnx.py)
 
-.PHONY: demo test test-oldest test-quick parity lint types doctest docs readme clean
+# The part of `make parity` that compares outputs with references, and not densezoo with itself.
+REFERENCES := tests/benchmarks tests/decoders tests/encoders tests/models/test_detectors.py tests/models/test_siamese.py \
+	$(addprefix tests/weights/test_,conventions.py diffusers.py export.py families.py parity.py)
+
+.PHONY: demo test test-oldest test-quick parity references lint types doctest docs readme clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) --version
@@ -47,6 +51,9 @@ test-quick: $(STAMP)
 
 parity: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m parity tests
+
+references: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m parity $(REFERENCES)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
