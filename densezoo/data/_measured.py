@@ -49,7 +49,9 @@ def decode(path: pathlib.Path, *, channels: int | None = None) -> np.ndarray:
 def _load(path: pathlib.Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # NumPy parses the header as Python, so damage raises all kinds of errors
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(
