@@ -222,6 +222,8 @@ def fit(
                 if batch is None:
                     exhausted = True
                     break
+                if state.layout is not None:
+                    batch = state.layout.batch(batch)
                 with meter.stepping():
                     state, metrics = train_step(state, batch)
                 done += 1
