@@ -26,6 +26,8 @@ FREE = (
     "data",
     "limit_val",
     "tensorboard",
+    "mesh",
+    "distributed",
 )
 
 

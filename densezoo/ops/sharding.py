@@ -82,6 +82,57 @@ def per_device(function: Callable[..., Any], *maps: Any, weights: Sequence[Any] 
     )(maps, arrays)
 
 
+def rows_shared(x: jax.Array) -> int:
+    """The number of devices among which XLA may share the rows of maps: those of a mesh's automatic axis "space"."""
+    mesh = jax.typeof(x).sharding.mesh
+    automatic = [name for name, its in zip(mesh.axis_names, mesh.axis_types, strict=True) if its == AxisType.Auto]
+    return mesh.shape[SPACE] if SPACE in automatic else 1
+
+
+def by_rows(
+    function: Callable[..., Any],
+    x: jax.Array,
+    *,
+    above: int,
+    below: int,
+    repeat: bool = False,
+    weights: Sequence[jax.Array] = (),
+) -> jax.Array:
+    """Computes `function(rows, *weights)` on each device that shares the rows of maps, for its own and some more rows.
+
+    For operations for which XLA would gather the maps. `rows_shared(x)` divides the height.
+
+    Args:
+        function: a function of a device's rows of the maps, those around them included, to its rows of the result.
+        x: maps.
+        above: number of rows that each device gets from the one before it.
+        below: number of rows that it gets from the one after it.
+        repeat: whether the rows outside the maps repeat their first and last row. Otherwise they are 0.
+        weights: arrays that every device has.
+    """
+    count = rows_shared(x)
+
+    def neighbours(x: jax.Array, rows: int, step: int) -> list[jax.Array]:
+        """The neighbour's rows that touch those of this device."""
+        if not rows:
+            return []
+        mine, edge, outside = (x[:, -rows:], x[:, :1], 0) if step == 1 else (x[:, :rows], x[:, -1:], count - 1)
+        found = jax.lax.ppermute(mine, SPACE, [(i, i + step) for i in range(count) if 0 <= i + step < count])
+        if not repeat:
+            return [found]
+        return [jnp.where(jax.lax.axis_index(SPACE) == outside, jnp.broadcast_to(edge, found.shape), found)]
+
+    return jax.shard_map(
+        lambda x, weights: function(
+            jnp.concatenate([*neighbours(x, above, 1), x, *neighbours(x, below, -1)], 1), *weights
+        ),
+        mesh=jax.typeof(x).sharding.mesh,
+        in_specs=(PartitionSpec(None, SPACE), PartitionSpec()),
+        out_specs=PartitionSpec(None, SPACE),
+        axis_names={SPACE},
+    )(x, tuple(weights))
+
+
 def reshape(x: jax.Array, *shape: Any) -> jax.Array:
     """`x.reshape(*shape)` for shapes whose first axis starts with the batch.
 

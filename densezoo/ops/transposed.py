@@ -11,7 +11,7 @@ from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.convolution import conv
 from densezoo.ops.implementation import chosen, implementation, onednn, with_onednn
-from densezoo.ops.sharding import explicitly_sharded, per_device, reduced_like
+from densezoo.ops.sharding import by_rows, explicitly_sharded, per_device, reduced_like, rows_shared
 
 
 def conv_transpose(
@@ -68,6 +68,9 @@ def conv_transpose(
             ),
         )
     if size == stride and padding == 0 and not explicitly_sharded(x, kernel):
+        devices = rows_shared(x)
+        if devices > 1 and x.shape[1] % devices == 0:  # XLA would gather the rows for a matrix product over all pixels.
+            return by_rows(_tiles, x, above=0, below=0, weights=(kernel,))
         return _tiles(x, kernel)
     return reference.conv_transpose(x, kernel, stride=stride, padding=padding)
 

@@ -146,6 +146,7 @@ class Layout:
             spec = rule if isinstance(rule, P) else rule(x.shape, self.mesh)
             try:
                 result = NamedSharding(self.mesh, spec)
+                result.check_compatible_aval(x.shape)
                 result.shard_shape(x.shape)
             except ValueError as error:
                 raise ValueError(f"the rules shard {name} of shape {x.shape} by {spec}: {error}") from error
@@ -159,7 +160,7 @@ class Layout:
 
     def batch(self, batch: Any) -> Any:
         """Places a batch on the mesh. Each process passes its own part, see `shard`."""
-        index, count = self.shard
+        _, count = self.shard
         return {name: jax.tree.map(lambda x, name=name: self._placed(name, x, count), x) for name, x in batch.items()}
 
     def _placed(self, name: str, x: Any, count: int) -> jax.Array:
