@@ -26,7 +26,10 @@ def mesh_of(**axes):
 MESHES = (
     HEAD
     + """
+import pytest
+from jax.sharding import PartitionSpec as P
 from benchmarks.meshes import traffic
+from densezoo.train import Layout
 
 draw = np.random.default_rng(0)
 shape = (4, 32, 32)
@@ -78,6 +81,21 @@ assert sizes[0] < 0.7 * sizes[1], sizes
 # With space, neighbours exchange rows of maps, and no map is gathered.
 moved = traffic(space.as_text())
 assert set(moved) == {"all-reduce", "collective-permute"}, moved
+
+layout = Layout(mesh_of(data=2, space=2))
+for arguments, message in (
+    ((3, (32, 32)), "batch_size=3 must be a multiple of 2"),
+    ((4, (32, 32), 4), "batch_size=4 must be a multiple of 4 x 2"),
+    ((4, (33, 32)), "crop_size has 33 rows"),
+):
+    with pytest.raises(ValueError, match=message):
+        layout.check(*arguments)
+with pytest.raises(ValueError, match="a batch must be a multiple of 2"):
+    layout.batch({"image": np.zeros((3, 4, 4, 3))})
+placed = layout.batch({name: np.zeros((2, 4, 4)) for name in ("mask", "boxes")} | {"depth": np.zeros((2, 3, 4))})
+assert {name: x.sharding.spec for name, x in placed.items()} == {
+    "mask": P(("data",), "space"), "boxes": P(("data",)), "depth": P(("data",)),
+}
 print("agree")
 """
 )
@@ -109,10 +127,16 @@ TRAIN = (
     HEAD
     + """
 import os, signal
+import flax.linen as nn
 from densezoo.data import DigitScenes
 
-task = Segmentation(11)
-model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 11)
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = nn.BatchNorm(not train)(nn.Conv(64, (3, 3), use_bias=False)(images))
+        return nn.Conv(11, (3, 3))(x)
+
+task, model = Segmentation(11), Net()
 scenes = DigitScenes(10, size=(40, 40)), DigitScenes(3, size=(40, 40), split="val")
 
 def train_on(mesh, **options):
@@ -125,10 +149,10 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
 assert jax.device_count() == 2 and jax.local_device_count() == 1
 # Only the first process gets the signal, in step 3.
-train_on(mesh_of(data=2), directory=sys.argv[3], on_record=lambda record: os.kill(os.getpid(), signal.SIGTERM))
+train_on(mesh_of(fsdp=2), directory=sys.argv[3], on_record=lambda record: os.kill(os.getpid(), signal.SIGTERM))
 """
 ONE = """
-state, history = train_on(mesh_of(fsdp=2), directory=sys.argv[1], resume=True)
+state, history = train_on(mesh_of(data=2), directory=sys.argv[1], resume=True)
 alone, expected = train_on(None)
 assert [record["step"] for record in history] == [record["step"] for record in expected] == [2, 4, 5, 5]
 for record, wanted in zip(history, expected):
@@ -139,7 +163,7 @@ print("agree")
 """
 
 
-# Three processes, because a run of two is what is tested; each compiles the steps.
+# Three processes: two train together, and one continues. Most of the time is their start.
 def test_two_processes_stop_together_and_one_goes_on(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
