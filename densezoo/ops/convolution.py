@@ -59,11 +59,9 @@ def conv(
         raise ValueError(f"expected a (h, w, in / groups, out) kernel for {x.shape} with {groups=}, got {kernel.shape}")
     options = {"strides": strides, "dilation": dilation, "groups": groups}
     compute = functools.partial(_conv, pads=pads, **options)
-    if groups == 1:
-        return per_device(compute, x, weights=(kernel,))
 
-    def grouped(x, kernel):
-        """With rows from other devices instead of the padding, if they share the rows of maps."""
+    def with_neighbours(x, kernel):
+        """With rows of other devices instead of the padding, if they share the rows of maps."""
         count, (before, after) = rows_shared(x), pads[0]
         window = dilation * (kernel.shape[0] - 1) + 1
         below = max(window - strides - before, 0)
@@ -74,7 +72,7 @@ def conv(
         return by_rows(alone, x, above=before, below=below, weights=(kernel,))
 
     # XLA would gather the batch for a grouped convolution: https://github.com/openxla/xla/issues/47945
-    return per_device(grouped, x, weights=(kernel,), auto=True)
+    return per_device(with_neighbours, x, weights=(kernel,), auto=groups > 1)
 
 
 # A function of its own is traced, differentiated and lowered once for all convolutions of the same shapes.
@@ -121,7 +119,7 @@ def _conv(x, kernel, *, strides: int, pads, dilation: int, groups: int) -> jax.A
             kernel_gradient = _kernel_gradient if by_onednn else _kernel_gradient_by_channel
             dkernel = kernel_gradient(x, g, kernel.shape, strides, pads, dilation)
             return dx, reduced_like(dkernel, kernel)
-        if not pointwise or explicitly_sharded(x, kernel) or rows_shared(x) > 1:
+        if not pointwise or explicitly_sharded(x, kernel):
             return gradients(x, kernel, materialize(g))
         pixels, g_pixels = x.reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3])
         return (g_pixels @ kernel[0, 0].T).reshape(x.shape), reduced_like(

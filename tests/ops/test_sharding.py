@@ -158,6 +158,7 @@ FEW = {  # which exchange few rows or none
     "grouped_strided": (lambda x, k: ops.conv(x, k, padding=1, strides=2, groups=2), kernel(3, 3, 2, 4)),
     "depthwise": (lambda x, k: ops.conv(x, k, padding=2, dilation=2, groups=4), kernel(3, 3, 1, 4)),
     "conv_transpose": (lambda x, k: ops.conv_transpose(x, k), kernel(2, 2, 4, 4)),
+    "conv_transpose_4x4": (lambda x, k: ops.conv_transpose(x, k, padding=1), kernel(4, 4, 4, 4)),
     "bilinear": (lambda x, s: times(ops.resize_bilinear(x, (16, 7)), s), scale),
     "bicubic": (lambda x, s: times(ops.resize_bicubic(x, (24, 12)), s), scale),
     "nearest": (lambda x, s: times(ops.resize_nearest(x, (16, 12)), s), scale),
@@ -180,8 +181,8 @@ for name, (operation, weights) in (FEW | ANY).items():
     found = re.findall(r"= (.+?) (all-\\w+|collective-\\w+|reduce-scatter)(?:-start)?\\(", compiled.as_text())
     for results, kind in found if name in FEW else ():
         sizes = [np.prod([int(n) for n in shape.split(",") if n]) for shape in re.findall(r"\\[([\\d,]*)\\]", results)]
-        # The kernels' gradients have at most 144 numbers, and two rows of maps of 12 columns have 192. A map has 384.
-        assert kind in ("all-reduce", "collective-permute") and max(sizes) <= 192, (name, results, kind)
+        # The kernels' gradients have at most 256 numbers, and two rows of maps of 12 columns 192. A map has 384.
+        assert kind in ("all-reduce", "collective-permute") and max(sizes) <= 256, (name, results, kind)
 print("agree:", len(FEW | ANY))
 """
 
@@ -199,9 +200,9 @@ def test_gradients_of_shared_batches_without_moving_maps():
     assert "agree: 28" in on_two_devices("-c", PROGRAM)
 
 
-# One process compiles 15 small programs for two devices.
+# One process compiles 16 small programs for two devices.
 def test_devices_that_share_rows_exchange_only_those_at_their_borders():
-    assert "agree: 15" in on_two_devices("-c", ROWS)
+    assert "agree: 16" in on_two_devices("-c", ROWS)
 
 
 # Each compiles detections and gradients three times, which takes most of a minute for Mask R-CNN.
