@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
@@ -32,13 +32,14 @@ AXES = ("data", FSDP, SPACE)
 Rules = tuple[tuple[str, P | Callable[[tuple[int, ...], Mesh], P]], ...]
 
 
-def over_fsdp(shape: tuple[int, ...], mesh: Mesh) -> P:
+def over_fsdp(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     """Shards the longest axis that `fsdp` divides; arrays of fewer than 1024 numbers are replicated.
 
     Example:
+        >>> import jax
         >>> mesh = jax.sharding.AbstractMesh((4,), ("fsdp",))
-        >>> over_fsdp((3, 3, 64, 128), mesh), over_fsdp((128,), mesh)
-        (PartitionSpec(None, None, None, 'fsdp'), PartitionSpec())
+        >>> over_fsdp((3, 3, 64, 128), mesh) == jax.P(None, None, None, "fsdp"), over_fsdp((128,), mesh) == jax.P()
+        (True, True)
     """
     parts = mesh.shape.get(FSDP, 1)
     divided = [axis for axis, side in enumerate(shape) if side % parts == 0]
@@ -66,8 +67,9 @@ class Layout:
         ValueError: if the mesh has another axis.
 
     Example:
+        >>> import jax
         >>> mesh = jax.make_mesh((1, 1), ("data", "fsdp"))
-        >>> layout = Layout(mesh, (("head/.*kernel", jax.sharding.PartitionSpec()), *RULES))
+        >>> layout = Layout(mesh, (("head/.*kernel", jax.P()), *RULES))
         >>> layout.parts, layout.shard
         (1, (0, 1))
     """
