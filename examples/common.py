@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 import densezoo as dz
 from densezoo import metrics
@@ -200,6 +201,28 @@ def command_line(
         cli = partial(require("tyro").cli, arguments, description=description)
         known = defaults(arguments, sys.argv[1:])
         main(cli() if known is None else cli(default=known))
+
+
+def mesh_of(arguments: Any) -> Mesh | None:
+    """The mesh of the options --mesh and --distributed, before the first computation; None for one device.
+
+    Raises:
+        ValueError: if --mesh is not a list such as data=2 fsdp=4, or needs other devices than there are.
+    """
+    axes: dict[str, int] = {}
+    for entry in arguments.mesh:
+        name, _, count = entry.partition("=")
+        if not count.isdecimal() or name in axes or int(count) < 1:
+            raise ValueError(f"--mesh has {entry!r}; expected AXIS=DEVICES for each axis, such as data=2 fsdp=4")
+        axes[name] = int(count)
+    if arguments.distributed:
+        if not axes:
+            raise ValueError("--distributed needs --mesh, such as --mesh data=8 for 8 devices of all processes")
+        jax.distributed.initialize()
+    needed = math.prod(axes.values())
+    if needed > jax.device_count() or (arguments.distributed and needed != jax.device_count()):
+        raise ValueError(f"--mesh {' '.join(arguments.mesh)} has {needed} devices, and there are {jax.device_count()}")
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), devices=jax.devices()[:needed]) if axes else None
 
 
 def progress(items: Sequence[T], label: str) -> Iterator[T]:

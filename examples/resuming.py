@@ -26,7 +26,11 @@ FREE = (
     "data",
     "limit_val",
     "tensorboard",
+    "mesh",
+    "distributed",
 )
+# Options that a resumed run does not take over, because it may be on other devices.
+OF_MACHINE = ("mesh", "distributed")
 
 
 def options_of(arguments: Any) -> dict[str, Any]:
@@ -90,7 +94,8 @@ def options_of_run(arguments: type[T], given: Sequence[str]) -> T | None:
     if not found.resume or not path.is_file():
         return None
     kinds = typing.get_type_hints(arguments)
-    options = {name: _parsed(value, kinds[name]) for name, value in read_options(path).items() if name in defaults}
+    kept = {name: value for name, value in read_options(path).items() if name in defaults and name not in OF_MACHINE}
+    options = {name: _parsed(value, kinds[name]) for name, value in kept.items()}
     return arguments(**options | {"out": found.out, "resume": True})
 
 

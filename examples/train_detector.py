@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from common import command_line, spread
+from common import command_line, mesh_of, spread
 from resuming import check_out, options_of_run, write_options
 
 import densezoo as dz
@@ -27,7 +28,7 @@ from densezoo import viz, weights
 from densezoo.data import CocoDetection, CocoPanoptic, DigitScenes, InstanceFolder, ScaleJitter, Subset
 from densezoo.messages import as_flags
 from densezoo.tasks import Detection, PanopticSegmentation
-from densezoo.train import Recipe, to_tensorboard, train
+from densezoo.train import Recipe, load_variables, to_tensorboard, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +73,16 @@ class Arguments(Recipe):
     """Output folder for checkpoints, log, model and pictures."""
     tensorboard: bool = False
     """Also write the log for TensorBoard, to the folder tensorboard in --out."""
+    mesh: tuple[str, ...] = ()
+    """Devices to train on: the axes data, fsdp and space with their numbers of devices, such as data=2 fsdp=4."""
+    distributed: bool = False
+    """Train together with the other processes of this Slurm, Kubernetes or TPU job, on the devices of --mesh."""
     resume: bool = False
     """Continue the run in --out exactly, from its last checkpoint. Options that are not given are those of the run."""
 
 
 def main(arguments: Arguments) -> None:
-    started = time.perf_counter()
+    started, mesh = time.perf_counter(), mesh_of(arguments)
     sources = [source_of(arguments, part) for part in ("train", "val")]
     train_source, val_source = sources
     names = ("background", *names_of(train_source))
@@ -137,10 +142,14 @@ def main(arguments: Arguments) -> None:
         on_record=on_record,
         directory=arguments.out,
         resume=arguments.resume,
+        mesh=mesh,
     )
 
+    trained = load_variables(arguments.out, "last")  # on one device
+    if jax.process_index() != 0:  # The first process writes the results.
+        return
     viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png")
-    predict = dz.Predictor(task, model, state.ema_variables, preprocessing)
+    predict = dz.Predictor(task, model, trained, preprocessing)
     samples = spread(val_source, 4)
     images = [sample["image"] for sample in samples]
     found = [predict(image) for image in images]

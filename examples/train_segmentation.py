@@ -13,15 +13,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from common import command_line, parse_labels, spread
+from common import command_line, mesh_of, parse_labels, spread
 from resuming import check_out, options_of_run, write_options
 
 import densezoo as dz
 from densezoo import viz, weights
 from densezoo.data import ImageMaskFolder, Source, Subset
 from densezoo.tasks import Segmentation
-from densezoo.train import Recipe, to_tensorboard, train
+from densezoo.train import Recipe, load_variables, to_tensorboard, train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,12 +86,16 @@ class Arguments(Recipe):
     """Output folder for checkpoints, log, model and pictures."""
     tensorboard: bool = False
     """Also write the log for TensorBoard, to the folder tensorboard in --out."""
+    mesh: tuple[str, ...] = ()
+    """Devices to train on: the axes data, fsdp and space with their numbers of devices, such as data=2 fsdp=4."""
+    distributed: bool = False
+    """Train together with the other processes of this Slurm, Kubernetes or TPU job, on the devices of --mesh."""
     resume: bool = False
     """Continue the run in --out exactly, from its last checkpoint. Options that are not given are those of the run."""
 
 
 def main(arguments: Arguments) -> None:
-    started = time.perf_counter()
+    started, mesh = time.perf_counter(), mesh_of(arguments)
     # Find all errors before spending time on training.
     labels = parse_labels(arguments.labels)
     task = Segmentation(
@@ -141,11 +146,15 @@ def main(arguments: Arguments) -> None:
         variables=variables,
         directory=arguments.out,
         resume=arguments.resume,
+        mesh=mesh,
         on_record=on_record,
     )
 
+    trained = load_variables(arguments.out, "last")  # on one device
+    if jax.process_index() != 0:  # The first process writes the results.
+        return
     viz.save(viz.training_curves(arguments.out / "log.jsonl"), arguments.out / "curves.png")
-    predict = dz.Predictor(task, model, state.ema_variables, preprocessing)
+    predict = dz.Predictor(task, model, trained, preprocessing)
     draw_predictions(predict, val_source, arguments.out / "predictions.png")
 
     scores = next(record["scores"] for record in reversed(history) if "scores" in record)

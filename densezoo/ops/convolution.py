@@ -11,7 +11,7 @@ from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.depthwise import depthwise, depthwise_gradients
 from densezoo.ops.implementation import chosen, in_loop, onednn
 from densezoo.ops.materialize import materialize, materialize_on_cpu
-from densezoo.ops.sharding import explicitly_sharded, per_device, reduced_like
+from densezoo.ops.sharding import by_rows, explicitly_sharded, per_device, reduced_like, rows_shared
 from densezoo.types import Side
 
 
@@ -57,9 +57,22 @@ def conv(
         check_whole(0, padding=after)
     if kernel.ndim != 4 or kernel.shape[2] * groups != x.shape[3] or kernel.shape[3] % groups:
         raise ValueError(f"expected a (h, w, in / groups, out) kernel for {x.shape} with {groups=}, got {kernel.shape}")
-    compute = functools.partial(_conv, strides=strides, pads=pads, dilation=dilation, groups=groups)
+    options = {"strides": strides, "dilation": dilation, "groups": groups}
+    compute = functools.partial(_conv, pads=pads, **options)
+
+    def with_neighbours(x, kernel):
+        """With rows of other devices instead of the padding, if they share the rows of maps."""
+        count, (before, after) = rows_shared(x), pads[0]
+        window = dilation * (kernel.shape[0] - 1) + 1
+        below = max(window - strides - before, 0)
+        whole = count > 1 and x.shape[1] % (count * strides) == 0 and max(before, below) <= x.shape[1] // count
+        if not whole or (x.shape[1] + before + after - window) // strides + 1 != x.shape[1] // strides:
+            return compute(x, kernel)
+        alone = functools.partial(_conv, pads=((0, 0), pads[1]), **options)
+        return by_rows(alone, x, above=before, below=below, weights=(kernel,))
+
     # XLA would gather the batch for a grouped convolution: https://github.com/openxla/xla/issues/47945
-    return per_device(compute, x, weights=(kernel,), auto=groups > 1)
+    return per_device(with_neighbours, x, weights=(kernel,), auto=groups > 1)
 
 
 # A function of its own is traced, differentiated and lowered once for all convolutions of the same shapes.

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from densezoo.ops import reference
 from densezoo.ops.checks import check_fixed, check_maps, check_size
 from densezoo.ops.implementation import chosen
-from densezoo.ops.sharding import explicitly_sharded, per_device
+from densezoo.ops.sharding import by_rows, explicitly_sharded, per_device, rows_shared
 from densezoo.ops.taps import Taps, bicubic_taps, bilinear_taps, nearest_taps
 from densezoo.types import Size, accumulator_dtype
 
@@ -40,6 +40,34 @@ def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:
     function = jax.custom_vjp(apply)
     function.defvjp(lambda x: (apply(x), None), lambda _, g: (apply_taps(jnp.asarray(g), taps.transpose(), axis),))
     return function(x)
+
+
+def _of_neighbours(taps: Taps, count: int) -> tuple[Taps, int] | None:
+    """The taps for one of `count` devices that share the rows, and how many rows of each neighbour they read.
+
+    None for one device, and if the taps do not repeat from row to row, with the first and last row repeated outside.
+    """
+    factor, rest = divmod(len(taps.indices), taps.inputs)
+    if count == 1 or rest or taps.inputs % count or taps.inputs < 3:
+        return None
+    middle = taps.inputs // 2
+    pattern = slice(middle * factor, (middle + 1) * factor)
+    offsets, weights = taps.indices[pattern] - middle, taps.weights[pattern]
+    own, reach = taps.inputs // count, int(np.abs(offsets).max())
+
+    def repeated(inputs: int) -> Taps:
+        indices = (np.arange(inputs)[:, None, None] + offsets).reshape(-1, offsets.shape[1])
+        return Taps(indices, np.tile(weights, (inputs, 1)), inputs)
+
+    def sums(taps: Taps) -> np.ndarray:
+        matrix = np.zeros((len(taps.indices), taps.inputs))
+        np.add.at(matrix, (np.arange(len(matrix))[:, None], taps.indices.clip(0, taps.inputs - 1)), taps.weights)
+        return matrix
+
+    if reach > own or not np.allclose(sums(repeated(taps.inputs)), sums(taps), rtol=0, atol=1e-6):
+        return None
+    indices, weights, _ = repeated(own)
+    return Taps(indices + reach, weights, own + 2 * reach), reach
 
 
 def _apply_taps(x: jax.Array, taps: Taps, axis: int, take: Callable[..., jax.Array]) -> jax.Array:
@@ -220,12 +248,18 @@ def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: boo
 
 
 def _by_axis(x: jax.Array, size: Size, taps: Callable[[int, int], Taps]) -> jax.Array:
-    steps = [
-        (taps(x.shape[axis], outputs), axis)
+    of_rows, of_columns = (
+        [(taps(x.shape[axis], outputs), axis)] if outputs != x.shape[axis] else []
         for axis, outputs in ((1, size[0]), (2, size[1]))
-        if outputs != x.shape[axis]
-    ]
+    )
+    if of_rows and (near := _of_neighbours(of_rows[0][0], rows_shared(x))) is not None:
+        own, reach = near
+        resize = functools.partial(_apply_in_turn, steps=[(own, 1), *of_columns])
+        return by_rows(resize, x, above=reach, below=reach, repeat=True)
+    return _apply_in_turn(x, of_rows + of_columns)
 
+
+def _apply_in_turn(x: jax.Array, steps: list[tuple[Taps, int]]) -> jax.Array:
     def narrow(x, steps):
         return functools.reduce(lambda y, step: apply_taps(y, *step), steps, x)
 

@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+SPACE = "space"
+"""The name of a mesh's axis that shares the rows of maps and not the batch."""
+
 
 def reduced_like(cotangent: jax.Array, primal: jax.Array) -> jax.Array:
     """A cotangent, summed over the devices that share the batch but not the primal (inside `jax.shard_map`)."""
@@ -43,7 +46,7 @@ def per_device(function: Callable[..., Any], *maps: Any, weights: Sequence[Any] 
         maps: arrays with the batch as their first axis, or pytrees of them.
         weights: arrays that every device has, or Python numbers, which `function` gets as such.
         auto: do the same in a mesh with automatic axes, for operations that XLA would compute for the whole batch on
-            every device. The batch is assumed to be sharded over all of its devices, if they divide it.
+            every device. The batch is assumed to be sharded over all of its axes but "space", if they divide it.
     """
     leaves, arrays = jax.tree.leaves(maps), [x for x in weights if isinstance(x, jax.Array)]
     shardings = [jax.typeof(x).sharding for x in leaves]
@@ -59,8 +62,8 @@ def per_device(function: Callable[..., Any], *maps: Any, weights: Sequence[Any] 
             lambda x: x if jax.typeof(x).sharding.spec[0] == batch else jax.sharding.reshard(x, shared), maps
         )
         kind = AxisType.Explicit
-    elif auto and set(mesh.axis_types) == {AxisType.Auto} and _divides(mesh.size, leaves[0].shape[0]):
-        batch, kind = mesh.axis_names, AxisType.Auto
+    elif auto and set(mesh.axis_types) == {AxisType.Auto} and _divides(_parts(mesh), leaves[0].shape[0]):
+        batch, kind = tuple(name for name in mesh.axis_names if name != SPACE), AxisType.Auto
     else:
         return function(*maps, *weights)
 
@@ -73,8 +76,61 @@ def per_device(function: Callable[..., Any], *maps: Any, weights: Sequence[Any] 
         mesh=mesh,
         in_specs=(PartitionSpec(batch), PartitionSpec()),
         out_specs=PartitionSpec(batch),
-        axis_names={name for name, its in zip(mesh.axis_names, mesh.axis_types, strict=True) if its == kind},
+        axis_names={
+            name for name, its in zip(mesh.axis_names, mesh.axis_types, strict=True) if its == kind and name != SPACE
+        },
     )(maps, arrays)
+
+
+def rows_shared(x: jax.Array) -> int:
+    """The number of devices among which XLA may share the rows of maps: those of a mesh's automatic axis "space"."""
+    mesh = jax.typeof(x).sharding.mesh
+    automatic = [name for name, its in zip(mesh.axis_names, mesh.axis_types, strict=True) if its == AxisType.Auto]
+    return mesh.shape[SPACE] if SPACE in automatic else 1
+
+
+def by_rows(
+    function: Callable[..., Any],
+    x: jax.Array,
+    *,
+    above: int,
+    below: int,
+    repeat: bool = False,
+    weights: Sequence[jax.Array] = (),
+) -> jax.Array:
+    """Computes `function(rows, *weights)` on each device that shares the rows of maps, for its own and some more rows.
+
+    For operations for which XLA would gather the maps. `rows_shared(x)` divides the height.
+
+    Args:
+        function: a function of a device's rows of the maps, those around them included, to its rows of the result.
+        x: maps.
+        above: number of rows that each device gets from the one before it.
+        below: number of rows that it gets from the one after it.
+        repeat: whether the rows outside the maps repeat their first and last row. Otherwise they are 0.
+        weights: arrays that every device has.
+    """
+    count = rows_shared(x)
+
+    def neighbours(x: jax.Array, rows: int, step: int) -> list[jax.Array]:
+        """The neighbour's rows that touch those of this device."""
+        if not rows:
+            return []
+        mine, edge, outside = (x[:, -rows:], x[:, :1], 0) if step == 1 else (x[:, :rows], x[:, -1:], count - 1)
+        found = jax.lax.ppermute(mine, SPACE, [(i, i + step) for i in range(count) if 0 <= i + step < count])
+        if not repeat:
+            return [found]
+        return [jnp.where(jax.lax.axis_index(SPACE) == outside, jnp.broadcast_to(edge, found.shape), found)]
+
+    return jax.shard_map(
+        lambda x, weights: function(
+            jnp.concatenate([*neighbours(x, above, 1), x, *neighbours(x, below, -1)], 1), *weights
+        ),
+        mesh=jax.typeof(x).sharding.mesh,
+        in_specs=(PartitionSpec(None, SPACE), PartitionSpec()),
+        out_specs=PartitionSpec(None, SPACE),
+        axis_names={SPACE},
+    )(x, tuple(weights))
 
 
 def reshape(x: jax.Array, *shape: Any) -> jax.Array:
@@ -102,6 +158,10 @@ def _by_batch(x: jax.Array) -> NamedSharding | None:
     if batch is None or any(part is not None for part in others):
         return None
     return NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(batch))
+
+
+def _parts(mesh: Any) -> int:
+    return mesh.size // mesh.shape.get(SPACE, 1)
 
 
 def _divides(parts: int, size: Any) -> bool:

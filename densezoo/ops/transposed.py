@@ -11,7 +11,7 @@ from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.convolution import conv
 from densezoo.ops.implementation import chosen, implementation, onednn, with_onednn
-from densezoo.ops.sharding import explicitly_sharded, per_device, reduced_like
+from densezoo.ops.sharding import by_rows, explicitly_sharded, per_device, reduced_like, rows_shared
 
 
 def conv_transpose(
@@ -68,6 +68,9 @@ def conv_transpose(
             ),
         )
     if size == stride and padding == 0 and not explicitly_sharded(x, kernel):
+        devices = rows_shared(x)
+        if devices > 1 and x.shape[1] % devices == 0:  # XLA would gather the rows for a matrix product over all pixels.
+            return by_rows(_tiles, x, above=0, below=0, weights=(kernel,))
         return _tiles(x, kernel)
     return reference.conv_transpose(x, kernel, stride=stride, padding=padding)
 
@@ -107,6 +110,11 @@ def phase_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d4"]) -> 
         kernel: (2, 2, in, 4 out): for each phase (even or odd row, even or odd column) its taps. Pixel (2i + p, 2j + q)
           of the result reads the 2x2 pixels of `x` that begin at (i + p - 1, j + q - 1), with zeros around the map.
     """
+    devices = rows_shared(x)
+    if devices > 1 and x.shape[1] % devices == 0:
+        # The rows of the result that belong to the neighbours are cropped.
+        own = lambda x, kernel: phase_conv(x, kernel)[:, 2:-2]  # noqa: E731
+        return by_rows(own, x, above=1, below=1, weights=(kernel,))
     forms = {"cuda": _phases_by_three, "default": _phases_by_two}
     context = chosen(), onednn()
 

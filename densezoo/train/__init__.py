@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from densezoo.train.loop import fit
 from densezoo.train.optimizer import freeze, make_optimizer, one_cycle
 from densezoo.train.restore import load_variables, read_facts, restore_state
+from densezoo.train.sharding import RULES, Layout, over_fsdp
 from densezoo.train.state import TrainState, create_state
 from densezoo.train.step import make_eval_step, make_train_step
 
@@ -33,6 +34,8 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "RULES",
+    "Layout",
     "Recipe",
     "SegmentationRecipe",
     "TrainState",
@@ -45,6 +48,7 @@ __all__ = [
     "make_optimizer",
     "make_train_step",
     "one_cycle",
+    "over_fsdp",
     "predictor",
     "read_facts",
     "restore_state",

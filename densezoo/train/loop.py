@@ -14,7 +14,7 @@ import jax
 from densezoo.messages import option
 from densezoo.train.checkpoint import UNLOGGED, CheckpointWriter, checkpoint_of_step, newest_checkpoint
 from densezoo.train.log import Log, Meter, Record, display
-from densezoo.train.process import only_run, stop_signals
+from densezoo.train.process import only_run, stop_signals, stop_together
 from densezoo.train.restore import DamagedCheckpoint, read_facts, restore, restore_newest
 from densezoo.train.state import TrainState
 from densezoo.train.step import Batch
@@ -135,6 +135,7 @@ def fit(
             for writer in writers.values():
                 stack.callback(writer.close)
         signals = stack.enter_context(stop_signals())
+        stopping, stop = stop_together(), 0
         show = stack.enter_context(display(progress and jax.process_index() == 0, done, steps))
 
         def write(step: int, record: Record) -> None:
@@ -212,16 +213,19 @@ def fit(
                 keep_lost_best()
             if due(done) and (facts or done == steps) and not _scored(log.history, done):
                 score()  # The previous run was stopped between a step and its evaluation.
-            while done < steps and not signals:
+            while done < steps and not (stop := stopping(signals)):
                 try:
                     with meter.waiting(unread):
                         batch = next(stream, None)
                 except Exception:  # For example, a file that cannot be read.
-                    save_last()
+                    if jax.process_count() == 1:  # Several processes can only save together.
+                        save_last()
                     raise
                 if batch is None:
                     exhausted = True
                     break
+                if state.layout is not None:
+                    batch = state.layout.batch(batch)
                 with meter.stepping():
                     state, metrics = train_step(state, batch)
                 done += 1
@@ -235,10 +239,12 @@ def fit(
         except KeyboardInterrupt:
             if signals:  # The second signal.
                 raise
-            signals.append(signal.SIGINT)
+            stop = signal.SIGINT
         save_last()
-    if signals:
-        if signals[0] == signal.SIGTERM:
+    if not stop and signals:  # in the last step
+        stop = signals[0]
+    if stop:
+        if stop == signal.SIGTERM:
             sys.exit(128 + signal.SIGTERM)
         goes_on = "" if directory is None else f"; {option('resume', True)} continues from there"
         raise KeyboardInterrupt(f"stopped after step {done}{goes_on}")

@@ -1,15 +1,18 @@
-"""Signals that stop a training run, and the lock on its directory."""
+"""Signals that stop a training run, in one or several processes, and the lock on its directory."""
 
 import contextlib
 import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 try:
     import fcntl
@@ -36,6 +39,28 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def stop_together() -> Callable[[Sequence[int]], int]:
+    """Returns a function of the received signals, called before each step: the signal that stops the run, or 0.
+
+    All processes must stop after the same step, even if only one received a signal. With several processes, they
+    exchange their signals without waiting, so a signal stops the run one step later.
+    """
+    if jax.process_count() == 1:
+        return lambda signals: signals[0] if signals else 0
+    mesh = Mesh(np.array(jax.devices()), ("devices",))
+    each, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("devices",), ()))
+    largest = jax.jit(jnp.max, out_shardings=everywhere)
+    pending = None
+
+    def stop(signals: Sequence[int]) -> int:
+        nonlocal pending
+        own = np.full(jax.local_device_count(), signals[0] if signals else 0, np.int32)
+        before, pending = pending, largest(jax.make_array_from_process_local_data(each, own))
+        return 0 if before is None else int(before)
+
+    return stop
 
 
 @contextlib.contextmanager

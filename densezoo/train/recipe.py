@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from densezoo.data import Source, eval_batches, train_batches
 from densezoo.data.resizing import ResizeTo
@@ -19,6 +20,7 @@ from densezoo.messages import option
 from densezoo.preprocessing import Preprocessing
 from densezoo.train.loop import fit
 from densezoo.train.optimizer import make_optimizer, one_cycle
+from densezoo.train.sharding import Layout, replicated
 from densezoo.train.state import TrainState, create_state
 from densezoo.train.step import make_eval_step, make_train_step
 
@@ -121,6 +123,7 @@ def train(
     resume: bool = False,
     on_record: Callable[[dict[str, Any]], None] | None = None,
     progress: bool = True,
+    mesh: Mesh | Layout | None = None,
 ) -> tuple[TrainState, list[dict[str, Any]]]:
     """Trains a model for a task on crops of one source and evaluates it on the whole images of another.
 
@@ -143,6 +146,10 @@ def train(
         resume: whether to continue the run in `directory` exactly.
         on_record: called with each new record of the history; see `fit`.
         progress: whether to show a progress line on stderr.
+        mesh: devices to train on, with any of the axes `data`, `fsdp` and `space`, such as
+            `jax.make_mesh((4,), ("data",))`, or a `Layout` with your own rules. A run may be resumed on another mesh.
+            Each of several processes calls this function, and reads its own part of every batch; the first one writes
+            the log and the model file. None trains on one device. See the page "Several devices".
 
     Returns:
         The trained state and the history, whose last record contains the final scores; see `fit`.
@@ -162,6 +169,11 @@ def train(
         True
     """
     recipe = Recipe() if recipe is None else recipe
+    layout = Layout.of(mesh)
+    if layout is not None:
+        layout.check(recipe.batch_size, recipe.crop, recipe.accumulate)
+    elif jax.process_count() > 1:
+        raise ValueError(f"{jax.process_count()} processes train together on a mesh of their devices: pass mesh=")
     channels = train_source[0][task.inputs[0]].shape[-1]
     preprocessing = Preprocessing(channels) if preprocessing is None else preprocessing
     image = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.crop, channels), jnp.float32)
@@ -174,6 +186,7 @@ def train(
         *example_inputs(model, image, count=len(task.inputs)),
         variables=variables,
         ema_decay=(getattr(task, "ema_decay", None) if recipe.ema_decay is None else recipe.ema_decay) or None,
+        mesh=layout,
     )
     change, normalize = task.augment(recipe), preprocessing.normalize()
     train_step = make_train_step(
@@ -190,6 +203,7 @@ def train(
         resize=resize or _resize_of(preprocessing),
         ignore_index=task.fill,
         fields=task.fields,
+        shard=(0, 1) if layout is None else layout.shard,
     )
     path = None if directory is None else Path(directory) / MODEL_FILE
     save = None if path is None else functools.partial(_save, path, model, task, preprocessing)
@@ -198,7 +212,9 @@ def train(
         train_step,
         batches,
         steps=recipe.steps,
-        evaluate=evaluator(task, val_source, preprocessing=preprocessing, batch_size=recipe.eval_batch_size),
+        evaluate=evaluator(
+            task, val_source, preprocessing=preprocessing, batch_size=recipe.eval_batch_size, mesh=layout
+        ),
         evaluate_every=recipe.evaluate_every,
         best=task.best,
         directory=directory,
@@ -219,6 +235,7 @@ def evaluator(
     *,
     preprocessing: Preprocessing | None = None,
     batch_size: int = 4,
+    mesh: Mesh | Layout | None = None,
 ) -> Callable[[TrainState], dict[str, float]]:
     """Returns a function from a state to a task's scores on the whole images of a source, with averaged parameters.
 
@@ -226,7 +243,8 @@ def evaluator(
         task: fields, counts and scores.
         source: validation samples; their sizes may differ.
         preprocessing: preprocessing of the images; None as in `train`.
-        batch_size: number of images per batch.
+        batch_size: number of images per batch. It is rounded up to a multiple of the parts of a batch on the mesh.
+        mesh: the mesh or layout of the state.
 
     Returns:
         A function `evaluate(state)` for `fit`.
@@ -236,9 +254,11 @@ def evaluator(
     step = make_eval_step(task.measure)
     normalize = jax.jit(preprocessing.normalize())
     there = source[0]
+    layout = Layout.of(mesh)
     batches = eval_batches(
         preprocessing.view(source),
-        batch_size=batch_size,
+        batch_size=batch_size if layout is None else batch_size + -batch_size % layout.parts,
+        shard=(0, 1) if layout is None else layout.shard,
         multiple=getattr(task, "multiple", 32),
         resize=_resize_of(preprocessing),
         ignore_index=task.fill,
@@ -246,7 +266,8 @@ def evaluator(
     )
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        counts = (step(state, normalize(jax.random.key(0), batch)) for batch in batches)
+        placed = batches if layout is None else map(layout.batch, batches)
+        counts = (step(state, normalize(jax.random.key(0), batch)) for batch in placed)
         return task.scores(functools.reduce(operator.add, counts))
 
     return evaluate
@@ -260,7 +281,12 @@ def _save(path: Path, model: nn.Module, task: Any, preprocessing: Preprocessing,
     """Writes the model file of a run."""
     from densezoo import weights  # imported late, because it imports most of densezoo
 
+    variables = state.ema_variables
+    if state.layout is not None:  # all processes take part, because each has a part of the arrays
+        variables = jax.jit(functools.partial(replicated, layout=state.layout))(variables)
+    if jax.process_index() != 0:
+        return
     try:
-        weights.save(path, model, state.ema_variables, task=task, preprocessing=preprocessing)
+        weights.save(path, model, variables, task=task, preprocessing=preprocessing)
     except weights.NotDescribable:
-        weights.save(path, None, state.ema_variables, task=task, preprocessing=preprocessing)
+        weights.save(path, None, variables, task=task, preprocessing=preprocessing)

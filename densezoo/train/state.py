@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from flax.core import unfreeze
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key, PyTree
 
 from densezoo import freezing
 from densezoo.compiling import jitted_once
 from densezoo.messages import indented, option
+from densezoo.train.sharding import Layout
 
 
 class TrainState(struct.PyTreeNode):
@@ -30,6 +32,7 @@ class TrainState(struct.PyTreeNode):
         optimizer: optax gradient transformation.
         frozen: names of the parts that are not trained, as in `SegmentationModel`.
         ema_decay: decay of the moving average, or None.
+        layout: the mesh and how the state is sharded over it, or None.
     """
 
     step: Int[Array, ""]
@@ -42,6 +45,7 @@ class TrainState(struct.PyTreeNode):
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
     frozen: tuple[str, ...] = struct.field(pytree_node=False, default=())
     ema_decay: float | None = struct.field(pytree_node=False, default=None)
+    layout: Layout | None = struct.field(pytree_node=False, default=None)
 
     @property
     def trainable(self) -> dict[str, Any]:
@@ -71,6 +75,7 @@ def create_state(
     *inputs: Any,
     variables: Mapping[str, Any] | None = None,
     ema_decay: float | None = None,
+    mesh: Mesh | Layout | None = None,
 ) -> TrainState:
     """Creates the state of a training run at step 0.
 
@@ -86,10 +91,12 @@ def create_state(
         ema_decay: decay of a moving average of the parameters, for instance 0.999. In the first steps the decay is
             smaller, `min(ema_decay, (1 + step) / (10 + step))`, to forget the random initialisation quickly. Batch
             statistics are running means already and are not averaged again.
+        mesh: devices to train on, with axes `data`, `fsdp` and `space`, or a `Layout` with your own rules. Each device
+            only creates its part of the state, and `fit` places the batches. See the page "Several devices".
 
     Returns:
-        The state, which is not committed to a device. To train on a mesh, first place it there with `jax.device_put`;
-        otherwise the second step recompiles.
+        The state. Without a mesh, it is not committed to a device. If you place it on one yourself, with
+        `jax.device_put`, do it before the first step; otherwise the second step recompiles.
 
     Raises:
         TypeError: if `key` is not a typed random key.
@@ -109,6 +116,8 @@ def create_state(
         raise TypeError(f"key must be a random key such as jax.random.key(0); got {type(key).__name__}")
     if ema_decay is not None and not 0 < ema_decay < 1:
         raise ValueError(f"{option('ema_decay')} must be between 0 and 1, for instance 0.999; got {ema_decay}")
+
+    layout = Layout.of(mesh)
 
     def init(key) -> dict[str, Any]:
         return unfreeze(model.init(key, *(jnp.zeros(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)) for x in inputs)))
@@ -142,9 +151,12 @@ def create_state(
             optimizer=optimizer,
             frozen=tuple(frozen),
             ema_decay=ema_decay,
+            layout=layout,
         )
 
-    return jitted_once(create)(key, variables)
+    if layout is None:
+        return jitted_once(create)(key, variables)
+    return jitted_once(create, layout.shardings(jax.eval_shape(create, key, variables)))(key, variables)
 
 
 def describe_differences(here: PyTree, given: PyTree, given_name: str) -> list[str]:

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from densezoo import freezing
 from densezoo.compiling import Jitted
-from densezoo.ops.sharding import explicitly_sharded
+from densezoo.ops.sharding import explicitly_sharded, in_auto_mesh
+from densezoo.train.sharding import replicated
 from densezoo.train.state import TrainState
 
 Batch = Mapping[str, PyTree]
@@ -123,6 +124,8 @@ def make_train_step(
             opt_state=opt_state,
             ema=_average(state.ema, trainable, state.ema_decay, step),
         )
+        if state.layout is not None:  # XLA could choose other shardings, and the next step would be recompiled.
+            state, metrics = state.layout.keep(state), replicated(metrics, state.layout)
         return state, metrics
 
     return Jitted(train_step, training=True, donate_argnums=0)
@@ -139,7 +142,7 @@ class _Apply:
         # The first call takes the step's key itself. Flax takes any stream that has no key of its own from `params`.
         key = jax.random.fold_in(self._key, 1 + self._calls) if self._calls else self._key
         self._calls += 1
-        variables = {"params": self._params, **self.collections}
+        variables = replicated({"params": self._params, **self.collections}, self._state.layout)
         if not train:
             return self._state.apply_fn(variables, *inputs, train=False, **arguments)
         outputs, updated = self._state.apply_fn(
@@ -175,8 +178,8 @@ def make_eval_step(
     """
 
     def eval_step(state: TrainState, batch: Batch) -> PyTree:
-        variables = state.ema_variables if ema else state.variables
-        return measure(partial(state.apply_fn, variables, train=False), batch)
+        variables = replicated(state.ema_variables if ema else state.variables, state.layout)
+        return replicated(measure(partial(state.apply_fn, variables, train=False), batch), state.layout)
 
     return Jitted(eval_step)
 
@@ -226,7 +229,7 @@ def _norm(tree: PyTree) -> Float[Array, ""]:
     """The Euclidean norm, by contractions over all axes, which XLA:CPU computes several times faster than sums."""
     exact = partial(jnp.tensordot, precision="highest", preferred_element_type=jnp.float32)
     leaves = jax.tree.leaves(tree)
-    if jax.default_backend() == "cpu" and not explicitly_sharded(*leaves):
+    if jax.default_backend() == "cpu" and not explicitly_sharded(*leaves) and not any(map(in_auto_mesh, leaves)):
         # XLA:CPU compiles up to four loops for each contraction, so small arrays are joined to a vector.
         small = [x.astype(jnp.float32).reshape(-1) for x in leaves if x.size < 2**16]
         leaves = [x for x in leaves if x.size >= 2**16] + ([jnp.concatenate(small)] if small else [])

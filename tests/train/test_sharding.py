@@ -1,0 +1,214 @@
+"""Meshes of several devices, and two processes: the same training as on one device."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from densezoo.train import Layout, create_state, over_fsdp
+from densezoo.train.optimizer import make_optimizer
+
+HEAD = """
+import sys, jax, jax.numpy as jnp, numpy as np
+import densezoo as dz
+from densezoo.tasks import Segmentation
+from densezoo.train import Recipe, create_state, fit, make_optimizer, make_train_step, train
+
+def mesh_of(**axes):
+    return jax.make_mesh(tuple(axes.values()), tuple(axes))
+"""
+
+MESHES = (
+    HEAD
+    + """
+import pytest
+from jax.sharding import PartitionSpec as P
+from benchmarks.meshes import traffic
+from densezoo.train import Layout
+
+draw = np.random.default_rng(0)
+shape = (4, 32, 32)
+batches = [
+    {"image": draw.standard_normal((*shape, 3)).astype(np.float32), "mask": draw.integers(0, 2, shape)}
+    for _ in range(3)
+]
+image = batches[0]["image"]
+model = dz.create_model("unet", dz.PlainEncoder((8, 16)), num_classes=2)
+step = make_train_step(Segmentation(2).loss)
+
+def run(directory, mesh, steps=3, **options):
+    state = create_state(model, make_optimizer(1e-3, 3), jax.random.key(0), image, ema_decay=0.9, mesh=mesh)
+    placed = batches[0] if mesh is None else state.layout.batch(batches[0])
+    compiled = step.lower(state, placed).compile()
+    sharded = [x.sharding for x in jax.tree.leaves((state.params, state.opt_state, state.ema)) if mesh is not None]
+    state, history = fit(
+        state, compiled, lambda done: iter(batches[done:]), steps=steps, log_every=1, directory=directory,
+        progress=False, **options,
+    )
+    # XLA keeps the placement, or the second step would not accept its own result.
+    assert mesh is None or [x.sharding for x in jax.tree.leaves((state.params, state.opt_state, state.ema))] == sharded
+    return compiled, state, history
+
+def check(name, history, state):
+    for record, wanted in zip(history, expected[0], strict=True):
+        for metric in ("loss", "grad_norm"):
+            np.testing.assert_allclose(record[metric], wanted[metric], rtol=1e-5, err_msg=f"{name}, {record['step']}")
+    for a, b in zip(*(jax.tree.leaves((s.params, s.ema, s.collections)) for s in (state, expected[1])), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4, err_msg=name)
+
+alone, *rest = run(None, None)
+expected = rest[1], rest[0]
+parameters = sum(x.nbytes for x in jax.tree.leaves(rest[0].params))
+data, *_ = run(sys.argv[1], mesh_of(data=4), steps=2)
+fsdp, state, history = run(sys.argv[1], mesh_of(data=2, fsdp=2), resume=True)  # the same run on another mesh
+check("data, then fsdp", history, state)
+space, state, history = run(None, mesh_of(data=2, space=2))
+check("space", history, state)
+
+# Under data parallelism, gradients and the statistics of batch norms are added up. One map has 131072 bytes.
+moved = traffic(data.as_text())
+assert set(moved) == {"all-reduce"} and parameters <= moved["all-reduce"] < 1.5 * parameters, moved
+# With fsdp, parameters are also gathered once. A device holds about half of the state.
+moved = traffic(fsdp.as_text())
+assert set(moved) == {"all-reduce", "all-gather"} and max(moved.values()) < 2 * parameters, moved
+sizes = [compiled.memory_analysis().argument_size_in_bytes for compiled in (fsdp, data)]
+assert sizes[0] < 0.7 * sizes[1], sizes
+# With space, neighbours exchange rows of maps, and no map is gathered.
+moved = traffic(space.as_text())
+assert set(moved) == {"all-reduce", "collective-permute"}, moved
+
+layout = Layout(mesh_of(data=2, space=2))
+for arguments, message in (
+    ((3, (32, 32)), "batch_size=3 must be a multiple of 2"),
+    ((4, (32, 32), 4), "batch_size=4 must be a multiple of 4 x 2"),
+    ((4, (33, 32)), "crop_size has 33 rows"),
+):
+    with pytest.raises(ValueError, match=message):
+        layout.check(*arguments)
+with pytest.raises(ValueError, match="a batch must be a multiple of 2"):
+    layout.batch({"image": np.zeros((3, 4, 4, 3))})
+placed = layout.batch({name: np.zeros((2, 4, 4)) for name in ("mask", "boxes")} | {"depth": np.zeros((2, 3, 4))})
+assert {name: x.sharding.spec for name, x in placed.items()} == {
+    "mask": P(("data",), "space"), "boxes": P(("data",)), "depth": P(("data",)),
+}
+print("agree")
+"""
+)
+
+
+def environment(devices: int) -> dict[str, str]:
+    root = str(Path(__file__).parents[2])
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": root,
+    }
+
+
+def run(program: str, *arguments: object, devices: int) -> str:
+    command = [sys.executable, "-W", "error::UserWarning", "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, env=environment(devices), capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
+
+
+# One process compiles four steps, which takes nearly all of the time.
+def test_every_mesh_trains_like_one_device(tmp_path):
+    assert "agree" in run(MESHES, tmp_path, devices=4)
+
+
+TRAIN = (
+    HEAD
+    + """
+import os, signal
+import flax.linen as nn
+from densezoo.data import DigitScenes
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = nn.BatchNorm(not train)(nn.Conv(64, (3, 3), use_bias=False)(images))
+        return nn.Conv(11, (3, 3))(x)
+
+task, model = Segmentation(11), Net()
+scenes = DigitScenes(10, size=(40, 40)), DigitScenes(3, size=(40, 40), split="val")
+
+def train_on(mesh, **options):
+    recipe = Recipe(crop_size=32, batch_size=4, steps=5, evaluate_every=2, eval_batch_size=2)
+    return train(task, model, *scenes, recipe, mesh=mesh, progress=False, **options)
+"""
+)
+ONE_OF_TWO = """
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+assert jax.device_count() == 2 and jax.local_device_count() == 1
+# Only the first process gets the signal, in step 3.
+train_on(mesh_of(fsdp=2), directory=sys.argv[3], on_record=lambda record: os.kill(os.getpid(), signal.SIGTERM))
+"""
+ONE = """
+state, history = train_on(mesh_of(data=2), directory=sys.argv[1], resume=True)
+alone, expected = train_on(None)
+assert [record["step"] for record in history] == [record["step"] for record in expected] == [2, 4, 5, 5]
+for record, wanted in zip(history, expected):
+    assert abs(record.get("loss", 0) - wanted.get("loss", 0)) < 1e-5, (record, wanted)
+for a, b in zip(*(jax.tree.leaves(s.variables) for s in (state, alone)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+print("agree")
+"""
+
+
+# Three processes: two train together, and one continues. Most of the time is their start.
+def test_two_processes_stop_together_and_one_goes_on(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    arguments = [[sys.executable, "-c", TRAIN + ONE_OF_TWO, address, str(index), str(tmp_path)] for index in (0, 1)]
+    both = [
+        subprocess.Popen(each, env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for each in arguments
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [143, 143], "\n".join(outputs)[-3000:]
+    assert (tmp_path / "model.safetensors").is_file()
+    assert [path.name[-6:] for path in sorted((tmp_path / "last").iterdir())][-1] in ("step-3", "step-4")
+    assert "agree" in run(TRAIN + ONE, tmp_path, devices=2)
+
+
+def test_rules_shard_the_longest_axis_or_what_users_choose(net, key, batch_of):
+    mesh = AbstractMesh((2, 4), ("data", "fsdp"))
+    assert over_fsdp((3, 3, 64, 30), mesh) == PartitionSpec(None, None, "fsdp")
+    assert over_fsdp((7, 7, 63, 30), mesh) == over_fsdp((512,), mesh) == PartitionSpec()
+    assert over_fsdp((64, 64), AbstractMesh((8,), ("data",))) == PartitionSpec()
+
+    mesh = jax.make_mesh((1, 1), ("data", "fsdp"))
+    rules = (("head/kernel", PartitionSpec(None, None, "fsdp")), ("params/encoder", PartitionSpec("fsdp")))
+    layout = Layout(mesh, rules)
+    image = batch_of()["image"]
+    state = create_state(net(), make_optimizer(0.1, 2), key(), image, mesh=layout)
+    assert state.layout == layout
+    specs = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): x.sharding.spec
+        for path, x in jax.tree.leaves_with_path((state.params, state.opt_state))
+    }
+    heads = {spec for name, spec in specs.items() if name.endswith("head/kernel")}
+    assert heads == {PartitionSpec(None, None, "fsdp")} and sum("head/kernel" in name for name in specs) == 3
+    assert {spec for name, spec in specs.items() if name.endswith("norm/scale")} == {PartitionSpec()}
+    with pytest.raises(ValueError, match=r"the rules shard params/encoder/bias of shape \(3,\) by"):
+        create_state(
+            net(), make_optimizer(0.1, 2), key(), image, mesh=Layout(mesh, (("bias", PartitionSpec(None, "fsdp")),))
+        )
+
+
+def test_what_does_not_fit_a_mesh_is_said():
+    with pytest.raises(ValueError, match=r"axes \['model'\]; expected some of data, fsdp, space"):
+        Layout(jax.make_mesh((1,), ("model",)))
