@@ -23,6 +23,7 @@ from common import command_line
 import densezoo as dz
 from densezoo import tasks, weights
 from densezoo.inputs import example_inputs
+from densezoo.inspect.walk import inference_method
 from densezoo.train.recipe import MODEL_FILE
 
 
@@ -49,26 +50,91 @@ def main(arguments: Arguments) -> None:
     size = (32, 32) if arguments.quick else arguments.size
     checked = size or (256, 256)
     model, variables, task, preprocessing = chosen(arguments, checked)
-    options = {"preprocessing": preprocessing, "outputs": outputs_of(task, arguments.outputs)}
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    outputs = outputs_of(task, arguments.outputs)
+    options = {"preprocessing": preprocessing, "outputs": outputs}
 
     file = arguments.out / "model.stablehlo"
-    dz.export(model, variables, file, size=size, **options)
-    # A deployed program only needs these two lines.
-    program = jax.export.deserialize(bytearray(file.read_bytes()))
-    call = jax.jit(program.call)
+    exported = dz.export(model, variables, file, size=size, **options)
+    print(f"{file} takes {', '.join(map(str, exported.in_avals))}", file=sys.stderr)
+    program = jax.export.deserialize(bytearray(file.read_bytes()))  # all that a deployed program needs, with its call
     inputs = [example(x, checked) for x in program.in_avals]
-    expected = dz.export(model, variables, size=checked, batch=2, platforms=[jax.default_backend()], **options)
-    result: dict[str, Any] = {"stablehlo": str(file)}
-    result["stablehlo_error"] = largest_difference(call(*inputs), reference(model, variables, inputs, options))
-    del expected
+    expected = by_model(model, variables, preprocessing, inputs)
+    expected = expected if outputs is None else outputs(expected)
+    error = largest_difference(jax.jit(program.call)(*inputs), plain(expected))
+    result: dict[str, Any] = {"stablehlo": str(file), "stablehlo_error": error, "onnx": None, "onnx_error": None}
 
     onnx = arguments.out / "model.onnx"
     try:
         result["onnx_error"] = dz.export_onnx(model, variables, onnx, size=checked, **options)
         result["onnx"] = str(onnx)
-    except (ValueError, ModuleNotFoundError) as error:
-        print(f"no ONNX: {error}", file=sys.stderr)
-        result |= {"onnx": None, "onnx_error": None}
-    result["seconds"] = round(time.perf_counter() - started, 1)
-    print(json.dumps(result))
+    except (ValueError, ModuleNotFoundError) as reason:
+        print(f"no ONNX file: {reason}", file=sys.stderr)
+    print(json.dumps(result | {"seconds": round(time.perf_counter() - started, 1)}))
+
+
+def chosen(arguments: Arguments, size: tuple[int, int]) -> tuple[Any, Any, Any, dz.Preprocessing | None]:
+    """The model, its variables, its task and its preprocessing; None where the model has none."""
+    path = Path(arguments.model)
+    if path.exists() and not arguments.quick:
+        model, variables, metadata = weights.load_with_metadata(path / MODEL_FILE if path.is_dir() else path)
+        task, preprocessing = metadata.get("task"), metadata.get("preprocessing")
+        return (
+            model,
+            variables,
+            None if task is None else tasks.from_description(task),
+            None if preprocessing is None else dz.Preprocessing(**preprocessing),
+        )
+    model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 3) if arguments.quick else None
+    model = model or dz.create_model(arguments.model, arguments.encoder)
+    shapes = example_inputs(model, jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))
+    variables = jax.jit(model.init)(jax.random.key(0), *(jnp.zeros(x.shape, x.dtype) for x in shapes))
+    return model, variables, None, None
+
+
+def outputs_of(task: Any, name: str) -> Any:
+    """The function of the model's outputs."""
+    if name == "model":
+        return None
+    member = {"classes": "predict", "probabilities": "probabilities"}[name]
+    if not hasattr(task, member):
+        what = "an untrained model" if task is None else f"a model for {type(task).__name__}"
+        raise ValueError(f"{what} has no {name}: omit --outputs {name}")
+    return getattr(task, member)
+
+
+def example(aval: Any, size: tuple[int, int]) -> np.ndarray:
+    """Random pixels for two images, or zeros for another input, such as a time."""
+    if len(aval.shape) != 4:
+        return np.zeros((2, *aval.shape[1:]), aval.dtype)
+    random, shape = np.random.default_rng(0), (2, *size, aval.shape[3])
+    if aval.dtype == np.uint8:
+        return random.integers(0, 256, shape, np.uint8)
+    return random.standard_normal(shape).astype(aval.dtype)
+
+
+def by_model(model: Any, variables: Any, preprocessing: dz.Preprocessing | None, inputs: list[np.ndarray]) -> Any:
+    """The outputs of the model itself."""
+    if preprocessing is not None:
+        prepared = [np.stack([preprocessing.prepare(picture) for picture in batch]) for batch in inputs]
+        inputs = [preprocessing.normalize()(None, {"image": batch})["image"] for batch in prepared]
+    return jax.jit(lambda *inputs: model.apply(variables, *inputs, method=inference_method(model)))(*inputs)
+
+
+def plain(outputs: Any) -> Any:
+    """Outputs as the program returns them: dictionaries instead of objects."""
+    if not dataclasses.is_dataclass(outputs):
+        return outputs
+    return {name: plain(part) for name, part in vars(outputs).items() if part is not None}
+
+
+def largest_difference(found: Any, expected: Any) -> float:
+    """Relative to the largest value of each output."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    differences = [
+        np.abs(np.float64(a) - np.float64(b)).max() / max(np.abs(np.float64(b)).max(), 1e-6) for a, b in pairs
+    ]
+    return float(max(differences))
+
+
+if __name__ == "__main__":
+    command_line(main, Arguments)
