@@ -70,7 +70,7 @@ def export_onnx(
     runtime = require("onnxruntime")
     program = Program(model, variables, preprocessing, outputs, method)
     proto, names = program.traced(lambda inputs: _converted(program, inputs), size, batch, image_dtype)
-    given = [_example(x) for x in program.inputs(size, batch or 2, image_dtype)]
+    given = [_example(x, seed) for seed, x in enumerate(program.inputs(size, batch or 2, image_dtype))]
     expected = jax.tree.leaves(jax.jit(program.run)(*given))
     content = proto.SerializeToString()
     try:
@@ -128,9 +128,9 @@ def _name(path: Any) -> str:
     return "_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) or "output"
 
 
-def _example(x: jax.ShapeDtypeStruct) -> np.ndarray:
+def _example(x: jax.ShapeDtypeStruct, seed: int) -> np.ndarray:
     """An input for the check: random pixels, or zeros for labels and times."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     if len(x.shape) < 4:
         return np.zeros(x.shape, x.dtype)
     if jnp.issubdtype(x.dtype, jnp.integer):

@@ -57,7 +57,7 @@ def main(arguments: Arguments) -> None:
     exported = dz.export(model, variables, file, size=size, **options)
     print(f"{file} takes {', '.join(map(str, exported.in_avals))}", file=sys.stderr)
     program = jax.export.deserialize(bytearray(file.read_bytes()))  # all that a deployed program needs, with its call
-    inputs = [example(x, checked) for x in program.in_avals]
+    inputs = [example(x, checked, seed) for seed, x in enumerate(program.in_avals)]
     expected = by_model(model, variables, preprocessing, inputs)
     expected = expected if outputs is None else outputs(expected)
     error = largest_difference(jax.jit(program.call)(*inputs), plain(expected))
@@ -102,11 +102,11 @@ def outputs_of(task: Any, name: str) -> Any:
     return getattr(task, member)
 
 
-def example(aval: Any, size: tuple[int, int]) -> np.ndarray:
+def example(aval: Any, size: tuple[int, int], seed: int) -> np.ndarray:
     """Random pixels for two images, or zeros for another input, such as a time."""
     if len(aval.shape) != 4:
         return np.zeros((2, *aval.shape[1:]), aval.dtype)
-    random, shape = np.random.default_rng(0), (2, *size, aval.shape[3])
+    random, shape = np.random.default_rng(seed), (2, *size, aval.shape[3])
     if aval.dtype == np.uint8:
         return random.integers(0, 256, shape, np.uint8)
     return random.standard_normal(shape).astype(aval.dtype)
