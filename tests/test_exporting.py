@@ -116,7 +116,7 @@ def test_onnx_is_checked_before_it_is_written(unet, tmp_path):
     np.testing.assert_allclose(found, of_model(unet, pictures), rtol=1e-4, atol=1e-5)
 
     file.unlink()
-    with pytest.raises(ValueError, match=r"onnxruntime's outputs .* differ from JAX's by .* nothing was written"):
+    with pytest.raises(ValueError, match=r"was not exported to ONNX: onnxruntime's outputs differ from JAX's by"):
         # Random numbers: the check calls the function a second time.
         noise = iter(np.random.default_rng(0).standard_normal(99).astype(np.float32))
         dz.export_onnx(*unet, file, size=(8, 12), outputs=lambda logits: logits + next(noise))
