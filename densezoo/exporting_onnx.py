@@ -42,9 +42,10 @@ def export_onnx(
 ) -> float:
     """Exports a model with its variables to ONNX, and checks the file's outputs in onnxruntime.
 
-    jax2onnx converts the program, with the plain forms of the operations where it can. Images and outputs are NHWC, as in JAX.
-    The file is only written if onnxruntime computes the same outputs as JAX, up to 1e-4 of the largest one. Outputs
-    that are whole numbers, such as classes, may differ in one of 1,000, where two logits are equal up to rounding.
+    jax2onnx converts the program, with the plain forms of the operations where it can. Images and outputs are NHWC, as
+    in JAX. The file is only written if onnxruntime computes the same outputs as JAX, up to 1e-4 of the largest one.
+    Outputs that are whole numbers, such as classes, may differ in one of 1,000, where two logits are equal up to
+    rounding.
 
     Args:
         model: any model whose first input is images.
@@ -83,7 +84,7 @@ def export_onnx(
         except (ValueError, NotImplementedError) as failure:
             failures.append(failure)
             continue
-        replace(Path(path), lambda temporary: temporary.write_bytes(content))
+        replace(Path(path), partial(Path.write_bytes, data=content))
         return error
     raise ValueError(f"{type(model).__name__} was not exported to ONNX: {failures[0]}") from failures[0]
 
