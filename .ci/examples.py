@@ -44,6 +44,10 @@ QUICK = {
     "diffusion_digits.py": ["--quick --out {out}/digits"],
     "denoise.py": ["--quick --out {out}/denoise"],
     "autoencoder.py": ["--quick --out {out}/autoencoder"],
+    "export.py": [
+        "--quick --out {out}/export",
+        "--model {out}/run --outputs classes --size 32 32 --out {out}/exported",
+    ],
     "nnx_training.py": ["--steps 2 --batch-size 2 --out {out}/nnx"],
 }
 
@@ -52,6 +56,7 @@ READS = {
     "train_segmentation.py": "export_scenes.py",
     "predict.py": "train_segmentation.py",
     "evaluate.py": "predict.py",
+    "export.py": "train_segmentation.py",
     "detect.py": "train_detector.py",
 }
 """The script that must have run before another. `detect.py` also reads the scenes, which are written first."""

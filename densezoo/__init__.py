@@ -84,6 +84,8 @@ from densezoo.types import Detections, Pyramid
 from densezoo.zoo import blueprints, create_encoder, create_model, list_encoders, list_models
 
 if TYPE_CHECKING:
+    from densezoo.exporting import export
+    from densezoo.exporting_onnx import export_onnx
     from densezoo.nnx import from_nnx, to_nnx
     from densezoo.predictor import Predictor, load_predictor
     from densezoo.weights import load, save
@@ -94,6 +96,8 @@ __version__ = "0.1.0"
 _ON_FIRST_USE = ("data", "nnx", "tasks", "train", "viz", "weights")
 _HOMES = {
     "Predictor": "predictor",
+    "export": "exporting",
+    "export_onnx": "exporting_onnx",
     "from_nnx": "nnx",
     "load": "weights",
     "load_predictor": "predictor",

@@ -7,6 +7,8 @@ EXTRAS = {
     "data": {"grain": "grain", "skimage": "scikit-image", "sklearn": "scikit-learn", "tifffile": "tifffile"},
     "cli": {"rich": "rich", "tyro": "tyro"},
     "detection": {"hotcoco": "hotcoco"},
+    "export": {"flatbuffers": "flatbuffers"},
+    "onnx": {"jax2onnx": "jax2onnx", "onnxruntime": "onnxruntime"},
     "hub": {"huggingface_hub": "huggingface_hub"},
     "tensorboard": {"tensorboardX": "tensorboardX"},
 }

@@ -215,16 +215,16 @@ def _align(maps, boxes, levels, output_size, scales, sampling_ratio, aligned):
     batch, channels = maps[0].shape[0], maps[0].shape[3]
     compute = accumulator_dtype(maps[0].dtype)
     sizes = np.array([size_of(x) for x in maps], np.int32)
-    pixels = batch * sizes.prod(1)
+    pixels = sizes.prod(1)
     table = jnp.concatenate([x.reshape(-1, channels) for x in maps]) if len(maps) > 1 else maps[0].reshape(-1, channels)
     levels = levels.reshape(-1)
     facts = np.stack([np.cumsum(pixels) - pixels, *sizes.T], 1).astype(np.int32)
     first, height, width = jnp.asarray(facts)[levels].T
-    sample = np.repeat(np.arange(batch, dtype=np.int32), boxes.shape[1])
+    sample = jnp.repeat(jnp.arange(batch, dtype=jnp.int32), boxes.shape[1])  # in JAX: the batch may be symbolic
     scale = jnp.asarray(scales, compute)[levels]
     x1, y1, x2, y2 = (boxes.astype(compute).reshape(-1, 4) * scale[:, None]).T
     regions = _Regions(
-        first + sample * height * width,
+        jnp.asarray(batch, jnp.int32) * first + sample * height * width,
         width,
         _axis(y1, y2, output_size[0], height.astype(compute), sampling_ratio, aligned),
         _axis(x1, x2, output_size[1], width.astype(compute), sampling_ratio, aligned),

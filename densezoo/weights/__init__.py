@@ -5,7 +5,7 @@ from densezoo.weights._export import to_torch
 from densezoo.weights._files import read_checkpoint
 from densezoo.weights._hub import from_hub
 from densezoo.weights._native import NotDescribable, load, load_with_metadata, save
-from densezoo.weights._parameters import check_kinds, check_variables
+from densezoo.weights._parameters import check_kinds, check_variables, image_channels
 from densezoo.weights._plain import plain_unet
 from densezoo.weights._settings import hub_settings, preprocessing
 from densezoo.weights._transfer import start_from
@@ -17,6 +17,7 @@ __all__ = [
     "from_hub",
     "from_torch",
     "hub_settings",
+    "image_channels",
     "load",
     "load_with_metadata",
     "plain_unet",

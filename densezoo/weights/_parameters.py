@@ -220,6 +220,16 @@ def differences(model: nn.Module, tree: Mapping[Path, Any]) -> list[str]:
     return lines + [f"{'/'.join(p)} is {tuple(tree[p].shape)}, expected {shape}" for p, shape in wrong.items()]
 
 
+def image_channels(model: nn.Module, variables: Any) -> int:
+    """The number of channels of a model's images, from its variables; 3 for a model of your own modules."""
+    tree: dict[Path, Any] = flatten_dict(dict(variables))
+    if not isinstance(model, (*COMPOSITIONS, Encoder)):
+        return 3
+    expected = shapes_of(model, 3)
+    wrong = {p: x.shape for p, x in expected.items() if p in tree and x.shape != tuple(tree[p].shape)}
+    return _channels_of(wrong, tree, stem_path(model)) or 3
+
+
 def _channels_of(wrong: Mapping[Path, tuple[int, ...]], tree: Mapping[Path, Any], stem: Path | None) -> int:
     """The number of image channels that would explain a kernel that differs from the one for 3; 0 if none.
 

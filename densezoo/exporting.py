@@ -1,0 +1,179 @@
+"""Export to a program that runs without densezoo: StableHLO, through `jax.export`."""
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from densezoo.extras import require
+from densezoo.files import replace
+from densezoo.inference import compile
+from densezoo.inputs import example_inputs
+from densezoo.inspect.walk import inference_method
+from densezoo.messages import option
+from densezoo.preprocessing import Preprocessing
+from densezoo.types import Dtype, Size
+from densezoo.weights import image_channels
+
+Method = str | Callable[..., Any] | None
+"""The name of a model's method, or a function `(model, images, ...) -> outputs` that calls one with options."""
+
+
+def export(
+    model: nn.Module,
+    variables: Any,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    size: Size | None = None,
+    batch: int | None = None,
+    preprocessing: Preprocessing | None = None,
+    image_dtype: Dtype | None = None,
+    outputs: Callable[[Any], Any] | None = None,
+    method: Method = None,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+) -> jax.export.Exported:
+    """Exports a model with its variables as one program for several platforms, which JAX runs without densezoo.
+
+    Batch norms are folded into the preceding convolutions, and the variables become constants of the program. By
+    default, it accepts any batch size, and any height and width that are multiples of the encoder's coarsest step, such
+    as 32. A model whose parameters or operations depend on the image's size (ViT, Swin, detectors) needs a `size`.
+
+    Args:
+        model: any model whose first input is images, including your own modules.
+        variables: the model's variables.
+        path: path of the file; None writes none.
+        size: (height, width) of the images. None exports for any multiples of the coarsest step.
+        batch: number of images. None exports for any number.
+        preprocessing: includes the conversion to floats and the normalisation in the program, which then takes images
+            as read from files. None if the program takes normalised float32 images, like the model.
+        image_dtype: dtype of the program's images. None is uint8 with `preprocessing`, and float32 without.
+        outputs: a function of the model's outputs that becomes part of the program, such as `task.predict` for
+            classes or `task.probabilities`. None returns the model's outputs, such as logits.
+        method: a method of the model to export instead of `__call__`, by name, or a function
+            `(model, images) -> outputs` for a method with options. None exports "detect" of a detector and "panoptic"
+            of a panoptic model.
+        platforms: platforms that the program can run on, as in `jax.export.export`.
+
+    Returns:
+        The exported program. `program.call(images)` runs it; after `jax.export.deserialize(bytes)`, without densezoo.
+        Instead of objects such as `Detections`, it returns dictionaries with the same names.
+
+    Raises:
+        TypeError: if the model and the variables are swapped.
+        ValueError: if the variables belong to another model, or if the model needs a fixed size or batch.
+        ModuleNotFoundError: if `flatbuffers`, which `jax.export` needs to write files, is not installed.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import densezoo as dz
+        >>> model = dz.create_model("unet", dz.PlainEncoder((4, 8)), num_classes=3)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+        >>> task = dz.tasks.Segmentation(num_classes=3)
+        >>> program = dz.export(model, variables, preprocessing=dz.Preprocessing(), outputs=task.predict)
+        >>> program.platforms, program.in_avals, program.out_avals
+        (('cpu', 'cuda', 'tpu'), (ShapedArray(uint8[b,2*h,2*w,3]),), (ShapedArray(int32[b,2*h,2*w]),))
+    """
+    if path is not None:
+        require("flatbuffers")
+    program = Program(model, variables, preprocessing, outputs, method)
+    exporter = jax.export.export(jax.jit(program.run), platforms=tuple(platforms))
+    exported = program.traced(lambda inputs: exporter(*inputs), size, batch, image_dtype)
+    if path is not None:
+        replace(os.fspath(path), lambda temporary: temporary.write_bytes(exported.serialize()))
+    return exported
+
+
+class Program:
+    """What is exported: a function from images to arrays in tuples, lists and dictionaries."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        variables: Any,
+        preprocessing: Preprocessing | None,
+        outputs: Callable[[Any], Any] | None,
+        method: Method,
+    ):
+        if preprocessing is not None and preprocessing.resizes:
+            raise ValueError(
+                "the preprocessing resizes images, which an exported program does not: resize them before, and pass"
+                " dataclasses.replace(preprocessing, shortest=None, longest=None, size=None)"
+            )
+        self.model, self._preprocessing, self._outputs = model, preprocessing, outputs
+        self.method = inference_method(model) if method is None else method
+        self._infer = compile(model, variables, method=self.method)
+        self.channels = image_channels(model, variables) if preprocessing is None else preprocessing.channels
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the inputs, as in the model's method."""
+        function = self.method if callable(self.method) else getattr(type(self.model), self.method or "__call__")
+        return list(inspect.signature(function).parameters)[1:]
+
+    def run(self, images: Any, *inputs: Any) -> Any:
+        """The program."""
+        shape = images.shape
+        given = [self._prepared(x) if x.shape == shape else x for x in (images, *inputs)]
+        found = self._infer.run(*given)
+        return _plain(found if self._outputs is None else self._outputs(found))
+
+    def inputs(self, size: Size | None, batch: int | None, dtype: Dtype | None) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """The shapes of the inputs, symbolic where no number is given."""
+        encoder = getattr(self.model, "encoder", self.model)
+        step = max(getattr(encoder, "reductions", (32,)))
+        height, width = (f"{step}*h", f"{step}*w") if size is None else size
+        shape = jax.export.symbolic_shape(f"{'b' if batch is None else batch}, {height}, {width}, {self.channels}")
+        if dtype is None:
+            dtype = jnp.float32 if self._preprocessing is None else jnp.uint8
+        images, *others = example_inputs(self.model, jax.ShapeDtypeStruct(shape, jnp.float32))
+        alike = jax.ShapeDtypeStruct(images.shape, jnp.dtype(dtype))
+        return (alike, *(alike if x.shape == images.shape else x for x in others))
+
+    def traced(self, trace: Callable[..., Any], size: Size | None, batch: int | None, dtype: Dtype | None) -> Any:
+        """Returns `trace(shapes of the inputs)`; what fails because of symbolic shapes is explained."""
+        try:
+            return trace(self.inputs(size, batch, dtype))
+        except Exception as error:  # operations on symbolic sizes raise errors of many types
+            size_text, batch_text = option("size", "(height, width)", typed="HEIGHT WIDTH"), option("batch", "NUMBER")
+            missing = {size_text: size, batch_text: batch}
+            advice = [argument for argument, value in missing.items() if value is None]
+            if not advice:
+                raise
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"{type(self.model).__name__} cannot be exported for any"
+                f" {'size' if size is None else 'number of images'}: pass {advice[0]} ({reason})"
+            ) from error
+
+    def _prepared(self, pixels: Any) -> Float[Array, "b h w c"]:
+        """Pixels as `Preprocessing.prepare` converts them, normalised."""
+        if self._preprocessing is None:
+            return pixels
+        images = pixels.astype(jnp.float32)
+        if self._preprocessing.value_range is not None:
+            low, high = map(np.float32, self._preprocessing.value_range)
+            images = (images - low) * (1 / (high - low))
+        elif jnp.issubdtype(pixels.dtype, jnp.integer):
+            images = images * np.float32(1 / np.iinfo(pixels.dtype).max)
+        statistics = (self._preprocessing.mean, self._preprocessing.std)
+        mean, std = (np.array(numbers, np.float32)[None, None, None] for numbers in statistics)
+        return (images - mean) / std
+
+
+def _plain(tree: Any) -> Any:
+    """Outputs as arrays in tuples, lists and dictionaries, which other programs know."""
+    if dataclasses.is_dataclass(tree):
+        parts = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+        return {name: _plain(part) for name, part in parts.items() if part is not None}
+    if isinstance(tree, dict):
+        return {name: _plain(part) for name, part in tree.items()}
+    if isinstance(tree, tuple | list):
+        return tuple(map(_plain, tree))
+    return tree

@@ -1,0 +1,123 @@
+"""Programs that run without densezoo."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import densezoo as dz
+from benchmarks.sharding import CASES
+
+TASK = dz.tasks.Segmentation(num_classes=3)
+PREPROCESSING = dz.Preprocessing(channels=1, mean=(0.4,), std=(0.2,))
+WITHOUT_DENSEZOO = """
+import sys
+sys.modules["densezoo"] = None  # any import of it fails
+import jax, numpy as np
+from jax import export
+program = export.deserialize(open("unet.stablehlo", "rb").read())
+pictures = np.load("pictures.npy")
+np.savez("found.npz", one=jax.jit(program.call)(pictures), several=program.call(pictures.reshape(3, 8, 4, 1)))
+"""
+
+
+@pytest.fixture(scope="module")
+def unet():
+    """A model of grey pictures, whose batch norms do something."""
+    model = dz.create_model("unet", dz.PlainEncoder((4, 4)), num_classes=3, upsample="nearest")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
+    random = np.random.default_rng(0)
+    return model, jax.tree.map(lambda x: random.uniform(0.1, 0.4, x.shape).astype(x.dtype), shapes)
+
+
+def of_model(unet, pictures):
+    images = (pictures / np.float32(255) - np.float32(0.4)) / np.float32(0.2)
+    return TASK.probabilities(jax.jit(unet[0].apply)(unet[1], images))
+
+
+def test_a_program_takes_pictures_and_runs_without_densezoo(unet, tmp_path):
+    pytest.importorskip("flatbuffers")
+    file = tmp_path / "unet.stablehlo"
+    exported = dz.export(*unet, file, preprocessing=PREPROCESSING, outputs=TASK.probabilities)
+    assert [path.name for path in tmp_path.iterdir()] == ["unet.stablehlo"]
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert [str(x) for x in exported.in_avals] == ["uint8[b,2*h,2*w,1]"]
+    assert "sqrt" not in str(exported.mlir_module())  # batch norms are folded
+
+    pictures = np.random.default_rng(0).integers(0, 256, (1, 8, 12, 1), np.uint8)
+    np.save(tmp_path / "pictures.npy", pictures)
+    subprocess.run([sys.executable, "-c", WITHOUT_DENSEZOO], check=True, cwd=tmp_path)
+    with np.load(tmp_path / "found.npz") as found:
+        np.testing.assert_allclose(found["one"], of_model(unet, pictures), rtol=1e-4, atol=1e-6)
+        expected = of_model(unet, pictures.reshape(3, 8, 4, 1))
+        np.testing.assert_allclose(found["several"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_pixels_of_other_types_are_scaled_as_in_prediction(unet):
+    twelve_bits = dataclasses.replace(PREPROCESSING, value_range=(0, 4095))
+    pictures = np.random.default_rng(0).integers(0, 4096, (1, 8, 8, 1), np.uint16)
+    program = dz.export(*unet, size=(8, 8), batch=1, preprocessing=twelve_bits, image_dtype=np.uint16)
+    predict = dz.Predictor(TASK, *unet, twelve_bits)
+    found = TASK.probabilities(program.call(pictures))[0]
+    np.testing.assert_allclose(found, predict.probabilities(pictures[0]), rtol=1e-4, atol=1e-6)
+
+
+def of_ones(model):
+    """Variables for a program that is not run."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    return jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+
+
+def test_detectors_export_detections_of_a_fixed_size():
+    model = CASES["retinanet"]()
+    variables = of_ones(model)
+    with pytest.raises(ValueError, match=r"SingleStage cannot be exported for any size: pass size=\(height, width\)"):
+        dz.export(model, variables)
+    few = lambda model, images: model.detect(images, max_detections=5)  # noqa: E731
+    program = dz.export(model, variables, size=(64, 96), method=few, platforms=["cuda"])
+    shapes = {name: str(x.shape) for name, x in jax.tree.unflatten(program.out_tree, program.out_avals).items()}
+    assert shapes == {"boxes": "(b, 5, 4)", "scores": "(b, 5)", "labels": "(b, 5)", "valid": "(b, 5)"}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", CASES)
+def test_models_export_for_every_platform(name):
+    model = CASES[name]()
+    fixed = {"size": (64, 64)} if hasattr(model, "detect") or name in ("dpt", "unet, Swin") else {}
+    program = dz.export(model, of_ones(model), **fixed)
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    assert str(program.in_avals[0].shape[0]) == "b"
+    assert program.serialize()  # refuses operations that only one platform or version has
+
+
+def test_errors_say_what_to_pass(unet):
+    with pytest.raises(ValueError, match="resizes images"):
+        dz.export(*unet, preprocessing=dataclasses.replace(PREPROCESSING, shortest=32))
+    with pytest.raises(TypeError, match="the model comes first"):
+        dz.export(unet[1], unet[0])
+
+
+def test_onnx_is_checked_before_it_is_written(unet, tmp_path):
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    file = tmp_path / "unet.onnx"
+    error = dz.export_onnx(*unet, file, size=(8, 12), preprocessing=PREPROCESSING, outputs=TASK.probabilities)
+    assert error <= 1e-4
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (given,), (result,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.type, given.shape[1:]) == ("images", "tensor(uint8)", [8, 12, 1])
+    assert result.name == "output"
+    pictures = np.random.default_rng(1).integers(0, 256, (3, 8, 12, 1), np.uint8)
+    (found,) = session.run(None, {"images": pictures})
+    np.testing.assert_allclose(found, of_model(unet, pictures), rtol=1e-4, atol=1e-5)
+
+    file.unlink()
+    with pytest.raises(ValueError, match=r"was not exported to ONNX: onnxruntime's outputs differ from JAX's by"):
+        # Random numbers: the check calls the function a second time.
+        noise = iter(np.random.default_rng(0).standard_normal(99).astype(np.float32))
+        dz.export_onnx(*unet, file, size=(8, 12), outputs=lambda logits: logits + next(noise))
+    assert not file.exists()
