@@ -20,8 +20,10 @@ def make_model(setting: Any, **options: Any) -> Any:
         backbone_name=setting.encoder, weights=None, norm_layer=torch.nn.BatchNorm2d, trainable_layers=5
     )
     given = {"box_batch_size_per_image": setting.task.region_samples} | options
-    still = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "_skip_resize": True}
+    still = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     model = detection.MaskRCNN(backbone, setting.task.num_classes, **still, **given)
+    # torchvision's own `_skip_resize` only acts in training.
+    model.transform.resize = lambda image, target=None: (image, target)
     # The masks as the network gives them, not yet in the image: the scores paste those of both sides.
     model.transform.postprocess = lambda found, *_: found
     return model
