@@ -120,13 +120,15 @@ def test_a_resumed_run_knows_its_options(data):
     run = data.parent / "run"
     run.mkdir()
     given = arguments(data, crop_size=(16, 24), labels=("0:2", "1:1"), value_range=(0.0, 9.0), seed=3)
+    given = dataclasses.replace(given, mesh=("data=2",), distributed=True)
     resuming.write_options(run / "options.json", given)
 
     def parsed(*command):
         known = resuming.options_of_run(train_segmentation.Arguments, command)
         return tyro.cli(train_segmentation.Arguments, default=known, args=command)
 
-    assert parsed("--out", str(run), "--resume") == dataclasses.replace(given, resume=True)
+    here = dataclasses.replace(given, resume=True, mesh=(), distributed=False)  # It may go on on other devices.
+    assert parsed("--out", str(run), "--resume") == here
     assert parsed("--resume", f"--out={run}", "--steps", "9").steps == 9
     (run / "log.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"--seed was 3, is 4$"), as_flags({"seed": "--seed"}):
@@ -220,6 +222,9 @@ def test_damaged_folders_are_named_before_training(data, how, message):
         ({"encoder_weights": pathlib.Path("none.pth")}, r"none\.pth"),
         ({"freeze_encoder": True}, "random encoder"),
         ({"mean": (0.5, 0.5)}, "mean and std need 1"),
+        ({"mesh": ("data",)}, "--mesh has 'data'; expected AXIS=DEVICES"),
+        ({"mesh": ("data=4096",)}, "--mesh data=4096 has 4096 devices, and there are"),
+        ({"distributed": True}, "--distributed needs --mesh"),
     ],
 )
 def test_mistaken_arguments_are_named_before_training(data, changes, message):
