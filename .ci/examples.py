@@ -41,9 +41,13 @@ QUICK = {
         "--quick --model snunet --encoder plain --out {out}/snunet",
     ],
     "depth.py": ["--quick --out {out}/depth", "--quick --task normals --out {out}/normals"],
-    "diffusion_digits.py": ["--quick --out {out}/digits"],
     "denoise.py": ["--quick --out {out}/denoise"],
     "autoencoder.py": ["--quick --out {out}/autoencoder"],
+    "diffusion_digits.py": [
+        "--quick --out {out}/digits",
+        "--quick --latent {out}/autoencoder --guidance 2 --out {out}/latents",
+    ],
+    "diffusion_skips.py": ["--quick --out {out}/diffusion_skips"],
     "nnx_training.py": ["--steps 2 --batch-size 2 --out {out}/nnx"],
 }
 
@@ -53,6 +57,7 @@ READS = {
     "predict.py": "train_segmentation.py",
     "evaluate.py": "predict.py",
     "detect.py": "train_detector.py",
+    "diffusion_digits.py": "autoencoder.py",
 }
 """The script that must have run before another. `detect.py` also reads the scenes, which are written first."""
 

@@ -241,9 +241,9 @@ def make_sampler(
         eta: for "ddim", the amount of fresh noise; 1 is as much as in "ddpm".
         spacing: the times: "trailing" starts at the last one, "leading" ends at the first, and "linspace" does both;
             but "dpm" ends before the first. The times are those of diffusers, whose DDIM and DDPM use "leading" by
-            default, and DPM-Solver "linspace". Each step ends at the next time. In diffusers, a step of DDIM always ends
-            `process.steps // steps` earlier, which misses the next time of "linspace", and of "trailing" unless `steps`
-            divides `process.steps`: then images differ.
+            default, and DPM-Solver "linspace". Each step ends at the next time. In diffusers, a step of DDIM always
+            ends `process.steps // steps` earlier, which misses the next time of "linspace", and of "trailing" unless
+            `steps` divides `process.steps`: then images differ.
         trajectory: whether to return the predicted image of every step too.
 
     Raises:
