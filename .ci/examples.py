@@ -41,13 +41,17 @@ QUICK = {
         "--quick --model snunet --encoder plain --out {out}/snunet",
     ],
     "depth.py": ["--quick --out {out}/depth", "--quick --task normals --out {out}/normals"],
-    "diffusion_digits.py": ["--quick --out {out}/digits"],
     "denoise.py": ["--quick --out {out}/denoise"],
     "autoencoder.py": ["--quick --out {out}/autoencoder"],
     "export.py": [
         "--quick --out {out}/export",
         "--model {out}/run --outputs classes --size 32 32 --out {out}/exported",
     ],
+    "diffusion_digits.py": [
+        "--quick --out {out}/digits",
+        "--quick --latent {out}/autoencoder --guidance 2 --out {out}/latents",
+    ],
+    "diffusion_skips.py": ["--quick --out {out}/diffusion_skips"],
     "nnx_training.py": ["--steps 2 --batch-size 2 --out {out}/nnx"],
 }
 
@@ -58,6 +62,7 @@ READS = {
     "evaluate.py": "predict.py",
     "export.py": "train_segmentation.py",
     "detect.py": "train_detector.py",
+    "diffusion_digits.py": "autoencoder.py",
 }
 """The script that must have run before another. `detect.py` also reads the scenes, which are written first."""
 

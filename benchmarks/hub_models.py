@@ -1,10 +1,14 @@
-"""Models of transformers by name: their configurations, and how to create them. Imports neither jax nor torch."""
+"""Models of transformers and diffusers: their configurations, and how to create them. Imports neither jax nor torch."""
 
 import importlib
 from typing import Any
 
 TRANSFORMERS = "transformers"
 """The name of the family in `--models`, such as `transformers:depth_anything_small`."""
+DIFFUSERS = "diffusers"
+"""Likewise, such as `diffusers:ddpm_cifar10`."""
+TIME = 500
+"""The time of a diffusion network, which then takes nothing but images."""
 
 _DINOV2_SMALL = {
     "model_type": "dinov2",
@@ -36,18 +40,33 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     # nvidia/segformer-b0-finetuned-ade-512-512
     "segformer_b0": {"model_type": "segformer", "num_labels": 150},
+    # google/ddpm-cifar10-32
+    "ddpm_cifar10": {
+        "_class_name": "UNet2DModel",
+        "sample_size": 32,
+        "block_out_channels": (128, 256, 256, 256),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": None,
+        "norm_eps": 1e-6,
+        "downsample_padding": 0,
+        "freq_shift": 1,
+        "flip_sin_to_cos": False,
+    },
 }
 """The configurations of published models."""
 
 
 def make(name: str) -> Any:
-    """Creates transformers' model with random weights: NCHW images -> NCHW logits or depth of the images' size.
+    """Creates a model with random weights: NCHW images -> NCHW logits, depth or noise of the images' size.
 
     Its state_dict has the names of the published files.
 
     Raises:
         KeyError: if there is no such configuration.
     """
+    if "_class_name" in CONFIGS[name]:
+        return _of_diffusers(CONFIGS[name])
     tf: Any = importlib.import_module("transformers")
     loading: Any = importlib.import_module("transformers.core_model_loading")
     torch: Any = importlib.import_module("torch")
@@ -75,3 +94,23 @@ def make(name: str) -> Any:
             return loading.revert_weight_conversion(self.model, self.model.state_dict(*args, **kwargs))
 
     return Whole()
+
+
+def _of_diffusers(config: dict[str, Any]) -> Any:
+    torch: Any = importlib.import_module("torch")
+    diffusers: Any = importlib.import_module("diffusers")
+
+    class AtTime(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = getattr(diffusers, config["_class_name"])(
+                **{name: value for name, value in config.items() if name[0] != "_"}
+            )
+
+        def forward(self, images: Any) -> Any:
+            return self.model(images, TIME).sample
+
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return self.model.state_dict(*args, **kwargs)
+
+    return AtTime()

@@ -40,7 +40,7 @@ def choose_platform(name: str | None, *, beside_others: bool = False) -> str:
     # A cache would hide the compile time.
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        if name == "cpu" and jax.config.read("jax_platforms") != "cpu":
+        if name == "cpu" and jax.config.jax_platforms != "cpu":  # pyright: ignore[reportAttributeAccessIssue]
             jax.config.update("jax_platforms", "cpu")
         found = jax.default_backend()
     except RuntimeError as error:

@@ -3,7 +3,8 @@
 Usage: python -m benchmarks.models --against all --peer-python /path/of/a/python/with/torch
 
 transformers' models, if the other Python has it, are `--models transformers:depth_anything_small` (ViT-S),
-`transformers:dpt_dinov2_small` and `transformers:segformer_b0`, with `--shapes 1x518x518 1x252x336`.
+`transformers:dpt_dinov2_small` and `transformers:segformer_b0`, with `--shapes 1x518x518 1x252x336`. The network of a
+diffusion model, at a fixed time, is `--models diffusers:ddpm_cifar10 --shapes 8x32x32`.
 
 "densezoo" is `dz.compile`; `--impl auto reference` adds plain `jax.jit`. All have the same weights, and their outputs
 are compared before timing. The other libraries run in a second process, in turn with this one. Each model is written to

@@ -10,13 +10,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import densezoo as dz
-from benchmarks.hub_models import CONFIGS, TRANSFORMERS
+from benchmarks.hub_models import CONFIGS, DIFFUSERS, TIME, TRANSFORMERS
 from benchmarks.machine import Refused
 from benchmarks.options import Options, parse_shape
 from benchmarks.protocol import Worker
 from benchmarks.seeded import perturbed
 from densezoo.compiling import jitted_once
-from densezoo.weights._families import family_of
+from densezoo.models import DiffusionUNet
+from densezoo.weights._families import family_of, kind_of
 from densezoo.weights._repository import Config
 
 Shape = tuple[int, int, int]
@@ -68,23 +69,37 @@ def make_model(pair: tuple[str, str], options: NetworkOptions, shape: Shape, imp
     fields = {"dtype": jnp.bfloat16 if dtype == "bfloat16" else None, "impl": impl}
     model = _create(pair, options.num_classes, **fields)
     for part, field in (("decoder", "dropout"), ("decoder", "aspp_dropout"), ("encoder", "drop_path")):
-        if getattr(getattr(model, part), field, 0.0):
+        if getattr(getattr(model, part, None), field, 0.0):
             model = model.clone(**{part: getattr(model, part).clone(**{field: 0.0})})
-    if isinstance(model.encoder, dz.Swin):
+    if isinstance(getattr(model, "encoder", None), dz.Swin):
         # Like timm's model for images of this size, which determines the shapes of its tables.
         model = model.clone(encoder=model.encoder.clone(image_size=shape[1:]))
     return model
 
 
 def _create(pair: tuple[str, str], num_classes: int, *, dtype: Any = None, impl: str = "auto") -> Any:
-    """A model of the zoo, or of a configuration of transformers, which has its own number of classes."""
+    """A model of the zoo, or of a configuration of transformers or diffusers, which has its own number of classes."""
     name, encoder = pair
-    if name != TRANSFORMERS:
+    if name not in (TRANSFORMERS, DIFFUSERS):
         return dz.create_model(name, encoder or None, num_classes, dtype=dtype, impl=impl)
     if encoder not in CONFIGS or dtype is not None:
         raise ValueError(f"expected {name}: and one of {', '.join(CONFIGS)}, in float32")
     config = Config(CONFIGS[encoder], f"benchmarks.hub_models, {encoder}")
-    return family_of(config, CONFIGS[encoder]["model_type"]).build(config).clone(impl=impl)
+    model = family_of(config, kind_of(config) or "").build(config).clone(impl=impl)
+    if isinstance(model, DiffusionUNet):
+        fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.init}
+        model = AtTime(**{key: value for key, value in fields.items() if key not in ("parent", "name")})
+    return model
+
+
+class AtTime(DiffusionUNet):
+    """A diffusion network at a fixed time: a function of images, like the other networks."""
+
+    def __call__(self, images: Any, *, train: bool = False) -> jax.Array:
+        return super().__call__(images, TIME, train=train)
+
+    def example_inputs(self, images: Any) -> tuple[Any, ...]:
+        return (jax.ShapeDtypeStruct(images.shape, images.dtype),)
 
 
 def compile_model(model: Any, variables: Any, dtype: str) -> Callable[[Any], Any]:

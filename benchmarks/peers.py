@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import protocol, resident
 
-PACKAGES = ("torch", "onnxruntime", "openvino", "timm", "segmentation-models-pytorch")
+PACKAGES = ("torch", "onnxruntime", "openvino", "timm", "segmentation-models-pytorch", "diffusers")
 
 
 class Peers:
@@ -95,7 +95,8 @@ class Peers:
         model = runtimes.place(self._model, device, dtype).train()
         function = model if form == "torch" else runtimes.compile_model(model, device, training=True)
         x = kernels.to_tensor(np.load(images), device).to(getattr(torch, dtype))
-        y = torch.from_numpy(np.load(masks)).long().to(device)
+        y = np.load(masks)
+        y = kernels.to_tensor(y, device) if y.ndim == 4 else torch.from_numpy(y).long().to(device)
         call = torch_models.make_step(model, function, x, y)
         first = float(call())
         seconds = time.perf_counter() - start

@@ -94,7 +94,7 @@ def make_model(model: str, encoder: str, classes: int, image_size: tuple[int, in
         made = SegNet(classes)
     elif model == "hrnet":
         made = make_hrnet(encoder, classes)
-    elif model == hub_models.TRANSFORMERS:
+    elif model in (hub_models.TRANSFORMERS, hub_models.DIFFUSERS):
         made = hub_models.make(encoder)
     else:
         made = smp_models.make(model, encoder, classes, image_size)
@@ -118,14 +118,15 @@ def make_step(model: Any, function: Any, images: Any, masks: Any) -> Callable[[]
         model: the trained model.
         function: the model, or its torch.compile form.
         images: tensor of images.
-        masks: tensor of masks.
+        masks: tensor of masks, or of noise for a diffusion model.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, total_steps=STEPS, cycle_momentum=False)
 
     def call() -> Any:
         optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(function(images), masks)
+        criterion = F.mse_loss if masks.ndim == 4 else F.cross_entropy
+        loss = criterion(function(images), masks)
         loss.backward()
         optimizer.step()
         schedule.step()

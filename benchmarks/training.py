@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 import densezoo as dz
+from benchmarks.hub_models import DIFFUSERS
 from benchmarks.machine import console
 from benchmarks.models import run, timed_rows, variables_of
 from benchmarks.networks import NetworkOptions, Shape, make_model
@@ -70,10 +71,14 @@ def persistent_cache() -> Iterator[None]:
 
 
 def make_step() -> Any:
-    """The train step of densezoo.train for cross-entropy."""
-    return dz.train.make_train_step(
-        lambda apply, batch, key: dz.losses.cross_entropy(apply(batch["image"]), batch["mask"])
-    )
+    """The train step of densezoo.train for cross-entropy, or for the squared error of a diffusion model's noise."""
+
+    def loss(apply: Any, batch: Any, key: Any) -> jax.Array:
+        del key
+        output, target = apply(batch["image"]), batch["mask"]
+        return jnp.square(output - target).mean() if target.ndim == 4 else dz.losses.cross_entropy(output, target)
+
+    return dz.train.make_train_step(loss)
 
 
 def make_state(
@@ -141,6 +146,8 @@ def compare(
     images = random_images(shape, arguments.seed)
     # For one class, the mask has 0 and 1, which torch's cross-entropy does not support.
     masks = generator.integers(0, max(2, arguments.num_classes), shape, np.int32)
+    if pair[0] == DIFFUSERS:
+        masks = random_images(shape, arguments.seed + 1)
     if arguments.num_classes == 1:
         missing = "its cross-entropy has no counterpart for one class"
     batch = {"image": jnp.asarray(images), "mask": jnp.asarray(masks)}

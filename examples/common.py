@@ -136,11 +136,12 @@ def number(row: dict[str, Any], key: str, sign: str = "") -> str:
 
 
 def check_runs(arguments: Any) -> None:
-    """Raises a ValueError for numbers of seeds, steps or validation scenes that cannot be used."""
+    """Raises a ValueError for numbers of seeds, steps, validation scenes or samples that cannot be used."""
     if not 2 <= arguments.seeds <= 10:
         raise ValueError(f"--seeds must be 2 to 10, for an interval; got {arguments.seeds}")
-    if arguments.steps < 1 or arguments.val < 1:
-        raise ValueError(f"--steps and --val must be at least 1; got {arguments.steps} and {arguments.val}")
+    for name in ("steps", "val", "samples"):
+        if getattr(arguments, name, 1) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
 
 
 Finished = tuple[dict[str, float], dict[str, np.ndarray]]

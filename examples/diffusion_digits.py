@@ -11,6 +11,7 @@ the samples to the training digits in the classifier's features, beside that of 
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class Arguments:
     """Rescale the schedule so that the last time step is only noise."""
     skip: str = "concat"
     """Skips of the U-Net: concat, add or none."""
+    latent: Path | None = None
+    """Output folder of autoencoder.py. The network then generates latents of its VAE, which decodes them to digits."""
     method: str = "ddim"
     """Sampler: ddim, ddpm, dpm, heun or euler."""
     sampling_steps: int = 50
@@ -62,8 +65,16 @@ def main(arguments: Arguments) -> None:
     train_digits, test_digits = digits()
     target = arguments.target or ("velocity" if arguments.schedule == "flow" else "v")
     task = dz.tasks.Diffusion(
-        10, arguments.schedule, target, zero_terminal_snr=arguments.zero_terminal_snr, min_snr=None
+        10,
+        arguments.schedule,
+        target,
+        zero_terminal_snr=arguments.zero_terminal_snr,
+        clip=1.0 if arguments.latent is None else None,  # latents have no limits
     )
+    train_source, test_source, preprocessing, decode = train_digits, test_digits, PREPROCESSING, np.asarray
+    if arguments.latent is not None:
+        train_source, test_source, preprocessing, decode = latents_of(arguments.latent, train_digits, test_digits)
+    shape = train_source[0]["image"].shape
     model = dz.create_model(
         "diffusion_unet",
         num_classes=10,
@@ -74,7 +85,7 @@ def main(arguments: Arguments) -> None:
     steps = 3 if quick else arguments.steps
     sampler = task.sampler(model, method=arguments.method, steps=2 if quick else arguments.sampling_steps)
     recipe = Recipe(
-        crop_size=8,
+        crop_size=shape[0],
         batch_size=128,
         steps=steps,
         learning_rate=2e-3,
@@ -87,10 +98,10 @@ def main(arguments: Arguments) -> None:
     state, history = train(
         task,
         model,
-        train_digits,
-        test_digits,
+        train_source,
+        test_source,
         recipe,
-        preprocessing=PREPROCESSING,
+        preprocessing=preprocessing,
         directory=arguments.out,
         resume=arguments.resume,
     )
@@ -99,43 +110,64 @@ def main(arguments: Arguments) -> None:
     classes, features = classifier(train_digits, 20 if quick else 800)
     real, labels = (np.stack([sample[name] for sample in test_digits]) for name in ("image", "label"))
     known = features(2 * np.stack([sample["image"] for sample in train_digits]) - 1)
+
+    def judged(images: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
+        distance, low, high = with_interval(features(images), known, 10 if quick else 200)
+        return {
+            "class_accuracy": float((classes(images) == wanted).mean()),
+            "frechet_distance": round(distance, 3),
+            "interval": [round(low, 3), round(high, 3)],
+        }
+
     count = 20 if quick else HELD_OUT
     wanted = np.arange(count, dtype=np.int32) % 10
     found, samples = {}, {}
     for scale in arguments.guidance:
         key = jax.random.key(arguments.seed + 1)
-        images = np.asarray(sampler(state.ema_variables, key, (count, 8, 8, 1), labels=wanted, guidance=scale))
-        samples[scale] = images
-        distance, low, high = with_interval(features(images), known, 10 if quick else 200)
-        found[str(scale)] = {
-            "class_accuracy": float((classes(images) == wanted).mean()),
-            "frechet_distance": round(distance, 3),
-            "interval": [round(low, 3), round(high, 3)],
-        }
-    before = time.perf_counter()  # the program is compiled
-    jax.block_until_ready(sampler(state.ema_variables, jax.random.key(0), (count, 8, 8, 1), labels=wanted))
-    rate = count / (time.perf_counter() - before) if arguments.guidance[0] == 1 else None
+        samples[scale] = decode(sampler(state.ema_variables, key, (count, *shape), labels=wanted, guidance=scale))
+        found[str(scale)] = judged(samples[scale], wanted)
+    rate = None
+    if 1 in arguments.guidance:  # the program is compiled
+        before = time.perf_counter()
+        decode(sampler(state.ema_variables, jax.random.key(0), (count, *shape), labels=wanted))
+        rate = round(count / (time.perf_counter() - before), 1)
     shown = arguments.guidance[min(1, len(arguments.guidance) - 1)]
     pictures = [
         viz.save(grid(samples[shown], real, labels), arguments.out / "samples.png"),
-        viz.save(strip(task, model, state.ema_variables, shown, quick), arguments.out / "denoising.png"),
+        viz.save(strip(task, model, state.ema_variables, shape, decode, shown, quick), arguments.out / "denoising.png"),
     ]
-    distance, low, high = with_interval(features(2 * real - 1), known, 10 if quick else 200)
     result = {
         "guidance": found,
-        "real": {
-            "class_accuracy": float((classes(2 * real - 1) == labels).mean()),
-            "frechet_distance": round(distance, 3),
-            "interval": [round(low, 3), round(high, 3)],
-        },
+        "real": judged(2 * real - 1, labels),
         "psnr": history[-1]["scores"]["psnr"],
         "steps": int(state.step),
-        "samples_per_second": None if rate is None else round(rate, 1),
+        "samples_per_second": rate,
         "training_seconds": round(trained, 1),
         "seconds": round(time.perf_counter() - started, 1),
         "pictures": [str(picture) for picture in pictures],
     }
+    if arguments.latent is not None:  # the best that samples can be
+        latents = np.stack([sample["image"] for sample in test_source])
+        result["reconstructed"] = judged(decode((latents - preprocessing.mean) / preprocessing.std), labels)
     print(json.dumps(result))
+
+
+def latents_of(folder: Path, *sources: Any) -> tuple[Any, Any, dz.Preprocessing, Callable[[Any], np.ndarray]]:
+    """Two sources with a VAE's latents as images, the preprocessing to unit variance, and the decoder of the result."""
+    path = folder / "vae" / "model.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}: train it by python examples/autoencoder.py --out {folder}")
+    vae: Any
+    vae, variables = dz.load(path)
+    encode = jax.jit(lambda images: vae.apply(variables, 2 * images - 1, method="encode")[0])
+    encoded = []
+    for source in sources:
+        latents = np.asarray(encode(np.stack([sample["image"] for sample in source])))
+        encoded.append([sample | {"image": image} for sample, image in zip(source, latents, strict=True)])
+    known = np.stack([sample["image"] for sample in encoded[0]])
+    mean, std = known.mean((0, 1, 2)), known.std((0, 1, 2))
+    decode = jax.jit(lambda scaled: vae.apply(variables, scaled * std + mean, method="decode"))
+    return *encoded, dz.Preprocessing(len(mean), tuple(mean), tuple(std)), lambda scaled: np.asarray(decode(scaled))
 
 
 def grid(samples: np.ndarray, real: np.ndarray, labels: np.ndarray, rows: int = 6) -> Figure:
@@ -150,12 +182,12 @@ def grid(samples: np.ndarray, real: np.ndarray, labels: np.ndarray, rows: int = 
     return figure
 
 
-def strip(task: Any, model: Any, variables: Any, guidance: float, quick: bool) -> Figure:
+def strip(task: Any, model: Any, variables: Any, shape: Any, decode: Any, guidance: float, quick: bool) -> Figure:
     """The predicted images of ten steps of sampling, a row for each of four digits."""
     sampler = task.sampler(model, steps=2 if quick else 10, trajectory=True)
     wanted = np.array([3, 5, 8, 0], np.int32)
-    _, images = sampler(variables, jax.random.key(7), (4, 8, 8, 1), labels=wanted, guidance=guidance)
-    images = (np.asarray(images).swapaxes(0, 1) + 1) / 2
+    _, predicted = sampler(variables, jax.random.key(7), (4, *shape), labels=wanted, guidance=guidance)
+    images = np.stack([(decode(images) + 1) / 2 for images in predicted], axis=1)
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     figure.suptitle("the predicted image at each step of sampling, from noise to the digit")
     show(figure, images)

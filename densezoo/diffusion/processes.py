@@ -275,11 +275,14 @@ class Process:
             raise ValueError(f"the scheduler has {given}, which densezoo does not support")
         if str(config.get("variance_type")).startswith("learned"):
             raise ValueError("the scheduler needs a network that also predicts variances: not supported")
-        if differs := [name for name, ours in _OF_SAMPLERS.items() if config.get(name) not in (None, *ours)]:
+        differs = [name for name, ours in _OF_SAMPLERS.items() if config.get(name) not in (None, *ours)]
+        if kind == "DDIMScheduler" and config.get("timestep_spacing") == "linspace":
+            differs.append("timestep_spacing")  # see `make_sampler`
+        if differs:
             given = ", ".join(f"{name}={config[name]!r}" for name in differs)
             warnings.warn(
-                f"the scheduler has {given}, which densezoo's samplers do not follow: their images differ a little from"
-                " those of diffusers",
+                f"the scheduler has {given}, which densezoo's samplers do not follow: their images differ from those of"
+                " diffusers",
                 stacklevel=2,
             )
         clips = config.get("clip_sample", _SCHEDULERS[kind])

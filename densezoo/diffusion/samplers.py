@@ -100,21 +100,23 @@ METHODS: dict[str, Callable[[list[Point], float], list[Row]]] = {
 """Samplers by name: (points, eta) -> rows. For a flow, DDIM is Euler's method."""
 
 
-def _points(process: Process, steps: int, spacing: str) -> list[Point]:
+def _points(process: Process, steps: int, spacing: str, method: str) -> list[Point]:
     """The times of a sampler, from noise to the image, with the factors of image and noise."""
     last = process.steps
+    # As in diffusers, the last step of DPM-Solver begins before time 0, where there is hardly any noise left.
+    spare = int(method == "dpm" and spacing != "trailing" and not process.is_flow)
     if spacing not in ("trailing", "leading", "linspace"):
         raise ValueError(f"unknown {option('spacing')} {spacing!r}; there are: trailing, leading, linspace")
-    if not 1 <= steps <= last:
-        raise ValueError(f"{option('steps')} must be from 1 to the {last} of the process, got {steps}")
+    if not 1 <= steps <= last - spare:
+        raise ValueError(f"{option('steps')} must be from 1 to the {last - spare} of the process, got {steps}")
     if process.is_flow:
         times = last * (1 - np.arange(steps) / steps)
         return [(float(t), 1 - t / last, t / last) for t in times] + [(0.0, 1.0, 0.0)]
     times = {
-        "trailing": np.round(np.arange(last, 0, -last / steps))[:steps] - 1,
-        "leading": (np.arange(steps) * (last // steps))[::-1],
-        "linspace": np.round(np.linspace(0, last - 1, steps))[::-1],
-    }[spacing].astype(int)
+        "trailing": np.round(np.arange(last, 0, -last / steps)) - 1,
+        "leading": (np.arange(steps + spare) * (last // (steps + spare)))[::-1],
+        "linspace": np.round(np.linspace(0, last - 1, steps + spare))[::-1],
+    }[spacing][:steps].astype(int)
     levels = process.levels[times]
     return [(float(t), level**0.5, (1 - level) ** 0.5) for t, level in zip(times, levels, strict=True)] + [
         (0.0, 1.0, 0.0)
@@ -237,8 +239,11 @@ def make_sampler(
             second order with two evaluations per step.
         steps: number of steps.
         eta: for "ddim", the amount of fresh noise; 1 is as much as in "ddpm".
-        spacing: the times: "trailing" starts at the last one, "leading" ends at the first, and "linspace" does both.
-            diffusers' DDIM and DDPM use "leading" by default.
+        spacing: the times: "trailing" starts at the last one, "leading" ends at the first, and "linspace" does both;
+            but "dpm" ends before the first. The times are those of diffusers, whose DDIM and DDPM use "leading" by
+            default, and DPM-Solver "linspace". Each step ends at the next time. In diffusers, a step of DDIM always
+            ends `process.steps // steps` earlier, which misses the next time of "linspace", and of "trailing" unless
+            `steps` divides `process.steps`: then images differ.
         trajectory: whether to return the predicted image of every step too.
 
     Raises:
@@ -265,4 +270,4 @@ def make_sampler(
         raise ValueError("a flow has no fresh noise: use 'euler', 'dpm' or 'heun', and eta=0")
     if not 0 <= eta <= 1 or (eta and method != "ddim"):
         raise ValueError(f"eta must be from 0 to 1, and is only for 'ddim'; got {eta} for {method!r}")
-    return Sampler(model, process, METHODS[method](_points(process, steps, spacing), eta), trajectory)
+    return Sampler(model, process, METHODS[method](_points(process, steps, spacing, method), eta), trajectory)

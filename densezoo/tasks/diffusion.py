@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -100,6 +101,44 @@ class Diffusion:
         """A function that samples images; the options are those of `diffusion.make_sampler`."""
         return make_sampler(model, self.process, **options)
 
+    def check(self, model: Any, *sources: Any) -> None:
+        """Checks that a model and the labels of sources fit the task. `train` calls it before the first step.
+
+        Of a large source, 256 evenly spread samples are read.
+
+        Raises:
+            ValueError: if the model has other classes, or no null label for the labels that are dropped; or if a label
+                is beyond the classes. A null label that would not be trained is only a warning.
+        """
+        table = getattr(model, "labels_as", "table") == "table"
+        if hasattr(model, "num_classes") and table and (model.num_classes or 1) != self.num_classes:
+            # The null label is the number after the last class. With other classes, it would be one of them.
+            raise ValueError(
+                f"the task has {_classes(self.num_classes)}, but the model has {_classes(model.num_classes or 1)}:"
+                f" create both with the same {option('num_classes')}"
+            )
+        null = table and getattr(model, "null_label", True)
+        if self.num_classes > 1 and self.label_dropout and not null:
+            raise ValueError(
+                f"{option('label_dropout', self.label_dropout)} replaces labels by the null label, which the model does"
+                f" not have: use {option('label_dropout', 0.0)}, which rules out guidance, or a model with a null"
+                f" label, such as create_model('diffusion_unet', num_classes={self.num_classes})"
+            )
+        if self.num_classes > 1 and not self.label_dropout and getattr(model, "null_label", False):
+            warnings.warn(
+                f"{option('label_dropout', 0.0)} does not train the model's null label: sampling with guidance or"
+                " without labels would give nonsense. model.clone(null_label=False) has none",
+                stacklevel=2,
+            )
+        for source in sources if self.num_classes > 1 else ():
+            for index in np.unique(np.linspace(0, len(source) - 1, 256).astype(int)):
+                label = source[int(index)].get("label")
+                if label is not None and np.ndim(label) == 0 and not 0 <= label < self.num_classes:
+                    raise ValueError(
+                        f"sample {index} has the label {label}; the {self.num_classes} classes of the task have labels"
+                        f" from 0 to {self.num_classes - 1}"
+                    )
+
     def loss(
         self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -165,3 +204,7 @@ class Diffusion:
             raise ValueError(f"expected a class number for each image, got label of {labels.shape} {labels.dtype}")
         # A label beyond the classes, such as the null label, becomes one that the model's table does not have: NaN.
         return batch["image"], jnp.where((labels >= 0) & (labels < self.num_classes), labels, self.num_classes + 1)
+
+
+def _classes(count: int) -> str:
+    return f"{count} classes" if count > 1 else "no classes"

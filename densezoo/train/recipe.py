@@ -155,7 +155,8 @@ def train(
         The trained state and the history, whose last record contains the final scores; see `fit`.
 
     Raises:
-        ValueError, FileExistsError, FloatingPointError, OSError: see `fit`.
+        ValueError, FileExistsError, FloatingPointError, OSError: see `fit`. ValueError also if the task finds that the
+            model or the samples do not fit it.
 
     Example:
         >>> import densezoo as dz
@@ -174,6 +175,8 @@ def train(
         layout.check(recipe.batch_size, recipe.crop, recipe.accumulate)
     elif jax.process_count() > 1:
         raise ValueError(f"{jax.process_count()} processes train together on a mesh of their devices: pass mesh=")
+    if hasattr(task, "check"):
+        task.check(model, train_source, val_source)  # pyright: ignore[reportAttributeAccessIssue]
     channels = train_source[0][task.inputs[0]].shape[-1]
     preprocessing = Preprocessing(channels) if preprocessing is None else preprocessing
     image = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.crop, channels), jnp.float32)

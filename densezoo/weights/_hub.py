@@ -13,7 +13,7 @@ from densezoo.encoders import ENCODERS
 from densezoo.weights._convert import from_torch
 from densezoo.weights._families import FAMILIES, family_of, kind_of
 from densezoo.weights._parameters import parts_of
-from densezoo.weights._repository import Config, Repository, file_of, read_json, read_optional_json
+from densezoo.weights._repository import Config, Repository, file_of, model_config
 from densezoo.weights._shards import WEIGHTS, shards_of
 from densezoo.zoo import create_encoder
 
@@ -74,7 +74,7 @@ def from_hub(
         >>> encoder.reductions, sorted(same)
         ((2, 4, 8, 16, 32), ['batch_stats', 'params'])
     """
-    config, folder = _config(repository, revision)
+    config, folder = model_config(repository, revision)
     options: dict[str, Any] = {"strict": strict, "in_channels": in_channels, "key": key, "entry": entry}
     kind = kind_of(config)
     if kind is None:
@@ -112,17 +112,6 @@ def _load_encoder(
         )
     known = architecture if architecture in ENCODERS else None
     return model, from_torch(model, weights, part=part, architecture=known, **options)
-
-
-def _config(repository: Repository, revision: str | None) -> tuple[Config, str]:
-    """The configuration and its folder, which is that of the U-Net in a pipeline of diffusers."""
-    try:
-        return Config(read_json(repository, "config.json", revision), f"the config.json of {repository}"), ""
-    except FileNotFoundError:
-        options = read_optional_json(repository, "unet/config.json", revision)
-        if options is None:
-            raise
-    return Config(options, f"the unet/config.json of {repository}"), "unet/"
 
 
 def _weights(repository: Repository, names: Sequence[str], revision: str | None, folder: str = "") -> File:

@@ -156,3 +156,26 @@ class Config:
         if not isinstance(value, dict):
             raise ValueError(f"{self.source}: expected {name} to be a dictionary, got {str(value)[:100]!r}")
         return Config(value, f"{self.source}, {name}")
+
+
+def model_config(repository: Repository, revision: str | None) -> tuple[Config, str]:
+    """The configuration of a model and its folder, which is that of the U-Net in a pipeline of diffusers.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is no dictionary, or a pipeline has no U-Net.
+    """
+    try:
+        return Config(read_json(repository, "config.json", revision), f"the config.json of {repository}"), ""
+    except FileNotFoundError:
+        options = read_optional_json(repository, "unet/config.json", revision)
+        if options is None:
+            pipeline = read_optional_json(repository, "model_index.json", revision)
+            if pipeline is None:
+                raise
+            name, parts = pipeline.get("_class_name"), [name for name, x in pipeline.items() if isinstance(x, list)]
+            raise ValueError(
+                f"{repository} is a {name} of diffusers without a unet; it has {parts}: densezoo reads pipelines with a"
+                " UNet2DModel"
+            ) from None
+    return Config(options, f"the unet/config.json of {repository}"), "unet/"

@@ -1,11 +1,12 @@
 """What repositories of the hub say beside the weights: preprocessing of images, names of classes, and the task."""
 
+import dataclasses
 import warnings
 from typing import Any
 
 from densezoo.weights import _transformers
 from densezoo.weights._families import kind_of
-from densezoo.weights._repository import Config, Repository, read_json, read_optional_json
+from densezoo.weights._repository import Config, Repository, model_config, read_json, read_optional_json
 from densezoo.weights._smp import ARCHITECTURES
 
 
@@ -56,7 +57,8 @@ def hub_settings(repository: Repository, *, revision: str | None = None) -> dict
         Those that the repository has of: `preprocessing`, a `dz.Preprocessing`; `classes`, the names of the classes;
         `task`, what the model is for. segmentation_models_pytorch stores no preprocessing of whole models: add it. The
         depth of a `depth_anything` with `depth_estimation_type="metric"` is in metres; that of others, and of `dpt`, is
-        inverse depth up to a scale and a shift.
+        inverse depth up to a scale and a shift. The process of a diffusion task is that of the scheduler's
+        configuration.
 
     Raises:
         ImportError: as `from_hub`.
@@ -78,10 +80,12 @@ def hub_settings(repository: Repository, *, revision: str | None = None) -> dict
     """
     from densezoo import tasks  # needs more packages than a model
 
-    config = Config(read_json(repository, "config.json", revision), f"the config.json of {repository}")
+    config, _ = model_config(repository, revision)
     kind, settings = kind_of(config), {}
     if kind is None:
         return {"preprocessing": _preprocessing(*preprocessing(repository, revision=revision))}
+    if kind == "UNet2DModel":
+        return _of_diffusion(config, repository, revision)
     if (images := read_optional_json(repository, "preprocessor_config.json", revision)) is not None:
         channels = config.size("num_channels", 3)
         source = f"the preprocessor_config.json of {repository}"
@@ -99,6 +103,22 @@ def hub_settings(repository: Repository, *, revision: str | None = None) -> dict
     elif kind in ARCHITECTURES:
         settings["task"] = tasks.Segmentation(num_classes=config.size("classes", 1))
     return {name: value for name, value in settings.items() if value != ()}
+
+
+def _of_diffusion(config: Config, repository: Repository, revision: str | None) -> dict[str, Any]:
+    """The preprocessing of a diffusion model, and the task with the process of its scheduler, if there is one."""
+    from densezoo import diffusion, tasks
+
+    channels = config.size("in_channels", 3)
+    middle, half = (0.0, 1.0) if config.get("center_input_sample", False) else (0.5, 0.5)
+    settings: dict[str, Any] = {"preprocessing": _preprocessing((middle,) * channels, (half,) * channels)}
+    files = ("scheduler/scheduler_config.json", "scheduler_config.json")
+    scheduler = next((found for name in files if (found := read_optional_json(repository, name, revision))), None)
+    if scheduler is not None and config.options.get("class_embed_type") is None:
+        process = dataclasses.asdict(diffusion.Process.from_config(scheduler))
+        classes = config.size("num_class_embeds", 1)
+        settings["task"] = tasks.Diffusion(classes, label_dropout=0.0, **process)  # these models have no null label
+    return settings
 
 
 def _classes(config: Config) -> list[str]:

@@ -113,5 +113,6 @@ def test_configurations_of_schedulers():
             Process.from_config(config | wrong)
     with pytest.raises(ValueError, match="variances"):
         Process.from_config(config | {"variance_type": "learned_range"})
-    with pytest.warns(UserWarning, match="set_alpha_to_one=False"):
-        Process.from_config(config | {"set_alpha_to_one": False})
+    for name, value in (("set_alpha_to_one", False), ("timestep_spacing", "linspace")):
+        with pytest.warns(UserWarning, match=f"{name}={value!r}"):
+            Process.from_config(config | {"_class_name": "DDIMScheduler", name: value})

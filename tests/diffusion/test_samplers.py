@@ -1,5 +1,8 @@
 """Samplers, with a network that is exact for normally distributed images."""
 
+import runpy
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from densezoo.diffusion import Process, make_sampler
 MEAN, DEVIATION = 0.3, 0.5
 NOISE = np.random.default_rng(0).standard_normal((2, 3, 4, 1)).astype(np.float32)
 KEY = jax.random.key(0)
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 class Exact(nn.Module):
@@ -64,6 +68,25 @@ def test_random_samplers_keep_the_distribution():
     assert bool((sample({}, KEY, noise=NOISE) == sample({}, jax.random.key(1), noise=NOISE)).all())
 
 
+class Simple(nn.Module):
+    """The function of `make_diffusers.write_samplers`."""
+
+    def __call__(self, x, t, labels=None, *, train=False):
+        return jnp.tanh(x) * (0.5 + 0.4 * t[:, None, None, None] / 1000)
+
+
+def test_times_are_those_of_diffusers():
+    golden = np.load(GOLDEN / "diffusers_samplers.npz")
+    noise = runpy.run_path(str(GOLDEN / "seeded.py"))["array"]("image", tuple(golden["image_shape"].tolist()))
+    for method, clip in (("ddim", 1.0), ("dpm", None)):  # diffusers' defaults
+        for spacing in ("leading", "trailing", "linspace"):
+            sample = make_sampler(Simple(), Process(clip=clip), method=method, steps=8, spacing=spacing)
+            found, expected = sample({}, KEY, noise=noise), golden[f"{method}_{spacing}"]
+            same = np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+            # diffusers' DDIM misses the next of these times.
+            assert bool(same) == ((method, spacing) != ("ddim", "linspace")), (method, spacing)
+
+
 def test_guidance_moves_away_from_no_class():
     process = Process("cosine", "v")
     sample = make_sampler(Exact(process), process, steps=20, trajectory=True)
@@ -106,6 +129,7 @@ def test_one_program_for_all_steps(compilations):
         ({"method": "magic"}, "magic.*ddim"),
         ({"steps": 0}, "steps must be from 1"),
         ({"steps": 1001}, "1000"),
+        ({"steps": 1000, "method": "dpm", "spacing": "linspace"}, "999"),
         ({"spacing": "even"}, "even.*trailing"),
         ({"eta": 0.5, "method": "dpm"}, "eta"),
         ({"process": Process("flow"), "method": "ddpm"}, "no fresh noise"),

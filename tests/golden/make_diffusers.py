@@ -1,4 +1,4 @@
-"""Golden outputs of diffusers' UNet2DModel and of its DDIM sampler. Needs diffusers 0.42.1 and torch.
+"""Golden outputs of diffusers' UNet2DModel and of its samplers. Needs diffusers 0.42.1 and torch.
 
 python tests/golden/make_diffusers.py
 """
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import seeded
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
 FOLDER = Path(__file__).parent
 
@@ -161,8 +161,23 @@ def write_trajectory(clip_sample: bool) -> None:
     print(f"{path.name}: largest magnitude {np.abs(states[-1]).max():.3g}")
 
 
+def write_samplers() -> None:
+    """Eight steps of DDIM and DPM-Solver++(2M) with each spacing of times, for a function instead of a network."""
+    shape, ends = (1, 2, 3, 4), {}
+    for method, scheduler in (("ddim", DDIMScheduler), ("dpm", DPMSolverMultistepScheduler)):
+        for spacing in ("leading", "trailing", "linspace"):
+            sampler = scheduler(timestep_spacing=spacing)
+            sampler.set_timesteps(8)
+            x = nchw(seeded.array("image", shape))
+            for t in sampler.timesteps:
+                x = sampler.step(torch.tanh(x) * (0.5 + 0.4 * t / 1000), t, x).prev_sample
+            ends[f"{method}_{spacing}"] = nhwc(x)
+    np.savez_compressed(FOLDER / "diffusers_samplers.npz", image_shape=shape, **ends)
+
+
 if __name__ == "__main__":
     for name, case in CASES.items():
         write(name, **case)
     for clip in (False, True):
         write_trajectory(clip)
+    write_samplers()

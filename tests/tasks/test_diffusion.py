@@ -73,6 +73,30 @@ def test_labels_are_dropped_or_refused():
         tasks.Diffusion().loss(lambda x, t, labels: x[:, :1], {"image": IMAGES}, KEY)
 
 
+def test_classes_and_null_label_are_checked_before_training():
+    task = tasks.Diffusion(10)
+    ten, eleven, none = (dz.create_model("diffusion_unet", num_classes=n, features=(8,)) for n in (10, 11, 1))
+    good = [{"image": IMAGES[0], "label": np.int32(index)} for index in range(10)]
+    # With 11 classes, the null label 10 of the task would be the last class.
+    for model, source, message in (
+        (eleven, good, "the task has 10 classes, but the model has 11 classes.*num_classes"),
+        (none, good, "10 classes, but the model has no classes"),
+        (ten.clone(null_label=False), good, "label_dropout=0.1 replaces labels by the null label"),
+        (ten.clone(num_classes=None, labels_as="time"), good, "null label"),
+        (ten, [*good, {"image": IMAGES[0], "label": np.int32(10)}], "sample 10 has the label 10.*from 0 to 9"),
+        (ten, [*good[::-1] * 500, {"image": IMAGES[0], "label": -1}], "sample 5000 has the label -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(task, model, good, source, progress=False)
+    with pytest.raises(ValueError, match="the task has no classes, but the model has 10"):
+        tasks.Diffusion().check(ten, good)
+    with pytest.warns(UserWarning, match=r"does not train.*clone\(null_label=False\)"):
+        tasks.Diffusion(10, label_dropout=0.0).check(ten, good)
+    tasks.Diffusion(10, label_dropout=0.0).check(ten.clone(null_label=False), good)
+    task.check(ten, good)
+    tasks.Diffusion().check(none, good)
+
+
 def test_training_averages_parameters():
     task = tasks.Diffusion(10)
     source = [{"image": (image + 1) / 2, "label": np.int32(index)} for index, image in enumerate(IMAGES)]

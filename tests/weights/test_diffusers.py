@@ -58,10 +58,17 @@ def test_golden(case, tmp_path):
 @pytest.mark.parametrize("case", [pytest.param("free", marks=pytest.mark.parity), "clipped"])
 def test_ddim_trajectory(case, tmp_path):
     golden, config, arrays = load(f"ddim_{case}")
-    write(tmp_path / "unet", config, arrays)  # a pipeline's folder
+    pipeline = {"model_index.json": {"_class_name": "DDIMPipeline"}}
+    pipeline["scheduler/scheduler_config.json"] = json.loads(str(golden["scheduler"]))
+    write(tmp_path / "unet", config, arrays)
+    (tmp_path / "scheduler").mkdir()
+    for name, contents in pipeline.items():
+        (tmp_path / name).write_text(json.dumps(contents))
     model, variables = weights.from_hub(tmp_path)
-    process = dz.diffusion.Process.from_config(json.loads(str(golden["scheduler"])))
-    sample = dz.diffusion.make_sampler(model, process, steps=10, spacing="leading")
+    settings = weights.hub_settings(tmp_path)
+    assert settings["preprocessing"] == dz.Preprocessing(3, (0.5,) * 3, (0.5,) * 3)
+    settings["task"].check(model)
+    sample = settings["task"].sampler(model, steps=10, spacing="leading")
     noise = jnp.asarray(seeded("image", tuple(golden["image_shape"].tolist())))
     ours = sample(variables, jax.random.key(0), noise=noise)
     assert relative(ours, golden["output_states"][-1]) < 1e-4
@@ -71,6 +78,7 @@ def test_ddim_trajectory(case, tmp_path):
     ("option", "value", "message"),
     [
         ("down_block_types", ("DownBlock2D", "CrossAttnDownBlock2D"), "CrossAttnDownBlock2D.*SkipDownBlock2D"),
+        ("up_block_types", ("KUpBlock2D", "KUpBlock2D"), "KUpBlock2D.*not supported.*SkipUpBlock2D"),
         ("act_fn", "snake", "snake.*silu"),
         ("block_out_channels", (8,), "differ in number"),
         ("norm_num_groups", -4, "norm_num_groups"),
@@ -83,3 +91,17 @@ def test_unknown_options_are_named(option, value, message, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {option: value}))
     with pytest.raises(ValueError, match=message):
         weights.from_hub(tmp_path)
+
+
+def test_settings_and_pipelines_without_a_unet(tmp_path):
+    config = {"_class_name": "UNet2DModel", "in_channels": 1, "num_class_embeds": 7, "center_input_sample": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"beta_schedule": "squaredcos_cap_v2"}))
+    task = dz.tasks.Diffusion(7, "cosine", "epsilon", label_dropout=0.0)
+    assert weights.hub_settings(tmp_path) == {"preprocessing": dz.Preprocessing(1, (0.0,), (1.0,)), "task": task}
+    index = {"_class_name": "DiTPipeline", "transformer": ["diffusers", "DiTTransformer2DModel"]}
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "model_index.json").write_text(json.dumps(index))
+    for read in (weights.from_hub, weights.hub_settings):
+        with pytest.raises(ValueError, match=r"DiTPipeline.*without a unet; it has \['transformer'\]"):
+            read(tmp_path / "pipeline")
