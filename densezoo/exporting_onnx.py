@@ -93,7 +93,7 @@ def _converted(program: Program, form: str, inputs: tuple[jax.ShapeDtypeStruct, 
     """The ONNX model of a program."""
     with implementation(form):
         forms = {"pad": _pad, "stack": _stack} if _is_symbolic(inputs) else {"stack": _stack}
-        flat = inlined(program.run, *inputs, platform="cpu", forms=forms)
+        flat = inlined(program.run, *inputs, platform=None if form == "reference" else "cpu", forms=forms)
         tree = jax.eval_shape(program.run, *inputs)
     with _quiet():
         model = require("jax2onnx").to_onnx(
