@@ -122,7 +122,7 @@ class Inference:
         # NumPy arrays, so that folding happens once at trace time and not in the program.
         self._exact: dict[str, Any] = jax.tree.map(np.asarray, unfreeze(dict(variables)))
         self._variables = self._exact | {"params": jax.tree.map(self._cast, self._exact["params"])}
-        self._jitted = Jitted(self._run)
+        self._jitted = Jitted(self.run)
         self._shapes: dict[_Inputs, None] = {}
 
     def __call__(self, images: Float[Array, "b h w c"], *inputs: Any) -> Any:
@@ -160,7 +160,7 @@ class Inference:
                 stacklevel=2,
             )
         entries, payloads = [], {}
-        jitted = jax.jit(self._run, compiler_options=compiler_options())
+        jitted = jax.jit(self.run, compiler_options=compiler_options())
         for index, inputs in enumerate(wanted):
             compiled = jitted.lower(*(jax.ShapeDtypeStruct(*x) for x in inputs)).compile()
             payload, _, output = serialize_executable.serialize(compiled)
@@ -177,7 +177,8 @@ class Inference:
     def _cast(self, x: Any) -> Any:
         return x if self._dtype is None or not jnp.issubdtype(x.dtype, jnp.floating) else x.astype(self._dtype)
 
-    def _run(self, images: Float[Array, "b h w c"], *inputs: Any) -> Any:
+    def run(self, images: Float[Array, "b h w c"], *inputs: Any) -> Any:
+        """The function without `jit`, to be traced as a part of another program."""
         with module_calls(Folding(self._exact, self._variables, self._dtype)):
             others = [self._cast(x) if np.ndim(x) == np.ndim(images) else x for x in inputs]
             return self._model.apply(self._variables, self._cast(images), *others, method=self._method)
