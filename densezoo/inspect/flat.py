@@ -44,6 +44,7 @@ class Step:
         inputs: arrays that it reads.
         outputs: arrays that it makes.
         scopes: names of the enclosing modules and transformations.
+        number: its position among the steps; -1 if it has no counterpart in a program that it was matched with.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Step:
     inputs: list[Node]
     outputs: list[Node]
     scopes: Path
+    number: int = -1
 
 
 @dataclasses.dataclass(eq=False)
@@ -100,7 +102,7 @@ def flatten(program: Any) -> Flat:
                 values = _evaluated(equation, inputs)
                 if values is None:
                     outputs = [new(variable) for variable in equation.outvars]
-                    steps.append(Step(equation.primitive.name, equation, inputs, outputs, names))
+                    steps.append(Step(equation.primitive.name, equation, inputs, outputs, names, len(steps)))
                 else:
                     outputs = [known(value) for value in values]
             found.update(zip(equation.outvars, outputs, strict=True))
@@ -162,6 +164,49 @@ def _evaluated(equation: Any, inputs: Sequence[Node]) -> list[np.ndarray] | None
 
 
 def _bind(equation: Any, values: Sequence[Any]) -> list[np.ndarray]:
+    """Computes an equation, with NumPy if possible, because XLA would compile a program for each."""
+    name, p = equation.primitive.name, equation.params
+    if name in _NUMPY:
+        results = _NUMPY[name](*values, **p)
+        return [np.asarray(results, equation.outvars[0].aval.dtype)]
     with jax.ensure_compile_time_eval():
-        results = equation.primitive.bind(*values, **equation.params)
+        results = equation.primitive.bind(*values, **p)
     return [np.asarray(result) for result in (results if equation.primitive.multiple_results else [results])]
+
+
+def _slice(x, start_indices, limit_indices, strides):
+    return x[tuple(map(slice, start_indices, limit_indices, strides or (1,) * x.ndim))]
+
+
+_NUMPY: dict[str, Any] = {
+    "add": lambda x, y: x + y,
+    "add_any": lambda x, y: x + y,
+    "and": lambda x, y: x & y,
+    "concatenate": lambda *xs, dimension: np.concatenate(xs, dimension),
+    "convert_element_type": lambda x, new_dtype, **_: x.astype(new_dtype),
+    "eq": lambda x, y: x == y,
+    "ge": lambda x, y: x >= y,
+    "gt": lambda x, y: x > y,
+    "iota": lambda dtype, shape, dimension, **_: np.broadcast_to(
+        np.arange(shape[dimension]).reshape([-1 if axis == dimension else 1 for axis in range(len(shape))]), shape
+    ),
+    "le": lambda x, y: x <= y,
+    "lt": lambda x, y: x < y,
+    "max": np.maximum,
+    "min": np.minimum,
+    "mul": lambda x, y, **_: x * y,
+    "ne": lambda x, y: x != y,
+    "neg": lambda x: -x,
+    "not": lambda x: ~x,
+    "or": lambda x, y: x | y,
+    "reshape": lambda x, new_sizes, **_: x.reshape(new_sizes),
+    "rev": lambda x, dimensions: np.flip(x, dimensions),
+    "select_n": lambda which, *cases: (
+        np.where(which, cases[1], cases[0]) if len(cases) == 2 else np.choose(which, cases)
+    ),
+    "slice": _slice,
+    "squeeze": lambda x, dimensions: np.squeeze(x, dimensions),
+    "sub": lambda x, y: x - y,
+    "transpose": lambda x, permutation: np.transpose(x, permutation),
+}
+"""Operations on positions and weights, with NumPy."""

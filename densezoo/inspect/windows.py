@@ -79,7 +79,12 @@ class Plan:
         flat: the traced program of the whole image.
         origins: first rows and first columns of the tiles' outputs.
         tile: height and width of the tiles' outputs.
-        template: the plan whose windows are used, so that both have the same program. It is one for a larger image.
+        template: a plan for another image, whose program shall compute this one. Images of one tile must not be larger
+            than its image.
+        shared: whether this plan is to be a template.
+
+    Raises:
+        Misfit: if the template's program does not fit.
     """
 
     def __init__(
@@ -91,21 +96,31 @@ class Plan:
         template: "Plan | None" = None,
         shared: bool = False,
     ):
+        if template is not None:
+            _match(flat, template.flat)
         self.flat, self.tile = flat, tile
         self._template, self._shared = template, shared or template is not None
         self.windows: list[dict[Node, Window]] = [{}, {}]
         self.parts: list[dict[tuple[int, int], tuple[int, int, int]]] = [{}, {}]
         self.filled: list[set[Node]] = [set(), set()]
+        self.single: list[bool] = []
         self._tables: list[dict[str, np.ndarray]] = [{}, {}]
         for k in (0, 1):
             self._follow(k, np.asarray(origins[k]))
         self.packed = [_Packed(tables) for tables in self._tables]
+        # The program is that of the template, which reads these numbers instead of its own.
+        if template is not None and not (
+            self.parts == template.parts
+            and all(ours.layout == theirs.layout for ours, theirs in zip(self.packed, template.packed, strict=True))
+        ):
+            raise Misfit
 
     def _follow(self, k: int, origins: np.ndarray) -> None:
         """Goes from the output to the input along one spatial axis."""
         wanted: dict[Node, list[Window]] = collections.defaultdict(list)
         everywhere = np.ones(len(origins), bool)
-        single = len(origins) == 1
+        single = len(origins) == 1 if self._template is None else self._template.single[k]
+        self.single.append(single)
         stored, tables = self.windows[k], self._tables[k]
 
         def settle(nodes: Sequence[Node]) -> bool:
@@ -120,31 +135,32 @@ class Plan:
         target = Window(origins, self.tile[k], everywhere)
         wanted[self.flat.output].append(target)
         wants: dict[tuple[int, int], Window] = {}
-        for number in reversed(range(len(self.flat.steps))):
-            step = self.flat.steps[number]
+        for number, step in reversed(list(enumerate(self.flat.steps))):
             if step.outputs[0].axes is None or not settle(step.outputs):
                 continue
             rule = RULES[step.name]
             needs = rule.need(step, k, stored[step.outputs[0]], not self._shared)
             for place, (node, window) in enumerate(zip(step.inputs, needs, strict=True)):
                 if window is not None:
-                    wanted[node].append(window)
                     wants[number, place] = window
+                    if self._shared and self._template is None and rule.reads_stored(step, k):
+                        window = window._replace(length=window.length + SLACK)
+                    wanted[node].append(window)
         settle(self.flat.inputs)
         for (number, place), window in sorted(wants.items()):
             step = self.flat.steps[number]
             node, fill = step.inputs[place], RULES[step.name].fill(step, k)
             part = None if RULES[step.name].reads_stored(step, k) else window
-            self._part(k, (number, place), node, part, place == 0 and fill is not None)
+            self._part(k, (step.number, place), node, part, place == 0 and fill is not None)
         self._part(k, (-1, 0), self.flat.output, target, False)
-        for number, step in enumerate(self.flat.steps):
+        for step in self.flat.steps:
             if step.outputs[0] in stored:
                 inputs = [stored.get(node) for node in step.inputs]
                 for name, table in RULES[step.name].tables(step, k, stored[step.outputs[0]], inputs).items():
-                    tables[f"{number} {name}"] = table
+                    tables[f"{step.number} {name}"] = table
 
     def _nominal(self, node: Node) -> Node:
-        return self.flat.nodes[node.number] if self._template is None else self._template.flat.nodes[node.number]
+        return node if self._template is None else self._template.flat.nodes[node.number]
 
     def _union(self, requests: list[Window], size: int | None, number: int, k: int) -> Window:
         """The smallest window that contains all of them; within the array if there is only one tile."""
@@ -157,12 +173,10 @@ class Plan:
         first, last = np.where(used, first, 0), np.where(used, last, 0)
         length = int((last - first).max()) + 1
         if self._template is not None:
-            known = self._template.windows[k].get(self._template.flat.nodes[number])
-            if known is None or known.length < length:
+            longest = self._template.windows[k].get(self._template.flat.nodes[number])
+            if longest is None or longest.length < length:
                 raise Misfit
-            length = known.length
-        elif self._shared and size is None:
-            length += SLACK
+            length = longest.length
         return Window(first, length, used)
 
     def _part(self, k: int, key: tuple[int, int], node: Node, window: Window | None, padded: bool) -> None:
@@ -182,15 +196,6 @@ class Plan:
         if padded and (self._shared or outside.any()):
             self.filled[k].add(node)
             tables[f"inside {node.number}"] = np.stack([-stored.start, size - stored.start], 1).astype(np.int32)
-
-    @property
-    def key(self) -> Any:
-        """Plans with equal keys have the same program."""
-        windows = tuple(tuple((node.number, w.length) for node, w in stored.items()) for stored in self.windows)
-        parts = tuple(tuple(parts.items()) for parts in self.parts)
-        filled = tuple(tuple(sorted(node.number for node in nodes)) for nodes in self.filled)
-        names = tuple(step.name for step in self.flat.steps)
-        return windows, parts, filled, names, tuple(packed.layout for packed in self.packed)
 
     def source(self, k: int, tile: int) -> tuple[int, int]:
         """First position and length of the part of the image that a tile reads; it may extend beyond the image."""
@@ -229,8 +234,8 @@ class Plan:
                 x = cut(x, axis, tables[k].get(f"start {key}"), length)
             return x
 
-        for number, step in enumerate(self.flat.steps):
-            rule = RULES.get(step.name)
+        for step in self.flat.steps:
+            number, rule = step.number, RULES.get(step.name)
             if step.outputs[0].axes is not None and step.outputs[0] not in self.windows[0]:
                 continue
             fills = [rule.fill(step, k) for k in (0, 1)] if rule and step.outputs[0].axes else [None]
@@ -248,11 +253,34 @@ class Plan:
 
 
 SLACK = 2
-"""Positions by which windows are longer than necessary, if images of several sizes share a program."""
+"""Positions by which a resize's windows are longer than necessary in a template, since its steps depend on the size."""
 
 
 class Misfit(Exception):
-    """An image for which the template's windows are too short."""
+    """An image that the template's program cannot compute."""
+
+
+def _match(flat: Flat, other: Flat) -> None:
+    """Numbers the steps and arrays of a program like those of another one, for an image of another size.
+
+    An odd side may be cut after an upsampling, which has no counterpart if the other side is even.
+    """
+    theirs = iter(other.steps)
+    expected = next(theirs, None)
+    for step in flat.steps:
+        if expected is not None and (step.name, len(step.outputs)) == (expected.name, len(expected.outputs)):
+            if [node.number for node in step.inputs] != [node.number for node in expected.inputs]:
+                raise Misfit
+            step.number = expected.number
+            for ours, node in zip(step.outputs, expected.outputs, strict=True):
+                ours.number = node.number
+            expected = next(theirs, None)
+        elif step.name == "slice" and not any(step.equation.params["start_indices"]):
+            step.number, step.outputs[0].number = -1, step.inputs[0].number
+        else:
+            raise Misfit
+    if expected is not None:
+        raise Misfit
 
 
 class _Packed:
