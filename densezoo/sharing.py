@@ -151,6 +151,3 @@ def _part(picture: np.ndarray, source: tuple[int, int, int, int]) -> np.ndarray:
     above, before = max(-top, 0), max(-left, 0)
     part[0, above : above + pixels.shape[0], before : before + pixels.shape[1]] = pixels
     return part
-
-
-__all__ = ["Misfit", "Programs", "Shared"]
