@@ -108,7 +108,8 @@ class Predictor:
             return outputs([images[..., i * channels : (i + 1) * channels] for i in range(len(task.inputs))])
 
         self._outputs, self._programs = outputs, Programs(max_programs)
-        self._shared, self._own = None, 0
+        self._shared: Shared | None = None
+        self._own: set[Any] = set()  # the programs for single sizes
         if max_programs is not None and method is None:
             with contextlib.suppress(GlobalOperations):
                 self._shared = Shared(stacked, len(task.inputs) * self.preprocessing.channels, self._programs)
@@ -262,12 +263,12 @@ class Predictor:
                 return self._shared(name, finish, np.concatenate(samples[0], -1))[None]
         images = [np.stack(inputs) for inputs in zip(*samples, strict=True)]
         sizes = np.array([size] * len(samples), np.int32)
-        before = self.compiled
+        new = (name, images[0].shape) not in self._own
+        self._own.add((name, images[0].shape))
         found = self._programs(
             (name, images[0].shape), lambda images, sizes: finish(self._outputs(images, sizes)), images, sizes
         )
-        self._own += self.compiled - before
-        if self._max_programs is not None and self._own == MANY and self.compiled > before:
+        if self._max_programs is not None and new and len(self._own) == MANY:
             warnings.warn(
                 f"{type(self._model).__name__} needs a program for each size of image, and {MANY} were compiled:"
                 " resize or pad the images to a few sizes",

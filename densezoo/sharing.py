@@ -32,24 +32,31 @@ class Programs:
 
     def __init__(self, limit: int | None):
         self._limit = limit
-        self._lock = threading.RLock()
-        self._programs: collections.OrderedDict[Any, Callable[..., Any]] = collections.OrderedDict()
+        self._lock = threading.Lock()
+        self._programs: collections.OrderedDict[Any, _Program] = collections.OrderedDict()
         self.compiled = 0
 
     def __call__(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
         """Computes `function(*arguments)` with the program of this key."""
         with self._lock:
-            program = self._programs.get(key)
-            if program is None:
-                program = Jitted(function)
-                result = program(*arguments)
-                self._programs[key] = program
-                self.compiled += 1
-                while self._limit is not None and len(self._programs) > self._limit:
-                    self._programs.popitem(last=False)
-                return result
+            program = self._programs.setdefault(key, _Program(function))
             self._programs.move_to_end(key)
-        return program(*arguments)
+            while self._limit is not None and len(self._programs) > self._limit:
+                self._programs.popitem(last=False)
+        if program.ready:
+            return program.jitted(*arguments)
+        with program.lock:  # others that need the same program wait for it
+            result = program.jitted(*arguments)
+            if not program.ready:
+                program.ready = True
+                with self._lock:
+                    self.compiled += 1
+        return result
+
+
+class _Program:
+    def __init__(self, function: Callable[..., Any]):
+        self.jitted, self.lock, self.ready = Jitted(function), threading.Lock(), False
 
 
 @dataclasses.dataclass(frozen=True)

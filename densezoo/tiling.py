@@ -205,22 +205,22 @@ def exactly(outputs: Any, picture: _Picture, max_pixels: int, ways: Sequence[Tur
         ValueError: if `max_pixels` is too small.
     """
     size = picture.size
-    flats = {turned: traced(outputs, (1, *turned, picture.channels)) for turned in {way.size(size) for way in ways}}
+    orientations = {way.quarters % 2: way for way in ways}  # upright and lying
+    flats = {odd: traced(outputs, (1, *way.size(size), picture.channels)) for odd, way in orientations.items()}
     sides = tile_size(flats, size, ways, max_pixels)
     plans = {
-        turned: _Places(flat, [way for way in ways if way.size(size) == turned], size, sides)
-        for turned, flat in flats.items()
+        odd: _Places(flat, [way for way in ways if way.quarters % 2 == odd], size, sides) for odd, flat in flats.items()
     }
     programs = {
-        turned: Jitted(lambda image, numbers, plan=places.plan: activate(plan.run(image, numbers)))
-        for turned, places in plans.items()
+        odd: Jitted(lambda image, numbers, plan=places.plan: activate(plan.run(image, numbers)))
+        for odd, places in plans.items()
     }
 
     def start(row: int, column: int, way: Turn) -> Any:
-        turned = way.size(size)
-        source, numbers = plans[turned].tile((row, column, *sides), way)
+        odd = way.quarters % 2
+        source, numbers = plans[odd].tile((row, column, *sides), way)
         pixels = way(picture.part(way.source(source, size)))
-        return programs[turned](np.ascontiguousarray(pixels)[None], numbers)
+        return programs[odd](np.ascontiguousarray(pixels)[None], numbers)
 
     def finished(row: int, column: int, results: Sequence[Any]) -> tuple[int, int, np.ndarray]:
         tile = _mean([way.undo(np.asarray(result)[0]) for way, result in zip(ways, results, strict=True)])
@@ -242,10 +242,10 @@ def exactly(outputs: Any, picture: _Picture, max_pixels: int, ways: Sequence[Tur
 
 
 class _Places:
-    """A plan for the tiles of a picture in those ways of turning it that give the same size."""
+    """A plan for the tiles of a picture in those ways of turning it that give the same orientation."""
 
     def __init__(self, flat: Flat, ways: Sequence[Turn], size: Size, sides: Size):
-        self._size, (self._rows, self._columns) = size, ({}, {})
+        self._size = size
         corners = [(row, column) for row in range(0, size[0], sides[0]) for column in (0,)]
         corners += [(0, column) for column in range(0, size[1], sides[1])]
         parts = [way.part((*corner, *sides), size) for way in ways for corner in corners]
@@ -265,18 +265,16 @@ def _mean(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else sum(arrays[1:], arrays[0]) / np.float32(len(arrays))
 
 
-def tile_size(flats: Mapping[Size, Flat], size: Size, ways: Sequence[Turn], max_pixels: int) -> Size:
+def tile_size(flats: Mapping[int, Flat], size: Size, ways: Sequence[Turn], max_pixels: int) -> Size:
     """The tiles with the least overhead whose sources, margins included, have at most `max_pixels` pixels."""
 
     def sources(sides: Size) -> list[Size]:
         """Height and width of the tiles' sources, in the picture as it is."""
         found = []
-        for turned, flat in flats.items():
-            plan = _Places(flat, [way for way in ways if way.size(size) == turned], size, sides).plan
+        for odd, flat in flats.items():
+            plan = _Places(flat, [way for way in ways if way.quarters % 2 == odd], size, sides).plan
             height, width = (plan.source(k, 0)[1] for k in (0, 1))
-            found.append(
-                (height, width) if turned == ways[0].size(size) and not ways[0].quarters % 2 else (width, height)
-            )
+            found.append((width, height) if odd else (height, width))
         return found
 
     margins = [max(source[k] for source in sources((GRID, GRID))) - GRID for k in (0, 1)]
