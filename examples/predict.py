@@ -69,7 +69,7 @@ def main(arguments: Arguments) -> None:
     predict = dz.load_predictor(model, pad_to=arguments.pad_to, max_programs=arguments.max_programs)
     pictures = find_pictures(arguments)
     suffixes = endings(predict.task, arguments.probabilities)
-    check_outputs(pictures, [*suffixes, ".tif"], arguments.out)
+    check_outputs(pictures, suffixes, arguments.out)
     if isinstance(predict.task, Segmentation):
         write_classes(arguments.out / "classes.json", predict.task)
 
@@ -78,7 +78,9 @@ def main(arguments: Arguments) -> None:
     for path, name in progress(list(pictures.items()), "Predicting"):
         try:
             if (windows := large_tiff(predict, path, arguments)) is not None:
-                write_by_windows(predict, windows, arguments.out / f"{name}.tif", arguments)
+                target = arguments.out / f"{name}.tif"
+                check_outputs(pictures, [".tif"], arguments.out)
+                write_by_windows(predict, windows, target, arguments)
                 continue
             picture = read_image(path, channels=predict.preprocessing.channels, bits=arguments.bits)
             known = len(sizes)

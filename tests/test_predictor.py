@@ -176,14 +176,14 @@ def test_batches_and_warm_up(with_statistics):
 
 
 def test_a_change_detector_shares_programs(with_statistics):
-    model = dz.create_model("siamese_unet", dz.PlainEncoder((4, 8)), 1)
+    model = dz.create_model("siamese_unet", dz.PlainEncoder((4, 8)), 2)
     task = dz.tasks.ChangeDetection()
     images = jnp.zeros((1, 16, 16, 3))
     variables = jax.jit(model.init)(jax.random.key(0), images, images)
     exact, shared = (dz.Predictor(task, model, variables, max_programs=limit) for limit in (None, 8))
     before, after = pictures_of([(33, 21)] * 2)
     np.testing.assert_allclose(shared.probabilities(before, after), exact.probabilities(before, after), atol=1e-5)
-    assert shared.probabilities(before[:30], after[:30]).shape == (30, 21, 1) and shared.compiled == 1
+    assert shared.probabilities(before[:30], after[:30]).shape == (30, 21, 2) and shared.compiled == 1
 
 
 def test_a_predictor_tiles_large_pictures(with_statistics):

@@ -156,7 +156,7 @@ def _evaluated(equation: Any, inputs: Sequence[Node]) -> list[np.ndarray] | None
         same = [all(v.ndim == 0 or (v.strides[axis] == 0 or n == 1) for v in given) for axis, n in enumerate(shape)]
         part = tuple(slice(0, 1) if constant else slice(None) for constant in same)
         small = [value[part] if value.ndim else value for value in given]
-        if math.prod(small[0].shape if small[0].ndim else ()) <= LIMIT:
+        if max(value.size for value in small) <= LIMIT:
             return [np.broadcast_to(value, shape) for value in _bind(equation, small)]
         return None
     sizes = [math.prod(variable.aval.shape) for variable in (*equation.invars, *equation.outvars)]
