@@ -100,7 +100,7 @@ class Predictor:
         infer, normalize = compile(model, variables, method=method), self.preprocessing.normalize()
 
         def outputs(images, sizes=None):
-            named = normalize(jax.random.key(0), dict(zip(task.inputs, images, strict=True)))
+            named = normalize(None, dict(zip(task.inputs, images, strict=True)))  # which needs no key
             return infer.run(*named.values()) if method is None else infer.run(*named.values(), sizes)
 
         def stacked(images):  # the images of all inputs, as channels of one

@@ -97,7 +97,7 @@ def predict_tiled(
 
     def outputs(images: jax.Array) -> jax.Array:
         if normalize is not None:
-            images = normalize(jax.random.key(0), {"image": images})["image"]
+            images = normalize(None, {"image": images})["image"]  # which needs no key
         return infer.run(images)
 
     picture, ways = _Picture(image, preprocessing), turns(augment)

@@ -143,7 +143,8 @@ def _called(equation: Any, inputs: Sequence[Node]) -> tuple[Any, Sequence[Any], 
 def _evaluated(equation: Any, inputs: Sequence[Node]) -> list[np.ndarray] | None:
     """The results of an equation whose inputs are known; None if they are not, or too large."""
     values = [node.known for node in inputs]
-    if any(value is None for value in values):
+    keys = any(jax.dtypes.issubdtype(variable.aval.dtype, jax.dtypes.extended) for variable in equation.outvars)
+    if keys or any(value is None for value in values):  # NumPy has no random keys
         return None
     given: list[Any] = values
     name, shape = equation.primitive.name, equation.outvars[0].aval.shape
