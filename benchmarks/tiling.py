@@ -1,7 +1,8 @@
 """Prediction by tiles beside one pass: difference, time per megapixel, and peak memory.
 
-`python -m benchmarks.tiling` prints a Markdown table of all networks of the zoo, and one of peak memory. The time of tiles
-includes tracing and compiling. Networks have a small encoder. Each number of memory is the peak of a process of its own.
+`python -m benchmarks.tiling` prints a Markdown table of all networks of the zoo, and one of peak memory. The time of
+tiles includes tracing and compiling. Networks have a small encoder. Each number of memory is the peak of a process of
+its own.
 """
 
 import dataclasses
