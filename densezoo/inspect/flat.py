@@ -119,8 +119,9 @@ def known(value: Any) -> Node:
     return Node(value.shape, value.dtype, value)
 
 
-def compact(value: np.ndarray) -> np.ndarray:
-    """The array with length 1 along the axes along which it is constant by construction."""
+def compact(value: np.ndarray | None) -> np.ndarray:
+    """A known array, with length 1 along the axes along which it is constant by construction."""
+    assert value is not None
     constant = [step == 0 for step in value.strides]
     return value[tuple(slice(0, 1) if same else slice(None) for same in constant)]
 
