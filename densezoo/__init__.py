@@ -80,6 +80,7 @@ from densezoo.inspect.summary import Layer, Summary, summary
 from densezoo.models import RCNN, PyramidModel, SegmentationModel, SiameseModel, SingleStage, detect, panoptic
 from densezoo.naming import Naming, Rule
 from densezoo.preprocessing import Preprocessing
+from densezoo.tiling import predict_tiled
 from densezoo.types import Detections, Pyramid
 from densezoo.zoo import blueprints, create_encoder, create_model, list_encoders, list_models
 

@@ -178,7 +178,7 @@ class Inference:
         return x if self._dtype is None or not jnp.issubdtype(x.dtype, jnp.floating) else x.astype(self._dtype)
 
     def run(self, images: Float[Array, "b h w c"], *inputs: Any) -> Any:
-        """The computation without its own compilation, to be traced as a part of another program."""
+        """The function without `jit`, to be traced as a part of another program."""
         with module_calls(Folding(self._exact, self._variables, self._dtype)):
             others = [self._cast(x) if np.ndim(x) == np.ndim(images) else x for x in inputs]
             return self._model.apply(self._variables, self._cast(images), *others, method=self._method)

@@ -1,5 +1,6 @@
 """Prediction: from an image file's pixels to the prediction of a task."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,12 +14,17 @@ import jax
 import numpy as np
 
 from densezoo import tasks, weights
-from densezoo.compiling import Jitted
 from densezoo.inference import compile
+from densezoo.inspect.windows import GlobalOperations, Misfit
 from densezoo.messages import option
 from densezoo.preprocessing import Preprocessing
+from densezoo.sharing import SIDES, Programs, Shared
+from densezoo.tiling import predict_tiled
 from densezoo.train.recipe import MODEL_FILE
-from densezoo.types import Detections
+from densezoo.types import Detections, Size
+
+MANY = 8
+"""Number of programs for single sizes after which a predictor with `max_programs` warns."""
 
 
 class Predictor:
@@ -27,7 +33,10 @@ class Predictor:
     A task with several images takes all of them: `predict(before, after)` for `tasks.ChangeDetection`.
 
     Each image is computed at its own size, exactly like `model.apply`. Each size is compiled once, with its first
-    image. For images of many sizes, `pad_to` limits the number of compilations, at the cost of an approximation.
+    image. For images of many sizes, as in a service, `max_programs=8` limits the number of programs: networks that
+    read a limited neighbourhood then share a few programs between all sizes, with the same results up to rounding.
+
+    Several threads may call a predictor at once. A program is compiled once, while other threads wait for it.
 
     Args:
         task: the task that the model was trained for, such as `tasks.Segmentation(num_classes=3)`.
@@ -37,11 +46,19 @@ class Predictor:
         pad_to: pads sides to multiples of this many pixels by repeating the last row and column. At most one size per
             multiple is compiled: for sides of up to 1024 pixels and `pad_to=32`, these are 32 per side. Pixels near
             the bottom and right borders then differ slightly from `model.apply`. None computes exactly.
+        max_programs: the most compiled programs that are kept; the one that was not used for the longest time is
+            dropped. Sizes then share programs: sides of up to 256, 512 and 1024 pixels, and tiles for larger images,
+            each once for predictions and once for probabilities. Not for networks with operations that read the whole
+            image, such as attention, and for detectors: these need a program for each size, and a warning is issued
+            after the eighth. None keeps a program for each size.
         multiple: deprecated name of `pad_to`.
 
     Attributes:
         task: the given task.
         preprocessing: the given preprocessing.
+
+    Raises:
+        ValueError: if `pad_to` or `max_programs` is below 1, or both are given.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np
@@ -62,6 +79,7 @@ class Predictor:
         preprocessing: Preprocessing | None = None,
         *,
         pad_to: int | None = None,
+        max_programs: int | None = None,
         multiple: int | None = None,
     ):
         if multiple is not None:
@@ -69,18 +87,37 @@ class Predictor:
             pad_to = multiple
         if pad_to is not None and pad_to < 1:
             raise ValueError(f"{option('pad_to')} must be a number of pixels, at least 1, or None; got {pad_to}")
+        if max_programs is not None and (max_programs < 1 or pad_to is not None):
+            raise ValueError(
+                f"{option('max_programs')} must be at least 1, and without {option('pad_to')}; got {max_programs} and"
+                f" {pad_to}"
+            )
         self.task = task
         self.preprocessing = Preprocessing() if preprocessing is None else preprocessing
-        self._pad_to = pad_to or 1
+        self._pad_to, self._max_programs = pad_to or 1, max_programs
+        self._model, self._variables = model, variables
         method = getattr(task, "method", None)
         infer, normalize = compile(model, variables, method=method), self.preprocessing.normalize()
 
-        def outputs(images, sizes):
-            named = normalize(jax.random.key(0), dict(zip(task.inputs, images, strict=True)))
-            return infer(*named.values()) if method is None else infer(*named.values(), sizes)
+        def outputs(images, sizes=None):
+            named = normalize(None, dict(zip(task.inputs, images, strict=True)))  # which needs no key
+            return infer.run(*named.values()) if method is None else infer.run(*named.values(), sizes)
 
-        self._predict = Jitted(lambda images, sizes: task.predict(outputs(images, sizes)))
-        self._probabilities = Jitted(lambda images, sizes: task.probabilities(outputs(images, sizes)))
+        def stacked(images):  # the images of all inputs, as channels of one
+            channels = self.preprocessing.channels
+            return outputs([images[..., i * channels : (i + 1) * channels] for i in range(len(task.inputs))])
+
+        self._outputs, self._programs = outputs, Programs(max_programs)
+        self._shared: Shared | None = None
+        self._own: set[Any] = set()  # the programs for single sizes
+        if max_programs is not None and method is None:
+            with contextlib.suppress(GlobalOperations):
+                self._shared = Shared(stacked, len(task.inputs) * self.preprocessing.channels, self._programs)
+
+    @property
+    def compiled(self) -> int:
+        """How many programs were compiled."""
+        return self._programs.compiled
 
     def __call__(self, *pictures: np.ndarray) -> Any:
         """The task's prediction, such as an (h, w) int32 mask.
@@ -93,7 +130,103 @@ class Predictor:
             TypeError: if the number of images is wrong.
             ValueError: if an image's shape or number of channels is wrong, or the images differ in size.
         """
-        return self._run(self._predict, pictures)
+        return self._run("predict", pictures)
+
+    def batch(self, pictures: Sequence[np.ndarray], *, size: int = 8) -> list[Any]:
+        """The predictions of many images, for a task with one image each.
+
+        As many as `size` images of one shape are computed at once, and the rest one by one, so that there are at most
+        two programs for each shape. With `max_programs`, all are computed one by one, because they share programs.
+
+        Args:
+            pictures: images as in a call, of any shapes.
+            size: the number of images that are computed at once.
+
+        Raises:
+            TypeError: if the task needs several images.
+            ValueError: if an image's shape or number of channels is wrong, or `size` is below 1.
+        """
+        if size < 1:
+            raise ValueError(f"{option('size')} must be at least 1, got {size}")
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, picture in enumerate(pictures):
+            by_shape.setdefault(np.shape(picture), []).append(index)
+        results: list[Any] = [None] * len(pictures)
+        for indices in by_shape.values():
+            chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
+            for chunk in chunks:
+                together = size > 1 and len(chunk) == size and self._max_programs is None and len(self.task.inputs) == 1
+                for part in [chunk] if together else [[index] for index in chunk]:
+                    found = self._run_all("predict", [(pictures[index],) for index in part])
+                    for index, result in zip(part, found, strict=True):
+                        results[index] = result
+        return results
+
+    def tiled(
+        self,
+        picture: Any,
+        *,
+        max_pixels: int = 1 << 21,
+        probabilities: bool = False,
+        out: Any = None,
+        augment: bool | Sequence[tuple[int, bool]] = False,
+        blend: bool = False,
+    ) -> Any:
+        """The prediction for a picture that is too large for one pass, by tiles: see `predict_tiled`.
+
+        Args:
+            picture: as in a call; also anything with `shape` that returns arrays for slices, such as `np.memmap`.
+            max_pixels: limit of the number of pixels that are computed at once.
+            probabilities: whether to return probabilities instead of the prediction.
+            out: where the result is written, as in `predict_tiled`.
+            augment: averages over the turned and mirrored picture, as in `predict_tiled`. For segmentation with one
+                label per pixel.
+            blend: whether to blend overlapping tiles if the model has operations that read the whole picture.
+
+        Raises:
+            TypeError: if the task needs several images, or is not one of maps.
+            ValueError: as `predict_tiled`; or if the preprocessing resizes pictures.
+        """
+        if len(self.task.inputs) != 1 or hasattr(self.task, "method"):
+            raise TypeError(f"{type(self.task).__name__} cannot be predicted by tiles")
+        if self.preprocessing.resizes:
+            raise ValueError("the preprocessing resizes pictures, so that tiles would differ from the whole picture")
+        if np.shape(picture)[2:] != (self.preprocessing.channels,):
+            raise ValueError(f"expected (h, w, {self.preprocessing.channels}), got shape {np.shape(picture)}")
+        reduce: Any = self.task.probabilities if probabilities else self.task.predict
+        if augment is not False and not probabilities:
+            if not hasattr(self.task, "probabilities") or getattr(self.task, "multilabel", False):
+                raise ValueError(f"{option('augment')} is for segmentation with one label per pixel")
+            reduce = "classes"
+        return predict_tiled(
+            self._model,
+            self._variables,
+            picture,
+            max_pixels=max_pixels,
+            reduce=reduce,
+            out=out,
+            augment=augment,
+            blend=blend,
+            preprocessing=self.preprocessing,
+        )
+
+    def warm_up(self, *sizes: Size, probabilities: bool = False) -> None:
+        """Compiles the programs for images of some sizes, so that no request waits for it.
+
+        Args:
+            *sizes: (height, width) of images. With `max_programs`, any image sizes: those that share programs are
+                compiled once. No size compiles all shared programs.
+            probabilities: whether to compile them for `probabilities`.
+
+        Example:
+            >>> predict = dz.load_predictor("model.safetensors", max_programs=8)  # doctest: +SKIP
+            >>> predict.warm_up()  # doctest: +SKIP
+        """
+        if not sizes and self._shared is not None:
+            sizes = (*((side, side) for side in SIDES), (SIDES[-1] + 1, SIDES[-1] + 1))
+        for height, width in sizes:
+            pictures = [np.zeros((height, width, self.preprocessing.channels), np.float32)] * len(self.task.inputs)
+            self._run("probabilities" if probabilities else "predict", pictures)
 
     def probabilities(self, *pictures: np.ndarray) -> Any:
         """The probabilities of the classes, (h, w, classes) float32, for a task that has them.
@@ -105,9 +238,46 @@ class Predictor:
         """
         if not hasattr(self.task, "probabilities"):
             raise AttributeError(f"{type(self.task).__name__} has no probabilities")
-        return self._run(self._probabilities, pictures)
+        return self._run("probabilities", pictures)
 
-    def _run(self, function: Any, pictures: Sequence[np.ndarray]) -> Any:
+    def _run(self, name: str, pictures: Sequence[np.ndarray]) -> Any:
+        return self._run_all(name, [pictures])[0]
+
+    def _run_all(self, name: str, samples: Sequence[Sequence[np.ndarray]]) -> list[Any]:
+        """The results of one of the task's functions for samples of one size, each with an image for each input."""
+        prepared = [self._prepared(pictures) for pictures in samples]
+        size, whole = prepared[0][0].shape[:2], np.shape(samples[0][0])[:2]
+        padding = [(0, -side % self._pad_to) for side in size]
+        padded = [[np.pad(image, (*padding, (0, 0)), mode="edge") for image in images] for images in prepared]
+        found, results = self._computed(name, padded, size), []
+        for index in range(len(samples)):
+            one = jax.tree.map(lambda array, index=index: array[index], found)
+            results.append(self._finished(one, size, whole, padded[0][0].shape[:2]))
+        return results
+
+    def _computed(self, name: str, samples: Sequence[Sequence[np.ndarray]], size: Size) -> Any:
+        """The results for a batch of samples, on the host."""
+        finish = getattr(self.task, name)
+        if self._shared is not None and len(samples) == 1:
+            with contextlib.suppress(Misfit):
+                return self._shared(name, finish, np.concatenate(samples[0], -1))[None]
+        images = [np.stack(inputs) for inputs in zip(*samples, strict=True)]
+        sizes = np.array([size] * len(samples), np.int32)
+        new = (name, images[0].shape) not in self._own
+        self._own.add((name, images[0].shape))
+        found = self._programs(
+            (name, images[0].shape), lambda images, sizes: finish(self._outputs(images, sizes)), images, sizes
+        )
+        if self._max_programs is not None and new and len(self._own) == MANY:
+            warnings.warn(
+                f"{type(self._model).__name__} needs a program for each size of image, and {MANY} were compiled:"
+                " resize or pad the images to a few sizes",
+                stacklevel=4,
+            )
+        return jax.tree.map(np.asarray, found)
+
+    def _prepared(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The images of a sample as float32 in 0..1, at the model's size."""
         if len(pictures) != len(self.task.inputs):
             raise TypeError(
                 f"{type(self.task).__name__} needs {len(self.task.inputs)} images ({', '.join(self.task.inputs)}); got"
@@ -117,21 +287,20 @@ class Predictor:
         whole, *others = (image.shape[:2] for image in prepared)
         if others and set(others) != {whole}:
             raise ValueError(f"the images differ in size (height, width): {', '.join(map(str, [whole, *others]))}")
-        height, width = self.preprocessing.size_of(*whole)
-        if (height, width) != whole:
-            prepared = [_resized(image, (height, width)) for image in prepared]
-        padding = [(0, -side % self._pad_to) for side in (height, width)]
-        padded = [np.pad(image, (*padding, (0, 0)), mode="edge")[None] for image in prepared]
+        size = self.preprocessing.size_of(*whole)
+        return [_resized(image, size) for image in prepared] if size != whole else prepared
 
-        def of_picture(x: Any) -> np.ndarray:
-            array = np.asarray(x)[0]
-            if array.shape[:2] != padded[0].shape[1:3]:
+    def _finished(self, found: Any, size: Size, whole: Size, padded: Size) -> Any:
+        """A result at the size of the picture."""
+        height, width = size
+
+        def of_picture(array: np.ndarray) -> np.ndarray:
+            if array.shape[:2] != padded:
                 return array
             array = array[:height, :width]
-            return array if (height, width) == whole else _resized(array, whole, getattr(self.task, "predicts", None))
+            return array if size == whole else _resized(array, whole, getattr(self.task, "predicts", None))
 
-        sizes = np.array([[height, width]], np.int32)
-        found = jax.tree.map(of_picture, function(padded, sizes))
+        found = jax.tree.map(of_picture, found)
         zoom = np.array([whole[1] / width, whole[0] / height] * 2, np.float32)
 
         def zoomed(part: Any) -> Any:  # boxes end at the border of the picture that the model saw
@@ -156,6 +325,7 @@ def load_predictor(
     *,
     model: nn.Module | None = None,
     pad_to: int | None = None,
+    max_programs: int | None = None,
     multiple: int | None = None,
 ) -> Predictor:
     """Loads a predictor from a model file or from the folder of a training run.
@@ -166,6 +336,7 @@ def load_predictor(
         model: a model to use instead of the one that the file describes, for your own modules.
         pad_to: pads sides to multiples of this many pixels, which compiles fewer sizes but is an approximation. None
             computes exactly. See `Predictor`.
+        max_programs: the most compiled programs, for images of many sizes. See `Predictor`.
         multiple: deprecated name of `pad_to`.
 
     Returns:
@@ -194,7 +365,7 @@ def load_predictor(
     file = Path(path)
     if file.is_dir():
         if not (file / MODEL_FILE).is_file():
-            return _of_old_run(file, pad_to)
+            return _of_old_run(file, pad_to, max_programs)
         file = file / MODEL_FILE
     model, variables, metadata = weights.load_with_metadata(file, model=model)
     classes = metadata.get("classes")
@@ -210,10 +381,10 @@ def load_predictor(
         preprocessing = Preprocessing(**metadata["preprocessing"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file} describes an invalid task or preprocessing: {error}") from error
-    return Predictor(task, model, variables, preprocessing, pad_to=pad_to)
+    return Predictor(task, model, variables, preprocessing, pad_to=pad_to, max_programs=max_programs)
 
 
-def _of_old_run(folder: Path, pad_to: int | None) -> Predictor:
+def _of_old_run(folder: Path, pad_to: int | None, max_programs: int | None) -> Predictor:
     """Loads a predictor from a run of an older densezoo, which stored the model's names in model.json."""
     from densezoo.train import load_variables
     from densezoo.zoo import create_model
@@ -230,4 +401,6 @@ def _of_old_run(folder: Path, pad_to: int | None) -> Predictor:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not the configuration of a model: {error!r}") from error
     task = tasks.Segmentation(num_classes=classes, ignore_index=None)  # prediction does not need it
-    return Predictor(task, model, load_variables(folder, "best"), preprocessing, pad_to=pad_to)
+    return Predictor(
+        task, model, load_variables(folder, "best"), preprocessing, pad_to=pad_to, max_programs=max_programs
+    )

@@ -4,13 +4,16 @@ Usage: python examples/predict.py --model out/run/model.safetensors --images PIC
 
 For every picture, writes NAME.png, a palette picture whose values are the classes, and NAME_overlay.png for viewing;
 for a model with several labels per pixel, NAME_CLASS.png with 0 or 255; for a model of depth or normals, NAME.npy, in
-the unit of the training data, and NAME_view.png. With --probabilities, also NAME_probabilities.npz. classes.json has
+the unit of the training data, and NAME_view.png. Pictures of more than --max-pixels pixels are computed by tiles, with
+the same result; of such a TIFF file, windows are read and written, and NAME.tif with its georeference takes the place
+of the two pictures. With --probabilities, also NAME_probabilities.npz. classes.json has
 the names and colours of the classes. --recursive also reads subfolders, and recreates them in --out. The last line on
 standard output is a JSON object.
 """
 
 import dataclasses
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -22,13 +25,13 @@ from common import command_line, progress
 
 import densezoo as dz
 from densezoo import viz
-from densezoo.data import IMAGE_SUFFIXES, read_image
+from densezoo.data import IMAGE_SUFFIXES, TiffWindows, open_tiff, read_image
 from densezoo.files import replace
 from densezoo.messages import indented, shortened
 from densezoo.tasks import Depth, Normals, Segmentation
 
 MANY_SIZES = 8
-"""Number of compiled picture sizes after which a message suggests --pad-to."""
+"""Number of compiled picture sizes after which a message suggests --max-programs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +54,19 @@ class Arguments:
     """Number of used bits per pixel, such as 12 in 16-bit files, for a model of pictures that use all bits."""
     pad_to: int | None = None
     """Pad sides to multiples of this many pixels: compiles fewer sizes, and changes masks slightly at the borders."""
+    max_programs: int | None = None
+    """Compile at most this many programs, which pictures of all sizes share without any change of the masks."""
+    max_pixels: int = 1 << 23
+    """Most pixels to compute at once. Larger pictures are computed by tiles."""
+    blend: bool = False
+    """Blend overlapping tiles of larger pictures, for networks that read the whole picture: an approximation."""
 
 
 def main(arguments: Arguments) -> None:
     model = arguments.model or arguments.checkpoint
     if model is None:
         raise ValueError("--model must be a model file, such as out/run/model.safetensors")
-    predict = dz.load_predictor(model, pad_to=arguments.pad_to)
+    predict = dz.load_predictor(model, pad_to=arguments.pad_to, max_programs=arguments.max_programs)
     pictures = find_pictures(arguments)
     suffixes = endings(predict.task, arguments.probabilities)
     check_outputs(pictures, suffixes, arguments.out)
@@ -68,12 +77,17 @@ def main(arguments: Arguments) -> None:
     sizes: set[tuple[int, int]] = set()
     for path, name in progress(list(pictures.items()), "Predicting"):
         try:
+            if (windows := large_tiff(predict, path, arguments)) is not None:
+                target = arguments.out / f"{name}.tif"
+                check_outputs(pictures, [".tif"], arguments.out)
+                write_by_windows(predict, windows, target, arguments)
+                continue
             picture = read_image(path, channels=predict.preprocessing.channels, bits=arguments.bits)
             known = len(sizes)
             sizes.add(picture.shape[:2])
-            if known == MANY_SIZES < len(sizes) and arguments.pad_to is None:
-                print("each picture size is compiled once: --pad-to 64 compiles fewer sizes", file=sys.stderr)
-            write(predict, picture, [arguments.out / f"{name}{suffix}" for suffix in suffixes])
+            if known == MANY_SIZES < len(sizes) and arguments.pad_to is arguments.max_programs is None:
+                print("each picture size is compiled once: --max-programs 8 shares programs", file=sys.stderr)
+            write(predict, picture, [arguments.out / f"{name}{suffix}" for suffix in suffixes], arguments)
         except (ValueError, OSError) as error:
             if len(pictures) == 1:
                 raise
@@ -143,10 +157,49 @@ def check_outputs(pictures: dict[Path, str], suffixes: Sequence[str], out: Path)
         raise ValueError(f"--out {out} would overwrite pictures: {shortened(lost, ', ')}; choose another folder")
 
 
-def write(predict: dz.Predictor, picture: np.ndarray, targets: Sequence[Path]) -> None:
+def large_tiff(predict: dz.Predictor, path: Path, arguments: Arguments) -> TiffWindows | None:
+    """A TIFF file to be read by windows; None for any other picture."""
+    labels = isinstance(predict.task, Segmentation) and not predict.task.multilabel and not arguments.probabilities
+    if path.suffix.lower() not in (".tif", ".tiff") or not labels or arguments.bits is not None:
+        return None
+    try:
+        windows = open_tiff(path)
+    except ValueError:
+        return None  # which reads another way
+    height, width, channels = windows.shape
+    if height * width <= arguments.max_pixels or channels != predict.preprocessing.channels:
+        windows.close()
+        return None
+    return windows
+
+
+def write_by_windows(predict: dz.Predictor, picture: TiffWindows, target: Path, arguments: Arguments) -> None:
+    """Writes the mask of a TIFF file tile by tile."""
+    dtype = np.uint8 if predict.task.classes <= 256 else np.uint16
+
+    def fill(temporary: Path) -> None:
+        mask = picture.create_like(temporary, dtype)
+        predict.tiled(picture, max_pixels=arguments.max_pixels, out=mask, blend=arguments.blend)
+        mask.flush()  # pyright: ignore[reportAttributeAccessIssue]
+
+    try:
+        replace(target, fill)
+    finally:
+        picture.close()
+
+
+def compute(predict: dz.Predictor, picture: np.ndarray, arguments: Arguments, *, probabilities: bool = False) -> Any:
+    """The prediction or the probabilities, by tiles for a large picture."""
+    if math.prod(picture.shape[:2]) > arguments.max_pixels and not predict.preprocessing.resizes:
+        options = {"max_pixels": arguments.max_pixels, "blend": arguments.blend}
+        return predict.tiled(picture, probabilities=probabilities, **options)
+    return predict.probabilities(picture) if probabilities else predict(picture)
+
+
+def write(predict: dz.Predictor, picture: np.ndarray, targets: Sequence[Path], arguments: Arguments) -> None:
     """Writes the files that `endings` lists."""
     if isinstance(predict.task, Depth | Normals):
-        found = predict(picture)
+        found = compute(predict, picture, arguments)
         replace(targets[0], lambda temporary: write_npy(temporary, found))
         options = {}
         if isinstance(predict.task, Depth):
@@ -154,7 +207,7 @@ def write(predict: dz.Predictor, picture: np.ndarray, targets: Sequence[Path]) -
         draw = viz.depth_maps if isinstance(predict.task, Depth) else viz.normal_maps
         viz.save(draw([picture], None, [found], **options), targets[1])
         return
-    mask, palette = predict(picture), viz.palette(predict.task.classes)
+    mask, palette = compute(predict, picture, arguments), viz.palette(predict.task.classes)
     if predict.task.multilabel:
         for index in range(predict.task.classes):
             viz.save_image(np.uint8(255) * mask[..., index].astype(np.uint8), targets[index])
@@ -162,7 +215,8 @@ def write(predict: dz.Predictor, picture: np.ndarray, targets: Sequence[Path]) -
         viz.save_mask(mask, targets[0], palette=palette)
         viz.save_image(viz.overlay(picture, mask, palette=palette), targets[1])
     if targets[-1].suffix == ".npz":
-        found = {"probabilities": predict.probabilities(picture), "classes": np.array(predict.task.names)}
+        probabilities = compute(predict, picture, arguments, probabilities=True)
+        found = {"probabilities": probabilities, "classes": np.array(predict.task.names)}
         replace(targets[-1], lambda temporary: write_npz(temporary, found))
 
 

@@ -1,5 +1,7 @@
 """A predictor computes the same as `model.apply`, at the picture's own size."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 import densezoo as dz
+from densezoo.compiling import onednn_options
 from densezoo.tasks import Segmentation
 
 
@@ -98,3 +101,95 @@ def test_an_image_is_read_from_bytes_and_file_objects(tmp_path):
     np.testing.assert_array_equal(dz.data.read_image(path.read_bytes()), expected)
     with open(path, "rb") as file:
         np.testing.assert_array_equal(dz.data.read_image(file), expected)
+
+
+def small_predictor(with_statistics, task=None, model=None, **options):
+    model = model or dz.create_model("unet", dz.PlainEncoder((4, 8)), 3)
+    variables = with_statistics(model, jnp.zeros((1, 16, 16, 3)))
+    return dz.Predictor(task or Segmentation(3), model, variables, **options)
+
+
+def pictures_of(sizes):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+def test_sizes_share_programs(with_statistics, compilations, monkeypatch):
+    monkeypatch.setattr("densezoo.sharing.SIDES", (32, 64))  # smaller ones, for the test's sake
+    monkeypatch.setattr("densezoo.sharing.TILE", 32)
+    exact, shared = (small_predictor(with_statistics, max_programs=limit) for limit in (None, 8))
+    with pytest.raises(ValueError, match="max_programs must be at least 1, and without pad_to"):
+        small_predictor(with_statistics, max_programs=8, pad_to=32)
+    onednn_options()  # which compiles a probe
+    pictures = pictures_of([(32, 32), (17, 23), (40, 33), (63, 64), (75, 31), (66, 101)])
+    with compilations() as compiled:
+        found = [shared.probabilities(picture) for picture in pictures]
+    assert len(compiled) == shared.compiled == 3
+    for picture, probabilities in zip(pictures, found, strict=True):
+        np.testing.assert_allclose(probabilities, exact.probabilities(picture), atol=1e-5)
+    # Eight threads share them too, whatever the order.
+    others = pictures_of([(20 + n, 31 - n) for n in range(8)])
+    with ThreadPoolExecutor(8) as pool:
+        by_threads = list(pool.map(shared.probabilities, others * 2))
+    assert shared.compiled == 3
+    for found, picture in zip(by_threads, others * 2, strict=True):
+        np.testing.assert_array_equal(found, shared.probabilities(picture))
+
+
+class Global(nn.Module):
+    """Subtracts the mean of all pixels."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        return nn.Conv(3, (3, 3))(images) - images.mean((1, 2), keepdims=True)
+
+
+def test_a_predictor_keeps_a_bounded_number_of_programs(with_statistics):
+    predict = small_predictor(with_statistics, model=Global(), max_programs=2)
+    first, *others = pictures_of([(8 + n, 9) for n in range(8)])
+    predict(first)
+    predict(first)
+    assert predict.compiled == 1
+    for picture in others[:-1]:
+        predict(picture)
+    with pytest.warns(UserWarning, match="needs a program for each size of image, and 8 were compiled"):
+        predict(others[-1])
+    predict(others[-1])
+    assert predict.compiled == 8
+    predict(first)  # was dropped
+    assert predict.compiled == 9
+
+
+def test_batches_and_warm_up(with_statistics):
+    predict = small_predictor(with_statistics)
+    pictures = pictures_of([(16, 16), (20, 12), (16, 16), (16, 16)])
+    masks = predict.batch(pictures, size=2)
+    assert predict.compiled == 3  # two at once, and one of each size
+    predict.warm_up((24, 16))
+    assert predict.compiled == 4
+    predict(*pictures_of([(24, 16)]))
+    for picture, mask in zip(pictures, masks, strict=True):
+        np.testing.assert_array_equal(mask, predict(picture))
+    assert predict.compiled == 4
+    with pytest.raises(ValueError, match="size must be at least 1"):
+        predict.batch(pictures, size=0)
+
+
+def test_a_change_detector_shares_programs(with_statistics):
+    model = dz.create_model("siamese_unet", dz.PlainEncoder((4, 8)), 2)
+    task = dz.tasks.ChangeDetection()
+    images = jnp.zeros((1, 16, 16, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images, images)
+    exact, shared = (dz.Predictor(task, model, variables, max_programs=limit) for limit in (None, 8))
+    before, after = pictures_of([(33, 21)] * 2)
+    np.testing.assert_allclose(shared.probabilities(before, after), exact.probabilities(before, after), atol=1e-5)
+    assert shared.probabilities(before[:30], after[:30]).shape == (30, 21, 2) and shared.compiled == 1
+
+
+def test_a_predictor_tiles_large_pictures(with_statistics):
+    predict = small_predictor(with_statistics)
+    (picture,) = pictures_of([(75, 101)])
+    np.testing.assert_array_equal(predict.tiled(picture, max_pixels=6500), predict(picture))
+    assert predict.tiled(picture[:20, :20], probabilities=True, augment=True).shape == (20, 20, 3)
+    with pytest.raises(ValueError, match="resizes pictures"):
+        small_predictor(with_statistics, preprocessing=dz.Preprocessing(shortest=20)).tiled(picture)

@@ -4,6 +4,7 @@ from densezoo.data import fields, transforms
 from densezoo.data._arrays import to_float
 from densezoo.data._decode import IMAGE_SUFFIXES
 from densezoo.data._reading import Source
+from densezoo.data._tiff_windows import TiffWindows, open_tiff
 from densezoo.data.change_folder import ChangeFolder
 from densezoo.data.change_scenes import ChangeScenes
 from densezoo.data.coco import CocoDetection
@@ -34,8 +35,10 @@ __all__ = [
     "ScaleJitter",
     "Source",
     "Subset",
+    "TiffWindows",
     "eval_batches",
     "fields",
+    "open_tiff",
     "read_image",
     "to_float",
     "train_batches",

@@ -277,12 +277,16 @@ abs add and atan2 cbrt ceil clamp convert_element_type copy copy_p cos div eq er
 gt integer_pow is_finite le log log1p log2 logistic lt max min mul name ne neg not optimization_barrier or pow
 reduce_precision rem round rsqrt select_n shift_left shift_right_logical sign sin sqrt square stop_gradient sub tan
 tanh xor"""
+ELEMENTWISE = frozenset(_ELEMENTWISE.split())
+"""Primitives whose result at a position depends on their inputs at that position."""
 
 _REDUCTIONS = "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum"
+REDUCTIONS = frozenset(_REDUCTIONS.split())
+"""Primitives that remove axes."""
 
 RULES: dict[str, Callable[[Any, Sequence[Given]], Any]] = {
-    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
-    **dict.fromkeys(_REDUCTIONS.split(), _reduce),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys(REDUCTIONS, _reduce),
     **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum"), _reduce_window),
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,

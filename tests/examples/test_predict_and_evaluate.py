@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import densezoo as dz
@@ -49,7 +50,7 @@ def predictor(model):
 @pytest.fixture
 def same_predictor(predictor, monkeypatch):
     """Lets all tests share compiled programs."""
-    monkeypatch.setattr(dz, "load_predictor", lambda path, pad_to=None: predictor)
+    monkeypatch.setattr(dz, "load_predictor", lambda path, **options: predictor)
 
 
 def picture(path, seed=0):
@@ -230,3 +231,28 @@ def test_labels_of_the_command_line():
             common.parse_labels([wrong])
     with pytest.raises(ValueError, match="7 twice"):
         common.parse_labels(["7:0", "7:1"])
+
+
+def test_large_pictures_are_computed_by_tiles(tmp_path, capsys):
+    model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 3)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 16, 16, 1), np.float32))
+    path = tmp_path / "model.safetensors"
+    dz.save(path, model, variables, task=dz.tasks.Segmentation(3), preprocessing=dz.Preprocessing(channels=1))
+    pixels = np.random.default_rng(0).integers(0, 256, (81, 103), dtype=np.uint8)
+    place = (33922, "d", 6, (0.0, 0.0, 0.0, 100.0, 200.0, 0.0), True)
+    tifffile.imwrite(tmp_path / "field.tif", pixels, extratags=[place], tile=(16, 16))
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    pictures = [tmp_path / "field.tif", tmp_path / "photo.png"]
+    predict.main(predict.Arguments(model=path, images=pictures, out=tmp_path / "out", max_pixels=6500))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["pictures"] == 2
+    expected = dz.load_predictor(path)(pixels[..., None])
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "photo.png")), expected)
+    with tifffile.TiffFile(tmp_path / "out" / "field.tif") as mask:
+        np.testing.assert_array_equal(mask.asarray(), expected)
+        assert mask.pages[0].tags[place[0]].value == place[3]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "classes.json",
+        "field.tif",
+        "photo.png",
+        "photo_overlay.png",
+    ]
