@@ -78,6 +78,7 @@ def measure(model: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"reasons": []}
     with tempfile.TemporaryDirectory() as folder:
         stablehlo, onnx = Path(folder, "model.stablehlo"), Path(folder, "model.onnx")
+        options: dict[str, Any]
         for options in ({}, {"size": SIZE}, {"size": SIZE, "batch": 1}):
             try:
                 dz.export(model, variables, stablehlo, **options)

@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -41,7 +42,7 @@ class Arguments:
 def model_of(name: str, classes: int = 5) -> Any:
     """A network with a small encoder; None if it does not work with it, or has group norms that can be replaced."""
     encoders = [dz.ResNet((1, 1, 1, 1), dz.BasicBlock, width=16), dz.PlainEncoder((8, 16, 32))]
-    fields = {"norm": dz.BatchNorm} if name == "fpn" else {}
+    fields: dict[str, Any] = {"norm": dz.BatchNorm} if name == "fpn" else {}
     for encoder in encoders:
         try:
             return dz.create_model(name, encoder, classes, **fields)
@@ -67,6 +68,7 @@ def compare(name: str, side: int, max_pixels: int) -> str | None:
         return None
     image = np.random.default_rng(0).normal(size=(side, side + 37, 3)).astype(np.float32)
     variables = variables_of(model)
+    images = jnp.asarray(image[None])
     infer, megapixels = dz.compile(model, variables), math.prod(image.shape[:2]) / 1e6
     start = time.perf_counter()
     try:
@@ -74,9 +76,9 @@ def compare(name: str, side: int, max_pixels: int) -> str | None:
     except ValueError:
         return f"| {name} | reads the whole picture | | |"
     times = [(time.perf_counter() - start) / megapixels]
-    expected = np.asarray(infer(image[None]))[0]
+    expected = np.asarray(infer(images))[0]
     start = time.perf_counter()
-    jax.block_until_ready(infer(image[None]))
+    jax.block_until_ready(infer(images))
     times.insert(0, (time.perf_counter() - start) / megapixels)
     worst = np.abs(logits - expected).max() / np.abs(expected).max()
     return f"| {name} | {worst:.1e} | {times[0]:.2f} | {times[1]:.2f} |"

@@ -14,16 +14,13 @@ from jaxtyping import Array, Float
 
 from densezoo.extras import require
 from densezoo.files import replace
-from densezoo.inference import compile
+from densezoo.inference import Method, compile
 from densezoo.inputs import example_inputs
 from densezoo.inspect.walk import inference_method
 from densezoo.messages import option
 from densezoo.preprocessing import Preprocessing
 from densezoo.types import Dtype, Size
 from densezoo.weights import image_channels
-
-Method = str | Callable[..., Any] | None
-"""The name of a model's method, or a function `(model, images, ...) -> outputs` that calls one with options."""
 
 
 def export(

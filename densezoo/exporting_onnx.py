@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densezoo.exporting import Method, Program
+from densezoo.exporting import Program
 from densezoo.extras import require
 from densezoo.files import replace
+from densezoo.inference import Method
 from densezoo.inspect.inline import inlined
 from densezoo.ops import implementation
 from densezoo.preprocessing import Preprocessing

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from densezoo.inspect.reach import ELEMENTWISE
@@ -144,14 +145,14 @@ def _called(equation: Any, inputs: Sequence[Node]) -> tuple[Any, Sequence[Any], 
 def _evaluated(equation: Any, inputs: Sequence[Node]) -> list[np.ndarray] | None:
     """The results of an equation whose inputs are known; None if they are not, or too large."""
     values = [node.known for node in inputs]
-    keys = any(jax.dtypes.issubdtype(variable.aval.dtype, jax.dtypes.extended) for variable in equation.outvars)
+    keys = any(jnp.issubdtype(variable.aval.dtype, jax.dtypes.extended) for variable in equation.outvars)
     if keys or any(value is None for value in values):  # NumPy has no random keys
         return None
     given: list[Any] = values
     name, shape = equation.primitive.name, equation.outvars[0].aval.shape
     if name == "broadcast_in_dim":
         dimensions = equation.params["broadcast_dimensions"]
-        expanded = np.expand_dims(given[0], [axis for axis in range(len(shape)) if axis not in dimensions])
+        expanded = np.expand_dims(given[0], tuple(axis for axis in range(len(shape)) if axis not in dimensions))
         return [np.broadcast_to(expanded, shape)]
     if name in ELEMENTWISE and all(value.shape in (shape, ()) for value in given):
         # Axes along which all of them are constant are computed once.
