@@ -15,6 +15,8 @@ _GREY, _RGB = 1, 2
 class TiffWindows:
     """The pixels of a TIFF file, (height, width, channels), as an array that reads what is sliced. See `open_tiff`.
 
+    As a context manager, it closes the file.
+
     Attributes:
         shape: (height, width, channels).
         dtype: of the pixels.
@@ -25,8 +27,15 @@ class TiffWindows:
             import tifffile
         except ImportError:
             raise Unsupported("TIFF files need two packages: pip install tifffile imagecodecs") from None
-        self._file: Any = tifffile.TiffFile(path)
-        page: Any = self._file.pages[0]
+        self._path, self._file = path, None
+        try:
+            self._file: Any = tifffile.TiffFile(path)
+            page: Any = self._file.pages[0]
+        except OSError:
+            raise
+        except Exception as error:  # damage raises all kinds of errors
+            self.close()
+            raise ValueError(f"{path}: cannot be read ({error}). Is it a damaged TIFF file?") from error
         self._page = page
         turned = ORIENTATION in page.tags and page.tags[ORIENTATION].value != 1
         dtype = page.dtype
@@ -75,9 +84,14 @@ class TiffWindows:
             return None
         file.seek(page.dataoffsets[number])
         data = file.read(size)
-        if len(data) != size:
-            raise ValueError("image file is truncated")
-        block, _, _ = page.decode(data, number, jpegtables=page.jpegtables)
+        try:
+            if len(data) != size:
+                raise ValueError("it is truncated")
+            block, _, _ = page.decode(data, number, jpegtables=page.jpegtables)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{self._path}: cannot be read ({error}). Is it a damaged TIFF file?") from error
         return None if block is None else block[0]
 
     def create_like(self, path: pathlib.Path, dtype: Any) -> np.ndarray:
@@ -100,7 +114,14 @@ class TiffWindows:
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> "TiffWindows":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
 
 
 def open_tiff(path: str | pathlib.Path) -> TiffWindows:
@@ -118,8 +139,8 @@ def open_tiff(path: str | pathlib.Path) -> TiffWindows:
         >>> import tempfile, numpy as np, tifffile
         >>> path = tempfile.mkdtemp() + "/field.tif"
         >>> tifffile.imwrite(path, np.arange(12 * 3, dtype=np.uint8).reshape(3, 4, 3), photometric="rgb")
-        >>> picture = open_tiff(path)
-        >>> picture.shape, picture[1:2, 2:4].tolist()
+        >>> with open_tiff(path) as picture:
+        ...     picture.shape, picture[1:2, 2:4].tolist()
         ((3, 4, 3), [[[18, 19, 20], [21, 22, 23]]])
     """
     return TiffWindows(pathlib.Path(path))

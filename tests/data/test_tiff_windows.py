@@ -46,5 +46,8 @@ def test_other_files_are_refused(tmp_path):
         open_tiff(path)
     tifffile.imwrite(path, PIXELS, photometric="rgb", rowsperstrip=9)
     path.write_bytes(path.read_bytes()[: PIXELS.nbytes // 2])
-    with pytest.raises((ValueError, tifffile.TiffFileError)):
-        open_tiff(path)[60:70, :]
+    with open_tiff(path) as picture, pytest.raises(ValueError, match=r"palette\.tif: cannot be read .*truncated"):
+        picture[60:70, :]
+    path.write_bytes(b"II*\0" + bytes(9))
+    with pytest.raises(ValueError, match=r"palette\.tif: cannot be read .* damaged TIFF"):
+        open_tiff(path)
