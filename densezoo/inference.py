@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,11 @@ from densezoo.weights import check_variables
 _Inputs = tuple[tuple[tuple[int, ...], str], ...]
 """Shape and dtype of each input of a program."""
 _FORMAT = "densezoo compiled 2"
+Method = str | Callable[..., Any] | None
+"""The name of a model's method, or a function `(model, images, ...) -> outputs` that calls one with options."""
 
 
-def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None, method: str | None = None) -> "Inference":
+def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None, method: Method = None) -> "Inference":
     """Compiles a model with its variables for inference: `infer(images)` equals `model.apply(variables, images)`.
 
     A model of several inputs is compiled to a function of all of them, such as `infer(before, after)`.
@@ -49,8 +51,8 @@ def compile(model: nn.Module, variables: Any, *, dtype: Dtype | None = None, met
         variables: the model's variables.
         dtype: dtype of the computation, such as `jnp.bfloat16`. Parameters and images are cast to it; statistics and
             other inputs are not. None keeps the dtypes.
-        method: method of the model to compile instead of `__call__`. "detect" compiles a detector from images to
-            `Detections`.
+        method: method of the model to compile instead of `__call__`, by name, or a function `(model, images) ->
+            outputs` for a method with options. "detect" compiles a detector from images to `Detections`.
 
     Returns:
         A function of images and the model's other inputs, such as the sizes of pictures for a detector.
@@ -117,7 +119,7 @@ def load_compiled(path: str | Path) -> "Loaded":
 class Inference:
     """The result of `compile`: a function of images, (b, h, w, c), and any other inputs, that returns the outputs."""
 
-    def __init__(self, model: nn.Module, variables: Any, dtype: Dtype | None, method: str | None = None):
+    def __init__(self, model: nn.Module, variables: Any, dtype: Dtype | None, method: Method = None):
         self._model, self._dtype, self._method = model, dtype, method
         # NumPy arrays, so that folding happens once at trace time and not in the program.
         self._exact: dict[str, Any] = jax.tree.map(np.asarray, unfreeze(dict(variables)))
