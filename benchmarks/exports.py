@@ -78,18 +78,17 @@ def measure(model: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"reasons": []}
     with tempfile.TemporaryDirectory() as folder:
         stablehlo, onnx = Path(folder, "model.stablehlo"), Path(folder, "model.onnx")
-        options: dict[str, Any]
-        for options in ({}, {"size": SIZE}, {"size": SIZE, "batch": 1}):
+        for size, batch in ((None, None), (SIZE, None), (SIZE, 1)):
             try:
-                dz.export(model, variables, stablehlo, **options)
-                row["stablehlo"] = {"size": "size" not in options, "batch": "batch" not in options}
+                dz.export(model, variables, stablehlo, size=size, batch=batch)
+                row["stablehlo"] = {"size": size is None, "batch": batch is None}
                 break
             except ValueError as error:
                 row["reasons"].append(str(error)[:200])
-        for options in ({}, {"batch": 1}):
+        for batch in (None, 1):
             try:
-                row["onnx_error"] = dz.export_onnx(model, variables, onnx, size=SIZE, **options)
-                row["onnx"] = {"batch": "batch" not in options}
+                row["onnx_error"] = dz.export_onnx(model, variables, onnx, size=SIZE, batch=batch)
+                row["onnx"] = {"batch": batch is None}
                 break
             except ValueError as error:
                 row["reasons"].append(str(error)[:200])

@@ -1,5 +1,6 @@
 """Export to a program that runs without densezoo: StableHLO, through `jax.export`."""
 
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -22,6 +23,9 @@ from densezoo.preprocessing import Preprocessing
 from densezoo.types import Dtype, Size
 from densezoo.weights import image_channels
 
+LARGE = 16
+"""The smallest sides, in steps of the coarsest map, for a model that cannot be exported for all sides."""
+
 
 def export(
     model: nn.Module,
@@ -40,7 +44,8 @@ def export(
 
     Batch norms are folded into the preceding convolutions, and the variables become constants of the program. By
     default, it accepts any batch size, and any height and width that are multiples of the encoder's coarsest step, such
-    as 32. A model whose parameters or operations depend on the image's size (ViT, Swin, detectors) needs a `size`.
+    as 32; for a few families such as PAN, of at least 16 steps. A model whose parameters or operations depend on the
+    image's size (ViT, Swin, detectors) needs a `size`.
 
     Args:
         model: any model whose first input is images, including your own modules.
@@ -121,12 +126,17 @@ class Program:
         found = self._infer.run(*given)
         return _plain(found if self._outputs is None else self._outputs(found))
 
-    def inputs(self, size: Size | None, batch: int | None, dtype: Dtype | None) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """The shapes of the inputs, symbolic where no number is given."""
+    def inputs(
+        self, size: Size | None, batch: int | None, dtype: Dtype | None, *, least: int = 1
+    ) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """The shapes of the inputs, symbolic where no number is given. Symbolic sides have at least `least` steps."""
         encoder = getattr(self.model, "encoder", self.model)
         step = max(getattr(encoder, "reductions", (32,)))
         height, width = (f"{step}*h", f"{step}*w") if size is None else size
-        shape = jax.export.symbolic_shape(f"{'b' if batch is None else batch}, {height}, {width}, {self.channels}")
+        shape = jax.export.symbolic_shape(
+            f"{'b' if batch is None else batch}, {height}, {width}, {self.channels}",
+            constraints=[] if least == 1 else [f"h >= {least}", f"w >= {least}"],
+        )
         if dtype is None:
             dtype = jnp.float32 if self._preprocessing is None else jnp.uint8
         images, *others = example_inputs(self.model, jax.ShapeDtypeStruct(shape, jnp.float32))
@@ -134,9 +144,15 @@ class Program:
         return (alike, *(alike if x.shape == images.shape else x for x in others))
 
     def traced(self, trace: Callable[..., Any], size: Size | None, batch: int | None, dtype: Dtype | None) -> Any:
-        """Returns `trace(shapes of the inputs)`; what fails because of symbolic shapes is explained."""
+        """Returns `trace(shapes of the inputs)`; what fails because of symbolic shapes is explained.
+
+        Some models, such as PAN, compute small maps in another way: they are traced for large images alone.
+        """
+        if size is None:
+            with contextlib.suppress(Exception):  # the second attempt reports the error
+                return trace(self.inputs(size, batch, dtype))
         try:
-            return trace(self.inputs(size, batch, dtype))
+            return trace(self.inputs(size, batch, dtype, least=1 if size else LARGE))
         except Exception as error:  # operations on symbolic sizes raise errors of many types
             size_text, batch_text = option("size", "(height, width)", typed="HEIGHT WIDTH"), option("batch", "NUMBER")
             missing = {size_text: size, batch_text: batch}

@@ -30,8 +30,6 @@ from densezoo.weights import check_variables
 _Inputs = tuple[tuple[tuple[int, ...], str], ...]
 """Shape and dtype of each input of a program."""
 _FORMAT = "densezoo compiled 2"
-
-
 Method = str | Callable[..., Any] | None
 """The name of a model's method, or a function `(model, images, ...) -> outputs` that calls one with options."""
 
