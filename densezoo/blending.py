@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from densezoo.compiling import Jitted
-from densezoo.dihedral import Turn
+from densezoo.dihedral import Turn, averaged
 from densezoo.types import Size
 
 STEP = 0.5
@@ -35,11 +35,7 @@ def blended(
     sums, total = np.zeros(0, np.float32), np.zeros((tile[0], size[1]), np.float32)
     for row, following in zip(rows, [*rows[1:], size[0]], strict=True):
         for column in columns:
-            pixels = picture.part((row, column, *tile))
-            results = [
-                way.undo(np.asarray(program(np.ascontiguousarray(way(pixels))[None]), np.float32)[0]) for way in ways
-            ]
-            result = sum(results[1:], results[0]) / np.float32(len(results))
+            result = averaged(program, picture.part((row, column, *tile)), ways, np.float32)
             factors = weights.reshape(*tile, *(1,) * (result.ndim - 2))
             if sums.ndim == 1:
                 sums = np.zeros((*total.shape, *result.shape[2:]), np.float32)

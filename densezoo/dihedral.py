@@ -1,7 +1,7 @@
 """Quarter turns and reflections of pictures, and of parts of them."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,3 +70,19 @@ def turns(augment: bool | Sequence[tuple[int, bool]]) -> tuple[Turn, ...]:
     if isinstance(augment, bool):
         return TURNS if augment else TURNS[:1]
     return tuple(Turn(*each) for each in augment) or TURNS[:1]
+
+
+def averaged(
+    program: Callable[[np.ndarray], Any], pixels: np.ndarray, ways: Sequence[Turn], dtype: Any = None
+) -> np.ndarray:
+    """The mean of what a program computes for the turned pixels, (h, w, ...), as a batch of one, turned back.
+
+    Results are converted to `dtype`; None keeps theirs.
+    """
+    found = [program(np.ascontiguousarray(way(pixels))[None]) for way in ways]
+    return mean([way.undo(np.asarray(result, dtype)[0]) for way, result in zip(ways, found, strict=True)])
+
+
+def mean(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of arrays; a single one keeps its dtype."""
+    return arrays[0] if len(arrays) == 1 else sum(arrays[1:], arrays[0]) / np.float32(len(arrays))

@@ -175,9 +175,7 @@ class Program:
             images = (images - low) * (1 / (high - low))
         elif jnp.issubdtype(pixels.dtype, jnp.integer):
             images = images * np.float32(1 / np.iinfo(pixels.dtype).max)
-        statistics = (self._preprocessing.mean, self._preprocessing.std)
-        mean, std = (np.array(numbers, np.float32)[None, None, None] for numbers in statistics)
-        return (images - mean) / std
+        return self._preprocessing.normalize()(None, {"image": images})["image"]
 
 
 def _plain(tree: Any) -> Any:

@@ -18,7 +18,7 @@ from densezoo.inference import compile
 from densezoo.inspect.windows import GlobalOperations, Misfit
 from densezoo.messages import option
 from densezoo.preprocessing import Preprocessing
-from densezoo.sharing import SIDES, Programs, Shared
+from densezoo.shared_programs import SIDES, Programs, Shared
 from densezoo.tiling import predict_tiled
 from densezoo.train.recipe import MODEL_FILE
 from densezoo.types import Detections, Size

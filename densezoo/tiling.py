@@ -12,7 +12,7 @@ import numpy as np
 from densezoo import metrics
 from densezoo.blending import blended
 from densezoo.compiling import Jitted
-from densezoo.dihedral import Part, Turn, turns
+from densezoo.dihedral import Part, Turn, averaged, mean, turns
 from densezoo.inference import compile
 from densezoo.inspect.flat import Flat
 from densezoo.inspect.windows import GlobalOperations, Plan, traced
@@ -100,7 +100,7 @@ def predict_tiled(
             images = normalize(None, {"image": images})["image"]  # which needs no key
         return infer.run(images)
 
-    picture, ways = _Picture(image, preprocessing), turns(augment)
+    picture, ways = Picture(image, preprocessing), turns(augment)
     on_device, on_host = _stages(reduce, len(ways) > 1)
     try:
         if math.prod(size) <= max_pixels:
@@ -159,10 +159,10 @@ def _classes(probabilities: np.ndarray) -> np.ndarray:
     return probabilities.argmax(-1).astype(np.int32)
 
 
-class _Picture:
+class Picture:
     """Reads parts of a picture, with zeros around it."""
 
-    def __init__(self, image: Any, preprocessing: Preprocessing | None):
+    def __init__(self, image: Any, preprocessing: Preprocessing | None = None):
         self._image, self._preprocessing = image, preprocessing
         self.size: Size = tuple(image.shape[:2])
         self.channels = image.shape[2]
@@ -190,14 +190,14 @@ Tiles = Iterator[tuple[int, int, np.ndarray]]
 """First row, first column and values of parts that cover the picture."""
 
 
-def whole(outputs: Any, picture: _Picture, ways: Sequence[Turn], activate: Any) -> Tiles:
+def whole(outputs: Any, picture: Picture, ways: Sequence[Turn], activate: Any) -> Tiles:
     """The picture in one pass."""
     program = Jitted(lambda images: activate(outputs(images)))
     image = picture.part((0, 0, *picture.size))
-    yield 0, 0, _mean([way.undo(np.asarray(program(np.ascontiguousarray(way(image))[None]))[0]) for way in ways])
+    yield 0, 0, averaged(program, image, ways)
 
 
-def exactly(outputs: Any, picture: _Picture, max_pixels: int, ways: Sequence[Turn], activate: Any) -> Tiles:
+def exactly(outputs: Any, picture: Picture, max_pixels: int, ways: Sequence[Turn], activate: Any) -> Tiles:
     """Tiles of the picture, with the values of one pass.
 
     Raises:
@@ -223,7 +223,7 @@ def exactly(outputs: Any, picture: _Picture, max_pixels: int, ways: Sequence[Tur
         return programs[odd](np.ascontiguousarray(pixels)[None], numbers)
 
     def finished(row: int, column: int, results: Sequence[Any]) -> tuple[int, int, np.ndarray]:
-        tile = _mean([way.undo(np.asarray(result)[0]) for way, result in zip(ways, results, strict=True)])
+        tile = mean([way.undo(np.asarray(result)[0]) for way, result in zip(ways, results, strict=True)])
         return row, column, tile[: size[0] - row, : size[1] - column]
 
     def tiles() -> Tiles:
@@ -259,10 +259,6 @@ class _Places:
         numbers = self._numbers[0][row], self._numbers[1][column]
         (top, height), (left, width) = (self.plan.source(k, numbers[k]) for k in (0, 1))
         return (top, left, height, width), self.plan.numbers(*numbers)
-
-
-def _mean(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return arrays[0] if len(arrays) == 1 else sum(arrays[1:], arrays[0]) / np.float32(len(arrays))
 
 
 def tile_size(flats: Mapping[int, Flat], size: Size, ways: Sequence[Turn], max_pixels: int) -> Size:

@@ -24,6 +24,7 @@ from densezoo import metrics
 from densezoo.data import DigitScenes, Source, train_batches
 from densezoo.extras import require
 from densezoo.files import replace
+from densezoo.inputs import example_inputs
 from densezoo.messages import as_flags
 from densezoo.tasks import Segmentation
 from densezoo.train import Recipe, TrainState, create_state, make_optimizer, make_train_step, one_cycle
@@ -58,9 +59,10 @@ def tiny_unet(skip: ModuleDef = dz.ConcatSkip, *, quick: bool = False) -> dz.Seg
     )
 
 
-def count_parameters(model: Any) -> int:
-    """The number of trainable parameters of a model of RGB images."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+def count_parameters(model: Any, images: tuple[int, int, int, int] = (1, 64, 64, 3)) -> int:
+    """The number of trainable parameters of a model of images of this shape."""
+    inputs = example_inputs(model, jax.ShapeDtypeStruct(images, jnp.float32))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
 
 

@@ -14,19 +14,18 @@ standard output is a JSON object with all numbers. The guide "Generate images" h
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from common import (
     QUICK_NOTE,
     Finished,
     check_runs,
     command_line,
+    count_parameters,
     differences,
     finished,
     keep_compiled,
@@ -38,7 +37,6 @@ from rich.console import Console
 from rich.table import Table
 
 import densezoo as dz
-from densezoo.inputs import example_inputs
 from densezoo.train import Recipe, train
 
 SKIPS = ("concat", "add", "none")
@@ -76,7 +74,8 @@ def main(arguments: Arguments) -> None:
             console.print(f"seed {seed}, {skip}: {listed}", soft_wrap=True)
 
     summary: dict[str, dict[str, Any]] = {
-        skip: {"parameters": count_parameters(skip, arguments.quick)} | summarise(runs) for skip, runs in scores.items()
+        skip: {"parameters": count_parameters(network(skip, arguments.quick), (1, 8, 8, 1))} | summarise(runs)
+        for skip, runs in scores.items()
     }
     for skip in SKIPS[1:]:
         summary[f"{skip} - {SKIPS[0]}, by seed"] = differences(scores[skip], scores[SKIPS[0]])
@@ -96,12 +95,6 @@ def network(skip: str, quick: bool) -> Any:
     """Three levels, of 8x8, 4x4 and 2x2 pixels."""
     features = (4,) if quick else (16, 32, 64)
     return dz.create_model("diffusion_unet", num_classes=10, features=features, layers=1, skip=skip)
-
-
-def count_parameters(skip: str, quick: bool) -> int:
-    model = network(skip, quick)
-    inputs = example_inputs(model, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), *inputs)))
 
 
 @functools.cache

@@ -183,7 +183,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
 @contextlib.contextmanager
 def within(seconds: int) -> Iterator[None]:
-    """Raises a TimeoutError, which is no allowed result, if the block takes longer."""
+    """Raises an AssertionError, which is no allowed result, if the block takes longer."""
 
     def stop(*_: Any) -> None:
         raise AssertionError(f"took longer than {seconds} s")

@@ -115,8 +115,8 @@ def pictures_of(sizes):
 
 
 def test_sizes_share_programs(with_statistics, compilations, monkeypatch):
-    monkeypatch.setattr("densezoo.sharing.SIDES", (32, 64))  # smaller ones, for the test's sake
-    monkeypatch.setattr("densezoo.sharing.TILE", 32)
+    monkeypatch.setattr("densezoo.shared_programs.SIDES", (32, 64))  # smaller ones, for the test's sake
+    monkeypatch.setattr("densezoo.shared_programs.TILE", 32)
     exact, shared = (small_predictor(with_statistics, max_programs=limit) for limit in (None, 8))
     with pytest.raises(ValueError, match="max_programs must be at least 1, and without pad_to"):
         small_predictor(with_statistics, max_programs=8, pad_to=32)

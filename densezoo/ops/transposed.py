@@ -112,8 +112,10 @@ def phase_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d4"]) -> 
     """
     devices = rows_shared(x)
     if devices > 1 and x.shape[1] % devices == 0:
-        # The rows of the result that belong to the neighbours are cropped.
-        own = lambda x, kernel: phase_conv(x, kernel)[:, 2:-2]  # noqa: E731
+
+        def own(x, kernel):
+            return phase_conv(x, kernel)[:, 2:-2]  # without the rows of the result that belong to the neighbours
+
         return by_rows(own, x, above=1, below=1, weights=(kernel,))
     forms = {"cuda": _phases_by_three, "default": _phases_by_two}
     context = chosen(), onednn()

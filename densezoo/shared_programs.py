@@ -12,6 +12,7 @@ import numpy as np
 
 from densezoo.compiling import Jitted
 from densezoo.inspect.windows import GlobalOperations, Misfit, Plan, traced
+from densezoo.tiling import Picture
 from densezoo.types import Size
 
 SIDES = (256, 512, 1024)
@@ -105,12 +106,12 @@ class Shared:
             if len(self._layouts) > KEPT:
                 self._layouts.popitem(last=False)
             plan = self._templates[layout.key]
-        result = None
+        pixels, result = Picture(picture), None
         for (row, column), source, numbers in layout.tiles:
             tile = self._programs(
                 (name, layout.key),
                 lambda image, numbers: finish(plan.run(image, numbers)),
-                _part(picture, source),
+                pixels.part(source)[None],
                 numbers,
             )
             tile = np.asarray(tile)[0]
@@ -147,14 +148,3 @@ class Shared:
 
     def _traced(self, size: Size) -> Any:
         return traced(self._outputs, (1, *size, self._channels))
-
-
-def _part(picture: np.ndarray, source: tuple[int, int, int, int]) -> np.ndarray:
-    """A part of a picture as a batch of one, with zeros around the picture."""
-    top, left, height, width = source
-    part = np.zeros((1, height, width, picture.shape[2]), np.float32)
-    rows, columns = slice(max(top, 0), top + height), slice(max(left, 0), left + width)
-    pixels = picture[rows, columns]
-    above, before = max(-top, 0), max(-left, 0)
-    part[0, above : above + pixels.shape[0], before : before + pixels.shape[1]] = pixels
-    return part
