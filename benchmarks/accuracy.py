@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 
 import densezoo as dz
+from benchmarks.record import append_line, read_lines
 from benchmarks.smp_models import SIAMESE, SMP_MODELS, make, make_siamese
 from densezoo.data import ChangeFolder, ImageMaskFolder, RenderedScenes, Subset, eval_batches, train_batches
 from densezoo.tasks import ChangeDetection, Depth, Segmentation
@@ -63,8 +64,7 @@ def main(arguments: Arguments) -> None:
     if arguments.limit_val is not None:
         val = Subset(val, range(min(arguments.limit_val, len(val))))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
-    results = [json.loads(line) for line in lines]
+    results = read_lines(arguments.out)
     fields = [field.name for field in dataclasses.fields(Recipe)]
     for seed in arguments.seeds:
         for framework in arguments.frameworks:
@@ -87,9 +87,7 @@ def main(arguments: Arguments) -> None:
                 run |= {"scores": scores, "seconds": round(time.perf_counter() - started, 1)}
                 run["versions"] = {"jax": jax.__version__, "python": platform.python_version()}
                 results.append(run)
-                with arguments.out.open("a") as file:
-                    file.write(json.dumps(run) + "\n")
-                print(json.dumps(run), flush=True)
+                append_line(arguments.out, run)
     print_table(results)
 
 

@@ -8,7 +8,6 @@ again. `--report` writes the table of --docs from --out without measuring.
 """
 
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ import tyro
 
 import densezoo as dz
 from benchmarks.machine import choose_platform, describe
-from benchmarks.record import markdown_table, write_text
+from benchmarks.record import append_line, markdown_table, read_lines, write_text
 from benchmarks.report import with_parts
 from benchmarks.timing import compile_apart
 from densezoo.encoders import ENCODERS
@@ -51,7 +50,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     """Measures or reports; returns the exit code."""
-    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    rows = read_lines(arguments.out)
     if arguments.report:
         write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"compilation": table(rows)}))
         return 0
@@ -74,9 +73,7 @@ def main(arguments: Arguments) -> int:
             print(f"{name}, {encoder}: {error}", flush=True)
             continue
         rows.append({"model": name, "encoder": encoder, "remat": arguments.remat} | facts | {"machine": kept})
-        with arguments.out.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
-        print(json.dumps(rows[-1]), flush=True)
+        append_line(arguments.out, rows[-1])
     return 0
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 
 import densezoo as dz
+from benchmarks.record import append_line, read_lines
 from densezoo.data import InstanceFolder, Resize, eval_batches, train_batches
 from densezoo.tasks import Detection
 from densezoo.train import Recipe, create_state, make_eval_step, make_optimizer, make_train_step, one_cycle
@@ -106,8 +107,7 @@ class Setting:
 
 def main(arguments: Arguments) -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
-    results = [json.loads(line) for line in lines]
+    results = read_lines(arguments.out)
     train, val = (InstanceFolder(arguments.data / part) for part in ("train", "val"))
     task = Detection(2, masks=True, first_label=1, region_samples=arguments.region_samples)
     if "torchvision" in arguments.frameworks and (arguments.accumulate != 1 or arguments.ema_decay is not None):
@@ -142,9 +142,7 @@ def main(arguments: Arguments) -> None:
             run |= {"scores": scores, "losses": tenths(losses), "seconds": round(time.perf_counter() - started, 1)}
             run["versions"] = {"jax": jax.__version__, "python": platform.python_version()}
             results.append(run)
-            with arguments.out.open("a") as file:
-                file.write(json.dumps(run) + "\n")
-            print(json.dumps(run), flush=True)
+            append_line(arguments.out, run)
     print(table(results))
 
 

@@ -8,7 +8,6 @@ finished model is a line of --out and not exported again. `--report` writes the 
 """
 
 import dataclasses
-import json
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import tyro
 
 import densezoo as dz
-from benchmarks.record import markdown_table, write_text
+from benchmarks.record import append_line, markdown_table, read_lines, write_text
 from benchmarks.report import with_parts
 from benchmarks.sharding import CASES
 from densezoo.compiling import jitted_once
@@ -53,7 +52,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Exports or reports."""
-    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    rows = read_lines(arguments.out)
     if arguments.report:
         write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"exports": table(rows)}))
         return
@@ -64,9 +63,7 @@ def main(arguments: Arguments) -> None:
     for name in arguments.models:
         if name not in done:
             row = {"model": name} | measure(MODELS[name]()) | {"jax": jax.__version__}
-            with arguments.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
+            append_line(arguments.out, row)
 
 
 def measure(model: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from --out without measuring.
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import tyro
 
 import densezoo as dz
-from benchmarks.record import markdown_table, write_text
+from benchmarks.record import append_line, markdown_table, read_lines, write_text
 from benchmarks.report import with_parts
 from benchmarks.smp_models import SMP_MODELS, make
 from densezoo.encoders import ENCODERS as ALL_ENCODERS
@@ -71,7 +70,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     """Measures or reports; returns the exit code, 1 if an error exceeds 1e-4."""
-    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    rows = read_lines(arguments.out)
     if not arguments.report:
         chosen: Any = ((arguments.models, MODELS, "model"), (arguments.encoders, ALL_ENCODERS, "encoder"))
         for names, table, kind in chosen:
@@ -86,9 +85,7 @@ def main(arguments: Arguments) -> int:
                     continue
                 row = {"model": model, "encoder": encoder, "size": size} | compare(model, encoder, size)
                 rows.append(row)
-                with arguments.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(json.dumps(row), flush=True)
+                append_line(arguments.out, row)
     else:
         write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), tables(rows)))
     return int(not all(row.get("error", 0) <= 1e-4 for row in rows))  # a NaN error also fails

@@ -117,6 +117,18 @@ def write_text(path: Path, text: str) -> Path:
     return replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads a file with a JSON object on each line; an empty list if there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Appends a row to such a file, and prints it, as soon as it is measured."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row), flush=True)
+
+
 def read(path: Path) -> dict[str, Any]:
     """Reads a result file.
 

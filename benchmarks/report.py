@@ -6,7 +6,6 @@ The parts are between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; text outsid
 """
 
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from benchmarks.model_tables import (
     ratios_table,
 )
 from benchmarks.plots import roofline_figure, title_of
-from benchmarks.record import KERNEL_BASELINES, file_stem, markdown_table, read, shape_text, write_text
+from benchmarks.record import KERNEL_BASELINES, file_stem, markdown_table, read, read_lines, shape_text, write_text
 from benchmarks.targets import goals_table, missed_table
 from benchmarks.timing import geometric_mean
 from densezoo.viz.figures import save
@@ -55,7 +54,7 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
     """
     results = {path.name: read(path) for path in sorted(folder.glob("*.json"))}
     path = folder / "compilation.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = read_lines(path)
     if rows:
         machine = rows[-1]["machine"] | {"platform": "cpu"}
         results[path.name] = {"mode": "compilation", "dtype": "float32", "machine": machine, "rows": rows}

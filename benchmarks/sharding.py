@@ -10,7 +10,6 @@ model its `panoptic`, with pictures of different sizes. Each finished model is a
 """
 
 import dataclasses
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ import tyro
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import densezoo as dz
-from benchmarks.record import markdown_table, write_text
+from benchmarks.record import append_line, markdown_table, read_lines, write_text
 from benchmarks.report import with_parts
 from densezoo.tasks import Detection, Segmentation
 
@@ -106,7 +105,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     """Counts or reports; returns the exit code, 1 if image data is moved."""
-    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    rows = read_lines(arguments.out)
     if arguments.report:
         write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"sharding": table(rows)}))
         return 0
@@ -121,9 +120,7 @@ def main(arguments: Arguments) -> int:
             continue
         row = {"model": name} | count(CASES[name]()) | {"jax": jax.__version__}
         rows.append(row)
-        with arguments.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
+        append_line(arguments.out, row)
     return int(any(row[job][kind]["moved"] for row in rows for job, kind in _columns(row)))
 
 
