@@ -78,6 +78,8 @@ def make(name: str) -> Any:
     auto = tf.AutoModelForDepthEstimation if depth else tf.AutoModelForSemanticSegmentation
 
     class Whole(torch.nn.Module):
+        old_exporter = False  # torch's older exporter to ONNX crashes now and then on a ViT
+
         def __init__(self):
             super().__init__()
             self.model = auto.from_config(config)

@@ -15,14 +15,18 @@ documents.
 import dataclasses
 import datetime
 import functools
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+import densezoo as dz
 from benchmarks.machine import busy_cores, compiler_options, console, measure_limits
 from benchmarks.networks import (
     NetworkOptions,
@@ -38,6 +42,7 @@ from benchmarks.protocol import PeerError, Worker
 from benchmarks.record import OWN, PEERS, forms_table, shape_text, timing_fields
 from benchmarks.seeded import random_images
 from benchmarks.timing import compile_apart, measure, wait_for
+from densezoo.extras import require
 
 MODELS = (
     "unet:resnet34",
@@ -54,6 +59,8 @@ MODELS = (
 SHAPES = ("4x256x256", "1x512x512")
 FLOAT32 = f"{OWN}, float32"
 """densezoo's float32 form in a comparison in bfloat16."""
+ONNX = f"{OWN}, onnxruntime"
+"""The file of `dz.export_onnx` in onnxruntime, in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +69,14 @@ class Arguments(NetworkOptions):
 
     models: tuple[str, ...] = MODELS
     """model:encoder of the zoo."""
+    onnx: bool = False
+    """Also time what `dz.export_onnx` writes, in onnxruntime."""
 
 
-def forms_of(arguments: NetworkOptions) -> list[str]:
+def forms_of(arguments: Arguments) -> list[str]:
     """Our forms."""
-    return [OWN, *([FLOAT32] if arguments.dtype == "bfloat16" else []), *dict.fromkeys(arguments.impl)]
+    others = [FLOAT32] * (arguments.dtype == "bfloat16") + [ONNX] * arguments.onnx
+    return [OWN, *others, *dict.fromkeys(arguments.impl)]
 
 
 def check(label: str, output: Any, truth: np.ndarray, dtype: str, platform: str) -> float:
@@ -92,7 +102,7 @@ def check(label: str, output: Any, truth: np.ndarray, dtype: str, platform: str)
 def compare(
     pair: tuple[str, str],
     shape: Shape,
-    arguments: NetworkOptions,
+    arguments: Arguments,
     platform: str,
     worker: Worker | None,
     say: Callable[[str], None],
@@ -112,7 +122,7 @@ def compare(
     left_out = []
     for form in forms_of(arguments):
         say(f"{label}: {form}")
-        form_dtype = "float32" if form == FLOAT32 else dtype
+        form_dtype = "float32" if form in (FLOAT32, ONNX) else dtype
         calls[form], facts[form] = own_call(form, pair, exact, images, form_dtype, arguments, shape)
         facts[form]["error"] = check(f"{label}, {form}", calls[form](), truth, form_dtype, platform)
     sent = worker.send("images", images) if worker else ""
@@ -158,6 +168,10 @@ def own_call(
     shape: Shape,
 ) -> tuple[Callable[[], Any], dict[str, Any]]:
     """The call of one of densezoo's forms, and its compile statistics."""
+    if form == ONNX:
+        start = time.perf_counter()
+        call = onnx_call(make_model(pair, arguments, shape, "auto", "float32"), exact, images)
+        return call, {"compile_seconds": time.perf_counter() - start}
     if form.startswith(OWN):
         infer, x = (
             compile_model(make_model(pair, arguments, shape, "auto", "float32"), exact, dtype),
@@ -171,6 +185,18 @@ def own_call(
     compiled = compile_apart(jax.jit(model.apply, compiler_options=compiler_options() or None), variables, x)
     times = {"trace_seconds": compiled.trace_seconds, "compile_seconds": compiled.compile_seconds}
     return functools.partial(compiled.call, variables, x), times | compiled.costs()
+
+
+def onnx_call(model: Any, variables: Any, images: np.ndarray) -> Callable[[], Any]:
+    """A call of the model's ONNX file in onnxruntime."""
+    runtime = require("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        dz.export_onnx(model, variables, path, size=(images.shape[1], images.shape[2]), batch=images.shape[0])
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {session.get_inputs()[0].name: images})[0]
 
 
 def timed_rows(

@@ -16,7 +16,7 @@ from benchmarks.options import Options, parse_shape
 from benchmarks.protocol import Worker
 from benchmarks.seeded import perturbed
 from densezoo.compiling import jitted_once
-from densezoo.models import DiffusionUNet
+from densezoo.models import DiffusionUNet, SiameseModel
 from densezoo.weights._families import family_of, kind_of
 from densezoo.weights._repository import Config
 
@@ -81,15 +81,30 @@ def _create(pair: tuple[str, str], num_classes: int, *, dtype: Any = None, impl:
     """A model of the zoo, or of a configuration of transformers or diffusers, which has its own number of classes."""
     name, encoder = pair
     if name not in (TRANSFORMERS, DIFFUSERS):
-        return dz.create_model(name, encoder or None, num_classes, dtype=dtype, impl=impl)
+        return _of_images(dz.create_model(name, encoder or None, num_classes, dtype=dtype, impl=impl))
     if encoder not in CONFIGS or dtype is not None:
         raise ValueError(f"expected {name}: and one of {', '.join(CONFIGS)}, in float32")
     config = Config(CONFIGS[encoder], f"benchmarks.hub_models, {encoder}")
-    model = family_of(config, kind_of(config) or "").build(config).clone(impl=impl)
-    if isinstance(model, DiffusionUNet):
-        fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.init}
-        model = AtTime(**{key: value for key, value in fields.items() if key not in ("parent", "name")})
+    return _of_images(family_of(config, kind_of(config) or "").build(config).clone(impl=impl))
+
+
+def _of_images(model: Any) -> Any:
+    """A function of images: the model itself, or, if it needs another input, one that supplies it."""
+    for kind, function in ((DiffusionUNet, AtTime), (SiameseModel, BesideMirrored)):
+        if isinstance(model, kind):
+            fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.init}
+            return function(**{key: value for key, value in fields.items() if key not in ("parent", "name")})
     return model
+
+
+class BesideMirrored(SiameseModel):
+    """A change detector of images and their mirror images."""
+
+    def __call__(self, images: Any, *, train: bool = False) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().__call__(images, images[:, :, ::-1], train=train)
+
+    def example_inputs(self, images: Any) -> tuple[Any, ...]:
+        return (images,)
 
 
 class AtTime(DiffusionUNet):

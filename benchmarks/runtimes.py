@@ -112,6 +112,8 @@ def _onnx(model: Any, images: np.ndarray, folder: Path) -> Path:
             warnings.simplefilter("ignore")
             given = (torch.from_numpy(_nchw(images)),)
             try:
+                if not getattr(model, "old_exporter", True):
+                    raise NotImplementedError
                 torch.onnx.export(_contiguous(model), given, str(path), opset_version=17, dynamo=False)
             except Exception:
                 path.unlink(missing_ok=True)

@@ -65,10 +65,12 @@ def make_siamese(encoder: str, classes: int) -> Any:
     class Siamese(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.unet = unet
+            self.encoder, self.decoder, self.segmentation_head = unet.encoder, unet.decoder, unet.segmentation_head
 
-        def forward(self, before: Any, after: Any) -> Any:
-            maps = (features.chunk(2) for features in unet.encoder(torch.cat([before, after])))
-            return unet.segmentation_head(unet.decoder([(a - b).abs() for a, b in maps]))
+        def forward(self, before: Any, after: Any | None = None) -> Any:
+            """Without a second batch of images, the mirror images of the first."""
+            both = torch.cat([before, before.flip(3) if after is None else after])
+            maps = (features.chunk(2) for features in self.encoder(both))
+            return self.segmentation_head(self.decoder([(a - b).abs() for a, b in maps]))
 
     return Siamese()

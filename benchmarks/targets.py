@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from benchmarks.models import MODELS
 from benchmarks.record import COMPILED, DEPLOYED, OWN, markdown_table, ratio_to
 from benchmarks.timing import geometric_mean
 
@@ -119,6 +120,8 @@ def memory_over(*forms: str) -> Value:
 
 
 _OWN = {"form": OWN}
+_ZOO = {"form": OWN, "model": MODELS}
+_TRANSFORMERS = tuple(f"transformers:{name}" for name in ("depth_anything_small", "dpt_dinov2_small", "segformer_b0"))
 _UNET = {"model": "unet:resnet34", "form": OWN}
 _GPU: Mapping[str, Any] = {"platform": "gpu", "dtype": "bfloat16", "at_least": True}
 
@@ -126,16 +129,16 @@ TARGETS = (
     Target(
         "inference, each model over the fastest of torch.compile, onnxruntime, OpenVINO",
         "models",
-        _OWN,
+        _ZOO,
         over(*DEPLOYED),
         1.0,
     ),
-    Target("the same, geometric mean", "models", _OWN, over(*DEPLOYED), 0.85, mean=True),
-    Target("inference over torch.compile, geometric mean", "models", _OWN, over(*COMPILED), 0.65, mean=True),
+    Target("the same, geometric mean", "models", _ZOO, over(*DEPLOYED), 0.85, mean=True),
+    Target("inference over torch.compile, geometric mean", "models", _ZOO, over(*COMPILED), 0.65, mean=True),
     Target(
         "inference in bfloat16 over our float32, geometric mean",
         "models",
-        _OWN,
+        _ZOO,
         over(f"{OWN}, float32"),
         0.5,
         mean=True,
@@ -144,14 +147,35 @@ TARGETS = (
     Target(
         "inference in bfloat16 over OpenVINO's, geometric mean",
         "models",
-        _OWN,
+        _ZOO,
         over("openvino"),
         1.0,
         mean=True,
         dtype="bfloat16",
     ),
-    Target("train step, each model over the better of torch eager and compiled", "training", _OWN, over(*TORCH), 0.95),
-    Target("the same for training, geometric mean", "training", _OWN, over(*TORCH), 0.85, mean=True),
+    Target("train step, each model over the better of torch eager and compiled", "training", _ZOO, over(*TORCH), 0.95),
+    Target("the same for training, geometric mean", "training", _ZOO, over(*TORCH), 0.85, mean=True),
+    Target(
+        "Depth Anything and DPT with a ViT-S, and SegFormer-B0, over the faster of torch.compile and OpenVINO",
+        "models",
+        {"form": OWN, "model": _TRANSFORMERS},
+        over(*COMPILED, "openvino"),
+        0.9,
+    ),
+    *(
+        Target(
+            f"{what} over the better of torch eager and compiled",
+            mode,
+            {"form": OWN, "model": model},
+            over(*TORCH),
+            limit,
+        )
+        for what, mode, model, limit in (
+            ("a denoising step of DDPM CIFAR-10's network, 8x32x32,", "models", "diffusers:ddpm_cifar10", 0.8),
+            ("its train step", "training", "diffusers:ddpm_cifar10", 0.9),
+            ("train step of a siamese U-Net-ResNet18, 4 pairs of 256x256,", "training", "siamese_unet:resnet18", 0.9),
+        )
+    ),
     *(
         Target(
             f"peak memory of {mode}, each model over the least of torch's",

@@ -1,48 +1,94 @@
 """Prediction by tiles beside one pass: difference, time per megapixel, and peak memory.
 
-`python -m benchmarks.tiling` prints a Markdown table of all networks of the zoo, and one of peak memory. The time of
-tiles includes tracing and compiling. Networks have a small encoder. Each number of memory is the peak of a process of
-its own.
+Usage: python -m benchmarks.tiling [--networks unet fpn] [--report]
+
+Networks have a small encoder. Times are of the second run, with everything compiled; those of tiles include tracing the
+model. Each number of memory is the peak of a process of its own, which writes the classes of a memory-mapped picture,
+without the pages of mapped files.
+Each finished measurement is a line of --out and not repeated. `--report` writes the tables of --docs and the picture
+--plot from --out.
 """
 
 import dataclasses
 import json
 import math
-import resource
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 
 import densezoo as dz
+from benchmarks.record import append_line, markdown_table, read_lines, write_text
+from benchmarks.report import with_parts
+from benchmarks.resident import resident_bytes
 from benchmarks.seeded import perturbed
+from densezoo.viz import save
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Options of the script."""
+    """Options of the benchmark."""
 
+    networks: tuple[str, ...] = tuple(dz.list_models(task="segmentation"))
+    """Networks for differences and times."""
     side: int = 1500
     """Side of the picture for differences and times."""
     max_pixels: int = 1 << 20
     """Most pixels that are computed at once."""
-    memory: tuple[int, ...] = (2000, 5000, 10000)
-    """Sides of the pictures for peak memory. Empty for no measurement."""
+    sides: tuple[int, ...] = (1000, 2000, 5000, 10_000, 20_000)
+    """Sides of the pictures for peak memory by tiles."""
+    whole_sides: tuple[int, ...] = (1000, 2000, 3000)
+    """Sides of the pictures for peak memory of one pass."""
     classes: tuple[int, ...] = (2, 20, 100)
-    """Numbers of classes for peak memory, at the second side."""
+    """Numbers of classes for peak memory, at the second side. The sides are measured with the first."""
     probe: tuple[int, int] | None = None
-    """Measures the peak memory of one side and number of classes in this process."""
+    """Only measures this process: side and number of classes."""
+    out: Path = Path("benchmarks/results/tiling.jsonl")
+    """Output file for the results."""
+    docs: Path = Path("docs/guides/deploy.md")
+    """The document that contains the tables."""
+    plot: Path = Path("docs/images/tiling_memory.png")
+    """The picture of peak memory."""
+    report: bool = False
+    """Only write the document's tables and the picture, without measuring."""
+
+
+def main(arguments: Arguments) -> None:
+    """Measures or reports."""
+    if arguments.probe is not None:
+        probe(*arguments.probe, arguments.max_pixels)
+        return
+    rows = read_lines(arguments.out)
+    if arguments.report:
+        parts = {"tiling": times_table(rows), "tiling-memory": memory_table(rows)}
+        write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), parts))
+        save(memory_figure(rows), arguments.plot)
+        return
+    for name in arguments.networks:
+        if not any(row.get("network") == name for row in rows) and (row := compare(name, arguments)) is not None:
+            append_line(arguments.out, {"network": name} | row | {"jax": jax.__version__})
+    first, second = arguments.classes[0], arguments.sides[min(1, len(arguments.sides) - 1)]
+    cases = [(side, first, True) for side in arguments.sides] + [(side, first, False) for side in arguments.whole_sides]
+    cases += [(second, classes, tiles) for classes in arguments.classes[1:] for tiles in (True, False)]
+    for side, classes, tiles in cases:
+        case = {"side": side, "classes": classes, "tiles": tiles}
+        if not any(row | case == row for row in rows):
+            max_pixels = arguments.max_pixels if tiles else max(side**2, arguments.max_pixels)
+            append_line(arguments.out, case | measured_apart(side, classes, max_pixels) | {"jax": jax.__version__})
 
 
 def model_of(name: str, classes: int = 5) -> Any:
-    """A network with a small encoder; None if it does not work with it, or has group norms that can be replaced."""
+    """A network with a small encoder; None if it works with neither of them."""
     encoders = [dz.ResNet((1, 1, 1, 1), dz.BasicBlock, width=16), dz.PlainEncoder((8, 16, 32))]
-    fields: dict[str, Any] = {"norm": dz.BatchNorm} if name == "fpn" else {}
+    fields: dict[str, Any] = {"norm": dz.BatchNorm} if name == "fpn" else {}  # group norms read the whole picture
     for encoder in encoders:
         try:
             return dz.create_model(name, encoder, classes, **fields)
@@ -61,69 +107,117 @@ def variables_of(model: Any) -> Any:
     )
 
 
-def compare(name: str, side: int, max_pixels: int) -> str | None:
-    """A row of the table; None if the network cannot be computed by tiles."""
-    model = model_of(name)
-    if model is None:
+def compare(name: str, arguments: Arguments) -> dict[str, Any] | None:
+    """Difference and times, or why there are none; None if the network does not work with a small encoder."""
+    if (model := model_of(name)) is None:
         return None
-    image = np.random.default_rng(0).normal(size=(side, side + 37, 3)).astype(np.float32)
-    variables = variables_of(model)
-    images = jnp.asarray(image[None])
-    infer, megapixels = dz.compile(model, variables), math.prod(image.shape[:2]) / 1e6
-    start = time.perf_counter()
+    shape = (arguments.side, arguments.side + 37, 3)
+    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    variables, megapixels = variables_of(model), math.prod(shape[:2]) / 1e6
+    infer = dz.compile(model, variables)
+
+    def tiles() -> np.ndarray:
+        return dz.predict_tiled(model, variables, image, max_pixels=arguments.max_pixels)
+
+    def one_pass() -> np.ndarray:
+        return np.asarray(infer(image[None]))[0]
+
     try:
-        logits = dz.predict_tiled(model, variables, image, max_pixels=max_pixels)
-    except ValueError:
-        return f"| {name} | reads the whole picture | | |"
-    times = [(time.perf_counter() - start) / megapixels]
-    expected = np.asarray(infer(images))[0]
-    start = time.perf_counter()
-    jax.block_until_ready(infer(images))
-    times.insert(0, (time.perf_counter() - start) / megapixels)
-    worst = np.abs(logits - expected).max() / np.abs(expected).max()
-    return f"| {name} | {worst:.1e} | {times[0]:.2f} | {times[1]:.2f} |"
+        logits = tiles()
+    except ValueError as error:
+        return {"reason": str(error)[:300]}
+    expected, seconds = one_pass(), []
+    for form in (one_pass, tiles):
+        start = time.perf_counter()
+        form()
+        seconds.append(round((time.perf_counter() - start) / megapixels, 3))
+    difference = float(np.abs(logits - expected).max() / np.abs(expected).max())
+    return {"difference": difference, "one_pass": seconds[0], "tiles": seconds[1]}
 
 
-def peak(side: int, classes: int, max_pixels: int) -> float:
-    """Peak memory in GiB of a process that writes the classes of a memory-mapped picture."""
+def measured_apart(side: int, classes: int, max_pixels: int) -> dict[str, Any]:
+    """What `probe` prints in a process of its own."""
     options = ["--probe", str(side), str(classes), "--max-pixels", str(max_pixels)]
     found = subprocess.run(
         [sys.executable, "-m", "benchmarks.tiling", *options], check=True, capture_output=True, text=True
     )
-    return json.loads(found.stdout.splitlines()[-1])["gib"]
+    return json.loads(found.stdout.splitlines()[-1])
 
 
 def probe(side: int, classes: int, max_pixels: int) -> None:
-    """Prints the peak memory of this process."""
-    import tempfile
-
+    """Prints the peak memory and the time of this process."""
     model = model_of("unet", classes)
     variables = variables_of(model)
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], resident_bytes("RssAnon"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     with tempfile.TemporaryDirectory() as folder:
         image = np.memmap(f"{folder}/image", np.uint8, "w+", shape=(side, side, 3))
         mask = np.memmap(f"{folder}/mask", np.uint8, "w+", shape=(side, side))
+        start = time.perf_counter()
         dz.predict_tiled(
             model, variables, image, max_pixels=max_pixels, reduce="classes", out=mask, preprocessing=dz.Preprocessing()
         )
-    print(json.dumps({"gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+        seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    print(json.dumps({"gib": round(peak[0] / 2**30, 3), "seconds": round(seconds, 1)}))
 
 
-def main(arguments: Arguments) -> None:
-    """Prints the tables."""
-    if arguments.probe is not None:
-        probe(*arguments.probe, arguments.max_pixels)
-        return
-    if arguments.side:
-        print("| network | largest difference | one pass, s/Mpx | tiles, s/Mpx |\n| --- | --- | --- | --- |")
-        for name in dz.list_models(task="segmentation"):
-            if row := compare(name, arguments.side, arguments.max_pixels):
-                print(row, flush=True)
-    if arguments.memory:
-        print("\n| side | classes | peak memory, GiB |\n| --- | --- | --- |")
-        cases = [(side, 2) for side in arguments.memory]
-        cases += [(arguments.memory[min(1, len(arguments.memory) - 1)], classes) for classes in arguments.classes]
-        for side, classes in dict.fromkeys(cases):
-            print(f"| {side} | {classes} | {peak(side, classes, arguments.max_pixels):.2f} |", flush=True)
+def times_table(rows: list[dict[str, Any]]) -> str:
+    """The table of differences and times."""
+    lines = []
+    for row in rows:
+        if "difference" in row:
+            ratio = row["tiles"] / row["one_pass"]
+            cells = f"{row['difference']:.1e}", f"{row['one_pass']:.2f}", f"{row['tiles']:.2f}", f"{ratio:.2f}"
+            lines.append((f"`{row['network']}`", *cells))
+        elif "network" in row:
+            lines.append((f"`{row['network']}`", "reads the whole picture", "", "", ""))
+    return markdown_table(("network", "difference", "one pass, s/Mpx", "tiles, s/Mpx", "ratio"), lines)
+
+
+def memory_table(rows: list[dict[str, Any]]) -> str:
+    """The table of peak memory."""
+    cases = sorted({(row["side"], row["classes"]) for row in rows if "side" in row})
+    found = {(row["side"], row["classes"], row["tiles"]): row for row in rows if "side" in row}
+    lines = []
+    for case in cases:
+        peaks = [found.get((*case, tiles)) for tiles in (True, False)]
+        cells = ["" if row is None else f"{row['gib']:.2f}" for row in peaks]
+        lines.append((f"{case[0]:,}", str(case[1]), *cells, "" if peaks[0] is None else f"{peaks[0]['seconds']:.0f}"))
+    return markdown_table(("side", "classes", "tiles, GiB", "one pass, GiB", "tiles, s"), lines)
+
+
+def memory_figure(rows: list[dict[str, Any]]) -> Figure:
+    """Peak memory by the size of the picture, and by the number of classes."""
+    memory = [row for row in rows if "side" in row]
+    fewest = min(row["classes"] for row in memory)
+    middle = next(row["side"] for row in memory if row["classes"] != fewest)
+    figure = Figure(figsize=(9, 3.4), layout="constrained", facecolor="white")
+    by_size, by_classes = figure.subplots(1, 2, sharey=True)
+    for tiles, label, marker in ((True, "tiles", "o"), (False, "one pass", "s")):
+        kind = [row for row in memory if row["tiles"] == tiles]
+        for axes, found, x in (
+            (by_size, [row for row in kind if row["classes"] == fewest], lambda row: row["side"] ** 2 / 1e6),
+            (by_classes, [row for row in kind if row["side"] == middle], lambda row: row["classes"]),
+        ):
+            points = sorted((x(row), row["gib"]) for row in found)
+            axes.plot(*zip(*points, strict=True), marker=marker, label=label)
+    for axes, name in ((by_size, f"megapixels, {fewest} classes"), (by_classes, f"classes, {middle}x{middle} pixels")):
+        axes.set_xscale("log")
+        axes.set_xlabel(name)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    by_size.set_ylabel("peak memory, GiB")
+    by_size.set_ylim(bottom=0)
+    by_size.legend()
+    return figure
 
 
 if __name__ == "__main__":

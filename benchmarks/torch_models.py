@@ -96,6 +96,8 @@ def make_model(model: str, encoder: str, classes: int, image_size: tuple[int, in
         made = make_hrnet(encoder, classes)
     elif model in (hub_models.TRANSFORMERS, hub_models.DIFFUSERS):
         made = hub_models.make(encoder)
+    elif model == smp_models.SIAMESE:
+        made = smp_models.make_siamese(encoder, classes)
     else:
         made = smp_models.make(model, encoder, classes, image_size)
     for module in made.modules():

@@ -3,8 +3,9 @@
 Usage: python -m benchmarks.training --against all --peer-python /path/of/a/python/with/torch
 
 A step has the forward and backward pass, batch statistics, cross-entropy, and AdamW with a one-cycle learning rate, on
-a fixed batch. Both sides start with the same weights; the losses of two steps and the gradient's norm are compared
-before timing. Compilation is timed once without and once with jax's persistent cache.
+a fixed batch; `siamese_unet` gets images and their mirror images. Both sides start with the same weights; the losses of
+two steps and the gradient's norm are compared before timing. Compilation is timed once without and once with jax's
+persistent cache.
 """
 
 import contextlib
