@@ -44,6 +44,8 @@ class Options:
     """Folder of the results. Comparisons that a file there already contains are not measured again."""
     again: bool = False
     """Also measure those again."""
+    label: str = ""
+    """A word in the names of the result files, for another machine of the same kind that is not as fast."""
     malloc: Literal["hugetlb", "default"] = "hugetlb"
     """On Linux CPUs: restart with glibc's huge pages for large arrays, or keep malloc's default."""
     rounds: int | None = None
@@ -176,7 +178,8 @@ def open_results(arguments: Options, head: Mapping[str, Any]) -> ResultFile:
         Refused: if a file of this name is not a result.
     """
     try:
-        return ResultFile(arguments.out, head)
+        label = {"label": arguments.label} if arguments.label else {}
+        return ResultFile(arguments.out, {**head, "machine": head["machine"] | label})
     except ValueError as error:
         raise Refused(f"--out: {error}") from error
 

@@ -70,4 +70,6 @@ def title_of(result: Mapping[str, Any]) -> str:
     """Describes the benchmark and the machine."""
     machine = result["machine"]
     cores = f", {machine['cores']} cores" if machine["platform"] == "cpu" else ""
-    return f"{result['mode']}: {machine['device_kind']}{cores}, {result['dtype']}, jax {machine['versions']['jax']}"
+    label = f", {machine['label']}" if machine.get("label") else ""
+    versions = f"{result['dtype']}, jax {machine['versions']['jax']}"
+    return f"{result['mode']}: {machine['device_kind']}{cores}{label}, {versions}"

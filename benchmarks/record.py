@@ -25,7 +25,7 @@ KERNEL_BASELINES = ("reference", "jax", "pallas", "torch", "torch.compile")
 
 
 def file_stem(mode: str, dtype: str, machine: Mapping[str, Any]) -> str:
-    """The name of a result's files: mode, device, dtype, versions, and the malloc unless it is the default.
+    """The name of a result's files: mode, device, dtype, versions, the malloc unless it is the default, and the label.
 
     Example:
         >>> machine = {"platform": "cpu", "device_kind": "Some(R) CPU", "cores": 2, "malloc": "default"}
@@ -39,6 +39,8 @@ def file_stem(mode: str, dtype: str, machine: Mapping[str, Any]) -> str:
         parts.append("torch" + machine["versions"]["torch"].split("+")[0])
     if platform == "cpu" and machine["malloc"] == "default":
         parts.append("malloc_default")
+    if machine.get("label"):
+        parts.append(_slug(machine["label"]))
     return "-".join(parts)
 
 
