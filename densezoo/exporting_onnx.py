@@ -44,9 +44,9 @@ def export_onnx(
     """Exports a model with its variables to ONNX, and checks the file's outputs in onnxruntime.
 
     jax2onnx converts the program, with the plain forms of the operations where it can. Images and outputs are NHWC, as
-    in JAX. The file is only written if onnxruntime computes the same outputs as JAX, up to 1e-4 of the largest one.
-    Outputs that are whole numbers, such as classes, may differ in one of 1,000, where two logits are equal up to
-    rounding.
+    in JAX. An output with the name of an input gets the ending `_out`. The file is only written if onnxruntime computes
+    the same outputs as JAX, up to 1e-4 of the largest one. Outputs that are whole numbers, such as classes, may differ
+    in one of 1,000, where two logits are equal up to rounding.
 
     Args:
         model: any model whose first input is images.
@@ -96,13 +96,16 @@ def _converted(program: Program, form: str, inputs: tuple[jax.ShapeDtypeStruct, 
         forms = {"pad": _pad, "stack": _stack} if _is_symbolic(inputs) else {"stack": _stack}
         flat = inlined(program.run, *inputs, platform=None if form == "reference" else "cpu", forms=forms)
         tree = jax.eval_shape(program.run, *inputs)
+    input_names = program.names[: len(inputs)]
+    output_names = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
     with _quiet():
         model = require("jax2onnx").to_onnx(
             lambda *arrays: _distinct(flat(*arrays)),
             list(inputs),
             model_name=type(program.model).__name__,
-            input_names=program.names[: len(inputs)],
-            output_names=[_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]],
+            input_names=input_names,
+            # An autoencoder takes and returns images, but ONNX needs different names.
+            output_names=[f"{name}_out" if name in input_names else name for name in output_names],
         )
     return model.SerializeToString()
 

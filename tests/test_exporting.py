@@ -121,3 +121,14 @@ def test_onnx_is_checked_before_it_is_written(unet, tmp_path):
         noise = iter(np.random.default_rng(0).standard_normal(99).astype(np.float32))
         dz.export_onnx(*unet, file, size=(8, 12), outputs=lambda logits: logits * next(noise))
     assert not file.exists()
+
+
+def test_outputs_of_onnx_have_other_names_than_the_inputs(tmp_path):
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    model = dz.create_model("autoencoder", dz.PlainEncoder((4, 8)), num_classes=1, latent_features=2)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 12, 1)))
+    dz.export_onnx(model, variables, tmp_path / "model.onnx", size=(8, 12), batch=1)
+    session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [x.name for x in session.get_inputs()] == ["images"]
+    assert "images_out" in [x.name for x in session.get_outputs()]
