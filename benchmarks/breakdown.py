@@ -121,11 +121,13 @@ def table(operations: dict[str, Operation], times: dict[str, float], top: int) -
 def main(arguments: Arguments) -> None:
     """Compiles, runs and prints the profile."""
     name, _, encoder = arguments.model.partition(":")
-    from benchmarks.options import parse_shape  # needs tyro, which the profile of a GPU session does not have
+    # These need tyro, which the profile of a GPU session does not have.
+    from benchmarks.networks import create
+    from benchmarks.options import parse_shape
 
     shape: Any = parse_shape(arguments.shape, "BxHxW")
     try:
-        model = dz.create_model(name, encoder or None, arguments.num_classes, impl=arguments.impl)
+        model = create((name, encoder), arguments.num_classes, impl=arguments.impl)
         dtype = None if arguments.dtype == "float32" else jnp.dtype(arguments.dtype)
     except (TypeError, ValueError) as error:
         raise Refused(str(error)) from error

@@ -42,7 +42,7 @@ class NetworkOptions(Options):
         for text in dict.fromkeys(self.models):
             name, _, encoder = text.partition(":")
             try:
-                _create((name, encoder), self.num_classes)
+                create((name, encoder), self.num_classes)
                 for impl in self.impl:
                     with dz.ops.implementation(impl):
                         pass
@@ -67,7 +67,7 @@ def make_model(pair: tuple[str, str], options: NetworkOptions, shape: Shape, imp
     It has no dropout and stochastic depth, because forms cannot share random numbers.
     """
     fields = {"dtype": jnp.bfloat16 if dtype == "bfloat16" else None, "impl": impl}
-    model = _create(pair, options.num_classes, **fields)
+    model = create(pair, options.num_classes, **fields)
     for part, field in (("decoder", "dropout"), ("decoder", "aspp_dropout"), ("encoder", "drop_path")):
         if getattr(getattr(model, part, None), field, 0.0):
             model = model.clone(**{part: getattr(model, part).clone(**{field: 0.0})})
@@ -77,7 +77,7 @@ def make_model(pair: tuple[str, str], options: NetworkOptions, shape: Shape, imp
     return model
 
 
-def _create(pair: tuple[str, str], num_classes: int, *, dtype: Any = None, impl: str = "auto") -> Any:
+def create(pair: tuple[str, str], num_classes: int, *, dtype: Any = None, impl: str = "auto") -> Any:
     """A model of the zoo, or of a configuration of transformers or diffusers, which has its own number of classes."""
     name, encoder = pair
     if name not in (TRANSFORMERS, DIFFUSERS):
