@@ -28,6 +28,7 @@ QUICK = {
     "fpn_vs_plain_head.py": ["--quick --out {out}/pyramid"],
     "upsampling_artifacts.py": ["--quick --out {out}/artifacts"],
     "gradient_flow.py": ["--quick --out {out}/flow"],
+    "scale_semantics.py": ["--quick --out {out}/semantics"],
     "unet_claims.py": ["--quick --out {out}/claims"],
     "receptive_field.py": ["--quick --out {out}/fields"],
     "blueprints.py": ["--quick --out {out}/quick", "--out {out}/blueprints"],
