@@ -1,15 +1,18 @@
 """Overlapping tiles, blended with Gaussian weights."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from densezoo.compiling import Jitted
 from densezoo.dihedral import Turn, averaged
+from densezoo.messages import option
 from densezoo.types import Size
 
+GRID = 32
+"""Sides of tiles are multiples of this, or those of the picture."""
 STEP = 0.5
 """Distance of tiles, in tiles."""
 SIGMA = 1 / 8
@@ -17,44 +20,53 @@ SIGMA = 1 / 8
 
 
 def blended(
-    outputs: Any, picture: Any, max_pixels: int, ways: Sequence[Turn], activate: Any
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Bands of the picture: the weighted means of tiles that were computed as if they were pictures.
+    outputs: Any, size: Size, max_pixels: int, ways: Sequence[Turn], activate: Any
+) -> Callable[[Any], Iterator[tuple[int, int, np.ndarray]]]:
+    """A function that computes bands of pictures of a size: weighted means of tiles, each computed like a picture.
 
     Tiles are half a tile apart or less, the first and the last at the borders. Weights fall with the distance from a
-    tile's centre.
+    tile's centre. The sums of one row of tiles are kept.
+
+    Raises:
+        ValueError: if `max_pixels` is too small.
 
     References:
         Isensee et al., nnU-Net, 2021. https://arxiv.org/abs/1904.08128
     """
-    size = picture.size
     tile = _tile(size, max_pixels)
     rows, columns = (_places(side, length) for side, length in zip(size, tile, strict=True))
     program = Jitted(lambda images: activate(outputs(images)))
     weights = np.outer(*(_gaussian(side) for side in tile)).astype(np.float32)
-    sums, total = np.zeros(0, np.float32), np.zeros((tile[0], size[1]), np.float32)
-    for row, following in zip(rows, [*rows[1:], size[0]], strict=True):
-        for column in columns:
-            result = averaged(program, picture.part((row, column, *tile)), ways, np.float32)
-            factors = weights.reshape(*tile, *(1,) * (result.ndim - 2))
-            if sums.ndim == 1:
-                sums = np.zeros((*total.shape, *result.shape[2:]), np.float32)
-            sums[:, column : column + tile[1]] += factors * result
-            total[:, column : column + tile[1]] += weights
-        # The rows that no further tile covers.
-        done = following - row
-        yield row, 0, sums[:done] / total[:done].reshape(done, size[1], *(1,) * (sums.ndim - 2))
-        for array in (sums, total):
-            array[: tile[0] - done] = array[done:].copy()
-            array[tile[0] - done :] = 0
+
+    def bands(picture: Any) -> Iterator[tuple[int, int, np.ndarray]]:
+        sums, total = np.zeros(0, np.float32), np.zeros((tile[0], size[1]), np.float32)
+        for row, following in zip(rows, [*rows[1:], size[0]], strict=True):
+            for column in columns:
+                result = averaged(program, picture.part((row, column, *tile)), ways, np.float32)
+                factors = weights.reshape(*tile, *(1,) * (result.ndim - 2))
+                if sums.ndim == 1:
+                    sums = np.zeros((*total.shape, *result.shape[2:]), np.float32)
+                sums[:, column : column + tile[1]] += factors * result
+                total[:, column : column + tile[1]] += weights
+            # The rows that no further tile covers.
+            done = following - row
+            yield row, 0, sums[:done] / total[:done].reshape(done, size[1], *(1,) * (sums.ndim - 2))
+            for array in (sums, total):
+                array[: tile[0] - done] = array[done:].copy()
+                array[tile[0] - done :] = 0
+
+    return bands
 
 
-def _tile(size: Size, max_pixels: int, grid: int = 32) -> Size:
+def _tile(size: Size, max_pixels: int) -> Size:
     """A tile of at most `max_pixels` pixels; its sides are those of the picture or multiples of 32."""
-    side = max(grid, math.isqrt(max_pixels) // grid * grid)
+    smallest = min(size[0], GRID) * min(size[1], GRID)
+    if max_pixels < smallest:
+        raise ValueError(f"{option('max_pixels', max_pixels)} is too small for a tile: it must be at least {smallest}")
+    side = max(GRID, math.isqrt(max_pixels) // GRID * GRID)
     height = min(size[0], side)
-    width = min(size[1], max(grid, max_pixels // height // grid * grid))
-    return min(size[0], max(grid, max_pixels // width // grid * grid)), width
+    width = min(size[1], max(GRID, max_pixels // height // GRID * GRID))
+    return min(size[0], max(GRID, max_pixels // width // GRID * GRID)), width
 
 
 def _places(side: int, length: int) -> list[int]:

@@ -1,10 +1,12 @@
 """Quarter turns and reflections of pictures, and of parts of them."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from densezoo.messages import option
 from densezoo.types import Size
 
 Part = tuple[int, int, int, int]
@@ -66,10 +68,20 @@ TURNS = tuple(Turn(quarters, mirrored) for mirrored in (False, True) for quarter
 
 
 def turns(augment: bool | Sequence[tuple[int, bool]]) -> tuple[Turn, ...]:
-    """The turns that an argument stands for: all of them for True, none but the identity for False."""
+    """The turns that an argument stands for: all of them for True, none but the identity for False.
+
+    Raises:
+        ValueError: if it is neither a bool nor a sequence of (quarter turns, mirrored).
+    """
     if isinstance(augment, bool):
         return TURNS if augment else TURNS[:1]
-    return tuple(Turn(*each) for each in augment) or TURNS[:1]
+    try:
+        return tuple(Turn(operator.index(quarters), bool(mirrored)) for quarters, mirrored in augment) or TURNS[:1]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{option('augment')} must be True, False or pairs (quarter turns, mirrored), such as ((0, False),)"
+            f"; got {augment!r}"
+        ) from None
 
 
 def averaged(
@@ -84,5 +96,10 @@ def averaged(
 
 
 def mean(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean of arrays; a single one keeps its dtype."""
-    return arrays[0] if len(arrays) == 1 else sum(arrays[1:], arrays[0]) / np.float32(len(arrays))
+    """The mean of arrays in float32; a single one keeps its dtype."""
+    if len(arrays) == 1:
+        return arrays[0]
+    total = arrays[0].astype(np.float32)
+    for array in arrays[1:]:
+        total += array.astype(np.float32)
+    return total / np.float32(len(arrays))

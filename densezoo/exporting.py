@@ -55,7 +55,8 @@ def export(
         batch: number of images. None exports for any number.
         preprocessing: includes the conversion to floats and the normalisation in the program, which then takes images
             as read from files. None if the program takes normalised float32 images, like the model.
-        image_dtype: dtype of the program's images. None is uint8 with `preprocessing`, and float32 without.
+        image_dtype: dtype of the program's images. None is float32 without `preprocessing`, and with it uint8, or for a
+            `value_range` beyond 255 the first of uint16, int16 and float32 that holds it.
         outputs: a function of the model's outputs that becomes part of the program, such as `task.predict` for
             classes or `task.probabilities`. None returns the model's outputs, such as logits.
         method: a method of the model to export instead of `__call__`, by name, or a function
@@ -137,11 +138,18 @@ class Program:
             f"{'b' if batch is None else batch}, {height}, {width}, {self.channels}",
             constraints=[] if least == 1 else [f"h >= {least}", f"w >= {least}"],
         )
-        if dtype is None:
-            dtype = jnp.float32 if self._preprocessing is None else jnp.uint8
+        dtype = self._dtype() if dtype is None else dtype
         images, *others = example_inputs(self.model, jax.ShapeDtypeStruct(shape, jnp.float32))
         alike = jax.ShapeDtypeStruct(images.shape, jnp.dtype(dtype))
         return (alike, *(alike if x.shape == images.shape else x for x in others))
+
+    def _dtype(self) -> Any:
+        """The dtype of the images if none is given."""
+        if self._preprocessing is None:
+            return np.float32
+        low, high = self._preprocessing.value_range or (0, 255)
+        limits = {dtype: np.iinfo(dtype) for dtype in (np.uint8, np.uint16, np.int16)}
+        return next((dtype for dtype, x in limits.items() if x.min <= low and high <= x.max), np.float32)
 
     def traced(self, trace: Callable[..., Any], size: Size | None, batch: int | None, dtype: Dtype | None) -> Any:
         """Returns `trace(shapes of the inputs)`; what fails because of symbolic shapes is explained.

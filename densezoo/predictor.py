@@ -1,9 +1,11 @@
 """Prediction: from an image file's pixels to the prediction of a task."""
 
+import collections
 import contextlib
 import dataclasses
 import json
 import os
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +16,20 @@ import jax
 import numpy as np
 
 from densezoo import tasks, weights
+from densezoo.dihedral import turns
 from densezoo.inference import compile
 from densezoo.inspect.windows import GlobalOperations, Misfit
 from densezoo.messages import option
 from densezoo.preprocessing import Preprocessing
 from densezoo.shared_programs import SIDES, Programs, Shared
-from densezoo.tiling import predict_tiled
+from densezoo.tiling import OnTile, Stages, Tiling
 from densezoo.train.recipe import MODEL_FILE
 from densezoo.types import Detections, Size
 
 MANY = 8
 """Number of programs for single sizes after which a predictor with `max_programs` warns."""
+TILINGS = 4
+"""Number of shapes and options for which the programs of tiles are kept."""
 
 
 class Predictor:
@@ -109,7 +114,9 @@ class Predictor:
 
         self._outputs, self._programs = outputs, Programs(max_programs)
         self._shared: Shared | None = None
-        self._own: set[Any] = set()  # the programs for single sizes
+        self._own: set[Any] = set()  # the first programs for single sizes
+        self._tilings: collections.OrderedDict[Any, Tiling] = collections.OrderedDict()
+        self._lock = threading.Lock()
         if max_programs is not None and method is None:
             with contextlib.suppress(GlobalOperations):
                 self._shared = Shared(stacked, len(task.inputs) * self.preprocessing.channels, self._programs)
@@ -148,6 +155,8 @@ class Predictor:
         """
         if size < 1:
             raise ValueError(f"{option('size')} must be at least 1, got {size}")
+        for picture in pictures:  # before any of them is computed
+            self.preprocessing.check(np.asarray(picture))
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for index, picture in enumerate(pictures):
             by_shape.setdefault(np.shape(picture), []).append(index)
@@ -171,44 +180,63 @@ class Predictor:
         out: Any = None,
         augment: bool | Sequence[tuple[int, bool]] = False,
         blend: bool = False,
+        on_tile: OnTile = None,
     ) -> Any:
         """The prediction for a picture that is too large for one pass, by tiles: see `predict_tiled`.
+
+        The programs for the last four combinations of shape and options are kept.
 
         Args:
             picture: as in a call; also anything with `shape` that returns arrays for slices, such as `np.memmap`.
             max_pixels: limit of the number of pixels that are computed at once.
             probabilities: whether to return probabilities instead of the prediction.
             out: where the result is written, as in `predict_tiled`.
-            augment: averages over the turned and mirrored picture, as in `predict_tiled`. For segmentation with one
-                label per pixel.
+            augment: averages over the turned and mirrored picture, as in `predict_tiled`. For segmentation.
             blend: whether to blend overlapping tiles if the model has operations that read the whole picture.
+            on_tile: called after each tile with the number of pixels that are computed, and of all pixels.
 
         Raises:
             TypeError: if the task needs several images, or is not one of maps.
-            ValueError: as `predict_tiled`; or if the preprocessing resizes pictures.
+            ValueError: as `predict_tiled`.
+            AttributeError: if there are to be probabilities, and the task has none.
         """
         if len(self.task.inputs) != 1 or hasattr(self.task, "method"):
             raise TypeError(f"{type(self.task).__name__} cannot be predicted by tiles")
-        if self.preprocessing.resizes:
-            raise ValueError("the preprocessing resizes pictures, so that tiles would differ from the whole picture")
-        if np.shape(picture)[2:] != (self.preprocessing.channels,):
-            raise ValueError(f"expected (h, w, {self.preprocessing.channels}), got shape {np.shape(picture)}")
-        reduce: Any = self.task.probabilities if probabilities else self.task.predict
-        if augment is not False and not probabilities:
-            if not hasattr(self.task, "probabilities") or getattr(self.task, "multilabel", False):
-                raise ValueError(f"{option('augment')} is for segmentation with one label per pixel")
-            reduce = "classes"
-        return predict_tiled(
-            self._model,
-            self._variables,
-            picture,
-            max_pixels=max_pixels,
-            reduce=reduce,
-            out=out,
-            augment=augment,
-            blend=blend,
-            preprocessing=self.preprocessing,
-        )
+        if augment is not False and not isinstance(self.task, tasks.Segmentation):
+            raise ValueError(f"{option('augment')} is for segmentation, and the task is {type(self.task).__name__}")
+        if probabilities:
+            self._check_probabilities()
+        shape = np.shape(picture)
+        key = (shape, max_pixels, probabilities, turns(augment), blend)
+        with self._lock:
+            tiling = self._tilings.get(key)
+        if tiling is None:
+            tiling = Tiling(
+                self._model,
+                self._variables,
+                shape,
+                max_pixels=max_pixels,
+                reduce=self.task.probabilities if probabilities else self._reduction(),
+                augment=key[3],
+                blend=blend,
+                preprocessing=self.preprocessing,
+            )
+        with self._lock:
+            self._tilings[key] = tiling
+            self._tilings.move_to_end(key)
+            if len(self._tilings) > TILINGS:
+                self._tilings.popitem(last=False)
+        return tiling(picture, out=out, on_tile=on_tile)
+
+    def _reduction(self) -> Any:
+        """How tiles are reduced to the task's prediction."""
+        task = self.task
+        if isinstance(task, tasks.Segmentation):
+            several = Stages(task.predict, task.probabilities, lambda mean: (mean >= 0.5).astype(np.int32))
+            return several if task.multilabel else "classes"
+        if isinstance(task, tasks.Normals):  # the mean of unit vectors is shorter
+            return Stages(task.predict, task.predict, _unit)
+        return task.predict
 
     def warm_up(self, *sizes: Size, probabilities: bool = False) -> None:
         """Compiles the programs for images of some sizes, so that no request waits for it.
@@ -218,15 +246,37 @@ class Predictor:
                 compiled once. No size compiles all shared programs.
             probabilities: whether to compile them for `probabilities`.
 
+        Raises:
+            ValueError: if no size is given and there are no shared programs, or more of them than `max_programs`.
+
         Example:
             >>> predict = dz.load_predictor("model.safetensors", max_programs=8)  # doctest: +SKIP
             >>> predict.warm_up()  # doctest: +SKIP
         """
-        if not sizes and self._shared is not None:
-            sizes = (*((side, side) for side in SIDES), (SIDES[-1] + 1, SIDES[-1] + 1))
+        name = "probabilities" if probabilities else "predict"
+        if probabilities:
+            self._check_probabilities()
+        if not sizes:
+            self._warm_up_shared(name)
         for height, width in sizes:
             pictures = [np.zeros((height, width, self.preprocessing.channels), np.float32)] * len(self.task.inputs)
-            self._run("probabilities" if probabilities else "predict", pictures)
+            self._run(name, pictures)
+
+    def _warm_up_shared(self, name: str) -> None:
+        """Compiles all shared programs, for images as the model sees them."""
+        sides = (*SIDES, SIDES[-1] + 1)
+        if self._shared is None:
+            raise ValueError(
+                "there are no shared programs, so that each size has its own: pass the sizes (height, width) to compile"
+            )
+        if self._max_programs is not None and self._max_programs < len(sides):
+            raise ValueError(
+                f"there are {len(sides)} shared programs, and {option('max_programs', self._max_programs)} keeps fewer:"
+                " pass sizes, or keep more"
+            )
+        for side in sides:
+            image = np.zeros((side, side, self.preprocessing.channels), np.float32)
+            self._computed(name, [[image] * len(self.task.inputs)], (side, side))
 
     def probabilities(self, *pictures: np.ndarray) -> Any:
         """The probabilities of the classes, (h, w, classes) float32, for a task that has them.
@@ -236,9 +286,12 @@ class Predictor:
             ValueError: if an image's shape or number of channels is wrong, or the images differ in size.
             AttributeError: if the task has no probabilities.
         """
+        self._check_probabilities()
+        return self._run("probabilities", pictures)
+
+    def _check_probabilities(self) -> None:
         if not hasattr(self.task, "probabilities"):
             raise AttributeError(f"{type(self.task).__name__} has no probabilities")
-        return self._run("probabilities", pictures)
 
     def _run(self, name: str, pictures: Sequence[np.ndarray]) -> Any:
         return self._run_all(name, [pictures])[0]
@@ -263,12 +316,15 @@ class Predictor:
                 return self._shared(name, finish, np.concatenate(samples[0], -1))[None]
         images = [np.stack(inputs) for inputs in zip(*samples, strict=True)]
         sizes = np.array([size] * len(samples), np.int32)
-        new = (name, images[0].shape) not in self._own
-        self._own.add((name, images[0].shape))
+        with self._lock:
+            new = len(self._own) < MANY and (name, images[0].shape) not in self._own
+            if new:
+                self._own.add((name, images[0].shape))
+            warns = self._max_programs is not None and new and len(self._own) == MANY
         found = self._programs(
             (name, images[0].shape), lambda images, sizes: finish(self._outputs(images, sizes)), images, sizes
         )
-        if self._max_programs is not None and new and len(self._own) == MANY:
+        if warns:
             warnings.warn(
                 f"{type(self._model).__name__} needs a program for each size of image, and {MANY} were compiled:"
                 " resize or pad the images to a few sizes",
@@ -318,6 +374,11 @@ def _resized(array: np.ndarray, size: tuple[int, int], field: str | None = None)
 
     kind: Any = fields.Map(linear=array.dtype.kind == "f") if field is None else fields.kind_of(field)
     return kind.resize(array, size)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(length == 0, np.float32(1), length)
 
 
 def load_predictor(

@@ -12,7 +12,7 @@ import numpy as np
 
 from densezoo.compiling import Jitted
 from densezoo.inspect.windows import GlobalOperations, Misfit, Plan, traced
-from densezoo.tiling import Picture
+from densezoo.tiles import Picture
 from densezoo.types import Size
 
 SIDES = (256, 512, 1024)
@@ -62,7 +62,10 @@ class _Program:
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How a picture of a size is computed: a template's key, and for each tile its origin, source and numbers."""
+    """How a picture of a size is computed: a template's key, and for each tile its origin, source and numbers.
+
+    Without tiles, no template fits the size.
+    """
 
     key: Any
     tiles: tuple[tuple[Size, tuple[int, int, int, int], Any], ...]
@@ -84,7 +87,7 @@ class Shared:
         self._outputs, self._channels, self._programs = outputs, channels, programs
         self._templates: dict[Any, Plan] = {}
         self._layouts: collections.OrderedDict[Size, _Layout] = collections.OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._tracing = threading.Lock(), threading.Lock()
         traced(outputs, (1, SIDES[0], SIDES[0], channels))  # raises if that cannot be
 
     def __call__(self, name: str, finish: Callable[[Any], Any], picture: np.ndarray) -> np.ndarray:
@@ -99,13 +102,10 @@ class Shared:
             Misfit: if a picture of this size needs a program of its own.
         """
         size: Size = picture.shape[:2]
-        with self._lock:
-            layout = self._layouts.get(size) or self._layout(size)
-            self._layouts[size] = layout
-            self._layouts.move_to_end(size)
-            if len(self._layouts) > KEPT:
-                self._layouts.popitem(last=False)
-            plan = self._templates[layout.key]
+        layout = self._known(size)
+        if not layout.tiles:
+            raise Misfit
+        plan = self._templates[layout.key]
         pixels, result = Picture(picture), None
         for (row, column), source, numbers in layout.tiles:
             tile = self._programs(
@@ -122,16 +122,37 @@ class Shared:
         assert result is not None
         return result
 
+    def _known(self, size: Size) -> _Layout:
+        """The layout of a size, traced if it is new. Sizes that are known do not wait for the tracing of others."""
+        if (layout := self._stored(size)) is None:
+            with self._tracing:
+                if (layout := self._stored(size)) is None:  # no other thread traced it meanwhile
+                    try:
+                        layout = self._layout(size)
+                    except Misfit:
+                        layout = _Layout(None, ())
+                    with self._lock:
+                        self._layouts[size] = layout
+                        if len(self._layouts) > KEPT:
+                            self._layouts.popitem(last=False)
+        return layout
+
+    def _stored(self, size: Size) -> _Layout | None:
+        with self._lock:
+            if size in self._layouts:
+                self._layouts.move_to_end(size)
+            return self._layouts.get(size)
+
     def _layout(self, size: Size) -> _Layout:
         side = next((side for side in SIDES if max(size) <= side), None)
-        if side not in self._templates:
-            self._templates[side] = self._template(side)
-        template = self._templates[side]
-        origins = [range(0, n, tile) for n, tile in zip(size, template.tile, strict=True)]
         try:
+            if side not in self._templates:
+                self._templates[side] = self._template(side)
             flat = self._traced(size)
         except GlobalOperations as error:  # in a picture of very few pixels, axes cannot be told apart
             raise Misfit from error
+        template = self._templates[side]
+        origins = [range(0, n, tile) for n, tile in zip(size, template.tile, strict=True)]
         plan = Plan(flat, (origins[0], origins[1]), template.tile, template=template)
         tiles = []
         for i, j in itertools.product(range(len(origins[0])), range(len(origins[1]))):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ CLASSES = ("background", *(f"digit {digit}" for digit in range(10)))
 NUM_CLASSES = len(CLASSES)
 PREPROCESSING = dz.Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3)
 TASK = Segmentation(NUM_CLASSES, ignore_index=None, class_names=CLASSES)
-OTHER_NAMES = {"criterion": "loss", "directory": "out"}
+OTHER_NAMES = {"criterion": "loss", "directory": "out", "window_pixels": "max_pixels"}
 """Arguments of the library and the options that set them, if their names differ."""
 QUICK_NOTE = "--quick: the numbers only show that the script works; ignore them"
 # Two-sided 95% quantiles of Student's t, by degrees of freedom.
@@ -228,10 +228,37 @@ def mesh_of(arguments: Any) -> Mesh | None:
     return jax.make_mesh(tuple(axes.values()), tuple(axes), devices=jax.devices()[:needed]) if axes else None
 
 
-def progress(items: Sequence[T], label: str) -> Iterator[T]:
-    """The items, with a progress bar on standard error."""
-    console = require("rich.console").Console(stderr=True)
-    yield from require("rich.progress").track(items, label, console=console)
+class Progress(Generic[T]):
+    """Iterates over items with a progress bar on standard error, and a second one for the tiles of a large item.
+
+    Where standard error is no terminal, each tenth of a large item is a line.
+    """
+
+    def __init__(self, items: Sequence[T], label: str):
+        self._items, self._label = items, label
+        self._console = require("rich.console").Console(stderr=True)
+        self._bars: Any = require("rich.progress").Progress(console=self._console)
+        self._tiles: Any = None
+        self._tenths = 0
+
+    def __iter__(self) -> Iterator[T]:
+        with self._bars:
+            yield from self._bars.track(self._items, description=self._label)
+
+    def on_tile(self, done: int, total: int) -> None:
+        """Shows how many pixels of an item are computed; for `predict_tiled`."""
+        if self._tiles is None:
+            self._tiles = self._bars.add_task("Tiles")
+        self._bars.update(self._tiles, completed=done, total=total, visible=done < total)
+        tenths = 10 * done // total
+        if tenths not in (self._tenths, 10) and not self._console.is_terminal:
+            print(f"{self._label}: {10 * tenths}% of a large picture", file=sys.stderr, flush=True)
+        self._tenths = tenths
+
+
+def tiled(predict: dz.Predictor, picture: Any, max_pixels: int) -> bool:
+    """Whether a picture is computed by tiles. One that is resized becomes small enough for one pass."""
+    return math.prod(picture.shape[:2]) > max_pixels and not predict.preprocessing.resizes
 
 
 def parse_labels(entries: Sequence[str] | None) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from common import command_line, progress
+from common import Progress, command_line
 from predict import Arguments as Pictures
 from predict import find_pictures
 from train_detector import source_at
@@ -74,7 +74,7 @@ def main(arguments: Arguments) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     written = time.monotonic()
-    for index, name in enumerate(progress(names, "Detecting")):
+    for index, name in enumerate(Progress(names, "Detecting")):
         sample = None if source is None else source[index]
         image = read_image(paths[index], predict.preprocessing.channels) if sample is None else sample["image"]
         merged = predict(image)

@@ -5,8 +5,9 @@ Usage: python examples/evaluate.py --model out/run/model.safetensors --data DIR/
 DIR/val has images and masks, paired by file name. Prints IoU, Dice, precision, recall and the number of labelled
 pixels of each class. Writes confusion.csv (pixels, with a row for each true class), confusion.png and scores.json to
 --out. For a model with several labels per pixel, writes counts.csv instead of the matrix. For a model of depth or
-normals, DIR/val has images and depth, or normals, and only scores.json is written. The last line on standard output is
-a JSON object.
+normals, DIR/val has images and depth, or normals, and only scores.json is written. Pictures of more than --max-pixels
+pixels are computed by tiles, with the same result; of such TIFF files, images and masks are read by windows. The last
+line on standard output is a JSON object.
 """
 
 import csv
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from common import command_line, parse_labels, progress
+from common import Progress, command_line, parse_labels, tiled
 
 import densezoo as dz
 from densezoo import metrics, viz
@@ -53,6 +55,10 @@ class Arguments:
     """Only evaluate this many images."""
     pad_to: int | None = None
     """Pad sides to multiples of this many pixels: compiles fewer sizes, and changes scores slightly."""
+    max_pixels: int = 1 << 23
+    """Most pixels to compute at once. Larger pictures are computed by tiles, and TIFF files also read by them."""
+    blend: bool = False
+    """Blend overlapping tiles of larger pictures, for networks that read the whole picture: an approximation."""
 
 
 def main(arguments: Arguments) -> None:
@@ -78,26 +84,16 @@ def main(arguments: Arguments) -> None:
         bits=arguments.bits,
         labels=labels,
         multilabel=task.multilabel,
+        window_pixels=None if task.multilabel or predict.preprocessing.resizes else arguments.max_pixels,
     )
     # Raises an error for masks with invalid values, which would be ignored.
     source.check(value_range=predict.preprocessing.value_range)
     count = number_of(arguments, source)
 
-    @jax.jit
-    def measure(prediction: Any, mask: Any) -> tuple[Any, Any]:
-        fill = -1 if ignore_index is None else ignore_index
-        if task.multilabel:
-            return metrics.multilabel_counts(prediction, mask, ignore_index=fill), None
-        options = {"num_classes": task.classes, "ignore_index": fill}
-        return (
-            metrics.confusion_counts(prediction, mask, **options),
-            metrics.confusion_matrix(prediction, mask, **options),
-        )
-
     counts, matrix = metrics.Counts.zeros(task.classes), None
-    for index in progress(range(count), "Evaluating"):
-        sample = source[index]
-        counted, confused = measure(predict(sample["image"]), sample["mask"])
+    progress = Progress(range(count), "Evaluating")
+    for index in progress:
+        counted, confused = measured(predict, source[index], arguments, ignore_index, progress)
         counts += counted
         matrix = confused if matrix is None else matrix + confused
 
@@ -115,6 +111,36 @@ def main(arguments: Arguments) -> None:
     finish(arguments, {**means, "images": count, "classes": scores})
 
 
+def measured(
+    predict: dz.Predictor, sample: Any, arguments: Arguments, ignore_index: int | None, progress: Progress
+) -> tuple[metrics.Counts, Any]:
+    """The counts of one image and its confusion matrix; None instead of it with several labels per pixel."""
+    task, image, mask = predict.task, sample["image"], sample["mask"]
+    if task.multilabel:
+        fill = -1 if ignore_index is None else ignore_index
+        prediction = computed(predict, image, arguments, progress)
+        return metrics.multilabel_counts(jnp.asarray(prediction), jnp.asarray(mask), ignore_index=fill), None
+    result = metrics.TiledCounts(mask, num_classes=task.classes, ignore_index=ignore_index)
+    try:
+        if tiled(predict, image, arguments.max_pixels):
+            computed(predict, image, arguments, progress, out=result)
+        else:
+            result[:, :] = predict(image)
+    finally:
+        for part in (image, mask):
+            if hasattr(part, "close"):  # windows of a file
+                part.close()
+    return result.counts, result.matrix
+
+
+def computed(predict: dz.Predictor, image: Any, arguments: Arguments, progress: Progress, out: Any = None) -> Any:
+    """The prediction, by tiles for a large image."""
+    if not tiled(predict, image, arguments.max_pixels):
+        return predict(image)
+    options = {"max_pixels": arguments.max_pixels, "blend": arguments.blend, "on_tile": progress.on_tile}
+    return predict.tiled(image, out=out, **options)
+
+
 def evaluate_maps(arguments: Arguments, predict: dz.Predictor) -> None:
     """Scores depth or normals."""
     task, name = predict.task, predict.task.fields[1]
@@ -130,9 +156,11 @@ def evaluate_maps(arguments: Arguments, predict: dz.Predictor) -> None:
         raise ValueError(f"{arguments.data} has no {name}/, which this model's scores need")
     source.check()
     count, total = jax.jit(task.count), None
-    for index in progress(range(number_of(arguments, source)), "Evaluating"):
+    progress = Progress(range(number_of(arguments, source)), "Evaluating")
+    for index in progress:
         sample = source[index]
-        counted = count(predict(sample["image"])[None], sample[name][None])
+        found = computed(predict, sample["image"], arguments, progress)
+        counted = count(found[None], sample[name][None])
         total = counted if total is None else total + counted
     finish(arguments, {**task.scores(total), "images": number_of(arguments, source)})
 

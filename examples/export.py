@@ -3,7 +3,8 @@
 Usage: python examples/export.py --model out/run/model.safetensors --out out/export
 
 Writes model.stablehlo, which runs in any program with JAX, on CPU, GPU and TPU, and model.onnx, which runs in
-onnxruntime. Neither needs densezoo. The program of a trained model takes uint8 pictures, as files hold them. The last
+onnxruntime. Neither needs densezoo. The program of a trained model takes pictures as files hold them: uint8, or
+uint16 if the model's range of values is larger. The last
 line on standard output is a JSON object with both files and the largest difference of each, relative to the largest
 output; null where a file could not be written, with the reason on standard error.
 """
@@ -77,13 +78,13 @@ def chosen(arguments: Arguments, size: tuple[int, int]) -> tuple[Any, Any, Any, 
     path = Path(arguments.model)
     if path.exists() and not arguments.quick:
         model, variables, metadata = weights.load_with_metadata(path / MODEL_FILE if path.is_dir() else path)
-        task, preprocessing = metadata.get("task"), metadata.get("preprocessing")
-        return (
-            model,
-            variables,
-            None if task is None else tasks.from_description(task),
-            None if preprocessing is None else dz.Preprocessing(**preprocessing),
-        )
+        described, given = metadata.get("task"), metadata.get("preprocessing")
+        task = None if described is None else tasks.from_description(described)
+        preprocessing = None if given is None else dz.Preprocessing(**given)
+        if preprocessing is not None and preprocessing.resizes:
+            print("resize pictures as in training before: an exported program does not", file=sys.stderr)
+            preprocessing = dataclasses.replace(preprocessing, shortest=None, longest=None, size=None)
+        return model, variables, task, preprocessing
     model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 3) if arguments.quick else None
     model = model or dz.create_model(arguments.model, arguments.encoder)
     shapes = example_inputs(model, jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))
@@ -107,8 +108,8 @@ def example(aval: Any, size: tuple[int, int], seed: int) -> np.ndarray:
     if len(aval.shape) != 4:
         return np.zeros((2, *aval.shape[1:]), aval.dtype)
     random, shape = np.random.default_rng(seed), (2, *size, aval.shape[3])
-    if aval.dtype == np.uint8:
-        return random.integers(0, 256, shape, np.uint8)
+    if np.issubdtype(aval.dtype, np.integer):
+        return random.integers(0, np.iinfo(aval.dtype).max, shape, aval.dtype, endpoint=True)
     return random.standard_normal(shape).astype(aval.dtype)
 
 

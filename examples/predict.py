@@ -5,23 +5,23 @@ Usage: python examples/predict.py --model out/run/model.safetensors --images PIC
 For every picture, writes NAME.png, a palette picture whose values are the classes, and NAME_overlay.png for viewing;
 for a model with several labels per pixel, NAME_CLASS.png with 0 or 255; for a model of depth or normals, NAME.npy, in
 the unit of the training data, and NAME_view.png. Pictures of more than --max-pixels pixels are computed by tiles, with
-the same result; of such a TIFF file, windows are read and written, and NAME.tif with its georeference takes the place
-of the two pictures. With --probabilities, also NAME_probabilities.npz. classes.json has
-the names and colours of the classes. --recursive also reads subfolders, and recreates them in --out. The last line on
-standard output is a JSON object.
+the same result. For a TIFF file of that size, windows are read and written: instead of the two pictures, NAME.tif has
+the classes as grey values, with the georeference of the picture, if there is any. With --probabilities, also
+NAME_probabilities.npz. classes.json has the names and colours of the classes. --recursive also reads subfolders, and
+recreates them in --out. The last line on standard output is a JSON object.
 """
 
 import dataclasses
 import json
-import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import command_line, progress
+from common import Progress, command_line, tiled
 
 import densezoo as dz
 from densezoo import viz
@@ -69,25 +69,27 @@ def main(arguments: Arguments) -> None:
     predict = dz.load_predictor(model, pad_to=arguments.pad_to, max_programs=arguments.max_programs)
     pictures = find_pictures(arguments)
     suffixes = endings(predict.task, arguments.probabilities)
-    check_outputs(pictures, suffixes, arguments.out)
+    check_outputs(pictures, suffixes, arguments.out, pictures)
     if isinstance(predict.task, Segmentation):
         write_classes(arguments.out / "classes.json", predict.task)
 
     failed: dict[str, str] = {}
     sizes: set[tuple[int, int]] = set()
-    for path, name in progress(list(pictures.items()), "Predicting"):
+    progress = Progress(list(pictures.items()), "Predicting")
+    for path, name in progress:
         try:
             if (windows := large_tiff(predict, path, arguments)) is not None:
                 target = arguments.out / f"{name}.tif"
-                check_outputs(pictures, [".tif"], arguments.out)
-                write_by_windows(predict, windows, target, arguments)
+                check_outputs({path: name}, [".tif"], arguments.out, set(pictures))
+                write_by_windows(predict, windows, target, arguments, progress)
                 continue
             picture = read_image(path, channels=predict.preprocessing.channels, bits=arguments.bits)
             known = len(sizes)
             sizes.add(picture.shape[:2])
             if known == MANY_SIZES < len(sizes) and arguments.pad_to is arguments.max_programs is None:
                 print("each picture size is compiled once: --max-programs 8 shares programs", file=sys.stderr)
-            write(predict, picture, [arguments.out / f"{name}{suffix}" for suffix in suffixes], arguments)
+            targets = [arguments.out / f"{name}{suffix}" for suffix in suffixes]
+            write(predict, picture, targets, partial(compute, predict, picture, arguments, progress))
         except (ValueError, OSError) as error:
             if len(pictures) == 1:
                 raise
@@ -140,46 +142,48 @@ def endings(task: Any, probabilities: bool) -> list[str]:
     """The suffixes of a picture's output files."""
     if isinstance(task, Depth | Normals) and not probabilities:
         return [".npy", "_view.png"]
-    if not isinstance(task, Segmentation):
+    if not isinstance(task, Segmentation) or len(task.inputs) > 1:
         advice = "omit --probabilities" if probabilities else "detect.py is for detectors"
         raise ValueError(f"this model is for {type(task).__name__}, and --model must be one of segmentation: {advice}")
     masks = [f"_{name.replace('/', '_')}.png" for name in task.names] if task.multilabel else [".png", "_overlay.png"]
     return [*masks, *(["_probabilities.npz"] if probabilities else [])]
 
 
-def check_outputs(pictures: dict[Path, str], suffixes: Sequence[str], out: Path) -> None:
+def check_outputs(pictures: dict[Path, str], suffixes: Sequence[str], out: Path, originals: Collection[Path]) -> None:
     """Checks that no file would be written twice, and that no picture would be overwritten."""
     targets = Counter(out / f"{name}{suffix}" for name in pictures.values() for suffix in suffixes)
     if repeated := [str(target) for target, count in targets.items() if count > 1]:
         raise ValueError(f"several pictures would write the same mask: {shortened(repeated, ', ')}")
-    originals = {path.resolve() for path in pictures}
-    if lost := [str(target) for target in targets if target.resolve() in originals]:
+    found = {path.resolve() for path in originals}
+    if lost := [str(target) for target in targets if target.resolve() in found]:
         raise ValueError(f"--out {out} would overwrite pictures: {shortened(lost, ', ')}; choose another folder")
 
 
 def large_tiff(predict: dz.Predictor, path: Path, arguments: Arguments) -> TiffWindows | None:
     """A TIFF file to be read by windows; None for any other picture."""
     labels = isinstance(predict.task, Segmentation) and not predict.task.multilabel and not arguments.probabilities
-    if path.suffix.lower() not in (".tif", ".tiff") or not labels or arguments.bits is not None:
+    if path.suffix.lower() not in (".tif", ".tiff") or not labels:
         return None
     try:
-        windows = open_tiff(path)
+        windows = open_tiff(path, channels=predict.preprocessing.channels, bits=arguments.bits)
     except ValueError:
-        return None  # which reads another way
-    height, width, channels = windows.shape
-    if height * width <= arguments.max_pixels or channels != predict.preprocessing.channels:
+        return None  # read whole, or refused with the reason
+    if not tiled(predict, windows, arguments.max_pixels):
         windows.close()
         return None
     return windows
 
 
-def write_by_windows(predict: dz.Predictor, picture: TiffWindows, target: Path, arguments: Arguments) -> None:
+def write_by_windows(
+    predict: dz.Predictor, picture: TiffWindows, target: Path, arguments: Arguments, progress: Progress
+) -> None:
     """Writes the mask of a TIFF file tile by tile."""
     dtype = np.uint8 if predict.task.classes <= 256 else np.uint16
 
     def fill(temporary: Path) -> None:
         mask = picture.create_like(temporary, dtype)
-        predict.tiled(picture, max_pixels=arguments.max_pixels, out=mask, blend=arguments.blend)
+        options = {"max_pixels": arguments.max_pixels, "blend": arguments.blend, "on_tile": progress.on_tile}
+        predict.tiled(picture, out=mask, **options)
         mask.flush()  # pyright: ignore[reportAttributeAccessIssue]
 
     try:
@@ -188,18 +192,25 @@ def write_by_windows(predict: dz.Predictor, picture: TiffWindows, target: Path, 
         picture.close()
 
 
-def compute(predict: dz.Predictor, picture: np.ndarray, arguments: Arguments, *, probabilities: bool = False) -> Any:
+def compute(
+    predict: dz.Predictor,
+    picture: np.ndarray,
+    arguments: Arguments,
+    progress: Progress,
+    *,
+    probabilities: bool = False,
+) -> Any:
     """The prediction or the probabilities, by tiles for a large picture."""
-    if math.prod(picture.shape[:2]) > arguments.max_pixels and not predict.preprocessing.resizes:
-        options = {"max_pixels": arguments.max_pixels, "blend": arguments.blend}
+    if tiled(predict, picture, arguments.max_pixels):
+        options = {"max_pixels": arguments.max_pixels, "blend": arguments.blend, "on_tile": progress.on_tile}
         return predict.tiled(picture, probabilities=probabilities, **options)
     return predict.probabilities(picture) if probabilities else predict(picture)
 
 
-def write(predict: dz.Predictor, picture: np.ndarray, targets: Sequence[Path], arguments: Arguments) -> None:
-    """Writes the files that `endings` lists."""
+def write(predict: dz.Predictor, picture: np.ndarray, targets: Sequence[Path], compute: Callable[..., Any]) -> None:
+    """Writes the files that `endings` lists; `compute` returns the prediction, or the probabilities."""
     if isinstance(predict.task, Depth | Normals):
-        found = compute(predict, picture, arguments)
+        found = compute()
         replace(targets[0], lambda temporary: write_npy(temporary, found))
         options = {}
         if isinstance(predict.task, Depth):
@@ -207,7 +218,7 @@ def write(predict: dz.Predictor, picture: np.ndarray, targets: Sequence[Path], a
         draw = viz.depth_maps if isinstance(predict.task, Depth) else viz.normal_maps
         viz.save(draw([picture], None, [found], **options), targets[1])
         return
-    mask, palette = compute(predict, picture, arguments), viz.palette(predict.task.classes)
+    mask, palette = compute(), viz.palette(predict.task.classes)
     if predict.task.multilabel:
         for index in range(predict.task.classes):
             viz.save_image(np.uint8(255) * mask[..., index].astype(np.uint8), targets[index])
@@ -215,7 +226,7 @@ def write(predict: dz.Predictor, picture: np.ndarray, targets: Sequence[Path], a
         viz.save_mask(mask, targets[0], palette=palette)
         viz.save_image(viz.overlay(picture, mask, palette=palette), targets[1])
     if targets[-1].suffix == ".npz":
-        probabilities = compute(predict, picture, arguments, probabilities=True)
+        probabilities = compute(probabilities=True)
         found = {"probabilities": probabilities, "classes": np.array(predict.task.names)}
         replace(targets[-1], lambda temporary: write_npz(temporary, found))
 

@@ -132,3 +132,12 @@ def test_outputs_of_onnx_have_other_names_than_the_inputs(tmp_path):
     session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     assert [x.name for x in session.get_inputs()] == ["images"]
     assert "images_out" in [x.name for x in session.get_outputs()]
+
+
+@pytest.mark.parametrize(
+    ("value_range", "dtype"),
+    [(None, "uint8"), ((0, 255), "uint8"), ((0, 4095), "uint16"), ((-1000, 3000), "int16"), ((0, 1e6), "float32")],
+)
+def test_a_program_takes_pixels_that_hold_the_range_of_values(unet, value_range, dtype):
+    preprocessing = dataclasses.replace(PREPROCESSING, value_range=value_range)
+    assert dz.export(*unet, size=(8, 8), preprocessing=preprocessing).in_avals[0].dtype == dtype

@@ -193,3 +193,62 @@ def test_a_predictor_tiles_large_pictures(with_statistics):
     assert predict.tiled(picture[:20, :20], probabilities=True, augment=True).shape == (20, 20, 3)
     with pytest.raises(ValueError, match="resizes pictures"):
         small_predictor(with_statistics, preprocessing=dz.Preprocessing(shortest=20)).tiled(picture)
+
+
+def test_programs_of_tiles_are_kept(with_statistics, compilations):
+    predict = small_predictor(with_statistics)
+    first, second = pictures_of([(75, 101)] * 2)
+    predict.tiled(first, max_pixels=6500)
+    with compilations() as compiled:
+        found = predict.tiled(second, max_pixels=6500)
+    assert not compiled
+    np.testing.assert_array_equal(found, predict(second))
+
+
+def test_warm_up_of_nothing_is_an_error(with_statistics):
+    for options in ({}, {"max_programs": 8, "model": Global()}):
+        with pytest.raises(ValueError, match="no shared programs, so that each size has its own: pass the sizes"):
+            small_predictor(with_statistics, **options).warm_up()
+    with pytest.raises(ValueError, match="4 shared programs, and max_programs=2 keeps fewer"):
+        small_predictor(with_statistics, max_programs=2).warm_up()
+
+
+def test_warm_up_compiles_the_shared_programs_of_resized_images(with_statistics, monkeypatch):
+    monkeypatch.setattr("densezoo.shared_programs.SIDES", (32, 64))
+    monkeypatch.setattr("densezoo.predictor.SIDES", (32, 64))
+    monkeypatch.setattr("densezoo.shared_programs.TILE", 32)
+    predict = small_predictor(with_statistics, max_programs=8, preprocessing=dz.Preprocessing(shortest=30))
+    predict.warm_up()
+    assert predict.compiled == 3
+    for picture in pictures_of([(15, 15), (60, 120), (15, 50)]):  # 30x30, 30x60 and 30x100
+        assert predict(picture).shape == picture.shape[:2]
+    assert predict.compiled == 3
+
+
+def test_wrong_images_of_a_batch_are_found_first(with_statistics):
+    predict = small_predictor(with_statistics)
+    with pytest.raises(ValueError, match=r"expected an image of shape \(h, w, 3\), got shape \(16, 16, 1\)"):
+        predict.batch([*pictures_of([(16, 16)]), np.zeros((16, 16, 1), np.uint8)])
+    assert predict.compiled == 0
+
+
+def test_sizes_that_share_no_program_are_traced_once(with_statistics, monkeypatch):
+    model = dz.create_model("segnet", dz.PlainEncoder((4, 8)), 3)
+    predict = small_predictor(with_statistics, model=model, max_programs=8)
+    traced, original = [], dz.shared_programs.Shared._traced
+    monkeypatch.setattr(
+        dz.shared_programs.Shared, "_traced", lambda self, size: traced.append(size) or original(self, size)
+    )
+    (picture,) = pictures_of([(33, 21)])
+    predict(picture)
+    assert traced.count((33, 21)) == 1
+    predict(picture)
+    assert traced.count((33, 21)) == 1
+
+
+def test_known_sizes_do_not_wait_for_new_ones(with_statistics):
+    predict = small_predictor(with_statistics, max_programs=8)
+    (picture,) = pictures_of([(33, 21)])
+    expected = predict(picture)
+    with ThreadPoolExecutor(1) as pool, predict._shared._tracing:  # as if another thread was tracing
+        np.testing.assert_array_equal(pool.submit(predict, picture).result(timeout=60), expected)

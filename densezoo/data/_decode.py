@@ -123,11 +123,12 @@ def _decode_pillow(path: pathlib.Path, indices: bool) -> np.ndarray:
 # --- all formats ---
 
 
-def read_size(path: pathlib.Path) -> tuple[int, int]:
+def read_size(path: pathlib.Path, limited: bool = True) -> tuple[int, int]:
     """Reads the size of the decoded picture from the first bytes of the file.
 
     Args:
         path: the file.
+        limited: whether a TIFF file that is too large to be decoded is an error, and not only one of another format.
 
     Returns:
         Height and width.
@@ -137,7 +138,7 @@ def read_size(path: pathlib.Path) -> tuple[int, int]:
     """
     with _named_errors(path):
         if _is_tiff(path):
-            return _tiff.read_size(path)
+            return _tiff.read_size(path, limited)
         with Image.open(path, formats=_FORMATS) as image:
             _check_size(image)
             return seen_size(image.height, image.width, _orientation(image))
@@ -192,6 +193,15 @@ def decode_mask(path: pathlib.Path, *, several: bool = False) -> np.ndarray:
             f"If its colours stand for classes, pass {colours}; if each channel is a label of its own, pass "
             f"{option('multilabel', True)}."
         )
+    return whole_numbers(array, path)
+
+
+def whole_numbers(array: np.ndarray, path: pathlib.Path) -> np.ndarray:
+    """Converts the numbers of a mask to int32.
+
+    Raises:
+        ValueError: if they are not 32-bit whole numbers.
+    """
     with np.errstate(invalid="ignore"):  # values that do not fit raise an error below
         numbers = array.astype(np.int32)
     if (array.dtype.kind == "f" or array.dtype.itemsize >= 4) and not np.array_equal(numbers, array):
@@ -211,7 +221,15 @@ def decode_colours(path: pathlib.Path) -> np.ndarray:
     Raises:
         ValueError: if the file is damaged, or does not contain 8-bit grey, palette or RGB.
     """
-    colours = decode_image(path, 3)
+    return colour_numbers(decode_image(path, 3), path)
+
+
+def colour_numbers(colours: np.ndarray, path: pathlib.Path) -> np.ndarray:
+    """Converts colours (h, w, 3) to one number per pixel.
+
+    Raises:
+        ValueError: if they have other than 8 bits.
+    """
     if colours.dtype != np.uint8:
         raise ValueError(f"{path}: colours of type {colours.dtype}; expected 8 bits.")
     return colours.astype(np.int32) @ np.array([65536, 256, 1], np.int32)

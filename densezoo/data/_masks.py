@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,10 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from densezoo.data import _decode
+from densezoo.data._tiff_windows import open_tiff
 from densezoo.messages import option, shortened
 
 Colour = tuple[int, int, int]
 Labels = Mapping[int, int] | Mapping[Colour, int]
+SURVEYED = 1 << 24
+"""Pixels that are read at once where a whole mask is checked."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +42,7 @@ class MaskReader:
             raise ValueError(
                 f"{option('labels', dict(self.labels))}; expected file values, or colours (red, green, blue), not both."
             )
-        if self._coloured and self.multilabel:
+        if self.coloured and self.multilabel:
             raise ValueError(
                 f"{option('labels')} of colours and {option('multilabel')} exclude each other; expected one of the two."
             )
@@ -61,11 +65,15 @@ class MaskReader:
         Raises:
             ValueError: if the file is damaged, or its channels do not fit.
         """
-        numbers = _decode.decode_colours(path) if self._coloured else _decode.decode_mask(path, several=self.multilabel)
+        numbers = _decode.decode_colours(path) if self.coloured else _decode.decode_mask(path, several=self.multilabel)
         if self.multilabel and self.num_classes not in (None, numbers.shape[-1]):
             raise ValueError(
                 f"{path}: a mask of {numbers.shape[-1]} channels; expected {self.num_classes}, one for each class."
             )
+        return self.classes(numbers)
+
+    def classes(self, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
+        """The classes of numbers in a mask, and the number of pixels of each value that is not a class."""
         if self.labels is not None:
             return self._mapped(numbers)
         if self._count is None:
@@ -78,7 +86,7 @@ class MaskReader:
     def _mapped(self, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
         assert self.labels is not None
         table = {_code(value): label for value, label in self.labels.items()}
-        if self.ignore_index is not None and not self._coloured:
+        if self.ignore_index is not None and not self.coloured:
             table.setdefault(self.ignore_index, self.ignore_index)
         values = np.array(sorted(table), np.int32)
         places = np.minimum(np.searchsorted(values, numbers), len(values) - 1)
@@ -89,13 +97,13 @@ class MaskReader:
         """Lists values that are not classes, with their numbers of pixels."""
         shown = [f"{self._shown(value)} ({count} pixels)" for value, count in sorted(strangers.items())]
         where = "outside the classes" if self.labels is None else f"not in {option('labels')}"
-        what = f"{'colour' if self._coloured else 'mask value'}{'s' if len(shown) > 1 else ''}"
+        what = f"{'colour' if self.coloured else 'mask value'}{'s' if len(shown) > 1 else ''}"
         return f"{what} {shortened(shown, ', ', 10)} {where}"
 
     def advise(self, strangers: Iterable[int]) -> str:
         """Suggests what to do about values that are not classes."""
         values, labels, ignored = set(strangers), option("labels"), option("ignore_index")
-        if self._coloured:
+        if self.coloured:
             return (
                 f"Add the colours to {labels}, with {ignored} for those without a class. Colours between those of the "
                 "classes come from saving with loss, or with smoothed borders."
@@ -119,7 +127,8 @@ class MaskReader:
         return f"{allowed}: {option('num_classes')} is too small, or the masks hold other numbers: pass {mapping}."
 
     @property
-    def _coloured(self) -> bool:
+    def coloured(self) -> bool:
+        """Whether files have colours instead of numbers."""
         return self.labels is not None and isinstance(next(iter(self.labels), None), tuple)
 
     @property
@@ -137,7 +146,7 @@ class MaskReader:
         return f"0..{(self._count or 0) - 1}{ignored}"
 
     def _shown(self, value: int) -> str:
-        return str((value >> 16, value >> 8 & 255, value & 255) if self._coloured else value)
+        return str((value >> 16, value >> 8 & 255, value & 255) if self.coloured else value)
 
 
 def count_classes(
@@ -166,3 +175,47 @@ def _counts(values: np.ndarray) -> dict[int, int]:
         return {}
     found, counts = np.unique(values, return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+class MaskWindows:
+    """The classes of a TIFF mask, (height, width), as an array that reads what is sliced.
+
+    Raises:
+        ValueError: if the file cannot be read by windows; when sliced, if there are values that are not classes.
+    """
+
+    def __init__(self, path: pathlib.Path, reader: MaskReader):
+        self._reader, self._coloured = reader, reader.coloured
+        self._windows = open_tiff(path, channels=3 if self._coloured else None, indices=not self._coloured)
+        if reader.multilabel or (not self._coloured and self._windows.shape[2] != 1):
+            self.close()
+            raise ValueError(f"{path}: expected one channel of class numbers")
+        self.shape = self._windows.shape[:2]
+
+    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+        classes, strangers = self._reader.classes(self._numbers(index))
+        if strangers:
+            raise ValueError(
+                f"{self._windows.path}: {self._reader.describe(strangers)}. {self._reader.advise(strangers)}"
+            )
+        return classes
+
+    def _numbers(self, index: tuple[slice, slice]) -> np.ndarray:
+        """The numbers of a window as they are in the file."""
+        pixels, path = self._windows[index], self._windows.path
+        return _decode.colour_numbers(pixels, path) if self._coloured else _decode.whole_numbers(pixels[..., 0], path)
+
+    def survey(self) -> tuple[dict[int, int], set[int]]:
+        """The number of pixels of each value that is not a class, and the classes that occur."""
+        strangers: collections.Counter[int] = collections.Counter()
+        labels: set[int] = set()
+        rows = max(1, SURVEYED // self.shape[1])
+        for row in range(0, self.shape[0], rows):
+            classes, found = self._reader.classes(self._numbers((slice(row, row + rows), slice(None))))
+            strangers.update(found)
+            labels.update(np.unique(classes).tolist())
+        return strangers, labels
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._windows.close()

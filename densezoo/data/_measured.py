@@ -12,14 +12,14 @@ from densezoo.data._pixels import check_size
 SUFFIXES = (*_decode.MASK_SUFFIXES, ".npy")
 
 
-def read_size(path: pathlib.Path) -> tuple[int, int]:
+def read_size(path: pathlib.Path, limited: bool = True) -> tuple[int, int]:
     """Reads height and width of a picture or an array from the start of its file.
 
     Raises:
         ValueError: if the file is damaged, too large, or of another format.
     """
     if path.suffix.lower() != ".npy":
-        return _decode.read_size(path)
+        return _decode.read_size(path, limited)
     shape = _load(path).shape
     return shape[0], shape[1]
 

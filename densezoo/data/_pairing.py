@@ -9,6 +9,7 @@ import pathlib
 import unicodedata
 import warnings
 from collections.abc import Sequence, Set
+from functools import partial
 
 from densezoo.data import _decode, _measured
 from densezoo.messages import shortened
@@ -50,7 +51,7 @@ def list_files(folder: pathlib.Path, suffixes: Sequence[str]) -> tuple[dict[str,
 
 
 def pair_files(
-    root: pathlib.Path, maps: str = "masks", suffixes: Sequence[str] = _decode.MASK_SUFFIXES
+    root: pathlib.Path, maps: str = "masks", suffixes: Sequence[str] = _decode.MASK_SUFFIXES, *, limited: bool = True
 ) -> tuple[list[tuple[pathlib.Path, pathlib.Path]], tuple[tuple[int, int], ...]]:
     types = "png, tif or bmp" if ".npy" not in suffixes else "png, tif, bmp or npy"
     layout = _LAYOUT.format(root=root, maps=maps, types=types)
@@ -97,7 +98,9 @@ def pair_files(
     unread: list[str] = []
     differing: list[str] = []
     with concurrent.futures.ThreadPoolExecutor(8) as pool:  # hides the latency of network file systems
-        for (image_path, mask_path), found in zip(pairs, pool.map(_sizes, pairs), strict=True):
+        for (image_path, mask_path), found in zip(
+            pairs, pool.map(partial(_sizes, limited=limited), pairs), strict=True
+        ):
             if isinstance(found, str):
                 unread.append(found)
                 continue
@@ -122,8 +125,8 @@ def _added(images: Set[str], masks: Set[str]) -> str:
     return next((e for e in endings if e and all(n.endswith(e) and n[: -len(e)] in images for n in masks)), "")
 
 
-def _sizes(pair: tuple[pathlib.Path, pathlib.Path]) -> tuple[tuple[int, int], tuple[int, int]] | str:
+def _sizes(pair: tuple[pathlib.Path, pathlib.Path], limited: bool) -> tuple[tuple[int, int], tuple[int, int]] | str:
     try:
-        return _decode.read_size(pair[0]), _measured.read_size(pair[1])
+        return _decode.read_size(pair[0], limited), _measured.read_size(pair[1], limited)
     except (ValueError, OSError) as error:
         return str(error)

@@ -26,10 +26,11 @@ _COLOUR_SPACES = {
     32844: "LogL",
     32845: "LogLuv",
 }
-_JPEG = (6, 7)  # compressions whose decoder converts YCbCr to RGB
+JPEG = (6, 7)
+"""Compressions whose decoder converts YCbCr to RGB."""
 
 
-def _check_pages(file: BinaryIO) -> None:
+def check_pages(file: BinaryIO) -> None:
     """Rejects pages that link in a loop, which tifffile would follow forever, and files with too many pages."""
     header = file.read(16)
     order = "<" if header[:2] == b"II" else ">"
@@ -70,15 +71,18 @@ def _layout(shape: tuple[int, ...], axes: str) -> tuple[int, int, int | None]:
 
 
 @contextlib.contextmanager
-def _first_series(path: pathlib.Path) -> Iterator[tuple[Any, Any, tuple[int, int, int | None]]]:
-    """Opens the first picture. Returns its pages (a tifffile series), the first page, and the layout."""
+def _first_series(path: pathlib.Path, limited: bool = True) -> Iterator[tuple[Any, Any, tuple[int, int, int | None]]]:
+    """Opens the first picture. Returns its pages (a tifffile series), the first page, and the layout.
+
+    `limited` rejects pictures that are too large to be decoded.
+    """
     try:
         import tifffile  # takes 0.1 s, and most folders contain no TIFF
     except ImportError:
         raise Unsupported("TIFF files need two packages: pip install tifffile imagecodecs") from None
 
     with open(path, "rb") as file:
-        _check_pages(file)
+        check_pages(file)
     with tifffile.TiffFile(path) as tiff:
         series = tiff.series[0]
         page = series.keyframe
@@ -97,7 +101,8 @@ def _first_series(path: pathlib.Path) -> Iterator[tuple[Any, Any, tuple[int, int
             samples *= 3
         # A tile is always decoded whole, even if the picture covers only a part of it.
         samples = max(samples, math.prod(page.tile or ()) * page.samplesperpixel)
-        check_size(series.shape[row], series.shape[column], samples * series.dtype.itemsize)
+        if limited:
+            check_size(series.shape[row], series.shape[column], samples * series.dtype.itemsize)
         yield series, page, (row, column, channel)
 
 
@@ -106,9 +111,9 @@ def _orientation(page: Any) -> int:
     return 1 if tag is None else int(tag.value)
 
 
-def read_size(path: pathlib.Path) -> tuple[int, int]:
+def read_size(path: pathlib.Path, limited: bool = True) -> tuple[int, int]:
     """Reads the height and width of the decoded picture."""
-    with _first_series(path) as (series, page, (row, column, _)):
+    with _first_series(path, limited) as (series, page, (row, column, _)):
         return seen_size(series.shape[row], series.shape[column], _orientation(page))
 
 
@@ -143,10 +148,10 @@ def decode(path: pathlib.Path, indices: bool) -> np.ndarray:
     """
     with _first_series(path) as (series, page, (row, column, channel)):
         space = _COLOUR_SPACES.get(int(page.photometric or 0))
-        if space and not (page.photometric == _YCBCR and page.compression in _JPEG):
+        if space and not (page.photometric == _YCBCR and page.compression in JPEG):
             raise Unsupported(f"its colours are {space}: save it as RGB or grey.")
         coloured, interleaved = page.photometric in (_RGB, _YCBCR), page.planarconfig == 1
-        if page.compression in _JPEG and page.samplesperpixel > 2 and coloured != interleaved:
+        if page.compression in JPEG and page.samplesperpixel > 2 and coloured != interleaved:
             # tifffile misinterprets the colours of such JPEGs
             raise Unsupported("its JPEG compression of several channels is not supported: save it with another one.")
         array = _read(series, page)

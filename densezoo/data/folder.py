@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
+import math
 import os
 import pathlib
 import tempfile
@@ -14,6 +16,7 @@ from typing import Any, BinaryIO, SupportsIndex
 import numpy as np
 
 from densezoo.data import _decode, _masks, _pairing
+from densezoo.data._tiff_windows import TiffWindows, open_tiff
 from densezoo.extras import require
 from densezoo.messages import option, shortened
 
@@ -94,6 +97,7 @@ class ImageMaskFolder:
         ignore_index: the mask value of unlabelled pixels, or None.
         channels: the channels that images are converted to, or None.
         bits: the number of bits that the pixels use, or None for all bits of their type.
+        window_pixels: the number of pixels above which TIFF files are read by windows, or None.
         names: the names of the items, in order.
         sizes: the (height, width) of the items, in order.
 
@@ -122,6 +126,7 @@ class ImageMaskFolder:
         labels: _masks.Labels | None = None,
         class_names: Sequence[str] = (),
         multilabel: bool = False,
+        window_pixels: int | None = None,
     ):
         """Lists the folder, pairs the files and compares their sizes.
 
@@ -136,6 +141,8 @@ class ImageMaskFolder:
             class_names: names of the classes, in order; may be empty.
             multilabel: masks have a channel for each class, with 1 for pixels with that label. If files contain 0 and
                 255, pass `labels={0: 0, 255: 1}`.
+            window_pixels: TIFF files of more pixels are not read whole: `image` and `mask` of such an item are arrays
+                that read what is sliced, as those of `open_tiff`, with a `close` method. None reads every file whole.
 
         Raises:
             FileNotFoundError: if a folder is missing.
@@ -159,7 +166,9 @@ class ImageMaskFolder:
         self.channels = channels
         self.bits = bits
         self._masks = _masks.MaskReader(self.num_classes, ignore_index, labels, multilabel)
-        pairs, self.sizes = _pairing.pair_files(self.root)
+        _check_positive("window_pixels", window_pixels)
+        self.window_pixels = window_pixels
+        pairs, self.sizes = _pairing.pair_files(self.root, limited=window_pixels is None)
         self.names = tuple(image.stem for image, _ in pairs)
         self._pairs = pairs
 
@@ -185,20 +194,37 @@ class ImageMaskFolder:
 
         Returns:
             image: (height, width, channels) in the file's type; mask: (height, width) int32, or (height, width,
-            classes) with several labels per pixel; name: the shared name.
+            classes) with several labels per pixel; name: the shared name. Windows for large TIFF files, with
+            `window_pixels`.
 
         Raises:
             IndexError: if there is no such item.
             ValueError: if a file is damaged or the mask contains values that are not classes.
         """
         image_path, mask_path = self._pairs[index]
-        image = _decode.decode_image(image_path, self.channels, self.bits)
+        image, windows = self._windows(index)
+        if image is None:
+            image = _decode.decode_image(image_path, self.channels, self.bits)
+        if windows is not None:
+            return {"image": image, "mask": windows, "name": image_path.stem}
         mask, strangers = self._masks.read(mask_path)
         if image.shape[:2] != mask.shape[:2]:
             raise ValueError(f"{_pairing.size_difference(image_path, image.shape[:2], mask_path, mask.shape)}.")
         if strangers:
             raise ValueError(f"{mask_path}: {self._masks.describe(strangers)}. {self._masks.advise(strangers)}")
         return {"image": image, "mask": mask, "name": image_path.stem}
+
+    def _windows(self, index: SupportsIndex) -> tuple[TiffWindows | None, _masks.MaskWindows | None]:
+        """The image and the mask of a large item as windows; None for what is read whole."""
+        if self.window_pixels is None or math.prod(self.sizes[index]) <= self.window_pixels:
+            return None, None
+        image_path, mask_path = self._pairs[index]
+        image = mask = None
+        with contextlib.suppress(ValueError):
+            image = open_tiff(image_path, channels=self.channels, bits=self.bits)
+        with contextlib.suppress(ValueError):
+            mask = _masks.MaskWindows(mask_path, self._masks)
+        return image, mask
 
     def check(
         self, *, progress: bool = True, num_threads: int = 4, value_range: tuple[float, float] | None = None
@@ -230,16 +256,14 @@ class ImageMaskFolder:
             # In chunks, so that an interrupt does not wait for the whole folder.
             task = bar.add_task(f"Checking {self.root}", total=len(self))
             for start in range(0, len(self), 8 * num_threads):
-                chunk = self._pairs[start : start + 8 * num_threads]
-                for (image_path, _), (found, image, values, labels) in zip(
-                    chunk, pool.map(self._check, chunk), strict=True
-                ):
+                chunk = range(start, min(start + 8 * num_threads, len(self)))
+                for index, (found, image, values, labels) in zip(chunk, pool.map(self._check, chunk), strict=True):
                     problems.extend(found)
                     present.update(labels)
                     strangers.update(values)
                     if image is not None:
                         channels, dtype, highest = image
-                        by_channels[channels].append(image_path)
+                        by_channels[channels].append(self._pairs[index][0])
                         largest[dtype] = max(largest[dtype], highest)
                     bar.advance(task)
         if self.num_classes and self.ignore_index in present and len(present) == 2:
@@ -275,30 +299,42 @@ class ImageMaskFolder:
             lines.append(f"Pass {given} to convert them (3 repeats grey; alpha is dropped), or convert the files.")
         raise ValueError("\n  ".join(lines))
 
-    def _check(
-        self, pair: tuple[pathlib.Path, pathlib.Path]
-    ) -> tuple[list[str], tuple[int, np.dtype, int] | None, Mapping[int, int], set[int]]:
-        """Returns the problems of one pair, the image's channels, type and maximum, invalid and all mask values."""
-        image_path, mask_path = pair
+    def _check(self, index: int) -> tuple[list[str], tuple[int, np.dtype, int] | None, Mapping[int, int], set[int]]:
+        """Returns the problems of one pair, the image's channels, type and maximum, invalid and all mask values.
+
+        Of an image that is read by windows, the pixels are not read.
+        """
+        image_path, mask_path = self._pairs[index]
         problems: list[str] = []
-        image = mask = None
-        strangers: dict[int, int] = {}
+        image: Any = None
+        size: tuple[int, ...] | None = None
+        strangers: Mapping[int, int] = {}
+        labels: set[int] = set()
+        windows, mask_windows = self._windows(index)
         try:
-            image = _decode.decode_image(image_path, self.channels, self.bits)
-            if image.dtype.kind == "f" and (wrong := int(np.count_nonzero(~np.isfinite(image)))):
+            image = windows or _decode.decode_image(image_path, self.channels, self.bits)
+            if windows is None and image.dtype.kind == "f" and (wrong := int(np.count_nonzero(~np.isfinite(image)))):
                 problems.append(f"{image_path}: {wrong} values are NaN or infinite; replace them, by 0 for instance")
         except (ValueError, OSError) as error:
             problems.append(str(error))
         try:
-            mask, strangers = self._masks.read(mask_path)
+            if mask_windows is None:
+                mask, strangers = self._masks.read(mask_path)
+                size, labels = mask.shape, set(np.unique(mask).tolist())
+            else:
+                strangers, labels = mask_windows.survey()
         except (ValueError, OSError) as error:
             problems.append(str(error))
-        if image is not None and mask is not None and image.shape[:2] != mask.shape[:2]:
-            problems.append(_pairing.size_difference(image_path, image.shape[:2], mask_path, mask.shape))
+        if image is not None and size is not None and image.shape[:2] != size[:2]:
+            problems.append(_pairing.size_difference(image_path, image.shape[:2], mask_path, size))
         if strangers:
             problems.append(f"{mask_path}: {self._masks.describe(strangers)}")
-        labels = set() if mask is None else set(np.unique(mask).tolist())
-        found = None if image is None else (image.shape[-1], image.dtype, _decode.largest(image))
+        found = None
+        if image is not None:
+            found = image.shape[-1], image.dtype, 0 if windows is not None else _decode.largest(image)
+        for opened in (windows, mask_windows):
+            if opened is not None:
+                opened.close()
         return problems, found, strangers, labels
 
 

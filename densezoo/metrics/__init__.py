@@ -46,6 +46,7 @@ from densezoo.metrics._matrix import confusion_matrix
 from densezoo.metrics._panoptic import PanopticCounts, panoptic_counts
 from densezoo.metrics._squares import SquaredErrors, psnr, squared_errors
 from densezoo.metrics._tally import Tally
+from densezoo.metrics._tiled import TiledCounts
 
 __all__ = [
     "AngleCounts",
@@ -56,6 +57,7 @@ __all__ = [
     "PanopticCounts",
     "SquaredErrors",
     "Tally",
+    "TiledCounts",
     "accuracy",
     "angle_counts",
     "average_precision",
