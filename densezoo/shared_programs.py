@@ -18,8 +18,10 @@ from densezoo.types import Size
 SIDES = (256, 512, 1024)
 """Sides of the squares into which pictures are put. Larger pictures are computed by tiles."""
 TILE = 512
-KEPT = 4096
-"""Number of picture sizes whose places are remembered."""
+KEPT = 1 << 26
+"""Bytes of numbers of picture sizes that are remembered: about 1,000 sizes of up to 1024 pixels a side."""
+SIZES = 4096
+"""Number of picture sizes that are remembered."""
 
 
 class Programs:
@@ -69,6 +71,7 @@ class _Layout:
 
     key: Any
     tiles: tuple[tuple[Size, tuple[int, int, int, int], Any], ...]
+    nbytes: int = 0
 
 
 class Shared:
@@ -87,6 +90,7 @@ class Shared:
         self._outputs, self._channels, self._programs = outputs, channels, programs
         self._templates: dict[Any, Plan] = {}
         self._layouts: collections.OrderedDict[Size, _Layout] = collections.OrderedDict()
+        self._kept = 0  # bytes
         self._lock, self._tracing = threading.Lock(), threading.Lock()
         traced(outputs, (1, SIDES[0], SIDES[0], channels))  # raises if that cannot be
 
@@ -133,8 +137,9 @@ class Shared:
                         layout = _Layout(None, ())
                     with self._lock:
                         self._layouts[size] = layout
-                        if len(self._layouts) > KEPT:
-                            self._layouts.popitem(last=False)
+                        self._kept += layout.nbytes
+                        while len(self._layouts) > 1 and (self._kept > KEPT or len(self._layouts) > SIZES):
+                            self._kept -= self._layouts.popitem(last=False)[1].nbytes
         return layout
 
     def _stored(self, size: Size) -> _Layout | None:
@@ -158,7 +163,7 @@ class Shared:
         for i, j in itertools.product(range(len(origins[0])), range(len(origins[1]))):
             (top, height), (left, width) = plan.source(0, i), plan.source(1, j)
             tiles.append(((origins[0][i], origins[1][j]), (top, left, height, width), plan.numbers(i, j)))
-        return _Layout(side, tuple(tiles))
+        return _Layout(side, tuple(tiles), sum(packed.nbytes for packed in plan.packed))
 
     def _template(self, side: int | None) -> Plan:
         if side is not None:

@@ -239,7 +239,7 @@ def _reason(model: str, names: Sequence[str], size: Size) -> str:
         reason = f"because parts of it read the whole image: {what}"
     return (
         f"{model} cannot be computed exactly by tiles, {reason}. {option('blend', True)} blends overlapping tiles,"
-        f" which is an approximation; {option('max_pixels')} of at least {math.prod(size)} computes the image in one pass"
+        f" an approximation; {option('max_pixels')} of at least {math.prod(size)} computes the image in one pass"
     )
 
 

@@ -252,3 +252,15 @@ def test_known_sizes_do_not_wait_for_new_ones(with_statistics):
     expected = predict(picture)
     with ThreadPoolExecutor(1) as pool, predict._shared._tracing:  # as if another thread was tracing
         np.testing.assert_array_equal(pool.submit(predict, picture).result(timeout=60), expected)
+
+
+def test_what_is_kept_of_sizes_is_bounded(with_statistics, monkeypatch):
+    predict = small_predictor(with_statistics, max_programs=8)
+    pictures = pictures_of([(20 + n, 31) for n in range(4)])
+    predict(pictures[0])
+    one = predict._shared._kept
+    assert one > 0
+    monkeypatch.setattr("densezoo.shared_programs.KEPT", int(2.5 * one))
+    for picture in pictures:
+        predict(picture)
+    assert len(predict._shared._layouts) == 2 and predict._shared._kept <= 2.5 * one

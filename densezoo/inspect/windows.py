@@ -301,6 +301,10 @@ class _Packed:
     def layout(self) -> Any:
         return tuple(self._places.items())
 
+    @property
+    def nbytes(self) -> int:
+        return sum(vector.nbytes for vector in self._vectors.values())
+
     def of(self, tile: int) -> dict[str, np.ndarray]:
         return {dtype: vector[tile] for dtype, vector in self._vectors.items()}
 

@@ -79,6 +79,9 @@ def test_windows_of_a_folder_have_classes_and_checked_values(data):
         item, expected = source[index], whole[index]
         np.testing.assert_array_equal(item["image"][:, :], expected["image"])
         np.testing.assert_array_equal(item["mask"][:, :], expected["mask"])
+        for part in (item["image"], item["mask"]):
+            if not isinstance(part, np.ndarray):
+                part.close()
     with pytest.raises(ValueError, match="window_pixels"):
         dz.data.ImageMaskFolder(data, window_pixels=0)
 
