@@ -3,10 +3,10 @@
 Usage: python examples/export.py --model out/run/model.safetensors --out out/export
 
 Writes model.stablehlo, which runs in any program with JAX, on CPU, GPU and TPU, and model.onnx, which runs in
-onnxruntime. Neither needs densezoo. The program of a trained model takes pictures as files hold them: uint8, or
-uint16 if the model's range of values is larger. The last
-line on standard output is a JSON object with both files and the largest difference of each, relative to the largest
-output; null where a file could not be written, with the reason on standard error.
+onnxruntime. Neither needs densezoo. The program of a trained model takes pictures as files hold them: uint8, or uint16 if
+the model's range of values is larger. The last line on standard output is a JSON object with both files and the largest
+difference of each, relative to the largest output; null where a file could not be written, with the reason on standard
+error.
 """
 
 import dataclasses
@@ -82,7 +82,7 @@ def chosen(arguments: Arguments, size: tuple[int, int]) -> tuple[Any, Any, Any, 
         task = None if described is None else tasks.from_description(described)
         preprocessing = None if given is None else dz.Preprocessing(**given)
         if preprocessing is not None and preprocessing.resizes:
-            print("resize pictures as in training before: an exported program does not", file=sys.stderr)
+            print("the exported program does not resize pictures: resize them as in training before", file=sys.stderr)
             preprocessing = dataclasses.replace(preprocessing, shortest=None, longest=None, size=None)
         return model, variables, task, preprocessing
     model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 3) if arguments.quick else None
