@@ -3,10 +3,10 @@
 Usage: python examples/export.py --model out/run/model.safetensors --out out/export
 
 Writes model.stablehlo, which runs in any program with JAX, on CPU, GPU and TPU, and model.onnx, which runs in
-onnxruntime. Neither needs densezoo. The program of a trained model takes pictures as files hold them: uint8, or uint16 if
-the model's range of values is larger. The last line on standard output is a JSON object with both files and the largest
-difference of each, relative to the largest output; null where a file could not be written, with the reason on standard
-error.
+onnxruntime. Neither needs densezoo. The program of a trained model takes pictures as files hold them: uint8, or uint16
+if the model's range of values is larger. The last line on standard output is a JSON object with both files and the
+largest difference of each, relative to the largest output; null where a file could not be written, with the reason on
+standard error.
 """
 
 import dataclasses
