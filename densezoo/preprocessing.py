@@ -111,10 +111,10 @@ class Preprocessing:
         rounded = [max(1, round(side / self.multiple)) * self.multiple for side in sides]
         return rounded[0], rounded[1]
 
-    def prepare(self, image: np.ndarray) -> np.ndarray:
+    def prepare(self, image: np.ndarray, *, warn: bool = True) -> np.ndarray:
         """Converts an image (h, w, channels), as read from a file, to float32 in 0..1, on the host.
 
-        Warns if floats are far outside 0..1 and there is no `value_range`.
+        Warns if floats are far outside 0..1 and there is no `value_range`, unless `warn` is False.
 
         Raises:
             ValueError: if the shape or the number of channels is wrong, or a pixel is NaN or infinite.
@@ -127,16 +127,22 @@ class Preprocessing:
         if self.value_range is None:
             from densezoo.data import to_float
 
-            if image.dtype.kind == "f" and image.size and (image.max() > 2 or image.min() < -1):
-                warnings.warn(
-                    f"the image has floats from {image.min():g} to {image.max():g}, expected 0..1: pass the integers of"
-                    " the file, or divide by the largest possible value",
-                    stacklevel=2,
-                )
-
+            if warn and (text := self.doubt(image)):
+                warnings.warn(text, stacklevel=2)
             return to_float(image)
         low, high = self.value_range
         return (image.astype(np.float32) - np.float32(low)) * np.float32(1 / (high - low))
+
+    def doubt(self, image: np.ndarray) -> str | None:
+        """What `prepare` warns of, if there is anything."""
+        if self.value_range is not None or image.dtype.kind != "f" or not image.size:
+            return None
+        if image.max() <= 2 and image.min() >= -1:
+            return None
+        return (
+            f"the image has floats from {image.min():g} to {image.max():g}, expected 0..1: pass the integers of the"
+            " file, or divide by the largest possible value"
+        )
 
     def check(self, image: np.ndarray) -> None:
         """Raises a ValueError if an image is not (h, w, channels)."""

@@ -1,6 +1,7 @@
 """Tiles of a picture that are computed with the numbers of one pass."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ class Picture:
     def __init__(self, image: Any, preprocessing: Preprocessing | None = None):
         # JAX would compile a program for each part.
         self._image = np.asarray(image) if isinstance(image, jax.Array) else image
-        self._preprocessing = preprocessing
+        self._preprocessing, self._warned = preprocessing, False
         self.size: Size = (image.shape[0], image.shape[1])
         self.channels = image.shape[2]
 
@@ -39,7 +40,7 @@ class Picture:
             (above, left_), (below, right) = begins, ends
             pixels = np.asarray(self._image[top + above : top + below, left + left_ : left + right])
             if self._preprocessing is not None:
-                pixels = self._preprocessing.prepare(pixels)
+                pixels = self._prepared(pixels, top + above, left + left_)
             elif not jnp.issubdtype(pixels.dtype, jnp.floating):
                 raise TypeError(
                     f"expected a normalised image of floats, got {pixels.dtype}: pass preprocessing=dz.Preprocessing(),"
@@ -47,6 +48,18 @@ class Picture:
                 )
             found[above:below, left_:right] = pixels
         return found
+
+    def _prepared(self, pixels: np.ndarray, row: int, column: int) -> np.ndarray:
+        assert self._preprocessing is not None
+        try:
+            prepared = self._preprocessing.prepare(pixels, warn=False)
+        except ValueError as error:
+            rows, columns = (f"{start}:{start + n}" for start, n in zip((row, column), pixels.shape, strict=False))
+            raise ValueError(f"rows {rows}, columns {columns}: {error}") from error
+        if not self._warned and (text := self._preprocessing.doubt(pixels)):  # one warning for all tiles
+            warnings.warn(text, stacklevel=2)
+            self._warned = True
+        return prepared
 
 
 Tiles = Iterator[tuple[int, int, np.ndarray]]

@@ -167,3 +167,16 @@ def test_blended_normals_have_length_one():
         np.zeros((75, 101, 3), np.uint8) + np.arange(3, dtype=np.uint8), max_pixels=2048, blend=True
     )
     np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-5)
+
+
+def test_wrong_pixels_are_found_with_their_place_and_warned_of_once(variables):
+    predict = functools.partial(dz.predict_tiled, MODEL, variables, max_pixels=6500, preprocessing=dz.Preprocessing())
+    image = 255 * np.random.default_rng(0).random((75, 101, 3), np.float32)
+    image[:40] = 0  # the first tiles show nothing
+    with pytest.warns(UserWarning, match=r"expected 0\.\.1") as warned:
+        predict(image)
+    assert len(warned) == 1
+    image = image / 255
+    image[70, 3] = np.nan
+    with pytest.raises(ValueError, match=r"rows \d+:75, columns 0:\d+: the image has pixels that are NaN"):
+        predict(image)
