@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
@@ -120,7 +121,7 @@ def compare(name: str, arguments: Arguments) -> dict[str, Any] | None:
         return dz.predict_tiled(model, variables, image, max_pixels=arguments.max_pixels)
 
     def one_pass() -> np.ndarray:
-        return np.asarray(infer(image[None]))[0]
+        return np.asarray(infer(jnp.asarray(image[None])))[0]
 
     try:
         logits = tiles()

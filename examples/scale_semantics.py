@@ -212,8 +212,8 @@ def draw(runs: dict[str, list[Finished]], summary: dict[str, Any], arguments: Ar
     """The scores by scale, and the classes that are read from each map of the first unseen scene."""
     scales = list(summary["fpn"])
     figure = Figure(figsize=(12, 4.2), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.6))
-    panel = left.subplots()
+    parts: Any = figure.subfigures(1, 2, width_ratios=(1, 1.6))
+    panel = parts[0].subplots()
     for index, part in enumerate(PARTS):
         means, halves = np.array([summary[part][scale] for scale in scales]).T
         style = {"color": f"C{index // 2}", "linestyle": ":" if "encoder" in part else "-", "marker": "o"}
@@ -222,7 +222,7 @@ def draw(runs: dict[str, list[Finished]], summary: dict[str, Any], arguments: Ar
     panel.set(xlabel="size of the map, of the picture's side", ylabel="mean IoU of a linear classifier", ylim=(0, 1))
     panel.legend()
     scene, colours = digit_scenes(arguments.val, "val")[0], palette(NUM_CLASSES)
-    axes = right.subplots(len(NETWORKS), 2 + len(scales), squeeze=False)
+    axes = parts[1].subplots(len(NETWORKS), 2 + len(scales), squeeze=False)
     for row, name in zip(axes, NETWORKS, strict=True):
         seen = runs[name][0][1]
         pictures = {"picture": scene["image"], "truth": colours[scene["mask"]]}
