@@ -115,8 +115,8 @@ def pictures_of(sizes):
 
 
 def test_sizes_share_programs(with_statistics, compilations, monkeypatch):
-    monkeypatch.setattr("densezoo.shared_programs.SIDES", (32, 64))  # smaller ones, for the test's sake
-    monkeypatch.setattr("densezoo.shared_programs.TILE", 32)
+    monkeypatch.setattr("densezoo.predictor.programs.SIDES", (32, 64))  # smaller ones, for the test's sake
+    monkeypatch.setattr("densezoo.predictor.programs.TILE", 32)
     exact, shared = (small_predictor(with_statistics, max_programs=limit) for limit in (None, 8))
     with pytest.raises(ValueError, match="max_programs must be at least 1, and without pad_to"):
         small_predictor(with_statistics, max_programs=8, pad_to=32)
@@ -214,9 +214,9 @@ def test_warm_up_of_nothing_is_an_error(with_statistics):
 
 
 def test_warm_up_compiles_the_shared_programs_of_resized_images(with_statistics, monkeypatch):
-    monkeypatch.setattr("densezoo.shared_programs.SIDES", (32, 64))
-    monkeypatch.setattr("densezoo.predictor.SIDES", (32, 64))
-    monkeypatch.setattr("densezoo.shared_programs.TILE", 32)
+    monkeypatch.setattr("densezoo.predictor.programs.SIDES", (32, 64))
+    monkeypatch.setattr("densezoo.predictor.predictor.SIDES", (32, 64))
+    monkeypatch.setattr("densezoo.predictor.programs.TILE", 32)
     predict = small_predictor(with_statistics, max_programs=8, preprocessing=dz.Preprocessing(shortest=30))
     predict.warm_up()
     assert predict.compiled == 3
@@ -235,9 +235,9 @@ def test_wrong_images_of_a_batch_are_found_first(with_statistics):
 def test_sizes_that_share_no_program_are_traced_once(with_statistics, monkeypatch):
     model = dz.create_model("segnet", dz.PlainEncoder((4, 8)), 3)
     predict = small_predictor(with_statistics, model=model, max_programs=8)
-    traced, original = [], dz.shared_programs.Shared._traced
+    traced, original = [], dz.predictor.programs.Shared._traced
     monkeypatch.setattr(
-        dz.shared_programs.Shared, "_traced", lambda self, size: traced.append(size) or original(self, size)
+        dz.predictor.programs.Shared, "_traced", lambda self, size: traced.append(size) or original(self, size)
     )
     (picture,) = pictures_of([(33, 21)])
     predict(picture)
@@ -260,7 +260,7 @@ def test_what_is_kept_of_sizes_is_bounded(with_statistics, monkeypatch):
     predict(pictures[0])
     one = predict._shared._kept
     assert one > 0
-    monkeypatch.setattr("densezoo.shared_programs.KEPT", int(2.5 * one))
+    monkeypatch.setattr("densezoo.predictor.programs.KEPT", int(2.5 * one))
     for picture in pictures:
         predict(picture)
     assert len(predict._shared._layouts) == 2 and predict._shared._kept <= 2.5 * one

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from densezoo import metrics
-from densezoo.blending import blended
-from densezoo.dihedral import turns
 from densezoo.inference import compile
 from densezoo.inspect.windows import GlobalOperations
 from densezoo.messages import option, shortened
 from densezoo.preprocessing import Preprocessing
-from densezoo.tiles import Picture, exactly, whole
+from densezoo.tiling.blended import blended
+from densezoo.tiling.tiles import Picture, exactly, whole
+from densezoo.tiling.turns import turns
 from densezoo.types import Size
 
 THIN = 8

@@ -12,7 +12,7 @@ import numpy as np
 
 from densezoo.compiling import Jitted
 from densezoo.inspect.windows import GlobalOperations, Misfit, Plan, traced
-from densezoo.tiles import Picture
+from densezoo.tiling.tiles import Picture
 from densezoo.types import Size
 
 SIDES = (256, 512, 1024)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from densezoo.compiling import Jitted
-from densezoo.dihedral import Turn, averaged
 from densezoo.messages import option
+from densezoo.tiling.turns import Turn, averaged
 from densezoo.types import Size
 
 GRID = 32

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from densezoo.compiling import Jitted
-from densezoo.dihedral import Part, Turn, averaged, mean
 from densezoo.inspect.flat import Flat
 from densezoo.inspect.windows import Plan, traced
 from densezoo.messages import option
 from densezoo.preprocessing import Preprocessing
+from densezoo.tiling.turns import Part, Turn, averaged, mean
 from densezoo.types import Size
 
 GRID = 32
