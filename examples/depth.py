@@ -39,6 +39,8 @@ PREPROCESSING = dz.Preprocessing(mean=(0.4,) * 3, std=(0.25,) * 3)
 # Middlebury's calibration of scikit-image's stereo_motorcycle: pixels, metres and pixels.
 FOCAL, BASELINE, OFFSET = 994.978, 0.193001, 31.086
 CENTER = (311.193, 254.877)
+LARGEST = 15.0
+"""Metres; the rendered rooms are smaller."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Arguments(Recipe):
     criterion: str = "silog + 0.5*gradient(log=True)"
     """Loss of depth: silog, l1, gradient, scale_shift_invariant, or sums of them."""
     max_depth: float | None = None
-    """Ignore pixels beyond this depth in the scores."""
+    """Largest depth of predictions and scores: the network's output becomes a sigmoid times this, and not exp, which
+    has no bound. By default 15 m for rendered scenes, and none with --data."""
     model: str = "unet"
     """One of densezoo.list_models()."""
     encoder: str | None = "resnet18"
@@ -91,7 +94,9 @@ def main(arguments: Arguments) -> None:
     stereo_files(arguments.stereo)  # raises errors now instead of after the training
     task: Depth | Normals = Normals()
     if arguments.task == "depth":
-        task = Depth(criterion=arguments.criterion, max_depth=arguments.max_depth)
+        largest = LARGEST if arguments.max_depth is None and arguments.data is None else arguments.max_depth
+        activation = "exp" if largest is None else "sigmoid"
+        task = Depth(criterion=arguments.criterion, activation=activation, max_depth=largest)
     train_source, val_source = (source_of(arguments, part) for part in ("train", "val"))
     if task.fields[1] not in val_source[0]:
         raise ValueError(f"{arguments.data} has no normals/, which --task normals needs")

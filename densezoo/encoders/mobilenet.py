@@ -150,7 +150,8 @@ class MobileNetV3(InvertedResidualEncoder):
     def plan(self) -> Plan:
         """The network."""
         gate = partial(ChannelGate, act=nn.relu, gate=nn.hard_sigmoid)
-        return Plan(self.stem_features, self.blocks, self.head_features, gate)
+        blocks = [Block(*block) for block in self.blocks]  # a file has plain tuples
+        return Plan(self.stem_features, blocks, self.head_features, gate)
 
     def reference_names(self) -> list[Naming]:
         """Parameter names of timm and torchvision."""

@@ -53,6 +53,8 @@ def test_every_model_and_encoder_is_described(name):
     assert type(again) is type(made)
     assert describe(again, name) == description
     assert repr_of(again) == repr_of(made)
+    if isinstance(made, dz.Encoder):
+        assert (again.reductions, again.min_size) == (made.reductions, made.min_size)
 
 
 def repr_of(value):
