@@ -180,10 +180,11 @@ def classified(known: jax.Array, labels: jax.Array, unseen: jax.Array, steps: in
     known, unseen = (known - mean) / std, (unseen - mean) / std
     optimizer = optax.adamw(0.05, weight_decay=1e-3)
     params = {"kernel": jnp.zeros((known.shape[-1], NUM_CLASSES)), "bias": jnp.zeros(NUM_CLASSES)}
+    truth = jax.nn.one_hot(labels, NUM_CLASSES)
 
     def loss(params: Any) -> jax.Array:
         logits = known @ params["kernel"] + params["bias"]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return optax.softmax_cross_entropy(logits, truth).mean()
 
     def step(_: Any, carry: Any) -> Any:
         params, state = carry
