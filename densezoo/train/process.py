@@ -49,18 +49,27 @@ def stop_together() -> Callable[[Sequence[int]], int]:
     """
     if jax.process_count() == 1:
         return lambda signals: signals[0] if signals else 0
-    mesh = Mesh(np.array(jax.devices()), ("devices",))
-    each, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("devices",), ()))
-    largest = jax.jit(jnp.max, out_shardings=everywhere)
-    pending = None
+    largest, pending = _largest(), None
 
     def stop(signals: Sequence[int]) -> int:
         nonlocal pending
-        own = np.full(jax.local_device_count(), signals[0] if signals else 0, np.int32)
-        before, pending = pending, largest(jax.make_array_from_process_local_data(each, own))
+        before, pending = pending, largest(signals[0] if signals else 0)
         return 0 if before is None else int(before)
 
     return stop
+
+
+def _largest() -> Callable[[int], jax.Array]:
+    """Returns a function from a number of each process to the largest of them, which returns before it is known."""
+    mesh = Mesh(np.array(jax.devices()), ("devices",))
+    each, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("devices",), ()))
+    largest = jax.jit(jnp.max, out_shardings=everywhere)
+
+    def of_all(number: int) -> jax.Array:
+        own = np.full(jax.local_device_count(), number, np.int32)
+        return largest(jax.make_array_from_process_local_data(each, own))
+
+    return of_all
 
 
 @contextlib.contextmanager
@@ -68,12 +77,29 @@ def only_run(directory: Path) -> Iterator[None]:
     """Locks a directory against other runs, with a lock on its file `.lock`.
 
     The operating system releases the lock whenever the process ends. On Windows, and on file systems without locks,
-    nothing is locked.
+    nothing is locked. Of several processes, the first one holds the lock, and all raise an error if it cannot.
 
     Raises:
         BlockingIOError: if another run uses the directory.
     """
-    if fcntl is None or jax.process_index() != 0:
+    with contextlib.ExitStack() as stack:
+        failure: OSError | None = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(_locked(directory))
+            except OSError as error:
+                failure = error
+        if jax.process_count() > 1 and int(_largest()(failure is not None)) and failure is None:
+            failure = BlockingIOError(f"the first process cannot lock {directory}; see its error")
+        if failure is not None:
+            raise failure
+        yield
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Holds the lock of a directory."""
+    if fcntl is None:
         yield
         return
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
-"""Meshes of several devices, and two processes: the same training as on one device."""
+"""Meshes of several devices: the same training as on one device."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,23 +12,18 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from densezoo.train import Layout, create_state, over_fsdp
 from densezoo.train.optimizer import make_optimizer
 
-HEAD = """
-import sys, jax, jax.numpy as jnp, numpy as np
-import densezoo as dz
-from densezoo.tasks import Segmentation
-from densezoo.train import Recipe, create_state, fit, make_optimizer, make_train_step, train
-
-def mesh_of(**axes):
-    return jax.make_mesh(tuple(axes.values()), tuple(axes))
-"""
-
-MESHES = (
-    HEAD
-    + """
+MESHES = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from benchmarks.meshes import traffic
-from densezoo.train import Layout
+import densezoo as dz
+from densezoo.tasks import Segmentation
+from densezoo.train import Layout, create_state, fit, make_optimizer, make_train_step
+
+def mesh_of(**axes):
+    return jax.make_mesh(tuple(axes.values()), tuple(axes))
 
 draw = np.random.default_rng(0)
 shape = (4, 32, 32)
@@ -98,7 +92,6 @@ assert {name: x.sharding.spec for name, x in placed.items()} == {
 }
 print("agree")
 """
-)
 
 
 def environment(devices: int) -> dict[str, str]:
@@ -121,67 +114,6 @@ def run(program: str, *arguments: object, devices: int) -> str:
 # One process compiles four steps, which takes nearly all of the time.
 def test_every_mesh_trains_like_one_device(tmp_path):
     assert "agree" in run(MESHES, tmp_path, devices=4)
-
-
-TRAIN = (
-    HEAD
-    + """
-import os, signal
-import flax.linen as nn
-from densezoo.data import DigitScenes
-
-class Net(nn.Module):
-    @nn.compact
-    def __call__(self, images, *, train=False):
-        x = nn.BatchNorm(not train)(nn.Conv(64, (3, 3), use_bias=False)(images))
-        return nn.Conv(11, (3, 3))(x)
-
-task, model = Segmentation(11), Net()
-scenes = DigitScenes(10, size=(40, 40)), DigitScenes(3, size=(40, 40), split="val")
-
-def train_on(mesh, **options):
-    recipe = Recipe(crop_size=32, batch_size=4, steps=5, evaluate_every=2, eval_batch_size=2)
-    return train(task, model, *scenes, recipe, mesh=mesh, progress=False, **options)
-"""
-)
-ONE_OF_TWO = """
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-assert jax.device_count() == 2 and jax.local_device_count() == 1
-# Only the first process gets the signal, in step 3.
-train_on(mesh_of(fsdp=2), directory=sys.argv[3], on_record=lambda record: os.kill(os.getpid(), signal.SIGTERM))
-"""
-ONE = """
-state, history = train_on(mesh_of(data=2), directory=sys.argv[1], resume=True)
-alone, expected = train_on(None)
-assert [record["step"] for record in history] == [record["step"] for record in expected] == [2, 4, 5, 5]
-for record, wanted in zip(history, expected):
-    assert abs(record.get("loss", 0) - wanted.get("loss", 0)) < 1e-5, (record, wanted)
-for a, b in zip(*(jax.tree.leaves(s.variables) for s in (state, alone)), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-print("agree")
-"""
-
-
-# Three processes: two train together, and one continues. Most of the time is their start.
-def test_two_processes_stop_together_and_one_goes_on(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    arguments = [[sys.executable, "-c", TRAIN + ONE_OF_TWO, address, str(index), str(tmp_path)] for index in (0, 1)]
-    both = [
-        subprocess.Popen(each, env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for each in arguments
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [143, 143], "\n".join(outputs)[-3000:]
-    assert (tmp_path / "model.safetensors").is_file()
-    assert [path.name[-6:] for path in sorted((tmp_path / "last").iterdir())][-1] in ("step-3", "step-4")
-    assert "agree" in run(TRAIN + ONE, tmp_path, devices=2)
 
 
 def test_rules_shard_the_longest_axis_or_what_users_choose(net, key, batch_of):

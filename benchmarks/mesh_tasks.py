@@ -1,0 +1,172 @@
+"""Trains a small model for every task on meshes of 1 to 8 devices, and compares the losses and scores.
+
+Usage: JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8 python -m benchmarks.mesh_tasks [--tasks detection] [--docs FILE]
+
+`train(..., mesh=mesh)` reads the same samples on every mesh, so the losses, their parts, the norm of the gradients and the
+scores must agree with those of one device up to rounding.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+import densezoo as dz
+from benchmarks.meshes import mesh_of
+from benchmarks.record import markdown_table, write_text
+from benchmarks.report import with_parts
+from densezoo import tasks
+from densezoo.data import ChangeScenes, DigitScenes, RenderedScenes
+from densezoo.train import Recipe, train
+
+MESHES: dict[str, dict[str, int]] = {
+    **{f"data {count}": {"data": count} for count in (2, 4, 8)},
+    **{f"fsdp {count}": {"fsdp": count} for count in (4, 8)},
+    "space 2": {"space": 2},
+    "data 2, fsdp 2, space 2": {"data": 2, "fsdp": 2, "space": 2},
+}
+_plain = dz.PlainEncoder((8, 16))
+_resnet = dz.ResNet((1, 1), dz.BasicBlock, width=8, coarsest=8)
+_regions = {"features": 8, "hidden": (16,), "sizes": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A training: a task, a model, and a source of samples."""
+
+    task: Any
+    model: Any
+    source: Callable[..., Any]
+    """A function from the number of samples, and `split` for validation, to samples."""
+    crop: int = 32
+    """Height and width of the training crops."""
+    size: int = 48
+    """Height and width of the samples."""
+    centred: bool = False
+    """Whether the images are mapped to -1..1, which some tasks need."""
+
+
+def _latents(count: int, size: tuple[int, int], split: str = "train") -> list[dict[str, np.ndarray]]:
+    """Samples like those of an autoencoder's encoder, of three classes."""
+    rng = np.random.default_rng([count, split == "val"])
+    images = rng.standard_normal((count, *size, 4)).astype(np.float32)
+    return [{"image": image, "label": np.int32(number % 3)} for number, image in enumerate(images)]
+
+
+_unet = partial(dz.create_model, "unet", _plain)
+_denoiser = partial(dz.create_model, "diffusion_unet", features=(8, 16), layers=1, head_features=8)
+CASES: dict[str, Callable[[], Case]] = {
+    "segmentation": lambda: Case(tasks.Segmentation(11), _unet(11), DigitScenes),
+    "change detection": lambda: Case(
+        tasks.ChangeDetection(), dz.create_model("siamese_unet", _plain, 2), ChangeScenes
+    ),
+    "depth": lambda: Case(tasks.Depth(), _unet(1), RenderedScenes),
+    "normals": lambda: Case(tasks.Normals(), _unet(3), RenderedScenes),
+    "detection, RetinaNet": lambda: Case(
+        tasks.Detection(10), dz.create_model("retinanet", _resnet, 10, features=8), DigitScenes, crop=64, size=64
+    ),
+    "detection, FCOS": lambda: Case(
+        tasks.Detection(10), dz.create_model("fcos", _resnet, 10, features=8, head_norm=None), DigitScenes, crop=64, size=64
+    ),
+    "detection, Mask R-CNN": lambda: Case(
+        tasks.Detection(11, masks=True, first_label=1, anchor_samples=16, region_samples=16),
+        dz.create_model("mask_rcnn", _resnet, 11, **_regions).clone(candidates=(50, 50), proposals=(20, 20)),
+        DigitScenes,
+        crop=64,
+        size=64,
+    ),
+    "panoptic segmentation": lambda: Case(
+        tasks.PanopticSegmentation(11, anchor_samples=16, region_samples=16),
+        dz.create_model(
+            "panoptic_fpn", _resnet, 11, stuff_classes=1, semantic_features=8, semantic_norm=None, **_regions
+        ).clone(candidates=(50, 50), proposals=(20, 20)),
+        DigitScenes,
+        crop=64,
+        size=64,
+    ),
+    "autoencoding": lambda: Case(
+        tasks.Autoencoding(), dz.create_model("autoencoder", _plain, 3), DigitScenes, centred=True
+    ),
+    "autoencoding, VAE": lambda: Case(
+        tasks.Autoencoding(), dz.create_model("vae", _plain, 3), DigitScenes, centred=True
+    ),
+    "diffusion": lambda: Case(tasks.Diffusion(), _denoiser(num_classes=1), DigitScenes, crop=16, centred=True),
+    "diffusion of latents": lambda: Case(
+        tasks.Diffusion(3, clip=None), _denoiser(num_classes=3), _latents, crop=8, size=8
+    ),
+}
+"""Functions that prepare the trainings."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Compares the trainings of tasks on meshes."""
+
+    tasks: tuple[str, ...] = tuple(CASES)
+    """Names of trainings."""
+    meshes: tuple[str, ...] = tuple(MESHES)
+    """Names of meshes."""
+    steps: int = 3
+    """Steps to train."""
+    docs: Path | None = None
+    """The document to write the table into."""
+
+
+def trained(case: Case, axes: Mapping[str, int], steps: int) -> tuple[dict[str, float], dict[str, float]]:
+    """The metrics, averaged over all steps, and the scores of a training on one mesh."""
+    samples = (case.source(count, size=(case.size,) * 2, split=split) for count, split in ((8, "train"), (4, "val")))
+    recipe = Recipe(crop_size=case.crop, batch_size=8, steps=steps, eval_batch_size=2)
+    channels = 4 if case.source is _latents else 3
+    middle, deviation = (0.5, 0.5) if case.centred else (0.0, 1.0)
+    preprocessing = dz.Preprocessing(channels, mean=(middle,) * channels, std=(deviation,) * channels)
+    options = {"preprocessing": preprocessing, "mesh": mesh_of(axes), "progress": False}
+    _, (metrics, scores) = train(case.task, case.model, *samples, recipe, **options)
+    timings = ("step", "images_per_second", "input_wait", "recompilations")
+    return {name: value for name, value in metrics.items() if name not in timings}, scores["scores"]
+
+
+def difference(found: Mapping[str, float | None], wanted: Mapping[str, float | None]) -> float:
+    """The largest difference of two dicts of numbers of the same names, relative to each number, or to 1e-3 if it is less.
+
+    Example:
+        >>> difference({"a": 1.0, "b": None}, {"a": 1.25, "b": None})
+        0.2
+    """
+    if found.keys() != wanted.keys() or any((found[name] is None) != (wanted[name] is None) for name in found):
+        return float("inf")
+    pairs = [(found[name], value) for name, value in wanted.items() if value is not None]
+    return max((abs(x - y) / max(abs(y), 1e-3) for x, y in pairs if x is not None), default=0.0)
+
+
+def main(arguments: Arguments) -> int:
+    """Compares; returns 1 if a training differs by more than rounding."""
+    if jax.device_count() < 8:
+        raise ValueError("expected 8 devices: on a CPU, start with JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8")
+    rows, agree = [], True
+    for name in arguments.tasks:
+        case = CASES[name]()
+        metrics, scores = trained(case, {}, arguments.steps)
+        differences = []
+        for mesh in arguments.meshes:
+            found, found_scores = trained(case, MESHES[mesh], arguments.steps)
+            differences.append(difference(found, metrics))
+            # A rounding can change the class of a pixel.
+            same = differences[-1] < 1e-3 and difference(found_scores, scores) < 2e-2
+            agree &= same
+            print(name, "|", mesh, "|", differences[-1], "" if same else (found, metrics, found_scores, scores), flush=True)
+        rows.append((name, f"{metrics['loss']:.5f}", *(f"{value:.0e}" for value in differences)))
+    text = markdown_table(("task", "loss", *arguments.meshes), rows)
+    print(text)
+    if arguments.docs is not None:
+        write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"mesh_tasks": text}))
+    return int(not agree)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments)))
