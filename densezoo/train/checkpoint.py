@@ -105,8 +105,9 @@ class CheckpointWriter:
         except Exception as error:  # tensorstore raises ValueError, RuntimeError or OSError for the same full disk.
             self._remove(self._unfinished())
             kept = newest_checkpoint(self._folder.parent, self._folder.name)
+            reason = "is the disk full?" if jax.process_count() == 1 else "is the disk full, or did a process end?"
             raise OSError(
-                f"could not write a checkpoint into {self._folder} (is the disk full?): {first_line(error)}. "
+                f"could not write a checkpoint into {self._folder} ({reason}): {first_line(error)}. "
                 + (f"The previous one is complete: {kept.name}." if kept else "There is no previous one.")
                 + f" Free disk space and continue with {option('resume', True)}."
             ) from error

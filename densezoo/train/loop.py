@@ -14,7 +14,7 @@ import jax
 from densezoo.messages import option
 from densezoo.train.checkpoint import UNLOGGED, CheckpointWriter, checkpoint_of_step, newest_checkpoint
 from densezoo.train.log import Log, Meter, Record, display
-from densezoo.train.process import only_run, stop_signals, stop_together
+from densezoo.train.process import failing_alone, only_run, stop_signals, stop_together
 from densezoo.train.restore import DamagedCheckpoint, read_facts, restore, restore_newest
 from densezoo.train.state import TrainState
 from densezoo.train.step import Batch
@@ -134,6 +134,7 @@ def fit(
             writers = {"last": CheckpointWriter(directory, "last", keep=2), "best": CheckpointWriter(directory, "best")}
             for writer in writers.values():
                 stack.callback(writer.close)
+        stack.enter_context(failing_alone())
         signals = stack.enter_context(stop_signals())
         stopping, stop = stop_together(), 0
         show = stack.enter_context(display(progress and jax.process_index() == 0, done, steps))

@@ -1,9 +1,11 @@
 """Signals that stop a training run, in one or several processes, and the lock on its directory."""
 
+import atexit
 import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -57,6 +59,27 @@ def stop_together() -> Callable[[Sequence[int]], int]:
         return 0 if before is None else int(before)
 
     return stop
+
+
+@contextlib.contextmanager
+def failing_alone() -> Iterator[None]:
+    """Lets one of several processes that fails end without waiting for the others, after its error is reported.
+
+    At its end, `jax.distributed` would wait for the others for minutes, and they for it. When it has ended, they fail,
+    too: the collectives of CPUs notice it at once, others after the heartbeat timeout of `jax.distributed`.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        if jax.process_count() > 1:
+            atexit.register(_leave)  # Runs before JAX's function, which was registered earlier.
+        raise
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _largest() -> Callable[[int], jax.Array]:

@@ -177,6 +177,10 @@ def train(
         raise ValueError(f"{jax.process_count()} processes train together on a mesh of their devices: pass mesh=")
     if hasattr(task, "check"):
         task.check(model, train_source, val_source)  # pyright: ignore[reportAttributeAccessIssue]
+    if directory is not None:
+        from densezoo.tasks import describe
+
+        describe(task)  # raises an error now instead of when the first model file is saved
     channels = train_source[0][task.inputs[0]].shape[-1]
     preprocessing = Preprocessing(channels) if preprocessing is None else preprocessing
     image = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.crop, channels), jnp.float32)
