@@ -2,10 +2,10 @@
 
 Usage: python -m benchmarks.kills [--runs 25] [--kills 1] [--out kills.jsonl]
 
-Each run is the same command, which trains a tiny model with `resume=True`. It gets SIGKILL at a random moment between its
-start and its end, and is started again until it ends by itself. The final parameters, their average, the statistics of
-batch norms, the optimizer's state and the log must be those of a run that nobody killed. Checkpoints are written every few
-steps, so that many kills meet one that is being written. The result is a line of JSON.
+Each run is the same command, which trains a tiny model with `resume=True`. It gets SIGKILL at a random moment between
+its start and its end, and is started again until it ends by itself. The final parameters, their average, the statistics
+of batch norms, the optimizer's state and the log must be those of a run that nobody killed. Checkpoints are written
+every few steps, so that many kills meet one that is being written. The result is a line of JSON.
 """
 
 import dataclasses
@@ -55,7 +55,13 @@ def train(task: str, directory: Path) -> None:
     from densezoo.train import train as fit
 
     model: Any
-    common: dict[str, Any] = {"batch_size": 4, "steps": 60, "evaluate_every": 20, "checkpoint_every": 3, "ema_decay": 0.9}
+    common: dict[str, Any] = {
+        "batch_size": 4,
+        "steps": 60,
+        "evaluate_every": 20,
+        "checkpoint_every": 3,
+        "ema_decay": 0.9,
+    }
     if task == "segmentation":
         job, model = dz.tasks.Segmentation(11), dz.create_model("unet", dz.PlainEncoder((4, 8)), 11)
         recipe = Recipe(crop_size=24, scale=(0.8, 1.2), color_jitter=0.2, **common)
@@ -162,8 +168,7 @@ def judge(task: str, arguments: Arguments, folder: Path) -> dict[str, Any]:
         counts["runs"] += 1
         identical = same(directory, expected)
         counts["identical"] += identical
-        if not identical:
-            print(f"differs: {task}, run {number}, seed {arguments.seed}", file=sys.stderr, flush=True)
+        print(f"{task}, run {number}: {'identical' if identical else 'differs'}, {counts}", file=sys.stderr, flush=True)
     return counts | {"seconds_of_a_run": round(duration, 2)}
 
 

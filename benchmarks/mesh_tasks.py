@@ -2,8 +2,8 @@
 
 Usage: JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8 python -m benchmarks.mesh_tasks [--tasks detection] [--docs FILE]
 
-`train(..., mesh=mesh)` reads the same samples on every mesh, so the losses, their parts, the norm of the gradients and the
-scores must agree with those of one device up to rounding.
+`train(..., mesh=mesh)` reads the same samples on every mesh, so the losses, their parts, the norm of the gradients and
+the scores must agree with those of one device up to rounding.
 """
 
 import dataclasses
@@ -63,16 +63,18 @@ _unet = partial(dz.create_model, "unet", _plain)
 _denoiser = partial(dz.create_model, "diffusion_unet", features=(8, 16), layers=1, head_features=8)
 CASES: dict[str, Callable[[], Case]] = {
     "segmentation": lambda: Case(tasks.Segmentation(11), _unet(11), DigitScenes),
-    "change detection": lambda: Case(
-        tasks.ChangeDetection(), dz.create_model("siamese_unet", _plain, 2), ChangeScenes
-    ),
+    "change detection": lambda: Case(tasks.ChangeDetection(), dz.create_model("siamese_unet", _plain, 2), ChangeScenes),
     "depth": lambda: Case(tasks.Depth(), _unet(1), RenderedScenes),
     "normals": lambda: Case(tasks.Normals(), _unet(3), RenderedScenes),
     "detection, RetinaNet": lambda: Case(
         tasks.Detection(10), dz.create_model("retinanet", _resnet, 10, features=8), DigitScenes, crop=64, size=64
     ),
     "detection, FCOS": lambda: Case(
-        tasks.Detection(10), dz.create_model("fcos", _resnet, 10, features=8, head_norm=None), DigitScenes, crop=64, size=64
+        tasks.Detection(10),
+        dz.create_model("fcos", _resnet, 10, features=8, head_norm=None),
+        DigitScenes,
+        crop=64,
+        size=64,
     ),
     "detection, Mask R-CNN": lambda: Case(
         tasks.Detection(11, masks=True, first_label=1, anchor_samples=16, region_samples=16),
@@ -132,7 +134,7 @@ def trained(case: Case, axes: Mapping[str, int], steps: int) -> tuple[dict[str, 
 
 
 def difference(found: Mapping[str, float | None], wanted: Mapping[str, float | None]) -> float:
-    """The largest difference of two dicts of numbers of the same names, relative to each number, or to 1e-3 if it is less.
+    """The largest difference of two dicts of numbers, relative to each number, or to 1e-3 if it is smaller.
 
     Example:
         >>> difference({"a": 1.0, "b": None}, {"a": 1.25, "b": None})
@@ -159,9 +161,17 @@ def main(arguments: Arguments) -> int:
             # A rounding can change the class of a pixel.
             same = differences[-1] < 1e-3 and difference(found_scores, scores) < 2e-2
             agree &= same
-            print(name, "|", mesh, "|", differences[-1], "" if same else (found, metrics, found_scores, scores), flush=True)
-        rows.append((name, f"{metrics['loss']:.5f}", *(f"{value:.0e}" for value in differences)))
-    text = markdown_table(("task", "loss", *arguments.meshes), rows)
+            print(
+                name,
+                "|",
+                mesh,
+                "|",
+                differences[-1],
+                "" if same else (found, metrics, found_scores, scores),
+                flush=True,
+            )
+        rows.append((name, *(f"{value:.0e}" for value in differences)))
+    text = markdown_table(("task", *arguments.meshes), rows)
     print(text)
     if arguments.docs is not None:
         write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"mesh_tasks": text}))

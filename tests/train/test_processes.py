@@ -34,9 +34,15 @@ class Net(nn.Module):
 
 
 class NumberedScenes(DigitScenes):
-    """Scenes with their number as `label`."""
+    """Scenes with their number as `label`. After `readable` reads, the next one fails."""
+
+    readable: int | None = None
 
     def __getitem__(self, index):
+        if self.readable is not None:
+            self.readable -= 1
+            if self.readable < 0:
+                raise OSError("cannot read the file")
         return super().__getitem__(index) | {"label": np.int32(index)}
 
 
@@ -59,15 +65,16 @@ def trained(count=1, **options):
     """A training by that number of processes with one device each."""
     mesh = None if count == 1 else jax.make_mesh(tuple(AXES[count].values()), tuple(AXES[count]))
     scenes = NumberedScenes(10, size=(40, 40)), NumberedScenes(3, size=(40, 40), split="val")
-    each = Recipe(
-        crop_size=32, batch_size=4, steps=STEPS, evaluate_every=2, eval_batch_size=2, checkpoint_every=1
-    )
+    each = Recipe(crop_size=32, batch_size=4, steps=STEPS, evaluate_every=2, eval_batch_size=2, checkpoint_every=1)
     with mock.patch.object(recipe, "fit", functools.partial(fit, log_every=1)):
         return train(Numbered(11), Net(), *scenes, each, mesh=mesh, progress=False, **options)
 
 
 def start(count, directory, *, stop=0):
-    """Starts processes that train together. The first one sends itself the signal `stop` after the first step."""
+    """Starts processes that train together.
+
+    The first one sends itself the signal `stop` after the first step. With -1, the second one cannot read a sample.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -137,14 +144,21 @@ def test_four_processes_continue_the_run_of_two_that_were_killed(tmp_path, undis
     check(tmp_path, undisturbed)
 
 
+@pytest.mark.parity
+def test_a_process_that_cannot_read_a_sample_ends_all(tmp_path):
+    ended(start(2, tmp_path, stop=-1), [1, 1])  # within two minutes
+
+
 if __name__ == "__main__":
     address, count, index, directory, stop = sys.argv[1:]
 
     def on_record(record):
         print(record["step"], flush=True)
-        if int(stop) and record["step"] == 1:  # a second signal would stop at once
+        if int(stop) > 0 and record["step"] == 1:  # a second signal would stop at once
             os.kill(os.getpid(), int(stop))
 
+    if int(stop) < 0 and int(index) == 1:
+        NumberedScenes.readable = 12
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, int(count), int(index))
     assert jax.device_count() == int(count) and jax.local_device_count() == 1

@@ -9,6 +9,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from benchmarks.mesh_tasks import CASES
 from densezoo.train import Layout, create_state, over_fsdp
 from densezoo.train.optimizer import make_optimizer
 
@@ -104,8 +105,8 @@ def environment(devices: int) -> dict[str, str]:
     }
 
 
-def run(program: str, *arguments: object, devices: int) -> str:
-    command = [sys.executable, "-W", "error::UserWarning", "-c", program, *map(str, arguments)]
+def run(*arguments: object, devices: int) -> str:
+    command = [sys.executable, "-W", "error::UserWarning", *map(str, arguments)]
     done = subprocess.run(command, env=environment(devices), capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
@@ -113,7 +114,16 @@ def run(program: str, *arguments: object, devices: int) -> str:
 
 # One process compiles four steps, which takes nearly all of the time.
 def test_every_mesh_trains_like_one_device(tmp_path):
-    assert "agree" in run(MESHES, tmp_path, devices=4)
+    assert "agree" in run("-c", MESHES, tmp_path, devices=4)
+
+
+# The training on one device and on the mesh compile all that `train` needs. Tasks of whole pictures take a minute.
+@pytest.mark.parametrize(
+    "task", [task if task == "diffusion of latents" else pytest.param(task, marks=pytest.mark.parity) for task in CASES]
+)
+def test_every_task_trains_on_a_mesh_like_on_one_device(task):
+    options = "--steps", 2, "--meshes", "data 2, fsdp 2, space 2", "--tasks", task
+    run("-m", "benchmarks.mesh_tasks", *options, devices=8)
 
 
 def test_rules_shard_the_longest_axis_or_what_users_choose(net, key, batch_of):
