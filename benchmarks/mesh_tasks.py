@@ -52,7 +52,7 @@ class Case:
     """Whether the images are mapped to -1..1, which some tasks need."""
 
 
-def _latents(count: int, size: tuple[int, int], split: str = "train") -> list[dict[str, np.ndarray]]:
+def _latents(count: int, size: tuple[int, int], split: str = "train") -> list[dict[str, Any]]:
     """Samples like those of an autoencoder's encoder, of three classes."""
     rng = np.random.default_rng([count, split == "val"])
     images = rng.standard_normal((count, *size, 4)).astype(np.float32)
@@ -122,13 +122,14 @@ class Arguments:
 
 def trained(case: Case, axes: Mapping[str, int], steps: int) -> tuple[dict[str, float], dict[str, float]]:
     """The metrics, averaged over all steps, and the scores of a training on one mesh."""
-    samples = (case.source(count, size=(case.size,) * 2, split=split) for count, split in ((8, "train"), (4, "val")))
+    size = (case.size, case.size)
+    train_source, val_source = case.source(8, size=size, split="train"), case.source(4, size=size, split="val")
     recipe = Recipe(crop_size=case.crop, batch_size=8, steps=steps, eval_batch_size=2)
     channels = 4 if case.source is _latents else 3
     middle, deviation = (0.5, 0.5) if case.centred else (0.0, 1.0)
     preprocessing = dz.Preprocessing(channels, mean=(middle,) * channels, std=(deviation,) * channels)
-    options = {"preprocessing": preprocessing, "mesh": mesh_of(axes), "progress": False}
-    _, (metrics, scores) = train(case.task, case.model, *samples, recipe, **options)
+    options: dict[str, Any] = {"preprocessing": preprocessing, "mesh": mesh_of(axes), "progress": False}
+    _, (metrics, scores) = train(case.task, case.model, train_source, val_source, recipe, **options)
     timings = ("step", "images_per_second", "input_wait", "recompilations")
     return {name: value for name, value in metrics.items() if name not in timings}, scores["scores"]
 
