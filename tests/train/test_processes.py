@@ -158,7 +158,7 @@ if __name__ == "__main__":
             os.kill(os.getpid(), int(stop))
 
     if int(stop) < 0 and int(index) == 1:
-        NumberedScenes.readable = 12
+        NumberedScenes.readable = 6
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, int(count), int(index))
     assert jax.device_count() == int(count) and jax.local_device_count() == 1
