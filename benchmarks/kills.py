@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.kills [--runs 25] [--kills 1] [--out kills.jsonl]
 
 Each run is the same command, which trains a tiny model with `resume=True`. It gets SIGKILL at a random moment between
-its start and its end, and is started again until it ends by itself. The final parameters, their average, the statistics
+its start and its end, and is started again. The final parameters, their average, the statistics
 of batch norms, the optimizer's state and the log must be those of a run that nobody killed. Checkpoints are written
 every few steps, so that many kills meet one that is being written. The result is a line of JSON.
 """
@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ class Arguments:
     runs: int = 25
     """Number of runs of each task."""
     kills: int = 1
-    """How often each run is killed, if it does not end before."""
+    """How often each run is killed."""
     seed: int = 0
     """Seed of the moments."""
     out: Path | None = None
@@ -155,20 +156,19 @@ def judge(task: str, arguments: Arguments, folder: Path) -> dict[str, Any]:
     _, duration = command.run(expected)
     counts = {"runs": 0, "identical": 0, "kills": 0, "while_writing": 0, "before_the_first_checkpoint": 0}
     counts["undisturbed_identical"] = int(same(folder / f"{task}-first", expected))
-    for number in range(arguments.runs):
-        directory = folder / f"{task}-{number}"
-        for left in range(arguments.kills, -1, -1):
-            moment = draw.uniform(0, duration) if left else None
-            killed, _ = command.run(directory, moment)
-            if not killed:
-                break
-            counts["kills"] += 1
-            counts["while_writing"] += any(directory.glob("*/*.orbax-checkpoint-tmp*"))
-            counts["before_the_first_checkpoint"] += not any(directory.glob("last/*-step-*[0-9]"))
+    directory = folder / f"{task}-killed"
+    while counts["runs"] < arguments.runs:
+        shutil.rmtree(directory, ignore_errors=True)
+        if not all(command.run(directory, draw.uniform(0, duration))[0] for _ in range(arguments.kills)):
+            continue  # it ended before the moment: draw others
+        counts["kills"] += arguments.kills
+        counts["while_writing"] += any(directory.glob("*/*.orbax-checkpoint-tmp*"))
+        counts["before_the_first_checkpoint"] += not any(directory.glob("last/*-step-*[0-9]"))
+        command.run(directory)
         counts["runs"] += 1
         identical = same(directory, expected)
         counts["identical"] += identical
-        print(f"{task}, run {number}: {'identical' if identical else 'differs'}, {counts}", file=sys.stderr, flush=True)
+        print(f"{task}: {'identical' if identical else 'differs'}, {counts}", file=sys.stderr, flush=True)
     return counts | {"seconds_of_a_run": round(duration, 2)}
 
 
