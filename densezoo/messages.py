@@ -48,6 +48,27 @@ def option(name: str, *value: Any, typed: str | None = None) -> str:
     return f"{flag} {_typed(value[0]) if typed is None else typed}"
 
 
+def is_argument(name: str) -> bool:
+    """Whether a user can pass this argument: always in Python, within `as_flags` only if it has an option.
+
+    Example:
+        >>> with as_flags({"labels": "--labels"}):
+        ...     is_argument("labels"), is_argument("channels")
+        (True, False)
+    """
+    return not _flags or name in _flags
+
+
+def counted(number: int, one: str, several: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "image", "images"), counted(2, "image", "images")
+        ('1 image', '2 images')
+    """
+    return f"{number} {one if number == 1 else several}"
+
+
 def _typed(value: Any) -> str:
     if isinstance(value, Mapping):
         pairs = [(key if isinstance(key, tuple) else (key,), item) for key, item in value.items()]

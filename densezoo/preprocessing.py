@@ -1,6 +1,7 @@
 """Preprocessing of images, shared by training and prediction."""
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -117,7 +118,9 @@ class Preprocessing:
         Warns if floats are far outside 0..1 and there is no `value_range`, unless `warn` is False.
 
         Raises:
-            ValueError: if the shape or the number of channels is wrong, or a pixel is NaN or infinite.
+            TypeError: if the image is a path.
+            ValueError: if the shape or the number of channels is wrong, a pixel is NaN or infinite, or the pixels are
+                signed integers of 32 or 64 bits and there is no `value_range`.
         """
         self.check(image)
         if image.dtype.kind == "f" and not np.isfinite(image).all():
@@ -145,11 +148,19 @@ class Preprocessing:
         )
 
     def check(self, image: np.ndarray) -> None:
-        """Raises a ValueError if an image is not (h, w, channels)."""
+        """Raises an error if an image is not (h, w, channels), or of a type whose range is unknown."""
+        if image.dtype.kind in "UO":
+            refuse_path(image.item() if image.ndim == 0 else None)
         if image.ndim != 3 or image.shape[-1] != self.channels:
             raise ValueError(
-                f"expected an image of shape (h, w, {self.channels}), got shape {image.shape}:"
-                f" dz.data.read_image(path, channels={self.channels}) reads a file so"
+                f"expected an image of shape (h, w, {self.channels}), got shape {image.shape}: read files with"
+                f" dz.data.read_image(path, channels={self.channels})"
+            )
+        if self.value_range is None and image.dtype.kind == "i" and image.dtype.itemsize > 2:
+            # Pixels never fill the range of these types, so that scaled images would be black.
+            raise ValueError(
+                f"the image has {image.dtype} pixels, whose range is unknown: convert them with astype(np.uint8) or"
+                f" astype(np.uint16) or to floats from 0 to 1, or give the preprocessing a {option('value_range')}"
             )
 
     def normalize(self) -> Callable[[Any, Any], Any]:
@@ -164,6 +175,15 @@ class Preprocessing:
         Without a `value_range`, images keep their file's dtype. They are converted after cropping, in the batch.
         """
         return _Prepared(source, self)
+
+
+def refuse_path(picture: Any) -> None:
+    """Raises a TypeError if a picture is the path of a file."""
+    if isinstance(picture, str | os.PathLike):
+        raise TypeError(
+            f"expected an image, got the path {os.fspath(picture)!r}: read it with dz.data.read_image(path), or for"
+            " tiles open a large TIFF file with dz.data.open_tiff(path)"
+        )
 
 
 class _Prepared:

@@ -12,6 +12,7 @@ from densezoo import metrics
 from densezoo.data import transforms
 from densezoo.messages import option
 from densezoo.models import Reconstruction
+from densezoo.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from densezoo.train.recipe import Recipe
@@ -24,6 +25,9 @@ class Autoencoding:
     The loss is the mean squared error, and for a VAE `kl_weight` times the Kullback-Leibler divergence of the latents
     from a standard normal distribution, per value of the image. A model that returns only images, such as a U-Net with
     skips, can be trained too, for comparison.
+
+    `train` maps images to -1..1 by default, with `dz.Preprocessing(channels, mean=(0.5,) * channels, std=(0.5,) *
+    channels)`.
 
     Attributes:
         kl_weight: weight of the divergence. 1 with a noise of deviation sigma in the images corresponds to
@@ -54,6 +58,10 @@ class Autoencoding:
         if not self.kl_weight >= 0:
             raise ValueError(f"{option('kl_weight')} must be at least 0, got {self.kl_weight}")
         metrics.psnr(1.0, self.data_range)  # raises for an invalid range
+
+    def default_preprocessing(self, channels: int) -> Preprocessing:
+        """The preprocessing of `train` if none is given: maps integers, and floats from 0 to 1, to -1..1."""
+        return Preprocessing(channels, mean=(0.5,) * channels, std=(0.5,) * channels)
 
     def loss(
         self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any

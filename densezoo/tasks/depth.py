@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from densezoo import losses, metrics, ops
 from densezoo.messages import option
 from densezoo.tasks._augment import augmentation
+from densezoo.tasks._checks import check_inputs, spread
 
 if TYPE_CHECKING:
     from densezoo.train.recipe import Recipe
@@ -23,6 +25,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "identity": lambda x: x,
 }
 """Activations of `Depth`."""
+
+_CHECKED = 64
+"""Number of samples of a source that are searched for a measured pixel before a training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +99,17 @@ class Depth:
     def fill(self) -> int:
         """The value of label maps in the padding."""
         return 0
+
+    def check(self, model: Any, *sources: Any) -> None:
+        """Checks that a model takes one image, and that sources have measured pixels. `train` calls it first.
+
+        Of each source, evenly spread samples are read until one has a measured pixel, at most 64.
+
+        Raises:
+            TypeError: if the model takes several images.
+            ValueError: if no pixel of these samples is measured.
+        """
+        _check(self, model, sources)
 
     def loss(self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any) -> Float[Array, ""]:
         """Returns the criterion of the predicted depth, plus that of the auxiliary heads' predictions."""
@@ -182,6 +198,10 @@ class Normals:
         """The value of label maps in the padding."""
         return 0
 
+    def check(self, model: Any, *sources: Any) -> None:
+        """Checks that a model takes one image, and that sources have measured pixels, as `Depth.check` does."""
+        _check(self, model, sources)
+
     def loss(self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any) -> Float[Array, ""]:
         """Returns the cosine loss, plus that of the auxiliary heads' predictions."""
 
@@ -211,6 +231,25 @@ class Normals:
     def augment(self, recipe: "Recipe") -> Callable[[Any, Any], Any]:
         """Returns an augmentation with the recipe's random flips, rotations, scaling and colour changes."""
         return augmentation(recipe, fill=self.fill)
+
+
+def _check(task: Depth | Normals, model: Any, sources: tuple[Any, ...]) -> None:
+    check_inputs(task, model)
+    name = task.fields[-1]
+    for source in sources:
+        samples = (sample for _, sample in spread(source, _CHECKED))
+        if not any(name not in sample or _is_measured(np.asarray(sample[name]), name) for sample in samples):
+            expected = "above 0" if name == "depth" else "other than 0"
+            read = min(len(source), _CHECKED)
+            raise ValueError(
+                f"no pixel is measured: {name} has no finite value {expected} in any of the {read} samples that were"
+                " read, so there is nothing to learn from or to score. Check the files and their scale"
+            )
+
+
+def _is_measured(values: np.ndarray, name: str) -> bool:
+    finite = np.isfinite(values)
+    return bool((finite & (values > 0)).any() if name == "depth" else (finite.all(-1) & (values != 0).any(-1)).any())
 
 
 def _target(task: Depth | Normals, batch: Mapping[str, Any]) -> Any:

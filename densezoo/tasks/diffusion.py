@@ -16,6 +16,7 @@ from densezoo.data import transforms
 from densezoo.diffusion import Process, Sampler, make_sampler
 from densezoo.diffusion.processes import over_pixels
 from densezoo.messages import option
+from densezoo.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from densezoo.train.recipe import Recipe
@@ -28,9 +29,9 @@ _MOMENTS = (0.125, 0.375, 0.625, 0.875)
 class Diffusion:
     """Diffusion: batches contain `image` (b, h, w, c) from -1 to 1 and, for several classes, `label` (b,).
 
-    `dz.Preprocessing(channels, mean=(0.5,) * channels, std=(0.5,) * channels)` maps images to -1..1. Training averages
-    the parameters (`Recipe.ema_decay`) by default. The score `psnr` is that of images predicted from noisy ones, in
-    decibels, averaged over four noise levels; `loss` is the mean of the loss at these.
+    By default, `train` maps images to -1..1, with `dz.Preprocessing(channels, mean=(0.5,) * channels, std=(0.5,) *
+    channels)`, and averages the parameters (`Recipe.ema_decay`). The score `psnr` is that of images predicted from
+    noisy ones, in decibels, averaged over four noise levels; `loss` is the mean of the loss at these.
 
     Attributes:
         num_classes: number of classes of `label`; 1 for images without labels.
@@ -96,6 +97,10 @@ class Diffusion:
     def fields(self) -> tuple[str, ...]:
         """Entries of a batch that the task reads."""
         return ("image", "label") if self.num_classes > 1 else ("image",)
+
+    def default_preprocessing(self, channels: int) -> Preprocessing:
+        """The preprocessing of `train` if none is given: maps integers, and floats from 0 to 1, to -1..1."""
+        return Preprocessing(channels, mean=(0.5,) * channels, std=(0.5,) * channels)
 
     def sampler(self, model: Any, **options: Any) -> Sampler:
         """A function that samples images; the options are those of `diffusion.make_sampler`."""

@@ -12,11 +12,14 @@ from jaxtyping import Array, Float, Integer
 from densezoo import losses, metrics
 from densezoo.messages import option
 from densezoo.tasks._augment import augmentation
+from densezoo.tasks._checks import check_inputs, spread
 
 if TYPE_CHECKING:
     from densezoo.train.recipe import Recipe
 
 Value = int | tuple[int, int, int]
+_CHECKED = 8
+"""Number of samples of each source whose labels are checked before a training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +118,33 @@ class Segmentation:
         """The value of masks in the padding: `ignore_index`, or -1, which is not a class."""
         return -1 if self.ignore_index is None else self.ignore_index
 
+    def check(self, model: Any, *sources: Any) -> None:
+        """Checks that a model and the labels of sources fit the task. `train` calls it before the first step.
+
+        Of each source, at most eight evenly spread samples are read.
+
+        Raises:
+            TypeError: if the model takes another number of images.
+            ValueError: if a label is not a class.
+        """
+        check_inputs(self, model)
+        for source in sources:
+            for index, sample in spread(source, _CHECKED):
+                self._check_labels(index, sample.get(self.target))
+
+    def _check_labels(self, index: int, mask: Any) -> None:
+        if not isinstance(mask, np.ndarray | jax.Array):  # missing, or a large file that is read by windows
+            return
+        mask, largest = np.asarray(mask), 1 if self.multilabel else self.classes - 1
+        wrong = ((mask < 0) | (mask > largest)) & (mask != self.fill)
+        if wrong.any():
+            ignored = "" if self.ignore_index is None else f", and {self.ignore_index} for unlabelled pixels"
+            raise ValueError(
+                f"sample {index} has {mask[wrong][0]} in {self.target!r}; {type(self).__name__} with"
+                f" {option('num_classes', self.num_classes)} expects 0 to {largest}{ignored}: correct the labels, or"
+                f" change {option('num_classes')} or {option('ignore_index')}"
+            )
+
     def loss(self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any) -> Float[Array, ""]:
         """Returns the criterion of the logits, plus that of the auxiliary heads' logits."""
         mask = self._mask(batch)
@@ -163,7 +193,14 @@ class Segmentation:
         )
 
     def _outputs(self, apply: Callable[..., Any], batch: Mapping[str, Any]) -> Any:
-        return apply(*(batch[name] for name in self.inputs))
+        outputs = apply(*(batch[name] for name in self.inputs))
+        for logits in outputs if isinstance(outputs, tuple) else (outputs,):
+            if logits.shape[-1] != self.num_classes:
+                raise ValueError(
+                    f"{type(self).__name__} needs a model with num_classes={self.num_classes}, and this one has"
+                    f" {logits.shape[-1]} output channels"
+                )
+        return outputs
 
     def _mask(self, batch: Mapping[str, Any]) -> Any:
         if missing := [name for name in self.fields if name not in batch]:

@@ -14,8 +14,9 @@ class Task(Protocol):
     arrays from `densezoo.data`, with normalised images. A task may have a `method`, the name of a model method whose
     outputs `predict` takes instead of those of `__call__`; `scored_fields`, further entries that `measure` reads if the
     source has them; `ema_decay`, the default of `Recipe.ema_decay`; `multiple`, to which the sides of images are padded
-    in evaluations, 32 by default; `predicts`, the field by whose kind predictions are resized; and `check(model,
-    *sources)`, which raises an error before a training if the model or samples do not fit the task.
+    in evaluations, 32 by default; `predicts`, the field by whose kind predictions are resized;
+    `default_preprocessing(channels)`, the preprocessing of `train` if none is given; and `check(model, *sources)`,
+    which raises an error before a training if the model or samples do not fit the task.
     """
 
     @property

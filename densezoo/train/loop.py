@@ -286,8 +286,8 @@ def _not_finite(step: int, values: Mapping[str, float], directory: Path | None) 
     return (
         f"training stopped at step {step}: {what}. "
         + (f"The last good state is in {kept}. " if kept else "")
-        + f"Often the learning rate is too high (try a tenth, or {option('clip_norm', 1.0)}); else look for labels "
-        "outside the classes, batches in which every label is ignored, or images that are not finite."
+        + "Look for labels outside the classes, batches in which every label is ignored, and images that are not"
+        f" finite. Otherwise the learning rate is often too high: try a tenth, or {option('clip_norm', 1.0)}."
     )
 
 

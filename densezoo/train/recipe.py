@@ -138,7 +138,7 @@ def train(
         val_source: validation samples; their sizes may differ.
         recipe: the hyperparameters; None for the defaults.
         preprocessing: preprocessing of the images. None normalises 0..1 images with ImageNet's mean and deviation, or
-            0.5 and 0.25 for other numbers of channels.
+            0.5 and 0.25 for other numbers of channels; for `tasks.Diffusion` and `tasks.Autoencoding`, to -1..1.
         variables: initial variables instead of random ones.
         resize: size to which training samples are resized before cropping, such as `data.ScaleJitter((512, 512))`.
             None uses the size of the preprocessing, as validation always does.
@@ -157,6 +157,8 @@ def train(
     Raises:
         ValueError, FileExistsError, FloatingPointError, OSError: see `fit`. ValueError also if the task finds that the
             model or the samples do not fit it.
+        TypeError: if the task and the model are swapped, the model takes another number of images, or `mesh` is not a
+            mesh.
 
     Example:
         >>> import densezoo as dz
@@ -169,6 +171,7 @@ def train(
         >>> "mean_iou" in history[-1]["scores"]
         True
     """
+    _check_arguments(task, train_source)
     recipe = Recipe() if recipe is None else recipe
     layout = Layout.of(mesh)
     if layout is not None:
@@ -182,7 +185,7 @@ def train(
 
         describe(task)  # raises an error now instead of when the first model file is saved
     channels = train_source[0][task.inputs[0]].shape[-1]
-    preprocessing = Preprocessing(channels) if preprocessing is None else preprocessing
+    preprocessing = _default_preprocessing(task, train_source) if preprocessing is None else preprocessing
     image = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.crop, channels), jnp.float32)
     schedule = one_cycle(recipe.learning_rate, recipe.steps)
     optimizer = make_optimizer(schedule, recipe.steps, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm)
@@ -257,7 +260,7 @@ def evaluator(
         A function `evaluate(state)` for `fit`.
     """
     if preprocessing is None:
-        preprocessing = Preprocessing(source[0][task.inputs[0]].shape[-1])
+        preprocessing = _default_preprocessing(task, source)
     step = make_eval_step(task.measure)
     normalize = jax.jit(preprocessing.normalize())
     there = source[0]
@@ -278,6 +281,26 @@ def evaluator(
         return task.scores(functools.reduce(operator.add, counts))
 
     return evaluate
+
+
+def _check_arguments(task: Any, source: Source) -> None:
+    """Refuses a model in place of the task, and a source of other images than the task's."""
+    if isinstance(task, nn.Module) or not hasattr(task, "inputs"):
+        hint = "; the model is the second" if isinstance(task, nn.Module) else ""
+        raise TypeError(
+            f"the first argument must be a task, such as tasks.Segmentation(num_classes=3); got"
+            f" {type(task).__name__}{hint}"
+        )
+    sample = source[0]
+    if missing := [name for name in task.inputs if name not in sample]:
+        raise ValueError(
+            f"{type(task).__name__} needs samples with {', '.join(task.fields)}; those of the source have"
+            f" {', '.join(sample)}, and no {', '.join(missing)}: is the source for another task?"
+        )
+
+
+def _default_preprocessing(task: Any, source: Source) -> Preprocessing:
+    return getattr(task, "default_preprocessing", Preprocessing)(source[0][task.inputs[0]].shape[-1])
 
 
 def _resize_of(preprocessing: Preprocessing) -> ResizeTo | None:

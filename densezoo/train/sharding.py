@@ -24,7 +24,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from densezoo.messages import option
+from densezoo.messages import option, shortened
 from densezoo.ops.sharding import SPACE
 
 FSDP = "fsdp"
@@ -64,7 +64,8 @@ class Layout:
             The names of the optimizer's arrays end like those of the parameters. Other arrays are replicated.
 
     Raises:
-        ValueError: if the mesh has another axis.
+        TypeError: if the mesh is not a `jax.sharding.Mesh`.
+        ValueError: if the mesh has another axis, or a rule is not a valid regular expression.
 
     Example:
         >>> import jax
@@ -78,6 +79,13 @@ class Layout:
     rules: Rules = RULES
 
     def __post_init__(self):
+        if not isinstance(self.mesh, Mesh):
+            raise TypeError(f"expected a mesh, such as jax.make_mesh((4,), ('data',)); got {self.mesh!r}")
+        for pattern, _ in self.rules:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"the rule {pattern!r} is not a valid regular expression: {error}") from error
         names = self.mesh.axis_names
         if unknown := [name for name in names if name not in AXES]:
             raise ValueError(f"the mesh has axes {unknown}; expected some of {', '.join(AXES)}")
@@ -88,7 +96,7 @@ class Layout:
     @classmethod
     def of(cls, mesh: "Mesh | Layout | None") -> "Layout | None":
         """The layout itself, or that of a mesh with the default rules."""
-        return cls(mesh) if isinstance(mesh, Mesh) else mesh
+        return mesh if mesh is None or isinstance(mesh, cls) else cls(mesh)
 
     @property
     def batch_axes(self) -> tuple[str, ...]:
@@ -139,8 +147,19 @@ class Layout:
         """The sharding of each array of a state, by the rules.
 
         Raises:
-            ValueError: if a rule does not fit an array.
+            ValueError: if a rule does not fit an array, or one that is not in `RULES` matches no array.
         """
+        names = [
+            jax.tree_util.keystr(path, simple=True, separator="/")
+            for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]
+        ]
+        default = [pattern for pattern, _ in RULES]
+        for pattern, _ in self.rules:
+            if pattern not in default and not any(re.search(pattern, name) for name in names):
+                raise ValueError(
+                    f"the rule {pattern!r} matches no array of the state: names are such as"
+                    f" {shortened(names, ', ', 3)}. Correct the rule, or leave it out"
+                )
 
         def sharding(path, x):
             name = jax.tree_util.keystr(path, simple=True, separator="/")

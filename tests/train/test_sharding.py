@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from benchmarks.mesh_tasks import CASES
-from densezoo.train import Layout, create_state, over_fsdp
+from densezoo.train import RULES, Layout, create_state, over_fsdp
 from densezoo.train.optimizer import make_optimizer
 
 MESHES = """
@@ -154,3 +154,14 @@ def test_rules_shard_the_longest_axis_or_what_users_choose(net, key, batch_of):
 def test_what_does_not_fit_a_mesh_is_said():
     with pytest.raises(ValueError, match=r"axes \['model'\]; expected some of data, fsdp, space"):
         Layout(jax.make_mesh((1,), ("model",)))
+
+
+def test_rules_that_match_nothing_or_are_no_expressions(net, key, batch_of):
+    mesh = jax.make_mesh((1,), ("data",))
+    layout = Layout(mesh, (("decoder/.*kernel", PartitionSpec()), *RULES))
+    with pytest.raises(
+        ValueError, match=r"the rule 'decoder/\.\*kernel' matches no array of the state: names are such"
+    ):
+        create_state(net(), make_optimizer(0.1, 2), key(), batch_of()["image"], mesh=layout)
+    with pytest.raises(ValueError, match=r"the rule 'head/\(' is not a valid regular expression: missing \)"):
+        Layout(mesh, (("head/(", PartitionSpec()),))
