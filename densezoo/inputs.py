@@ -1,9 +1,12 @@
 """The inputs that a model takes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+
+from densezoo.messages import shortened
 
 
 def example_inputs(model: nn.Module, images: Any, *, count: int = 1) -> tuple[Any, ...]:
@@ -32,3 +35,20 @@ def example_inputs(model: nn.Module, images: Any, *, count: int = 1) -> tuple[An
     images = jax.ShapeDtypeStruct(images.shape, images.dtype)
     method = getattr(model, "example_inputs", None)
     return (images,) * count if method is None else tuple(method(images))
+
+
+def check_collections(variables: Any) -> None:
+    """Refuses parameters alone in place of a model's variables.
+
+    Raises:
+        TypeError: if the variables are not a dictionary.
+        ValueError: if they have no `params`.
+    """
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"expected the model's variables, a dictionary of params; got a {type(variables).__name__}")
+    if variables and "params" not in variables:  # a model without parameters has no variables
+        raise ValueError(
+            "expected the model's variables, a dictionary of params and other collections; got one of"
+            f" {shortened(sorted(variables), ', ', 4)}. Pass {{'params': params, ...}} or state.variables, as"
+            " model.init returns them, and not their params alone"
+        )

@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 
 from densezoo.data import _tiff
 from densezoo.data._pixels import ORIENTATION, Unsupported, check_size, orient, seen_size, widen
-from densezoo.messages import option
+from densezoo.messages import is_argument, option
 
 # For every Image.open: Pillow detects formats by content, not by suffix, and would run Ghostscript for hidden EPS.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
@@ -261,9 +261,13 @@ def convert_channels(image: np.ndarray, channels: int | None, path: pathlib.Path
     if channels == 1 and present in (3, 4):
         luminance = image[:, :, :3].astype(np.float32) @ _LUMA[:, None]
         return (np.rint(luminance) if image.dtype.kind in "iu" else luminance).astype(image.dtype)
+    if is_argument("channels"):
+        advice = f"Pass {option('channels', present)} or None, or convert the file."
+    else:  # the model has them
+        advice = f"Convert the file, or use a model of {present} channels."
     raise ValueError(
         f"{path}: {present} channels cannot become {channels}; the conversions are grey to 3, colour to 1, "
-        f"and alpha dropped. Pass {option('channels', present)} or None, or convert the file."
+        f"and alpha dropped. {advice}"
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence, Set
 from functools import partial
 
 from densezoo.data import _decode, _measured
-from densezoo.messages import shortened
+from densezoo.messages import counted, shortened
 
 _LAYOUT = (
     "Expected:\n"
@@ -76,10 +76,11 @@ def pair_files(
                 problems.append(f"{name}: {len(paths)} files named {stem}: {', '.join(path.name for path in paths)}")
     alone = [images[stem][0].name for stem in sorted(images.keys() - masks.keys())]
     if alone:
-        problems.append(f"{len(alone)} images without a {kind}: {shortened(alone, ', ', 10)}")
+        problems.append(f"{counted(len(alone), 'image', 'images')} without a {kind}: {shortened(alone, ', ', 10)}")
     alone = [masks[stem][0].name for stem in sorted(masks.keys() - images.keys())]
     if alone:
-        problems.append(f"{len(alone)} {maps} without an image: {shortened(alone, ', ', 10)}")
+        nouns = ("mask", "masks") if maps == "masks" else (f"file in {maps}", f"files in {maps}")
+        problems.append(f"{counted(len(alone), *nouns)} without an image: {shortened(alone, ', ', 10)}")
     if added := _added(images.keys(), masks.keys()):
         problems.append(f"the names in {maps} end with {added!r}: rename them to those of the images")
     skipped = [

@@ -13,7 +13,7 @@ import numpy as np
 
 from densezoo.data import _decode, _masks, _pairing
 from densezoo.extras import require
-from densezoo.messages import option, shortened
+from densezoo.messages import counted, option, shortened
 
 _CHANGED = {0: 0, 1: 1, 255: 1}
 
@@ -183,12 +183,13 @@ Paths = tuple[pathlib.Path, pathlib.Path, pathlib.Path]
 def _matched(root: pathlib.Path, folders: Sequence[str]) -> tuple[list[Paths], tuple[tuple[int, int], ...]]:
     """The files of each pair, and its size."""
     layout = "Expected:\n" + "\n".join(
-        f"  {root / folder}/NAME.{'png' if folder == folders[2] else 'jpg'}   {what}"
+        f"  {root / folder}/NAME.png   {what}"
         for folder, what in zip(folders, ("before", "after", "0 and 1, or 0 and 255: changed"), strict=True)
     )
     if missing := [str(root / folder) for folder in folders if not (root / folder).is_dir()]:
         below = sorted(path.parent.name for path in root.glob(f"*/{folders[0]}") if path.is_dir())
-        hint = f" Did you mean {root / below[0]}?" if below else f" {option('folders')} has other names for the three."
+        names = option("folders", "('before', 'after', 'labels')", typed="BEFORE AFTER LABELS")
+        hint = f" Did you mean {root / below[0]}?" if below else f" If they have other names, pass {names}."
         raise FileNotFoundError(f"{' and '.join(missing)}: no such folder.{hint} {layout}")
     suffixes = (_decode.IMAGE_SUFFIXES, _decode.IMAGE_SUFFIXES, _decode.MASK_SUFFIXES)
     listed: dict[str, Mapping[str, list[pathlib.Path]]] = {}
@@ -204,7 +205,9 @@ def _matched(root: pathlib.Path, folders: Sequence[str]) -> tuple[list[Paths], t
         raise ValueError(f"{root}: the folders contain no pictures. {layout}")
     for folder, files in listed.items():
         if lacking := [stem for stem in stems if stem not in files]:
-            problems.append(f"{folder} has no file for {len(lacking)} names: {shortened(lacking, ', ', 10)}")
+            problems.append(
+                f"{counted(len(lacking), 'file', 'files')} missing in {folder}: {shortened(lacking, ', ', 10)}"
+            )
     complete = [stem for stem in stems if all(stem in files for files in listed.values())]
     matched = [(*(listed[folder][stem][0] for folder in folders),) for stem in complete]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:  # hides the latency of network file systems

@@ -81,9 +81,15 @@ class DepthFolder:
 
         Raises:
             FileNotFoundError: if a folder is missing.
+            TypeError: if `depth_scale` is not a number.
             ValueError: if an argument is out of its range, whole numbers have no scale, or files have no partner or
                 differ in size. The message lists all of them.
         """
+        if depth_scale is not None and not isinstance(depth_scale, int | float | np.number):
+            raise TypeError(
+                f"depth_scale={depth_scale!r}; expected a factor to the unit of depth, such as 0.001 for millimetres to"
+                " metres."
+            )
         if depth_scale is not None and not (np.isfinite(depth_scale) and depth_scale > 0):
             raise ValueError(f"{option('depth_scale', depth_scale)}; expected a factor above 0.")
         if axes not in _SIGNS:

@@ -136,10 +136,12 @@ class Process:
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"{option('clip')} must be above 0, or None; got {self.clip}")
         if self.target == "epsilon" and (self.zero_terminal_snr or self.schedule == "flow"):
+            flow = self.schedule == "flow"
+            other, better = (("schedule", "flow"), "velocity") if flow else (("zero_terminal_snr", True), "v")
             raise ValueError(
-                "at the last time, an image is only noise, which says nothing about the image: the target 'epsilon'"
-                f" does not work with {'the schedule flow' if self.schedule == 'flow' else 'zero_terminal_snr'}; use"
-                " 'v', or 'velocity' for flow"
+                f"{option('target', 'epsilon')} does not work with {option(*other)}: at the last time, the input is"
+                " only noise, and a prediction of this noise tells nothing about the image. Use"
+                f" {option('target', better)}"
             )
         if self.zero_terminal_snr and self.schedule == "flow":
             raise ValueError("the schedule 'flow' always ends with only noise: leave out zero_terminal_snr")

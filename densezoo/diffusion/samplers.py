@@ -19,6 +19,7 @@ import numpy as np
 
 from densezoo.compiling import Jitted
 from densezoo.diffusion.processes import Process
+from densezoo.inputs import check_collections
 from densezoo.messages import option
 from densezoo.models.diffusion import check_labels
 from densezoo.ops.implementation import within_loop
@@ -162,8 +163,11 @@ class Sampler:
             h, w, c).
 
         Raises:
-            ValueError: if a label is beyond the classes, or arguments contradict each other.
+            TypeError: if the variables are not a dictionary.
+            ValueError: if the variables have no `params`, a label is beyond the classes, or arguments contradict each
+                other.
         """
+        check_collections(variables)
         if (shape is None) == (noise is None):
             raise ValueError("pass either the shape of the images, or the noise to start with")
         start_key, key = jax.random.split(key)

@@ -79,8 +79,15 @@ def test_messages_name_the_files(folder, tmp_path):
     with pytest.raises(ValueError, match=r"b\.npy: .*expected numbers"):
         DepthFolder(folder, depth_scale=1)
     (folder / "depth" / "b.npy").unlink()
-    with pytest.raises(ValueError, match=r"(?s)1 images without a map: b\.png.*png, tif, bmp or npy"):
+    with pytest.raises(ValueError, match=r"(?s)1 image without a map: b\.png.*png, tif, bmp or npy"):
         DepthFolder(folder, depth_scale=1)
+    (folder / "images" / "b.png").unlink()
+    write(folder / "depth" / "d.npy", np.ones((4, 6)))
+    write(folder / "depth" / "e.npy", np.ones((4, 6)))
+    with pytest.raises(ValueError, match=r"2 files in depth without an image: d\.npy, e\.npy"):
+        DepthFolder(folder, depth_scale=1)
+    with pytest.raises(TypeError, match=r"depth_scale='mm'; expected a factor"):
+        DepthFolder(folder, depth_scale="mm")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         DepthFolder(tmp_path / "none")
 

@@ -313,8 +313,8 @@ def test_all_problems_are_reported_at_once(folder):
         ImageMaskFolder(folder)
     message = str(error.value)
     assert "2 files named a: a.jpg, a.png" in message
-    assert "1 images without a mask: lonely.png" in message
-    assert "1 masks without an image: orphan.png" in message
+    assert "1 image without a mask: lonely.png" in message
+    assert "1 mask without an image: orphan.png" in message
     assert "lossy.jpg" in message
     assert re.search(
         r"b\.png is 6x8 .*, but its mask .*b\.png is 8x6, turned: has the image an EXIF orientation", message

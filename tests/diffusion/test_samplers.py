@@ -150,6 +150,8 @@ def test_bad_calls_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             sample({}, KEY, **arguments)
+    with pytest.raises(ValueError, match=r"expected the model's variables, .*not their params alone"):
+        sample({"conv_in": {}}, KEY, noise=NOISE)
     without = dz.create_model("diffusion_unet", features=(8,), layers=1)
     with pytest.raises(ValueError, match="null label"):
         make_sampler(without, Process(), steps=2)({}, KEY, (1, 8, 8, 1), labels=0, guidance=2.0)
