@@ -24,7 +24,8 @@ import densezoo as dz
 from densezoo import viz
 from densezoo.data import to_float
 from densezoo.inspect import effective_receptive_field, receptive_fields
-from densezoo.viz.receptive import extent, layer_name
+from densezoo.inspect.receptive import NOTE, extent
+from densezoo.viz.receptive import layer_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def main(arguments: Arguments) -> None:
     count = "1 picture" if arguments.images == 1 else f"{arguments.images} pictures"
     caption = (
         f"{source}, {arguments.size}x{arguments.size} pixels; effective: side of the square around the middle that"
-        f" holds {arguments.share:.0%} of the gradient, averaged over {count}"
+        f" holds {arguments.share:.0%} of the gradient, averaged over {count}. {NOTE}"
     )
     show(rows, shown, caption, arguments)
     figure = viz.receptive_fields(pictures[0], shown, effective, squares=squares)

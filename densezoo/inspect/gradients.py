@@ -12,6 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 
+from densezoo.inputs import check_collections
 from densezoo.inspect.walk import Path, as_reference, module_calls
 
 
@@ -99,7 +100,9 @@ def gradient_flow(
         The loss, and the layers that receive a gradient.
 
     Raises:
-        ValueError: if the loss is not a scalar, or does not depend on any layer of the model.
+        TypeError: if the variables are not a dictionary.
+        ValueError: if the variables have no `params`, the loss is not a scalar, or it does not depend on any layer of
+            the model.
 
     Paper:
         Veit et al., Residual Networks Behave Like Ensembles of Relatively Shallow Networks (2016), for the view of a
@@ -117,6 +120,7 @@ def gradient_flow(
         >>> deep.path_length > shallow.path_length
         True
     """
+    check_collections(variables)
     try:
         measure, order = _measurement(model, loss)
     except TypeError:  # a field that cannot be hashed, such as a list
@@ -133,7 +137,10 @@ def gradient_flow(
             relative = norm / max(float(np.linalg.norm(kernel)), np.finfo(np.float32).tiny)
             layers.append(LayerGradient(path, kernel.size, norm, relative, float((g * derivative).sum() / square)))
     if not layers:
-        raise ValueError("no layer received a gradient: does the loss call apply(...) and use its result?")
+        raise ValueError(
+            "no layer received a gradient: are the labels within the classes and not all ignored, and does the loss"
+            " call apply(...) and use its result?"
+        )
     return GradientFlow(float(value), tuple(layers))
 
 

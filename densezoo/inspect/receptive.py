@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from densezoo.inputs import example_inputs
+from densezoo.inputs import check_collections, example_inputs
 from densezoo.inspect.intervals import Reach, Value
 from densezoo.inspect.reach import run
 from densezoo.inspect.walk import Path, as_reference, module_calls
@@ -21,7 +21,7 @@ from densezoo.types import Pyramid
 
 @dataclasses.dataclass(frozen=True)
 class ReceptiveField:
-    """The part of the image that the middle position of a layer's output depends on.
+    """The part of the image that the middle position of a layer's output depends on. It ends at the image's border.
 
     Attributes:
         path: names of modules, from the outermost inwards; for an encoder's map, its number is the last name.
@@ -73,9 +73,20 @@ class ReceptiveFields:
         lines = [f"{'layer':<{width}}  {'output':<12}  receptive field"]
         lines.append("-" * len(lines[0]))
         for name, layer in zip(names, self.layers, strict=True):
-            output, field = ("x".join(map(str, numbers)) for numbers in (layer.shape[1:3], layer.size))
-            lines.append(f"{name:<{width}}  {output:<12}  {'the whole image' if layer.whole else field}")
-        return "\n".join([*lines, f"image: {'x'.join(map(str, self.image_shape[1:3]))}"])
+            output, field = "x".join(map(str, layer.shape[1:3])), extent(layer, self.image_shape[1:3])
+            lines.append(f"{name:<{width}}  {output:<12}  {field}")
+        size = "x".join(map(str, self.image_shape[1:3]))
+        return "\n".join([*lines, f"image: {size}. {NOTE}"])
+
+
+NOTE = "The receptive field is that of the output's middle, and is cut off at the border of the image."
+
+
+def extent(field: ReceptiveField, image_size: Sequence[int]) -> str:
+    """The size of a receptive field in words: height x width, or "the whole image"."""
+    if field.whole or field.size == tuple(image_size):
+        return "the whole image"
+    return "x".join(map(str, field.size))
 
 
 def receptive_fields(
@@ -85,7 +96,8 @@ def receptive_fields(
 
     The model is traced, and the rows and columns that each number depends on are followed through its operations:
     strides, dilation, pooling, resizing, skips. What no rule covers depends on everything, so a receptive field may be
-    smaller than stated, but never larger. Images that are smaller than the receptive field cut it off.
+    smaller than stated, but never larger. A receptive field is cut off at the border of the image: use a larger image
+    for the full size.
 
     Args:
         model: a model or encoder that takes images and returns maps.
@@ -93,6 +105,7 @@ def receptive_fields(
         depth: the number of nested levels to list.
 
     Raises:
+        TypeError: if the model is not a Flax module.
         ValueError: if the shape is not that of an image.
 
     Example:
@@ -102,11 +115,18 @@ def receptive_fields(
         >>> fields.layers[-1].size
         (212, 212)
     """
-    shape = tuple(image_shape)[-3:]
-    if len(image_shape) not in (3, 4) or min(shape) < 1:
-        raise ValueError(
-            f"image_shape must be (height, width, channels), with or without a leading batch axis; got {image_shape}"
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            "the model must be a Flax module, such as dz.create_encoder('resnet18') or dz.create_model('unet'); got"
+            f" {model!r}"
         )
+    if np.ndim(image_shape) != 1 or len(image_shape) not in (3, 4) or min(image_shape) < 1:
+        is_array = hasattr(image_shape, "shape")
+        got = f"an array of shape {image_shape.shape}" if is_array else repr(image_shape)  # pyright: ignore
+        raise ValueError(
+            f"image_shape must be (height, width, channels), with or without a leading batch axis; got {got}"
+        )
+    shape = tuple(map(int, image_shape))[-3:]
     inputs = example_inputs(model, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     names: dict[str, Path] = {}
 
@@ -183,7 +203,9 @@ def effective_receptive_field(
         Magnitudes of the size of an image that sum to 1; zeros if the output does not depend on the image.
 
     Raises:
-        ValueError: if the layer does not exist or has no map of shape (b, h, w, c), or the position is outside of it.
+        TypeError: if the variables are not a dictionary.
+        ValueError: if the variables have no `params`, the layer does not exist or has no map of shape (b, h, w, c), or
+            the position is outside of it.
 
     Paper:
         Luo et al., Understanding the Effective Receptive Field in Deep Convolutional Neural Networks (2016).
@@ -199,6 +221,7 @@ def effective_receptive_field(
         >>> field.shape, int((field > 0).sum())  # two 3x3 convolutions
         ((32, 32), 25)
     """
+    check_collections(variables)
     key = jax.random.key(0) if key is None else key
 
     def output(variables: Any, images: Any) -> Any:

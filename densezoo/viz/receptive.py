@@ -7,7 +7,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from densezoo.inspect.receptive import ReceptiveField
+from densezoo.inspect.receptive import ReceptiveField, extent
 from densezoo.viz.colors import to_rgb
 
 SHOWN = 0.999
@@ -23,7 +23,8 @@ def receptive_fields(
 ) -> Figure:
     """Draws what the middle of each layer can see (a frame) and what it uses (bright pixels) over a picture.
 
-    A title has the layer's name, its stride, and the size of its receptive field. Maps of an encoder are called
+    A title has the layer's name, its stride, and the size of its receptive field, which is cut off at the border of
+    the image. Maps of an encoder are called
     levels, from fine to coarse.
 
     Args:
@@ -83,15 +84,3 @@ def layer_name(field: ReceptiveField) -> str:
     if field.path and field.path[-1].isdigit():
         return " ".join([*field.path[:-1], "level", field.path[-1]])
     return field.name or "output"
-
-
-def extent(field: ReceptiveField, image_size: Sequence[int]) -> str:
-    """The size of a receptive field in words.
-
-    A field that covers the image from border to border is either that of the middle only, or that of every position.
-    """
-    if field.whole:
-        return "the whole image, at every position"
-    if field.size == tuple(image_size):
-        return "the whole image, in the middle"
-    return "x".join(map(str, field.size))

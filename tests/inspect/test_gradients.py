@@ -72,5 +72,7 @@ def test_loss_that_does_not_use_the_model():
     variables = model.init(jax.random.key(0), batch["image"])
     with pytest.raises(ValueError, match="no layer received a gradient"):
         gradient_flow(model, variables, batch, lambda apply, batch, key: jnp.zeros(()))
+    with pytest.raises(ValueError, match=r"expected the model's variables, .*got one of .*not their params alone"):
+        gradient_flow(model, variables["params"], batch, lambda apply, batch, key: jnp.zeros(()))
     with pytest.raises(ValueError, match="must be a scalar"):
         gradient_flow(model, variables, batch, lambda apply, batch, key: apply(batch["image"]))

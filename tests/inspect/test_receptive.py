@@ -87,5 +87,17 @@ def test_bad_input():
         effective_receptive_field(encoder, variables, images, "block7")
     with pytest.raises(ValueError, match=r"position \(16, 0\) is outside of block0, which is 16x16"):
         effective_receptive_field(encoder, variables, images, "block0", position=(16, 0))
-    with pytest.raises(ValueError, match="image_shape must be"):
-        receptive_fields(encoder, (16, 16))
+    for shape, got in (((16, 16), r"\(16, 16\)"), (48, "48"), (images, r"an array of shape \(1, 16, 16, 3\)")):
+        with pytest.raises(ValueError, match=f"image_shape must be .*; got {got}$"):
+            receptive_fields(encoder, shape)
+    with pytest.raises(TypeError, match=r"must be a Flax module, .*; got 'resnet18'"):
+        receptive_fields("resnet18")
+    with pytest.raises(ValueError, match="expected the model's variables"):
+        effective_receptive_field(encoder, variables["params"], images)
+
+
+def test_a_field_as_large_as_the_image_is_the_whole_image():
+    fields = receptive_fields(dz.PlainEncoder((4, 8)), (12, 12, 3))
+    assert not fields["block1"].whole and fields["block1"].size == (12, 12)  # only in the middle
+    *_, last, note = str(fields).splitlines()
+    assert last.endswith("the whole image") and note.endswith("cut off at the border of the image.")

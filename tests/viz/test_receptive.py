@@ -1,8 +1,8 @@
 import numpy as np
 
 from densezoo import viz
-from densezoo.inspect.receptive import ReceptiveField
-from densezoo.viz.receptive import extent, layer_name
+from densezoo.inspect.receptive import ReceptiveField, extent
+from densezoo.viz.receptive import layer_name
 
 
 def field(path, rows, columns, whole=False):
@@ -14,10 +14,9 @@ def test_names_and_extents():
     assert layer_name(field(("encoder", "3"), (0, 1), (0, 1))) == "encoder level 3"
     assert layer_name(field(("block0", "conv1"), (0, 1), (0, 1))) == "block0/conv1"
     assert layer_name(field((), (0, 1), (0, 1))) == "output"
-    # A middle that sees everything is told apart from a map whose every position does.
     assert extent(field(("0",), (2, 4), (1, 5)), (8, 8)) == "3x5"
-    assert extent(field(("0",), (0, 7), (0, 7)), (8, 8)) == "the whole image, in the middle"
-    assert extent(field(("0",), (0, 7), (0, 7), whole=True), (8, 8)) == "the whole image, at every position"
+    assert extent(field(("0",), (0, 7), (0, 7)), (8, 8)) == "the whole image"
+    assert extent(field(("0",), (0, 7), (0, 7), whole=True), (8, 8)) == "the whole image"
 
 
 def test_squares_are_drawn_around_their_middle():
