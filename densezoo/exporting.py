@@ -69,8 +69,9 @@ def export(
         Instead of objects such as `Detections`, it returns dictionaries with the same names.
 
     Raises:
-        TypeError: if the model and the variables are swapped.
-        ValueError: if the variables belong to another model, or if the model needs a fixed size or batch.
+        TypeError: if the model and the variables are swapped, or `outputs` is not a function.
+        ValueError: if the variables belong to another model, if the model needs a fixed size or batch, or if these are
+            not whole numbers of at least 1.
         ModuleNotFoundError: if `flatbuffers`, which `jax.export` needs to write files, is not installed.
 
     Example:
@@ -85,12 +86,25 @@ def export(
     """
     if path is not None:
         require("flatbuffers")
+    check_shape(size, batch)
     program = Program(model, variables, preprocessing, outputs, method)
     exporter = jax.export.export(jax.jit(program.run), platforms=tuple(platforms))
     exported = program.traced(lambda inputs: exporter(*inputs), size, batch, image_dtype)
     if path is not None:
         replace(os.fspath(path), lambda temporary: temporary.write_bytes(exported.serialize()))
     return exported
+
+
+def check_shape(size: Any, batch: Any) -> None:
+    """Raises a ValueError if a size or a number of images is invalid."""
+    if size is not None and not (isinstance(size, tuple | list) and len(size) == 2 and all(map(_is_count, size))):
+        raise ValueError(f"{option('size')} must be (height, width) in pixels, or None; got {size!r}")
+    if batch is not None and not _is_count(batch):
+        raise ValueError(f"{option('batch')} must be a number of images, at least 1, or None; got {batch!r}")
+
+
+def _is_count(number: Any) -> bool:
+    return isinstance(number, int | np.integer) and number >= 1
 
 
 class Program:
@@ -108,6 +122,11 @@ class Program:
             raise ValueError(
                 "the preprocessing resizes images, which an exported program does not: resize them before, and pass"
                 " dataclasses.replace(preprocessing, shortest=None, longest=None, size=None)"
+            )
+        if outputs is not None and not callable(outputs):
+            raise TypeError(
+                f"{option('outputs')} must be a function of the model's outputs, such as task.predict for classes, or"
+                f" None; got {outputs!r}"
             )
         self.model, self._preprocessing, self._outputs = model, preprocessing, outputs
         self.method = inference_method(model) if method is None else method
@@ -165,13 +184,22 @@ class Program:
             size_text, batch_text = option("size", "(height, width)", typed="HEIGHT WIDTH"), option("batch", "NUMBER")
             missing = {size_text: size, batch_text: batch}
             advice = [argument for argument, value in missing.items() if value is None]
-            if not advice:
+            if not advice or self._fails_alike(error, size, batch, dtype):
                 raise
             reason = str(error).strip().split("\n")[0]
             raise ValueError(
                 f"{type(self.model).__name__} cannot be exported for any"
                 f" {'size' if size is None else 'number of images'}: pass {advice[0]} ({reason})"
             ) from error
+
+    def _fails_alike(self, error: Exception, size: Size | None, batch: int | None, dtype: Dtype | None) -> bool:
+        """Whether the program also fails with this error for a fixed shape: then symbolic shapes are not its cause."""
+        step = 2 * max(getattr(getattr(self.model, "encoder", self.model), "reductions", (32,)))
+        try:
+            jax.eval_shape(self.run, *self.inputs(size or (step, step), batch or 2, dtype))
+        except Exception as other:
+            return type(other) is type(error) and str(other) == str(error)
+        return False
 
     def _prepared(self, pixels: Any) -> Float[Array, "b h w c"]:
         """Pixels as `Preprocessing.prepare` converts them, normalised."""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densezoo.exporting import Program
+from densezoo.exporting import Program, check_shape
 from densezoo.extras import require
 from densezoo.files import replace
 from densezoo.inference import Method
@@ -63,9 +63,9 @@ def export_onnx(
         The largest difference between the outputs of onnxruntime and of JAX, relative to the largest output.
 
     Raises:
-        TypeError: if the model and the variables are swapped.
-        ValueError: if the variables belong to another model, if jax2onnx or onnxruntime lacks an operation of the
-            model, or if the outputs differ. Nothing is written then.
+        TypeError: if the model and the variables are swapped, or `outputs` is not a function.
+        ValueError: if the variables belong to another model, if `size` or `batch` is invalid, if jax2onnx or
+            onnxruntime lacks an operation of the model, or if the outputs differ. Nothing is written then.
         ModuleNotFoundError: if jax2onnx or onnxruntime is not installed: `pip install "densezoo[onnx]"`.
 
     Example:
@@ -74,6 +74,7 @@ def export_onnx(
     """
     require("onnxruntime")
     require("jax2onnx")
+    check_shape(size, batch)
     program = Program(model, variables, preprocessing, outputs, method)
     given = [_example(x, seed) for seed, x in enumerate(program.inputs(size, batch or 2, image_dtype))]
     expected = [np.asarray(x) for x in jax.tree.leaves(jax.jit(program.run)(*given))]

@@ -11,6 +11,7 @@ import pytest
 
 import densezoo as dz
 from benchmarks.sharding import CASES
+from densezoo.exporting import Program
 
 TASK = dz.tasks.Segmentation(num_classes=3)
 PREPROCESSING = dz.Preprocessing(channels=1, mean=(0.4,), std=(0.2,))
@@ -99,6 +100,33 @@ def test_errors_say_what_to_pass(unet):
         dz.export(*unet, preprocessing=dataclasses.replace(PREPROCESSING, shortest=32))
     with pytest.raises(TypeError, match="the model comes first"):
         dz.export(unet[1], unet[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"size": 64}, ValueError, r"size must be \(height, width\) in pixels, or None; got 64"),
+        ({"size": (64, 0)}, ValueError, r"size must be .*; got \(64, 0\)"),
+        ({"size": (8, 8), "batch": "2"}, ValueError, r"batch must be a number of images, .*; got '2'"),
+        ({"size": (8, 8), "outputs": "classes"}, TypeError, r"outputs must be a function .*; got 'classes'"),
+    ],
+)
+def test_wrong_arguments_are_named(unet, tmp_path, monkeypatch, options, error, message):
+    monkeypatch.setattr("densezoo.exporting_onnx.require", lambda name: None)
+    for export in (dz.export, dz.export_onnx):
+        with pytest.raises(error, match=message):
+            export(*unet, tmp_path / "model", **options)
+
+
+def test_only_errors_of_symbolic_shapes_ask_for_a_shape(unet):
+    def trace(outputs):
+        program = Program(*unet, None, outputs, None)
+        program.traced(lambda inputs: jax.eval_shape(program.run, *inputs), None, None, None)
+
+    with pytest.raises(KeyError, match="masks"):
+        trace(lambda logits: {"logits": logits}["masks"])
+    with pytest.raises(ValueError, match="cannot be exported for any size: pass size"):
+        trace(lambda logits: jnp.zeros(int(logits.shape[1])))
 
 
 def test_onnx_is_checked_before_it_is_written(unet, tmp_path):
