@@ -143,7 +143,12 @@ def endings(task: Any, probabilities: bool) -> list[str]:
     if isinstance(task, Depth | Normals) and not probabilities:
         return [".npy", "_view.png"]
     if not isinstance(task, Segmentation) or len(task.inputs) > 1:
-        advice = "omit --probabilities" if probabilities else "detect.py is for detectors"
+        if isinstance(task, Depth | Normals):
+            advice = "omit --probabilities"
+        elif len(task.inputs) > 1:
+            advice = "in Python, dz.load_predictor(model)(before, after) predicts from two pictures"
+        else:
+            advice = "use detect.py for detectors"
         raise ValueError(f"this model is for {type(task).__name__}, and --model must be one of segmentation: {advice}")
     masks = [f"_{name.replace('/', '_')}.png" for name in task.names] if task.multilabel else [".png", "_overlay.png"]
     return [*masks, *(["_probabilities.npz"] if probabilities else [])]

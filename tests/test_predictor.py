@@ -264,3 +264,36 @@ def test_what_is_kept_of_sizes_is_bounded(with_statistics, monkeypatch):
     for picture in pictures:
         predict(picture)
     assert len(predict._shared._layouts) == 2 and predict._shared._kept <= 2.5 * one
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_integers_of_unknown_range_are_refused(with_statistics, dtype):
+    predict = small_predictor(with_statistics)
+    (picture,) = pictures_of([(16, 16)])
+    with pytest.raises(ValueError, match=rf"{np.dtype(dtype)} pixels, whose range is unknown: .*uint8"):
+        predict(picture.astype(dtype))
+    known = dz.Preprocessing(value_range=(0, 255))
+    np.testing.assert_allclose(known.prepare(picture.astype(dtype)), picture / np.float32(255), rtol=1e-6)
+    assert dz.Preprocessing().prepare(picture.astype(np.uint32)).dtype == np.float32  # TIFF files, with their `bits`
+
+
+def test_paths_are_not_pictures(with_statistics, tmp_path):
+    predict = small_predictor(with_statistics)
+    for path in ("geo.tif", tmp_path / "geo.tif"):
+        for function in (predict, predict.tiled, lambda path: predict.batch([path])):
+            with pytest.raises(TypeError, match=r"got the path '.*geo\.tif': read it with dz\.data\.read_image"):
+                function(path)
+    with pytest.raises(TypeError, match=r"got the path 'geo\.tif'"):
+        dz.predict_tiled(None, {}, "geo.tif")
+
+
+def test_batches_and_tiles_are_of_one_image():
+    model = dz.create_model("siamese_unet", dz.PlainEncoder((2, 2)), 2)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *[jnp.zeros((1, 8, 8, 3))] * 2)
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    predict = dz.Predictor(dz.tasks.ChangeDetection(), model, variables)
+    picture = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(TypeError, match=r"batch is for tasks of one image, and ChangeDetection takes 2 images"):
+        predict.batch([picture])
+    with pytest.raises(TypeError, match=r"tiled is for .*: call predict\(image_before, image_after\) instead"):
+        predict.tiled(picture)

@@ -17,7 +17,7 @@ from densezoo.inference import compile
 from densezoo.inspect.windows import GlobalOperations, Misfit
 from densezoo.messages import option
 from densezoo.predictor.programs import SIDES, Programs, Shared
-from densezoo.preprocessing import Preprocessing
+from densezoo.preprocessing import Preprocessing, refuse_path
 from densezoo.tiling import OnTile, Stages, Tiling
 from densezoo.tiling.turns import turns
 from densezoo.types import Detections, Size
@@ -130,8 +130,8 @@ class Predictor:
                 `data.read_image` gives it.
 
         Raises:
-            TypeError: if the number of images is wrong.
-            ValueError: if an image's shape or number of channels is wrong, or the images differ in size.
+            TypeError: if the number of images is wrong, or an image is a path.
+            ValueError: if an image's shape, number of channels or type is wrong, or the images differ in size.
         """
         return self._run("predict", pictures)
 
@@ -149,6 +149,7 @@ class Predictor:
             TypeError: if the task needs several images.
             ValueError: if an image's shape or number of channels is wrong, or `size` is below 1.
         """
+        self._check_one_image("batch")
         if size < 1:
             raise ValueError(f"{option('size')} must be at least 1, got {size}")
         for picture in pictures:  # before any of them is computed
@@ -160,7 +161,7 @@ class Predictor:
         for indices in by_shape.values():
             chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
             for chunk in chunks:
-                together = size > 1 and len(chunk) == size and self._max_programs is None and len(self.task.inputs) == 1
+                together = size > 1 and len(chunk) == size and self._max_programs is None
                 for part in [chunk] if together else [[index] for index in chunk]:
                     found = self._run_all("predict", [(pictures[index],) for index in part])
                     for index, result in zip(part, found, strict=True):
@@ -192,12 +193,16 @@ class Predictor:
             on_tile: called after each tile with the number of pixels that are computed, and of all pixels.
 
         Raises:
-            TypeError: if the task needs several images, or is not one of maps.
+            TypeError: if the task needs several images, or is not one of maps, or the picture is a path.
             ValueError: as `predict_tiled`.
             AttributeError: if there are to be probabilities, and the task has none.
         """
-        if len(self.task.inputs) != 1 or hasattr(self.task, "method"):
-            raise TypeError(f"{type(self.task).__name__} cannot be predicted by tiles")
+        self._check_one_image("tiled")
+        if hasattr(self.task, "method"):
+            raise TypeError(
+                f"{type(self.task).__name__} has no maps of the picture's size, which tiles need: use predict(picture)"
+            )
+        refuse_path(picture)
         if augment is not False and not isinstance(self.task, tasks.Segmentation):
             raise ValueError(f"{option('augment')} is for segmentation, and the task is {type(self.task).__name__}")
         if probabilities:
@@ -288,6 +293,13 @@ class Predictor:
     def _check_probabilities(self) -> None:
         if not hasattr(self.task, "probabilities"):
             raise AttributeError(f"{type(self.task).__name__} has no probabilities")
+
+    def _check_one_image(self, name: str) -> None:
+        if (count := len(self.task.inputs)) != 1:
+            raise TypeError(
+                f"{name} is for tasks of one image, and {type(self.task).__name__} takes {count} images"
+                f" ({', '.join(self.task.inputs)}): call predict({', '.join(self.task.inputs)}) instead"
+            )
 
     def _run(self, name: str, pictures: Sequence[np.ndarray]) -> Any:
         return self._run_all(name, [pictures])[0]

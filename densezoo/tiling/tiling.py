@@ -13,7 +13,7 @@ from densezoo import metrics
 from densezoo.inference import compile
 from densezoo.inspect.windows import GlobalOperations
 from densezoo.messages import option, shortened
-from densezoo.preprocessing import Preprocessing
+from densezoo.preprocessing import Preprocessing, refuse_path
 from densezoo.tiling.blended import blended
 from densezoo.tiling.tiles import Picture, exactly, whole
 from densezoo.tiling.turns import turns
@@ -101,7 +101,7 @@ def predict_tiled(
         ValueError: if `max_pixels` is less than the receptive field needs; if the model has global operations, which
             are named; if the preprocessing resizes pictures; if `out` has another shape, or a dtype that cannot hold
             the result; or if shapes or options are invalid.
-        TypeError: if the image has integers and there is no preprocessing.
+        TypeError: if the image has integers and there is no preprocessing, or is a path.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np
@@ -118,6 +118,7 @@ def predict_tiled(
     References:
         Isensee et al., nnU-Net, 2021 (for `blend`). https://arxiv.org/abs/1904.08128
     """
+    refuse_path(image)
     tiling = Tiling(
         model,
         variables,

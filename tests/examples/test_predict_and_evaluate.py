@@ -15,6 +15,7 @@ import tifffile
 from PIL import Image
 
 import densezoo as dz
+from densezoo.messages import as_flags
 from densezoo.tasks import Segmentation
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
@@ -115,6 +116,21 @@ def test_folders_that_cannot_be_predicted_say_why(tmp_path, model, same_predicto
     with pytest.raises(ValueError, match=r"would write the same mask: .*a\.png"):
         run(folder / "sub")
     assert not (tmp_path / "out").exists()
+
+
+def test_models_and_pictures_of_other_kinds_have_their_own_advice(tmp_path):
+    with pytest.raises(ValueError, match=r"for ChangeDetection, .*load_predictor\(model\)\(before, after\) predicts"):
+        predict.endings(dz.tasks.ChangeDetection(), False)
+    with pytest.raises(ValueError, match=r"for Depth, .*omit --probabilities"):
+        predict.endings(dz.tasks.Depth(), True)
+    picture(tmp_path / "a.png")
+    with (
+        as_flags({"model": "--model"}),
+        pytest.raises(ValueError, match=r"dropped\. Convert the file, or use a model of"),
+    ):
+        dz.data.read_image(tmp_path / "a.png", channels=4)
+    with pytest.raises(ValueError, match=r"dropped\. Pass channels=1 or None"):
+        dz.data.read_image(tmp_path / "a.png", channels=4)
 
 
 @pytest.fixture
