@@ -100,14 +100,17 @@ def _converted(program: Program, form: str, inputs: tuple[jax.ShapeDtypeStruct, 
     input_names = program.names[: len(inputs)]
     output_names = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
     with _quiet():
-        model = require("jax2onnx").to_onnx(
-            lambda *arrays: _distinct(flat(*arrays)),
-            list(inputs),
-            model_name=type(program.model).__name__,
-            input_names=input_names,
-            # An autoencoder takes and returns images, but ONNX needs different names.
-            output_names=[f"{name}_out" if name in input_names else name for name in output_names],
-        )
+        try:
+            model = require("jax2onnx").to_onnx(
+                lambda *arrays: _distinct(flat(*arrays)),
+                list(inputs),
+                model_name=type(program.model).__name__,
+                input_names=input_names,
+                # An autoencoder takes and returns images, but ONNX needs different names.
+                output_names=[f"{name}_out" if name in input_names else name for name in output_names],
+            )
+        except Exception as error:  # its errors share no other class
+            raise NotImplementedError(f"jax2onnx cannot convert it: {error}") from error
     return model.SerializeToString()
 
 
