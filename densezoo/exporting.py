@@ -104,7 +104,7 @@ def check_shape(size: Any, batch: Any) -> None:
 
 
 def _is_count(number: Any) -> bool:
-    return isinstance(number, int | np.integer) and number >= 1
+    return isinstance(number, int | np.integer) and int(number) >= 1
 
 
 class Program:

@@ -115,11 +115,7 @@ def receptive_fields(
         >>> fields.layers[-1].size
         (212, 212)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            "the model must be a Flax module, such as dz.create_encoder('resnet18') or dz.create_model('unet'); got"
-            f" {model!r}"
-        )
+    _check_module(model)
     if np.ndim(image_shape) != 1 or len(image_shape) not in (3, 4) or min(image_shape) < 1:
         is_array = hasattr(image_shape, "shape")
         got = f"an array of shape {image_shape.shape}" if is_array else repr(image_shape)  # pyright: ignore
@@ -154,6 +150,14 @@ def receptive_fields(
         (output, vertical, all_rows), (_, horizontal, all_columns) = rows[name], columns[name]
         layers.append(ReceptiveField(names[name], output, vertical, horizontal, all_rows and all_columns))
     return ReceptiveFields(tuple(layers), (1, *shape))
+
+
+def _check_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            "the model must be a Flax module, such as dz.create_encoder('resnet18') or dz.create_model('unet'); got"
+            f" {model!r}"
+        )
 
 
 Span = tuple[tuple[int, ...], tuple[int, int], bool]
@@ -203,7 +207,7 @@ def effective_receptive_field(
         Magnitudes of the size of an image that sum to 1; zeros if the output does not depend on the image.
 
     Raises:
-        TypeError: if the variables are not a dictionary.
+        TypeError: if the model is not a Flax module, or the variables are not a dictionary.
         ValueError: if the variables have no `params`, the layer does not exist or has no map of shape (b, h, w, c), or
             the position is outside of it.
 
@@ -221,6 +225,7 @@ def effective_receptive_field(
         >>> field.shape, int((field > 0).sum())  # two 3x3 convolutions
         ((32, 32), 25)
     """
+    _check_module(model)
     check_collections(variables)
     key = jax.random.key(0) if key is None else key
 

@@ -96,7 +96,7 @@ class Layout:
     @classmethod
     def of(cls, mesh: "Mesh | Layout | None") -> "Layout | None":
         """The layout itself, or that of a mesh with the default rules."""
-        return mesh if mesh is None or isinstance(mesh, cls) else cls(mesh)
+        return mesh if mesh is None or isinstance(mesh, Layout) else cls(mesh)
 
     @property
     def batch_axes(self) -> tuple[str, ...]:
