@@ -45,6 +45,9 @@ TITLES = {
     "densezoo.inspect": "Inspection",
     "densezoo.types": "Types",
     "densezoo": "The zoo, inference and files",
+    # All of their public names are those of densezoo, so that they get no page.
+    "densezoo.predictor": "Prediction",
+    "densezoo.tiling": "Prediction by tiles",
 }
 
 

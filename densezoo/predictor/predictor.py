@@ -18,7 +18,7 @@ from densezoo.inspect.windows import GlobalOperations, Misfit
 from densezoo.messages import option
 from densezoo.predictor.programs import SIDES, Programs, Shared
 from densezoo.preprocessing import Preprocessing, refuse_path
-from densezoo.tiling import OnTile, Stages, Tiling
+from densezoo.tiling.tiling import OnTile, Stages, Tiling
 from densezoo.tiling.turns import turns
 from densezoo.types import Detections, Size
 
