@@ -2,11 +2,10 @@
 
 Usage: python -m benchmarks.tiling [--networks unet fpn] [--report]
 
-Networks have a small encoder. Times are of the second run, with everything compiled; those of tiles include tracing the
-model. Each number of memory is the peak of a process of its own, which writes the classes of a memory-mapped picture,
-without the pages of mapped files.
-Each finished measurement is a line of --out and not repeated. `--report` writes the tables of --docs and the picture
---plot from --out.
+Networks have a small encoder. Times are of the second run, with everything traced and compiled. Each number of memory
+is the peak of a process of its own, which writes the classes of a memory-mapped picture, without the pages of mapped
+files. Each finished measurement is a line of --out and not repeated. `--report` writes the tables of --docs and the
+picture --plot from --out.
 """
 
 import dataclasses
@@ -31,6 +30,7 @@ from benchmarks.record import append_line, markdown_table, read_lines, write_tex
 from benchmarks.report import with_parts
 from benchmarks.resident import resident_bytes
 from benchmarks.seeded import perturbed
+from densezoo.tiling.tiling import Tiling
 from densezoo.viz import save
 
 
@@ -49,7 +49,9 @@ class Arguments:
     whole_sides: tuple[int, ...] = (1000, 2000, 3000)
     """Sides of the pictures for peak memory of one pass."""
     classes: tuple[int, ...] = (2, 20, 100)
-    """Numbers of classes for peak memory, at the second side. The sides are measured with the first."""
+    """Numbers of classes for peak memory. The sides are measured with the first."""
+    classes_side: int = 2000
+    """Side of the pictures for the other numbers of classes."""
     probe: tuple[int, int] | None = None
     """Only measures this process: side and number of classes."""
     out: Path = Path("benchmarks/results/tiling.jsonl")
@@ -76,7 +78,7 @@ def main(arguments: Arguments) -> None:
     for name in arguments.networks:
         if not any(row.get("network") == name for row in rows) and (row := compare(name, arguments)) is not None:
             append_line(arguments.out, {"network": name} | row | {"jax": jax.__version__})
-    first, second = arguments.classes[0], arguments.sides[min(1, len(arguments.sides) - 1)]
+    first, second = arguments.classes[0], arguments.classes_side
     cases = [(side, first, True) for side in arguments.sides] + [(side, first, False) for side in arguments.whole_sides]
     cases += [(second, classes, tiles) for classes in arguments.classes[1:] for tiles in (True, False)]
     for side, classes, tiles in cases:
@@ -117,16 +119,19 @@ def compare(name: str, arguments: Arguments) -> dict[str, Any] | None:
     variables, megapixels = variables_of(model), math.prod(shape[:2]) / 1e6
     infer = dz.compile(model, variables)
 
-    def tiles() -> np.ndarray:
-        return dz.predict_tiled(model, variables, image, max_pixels=arguments.max_pixels)
-
     def one_pass() -> np.ndarray:
         return np.asarray(infer(jnp.asarray(image[None])))[0]
 
+    options: dict[str, Any] = {"reduce": "logits", "augment": False, "blend": False, "preprocessing": None}
     try:
-        logits = tiles()
+        tiling = Tiling(model, variables, shape, max_pixels=arguments.max_pixels, **options)
     except ValueError as error:
         return {"reason": str(error)[:300]}
+
+    def tiles() -> np.ndarray:
+        return tiling(image)
+
+    logits = tiles()
     expected, seconds = one_pass(), []
     for form in (one_pass, tiles):
         start = time.perf_counter()
