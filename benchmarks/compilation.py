@@ -90,7 +90,7 @@ def measure(name: str, encoder: str, remat: bool) -> dict[str, Any]:
         lambda key: dz.train.create_state(model, optimizer, key, jnp.zeros(IMAGES)), jax.random.key(0)
     )
     batch = {"image": images, "mask": jax.ShapeDtypeStruct(IMAGES[:3], jnp.int32)}
-    step = compile_apart(dz.train.make_train_step(Segmentation(1, ignore_index=None).loss), state, batch)
+    step = compile_apart(dz.train.make_train_step(Segmentation(CLASSES, ignore_index=None).loss), state, batch)
     return {
         "eval_shape": round(shapes, 2),
         "inference": [round(inference.trace_seconds, 2), round(inference.compile_seconds, 2)],

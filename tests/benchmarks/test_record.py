@@ -109,3 +109,7 @@ def test_a_row_is_one_line(tmp_path):
     path = record.write(tmp_path / "x.json", result([{"a": 1, "b": {"c": 2}}, {"a": 3}]))
     lines = path.read_text().splitlines()
     assert json.loads(lines[-4].strip().rstrip(",")) == {"a": 1, "b": {"c": 2}}
+
+
+def test_another_machine_of_a_kind_has_its_own_files():
+    assert record.file_stem("a", "float32", MACHINE | {"label": "May 2026"}).endswith("-may-2026")

@@ -54,17 +54,23 @@ def folders(tmp_path):
     ]
     write(results, result("upsampling", rows))
     rows = [
-        model_row("unet:a", "densezoo", 50.0, torch=0.5, torch_compile=0.8, openvino=1.2),
-        model_row("unet:a", "torch.compile", 62.5),
-        model_row("unet:a", "torch.compile, frozen", 60.0),
-        model_row("unet:a", "openvino", 41.7),
-        model_row("fpn:b", "densezoo", 20.0, torch_compile=0.2),
-        model_row("fpn:b", "torch.compile", 100.0),
-        {"model": "fpn:b", "mode": "inference", "shape": [4, 256, 256], "form": "openvino", "left_out": "no such op"},
+        model_row("unet:resnet34", "densezoo", 50.0, torch=0.5, torch_compile=0.8, openvino=1.2),
+        model_row("unet:resnet34", "torch.compile", 62.5),
+        model_row("unet:resnet34", "torch.compile, frozen", 60.0),
+        model_row("unet:resnet34", "openvino", 41.7),
+        model_row("fpn:resnet18", "densezoo", 20.0, torch_compile=0.2),
+        model_row("fpn:resnet18", "torch.compile", 100.0),
+        {
+            "model": "fpn:resnet18",
+            "mode": "inference",
+            "shape": [4, 256, 256],
+            "form": "openvino",
+            "left_out": "no such op",
+        },
     ]
     write(results, result("models", rows))
     rows = [
-        {"model": "unet:a", "mode": mode, "shape": [4, 256, 256], "form": form, "peak_bytes": mib * 2**20}
+        {"model": "unet:resnet34", "mode": mode, "shape": [4, 256, 256], "form": form, "peak_bytes": mib * 2**20}
         for mode, form, mib in (
             ("inference", "densezoo", 80),
             ("inference", "torch", 100),
@@ -103,11 +109,11 @@ def test_one_table_has_all_peers_with_the_mean_and_the_worst(folders):
     text = (folders[1] / "benchmarks.md").read_text()
     head = "| model | images | densezoo, ms | torch.compile, ms | openvino, ms | densezoo / torch.compile |"
     assert f"{head} densezoo / the fastest |" in text
-    assert "| unet:a | 4x256x256 | 50 | 60 | 41.7 | 0.80 | 1.20 |" in text  # the faster of torch.compile's two
-    assert "| fpn:b | 4x256x256 | 20 | 100 | - | 0.20 | 0.20 |" in text
+    assert "| unet:resnet34 | 4x256x256 | 50 | 60 | 41.7 | 0.80 | 1.20 |" in text  # the faster of torch.compile's two
+    assert "| fpn:resnet18 | 4x256x256 | 20 | 100 | - | 0.20 | 0.20 |" in text
     assert "| geometric mean |  |  |  |  | 0.40 | 0.49 |" in text and "| worst |  |  |  |  | 0.80 | 1.20 |" in text
-    assert "- fpn:b 4x256x256, openvino: no such op" in text
-    assert "| training | unet:a | 4x256x256 | 300 | 200 | 240 | 1.50 |" in text
+    assert "- fpn:resnet18 4x256x256, openvino: no such op" in text
+    assert "| training | unet:resnet34 | 4x256x256 | 300 | 200 | 240 | 1.50 |" in text
 
 
 def test_goals_say_what_was_reached_and_where(folders):
