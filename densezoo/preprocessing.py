@@ -177,6 +177,11 @@ class Preprocessing:
         return _Prepared(source, self)
 
 
+def centred(channels: int) -> Preprocessing:
+    """The preprocessing that maps integers, and floats from 0 to 1, to -1..1."""
+    return Preprocessing(channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+
+
 def refuse_path(picture: Any) -> None:
     """Raises a TypeError if a picture is the path of a file."""
     if isinstance(picture, str | os.PathLike):

@@ -256,6 +256,11 @@ class Progress(Generic[T]):
         self._tenths = tenths
 
 
+def tile_options(arguments: Any, progress: Progress) -> dict[str, Any]:
+    """The options of `Predictor.tiled` that scripts have."""
+    return {"max_pixels": arguments.max_pixels, "blend": arguments.blend, "on_tile": progress.on_tile}
+
+
 def tiled(predict: dz.Predictor, picture: Any, max_pixels: int) -> bool:
     """Whether a picture is computed by tiles. One that is resized becomes small enough for one pass."""
     return math.prod(picture.shape[:2]) > max_pixels and not predict.preprocessing.resizes

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import Progress, command_line, parse_labels, tiled
+from common import Progress, command_line, parse_labels, tile_options, tiled
 
 import densezoo as dz
 from densezoo import metrics, viz
@@ -137,8 +137,7 @@ def computed(predict: dz.Predictor, image: Any, arguments: Arguments, progress: 
     """The prediction, by tiles for a large image."""
     if not tiled(predict, image, arguments.max_pixels):
         return predict(image)
-    options = {"max_pixels": arguments.max_pixels, "blend": arguments.blend, "on_tile": progress.on_tile}
-    return predict.tiled(image, out=out, **options)
+    return predict.tiled(image, out=out, **tile_options(arguments, progress))
 
 
 def evaluate_maps(arguments: Arguments, predict: dz.Predictor) -> None:

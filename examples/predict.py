@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Progress, command_line, tiled
+from common import Progress, command_line, tile_options, tiled
 
 import densezoo as dz
 from densezoo import viz
@@ -187,8 +187,7 @@ def write_by_windows(
 
     def fill(temporary: Path) -> None:
         mask = picture.create_like(temporary, dtype)
-        options = {"max_pixels": arguments.max_pixels, "blend": arguments.blend, "on_tile": progress.on_tile}
-        predict.tiled(picture, out=mask, **options)
+        predict.tiled(picture, out=mask, **tile_options(arguments, progress))
         mask.flush()  # pyright: ignore[reportAttributeAccessIssue]
 
     try:
@@ -207,8 +206,7 @@ def compute(
 ) -> Any:
     """The prediction or the probabilities, by tiles for a large picture."""
     if tiled(predict, picture, arguments.max_pixels):
-        options = {"max_pixels": arguments.max_pixels, "blend": arguments.blend, "on_tile": progress.on_tile}
-        return predict.tiled(picture, probabilities=probabilities, **options)
+        return predict.tiled(picture, probabilities=probabilities, **tile_options(arguments, progress))
     return predict.probabilities(picture) if probabilities else predict(picture)
 
 

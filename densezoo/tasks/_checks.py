@@ -31,6 +31,15 @@ def check_inputs(task: Any, model: Any) -> None:
     )
 
 
+def check_channels(task: Any, outputs: Any) -> None:
+    """Raises a ValueError if a model's output does not have `task.num_classes` channels."""
+    if outputs.shape[-1] != task.num_classes:
+        raise ValueError(
+            f"{type(task).__name__} needs a model with num_classes={task.num_classes}, and this one has"
+            f" {outputs.shape[-1]} output channels"
+        )
+
+
 def spread(source: Any, count: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Reads at most `count` samples of a source, evenly spread, with their indices."""
     for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)) if len(source) else ():

@@ -12,7 +12,7 @@ from densezoo import metrics
 from densezoo.data import transforms
 from densezoo.messages import option
 from densezoo.models import Reconstruction
-from densezoo.preprocessing import Preprocessing
+from densezoo.preprocessing import Preprocessing, centred
 
 if TYPE_CHECKING:
     from densezoo.train.recipe import Recipe
@@ -61,7 +61,7 @@ class Autoencoding:
 
     def default_preprocessing(self, channels: int) -> Preprocessing:
         """The preprocessing of `train` if none is given: maps integers, and floats from 0 to 1, to -1..1."""
-        return Preprocessing(channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+        return centred(channels)
 
     def loss(
         self, apply: Callable[..., Any], batch: Mapping[str, Any], key: Any

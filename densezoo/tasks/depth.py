@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from densezoo import losses, metrics, ops
 from densezoo.messages import option
 from densezoo.tasks._augment import augmentation
-from densezoo.tasks._checks import check_inputs, spread
+from densezoo.tasks._checks import check_channels, check_inputs, spread
 
 if TYPE_CHECKING:
     from densezoo.train.recipe import Recipe
@@ -264,9 +264,5 @@ def _target(task: Depth | Normals, batch: Mapping[str, Any]) -> Any:
 
 def _channels(task: Depth | Normals, outputs: Any) -> Any:
     """The outputs in float32."""
-    if outputs.shape[-1] != task.num_classes:
-        raise ValueError(
-            f"{type(task).__name__} needs a model with num_classes={task.num_classes}, and this one has"
-            f" {outputs.shape[-1]} output channels"
-        )
+    check_channels(task, outputs)
     return outputs.astype(jnp.float32)

@@ -16,7 +16,8 @@ from densezoo.data import transforms
 from densezoo.diffusion import Process, Sampler, make_sampler
 from densezoo.diffusion.processes import over_pixels
 from densezoo.messages import option
-from densezoo.preprocessing import Preprocessing
+from densezoo.preprocessing import Preprocessing, centred
+from densezoo.tasks._checks import spread
 
 if TYPE_CHECKING:
     from densezoo.train.recipe import Recipe
@@ -100,7 +101,7 @@ class Diffusion:
 
     def default_preprocessing(self, channels: int) -> Preprocessing:
         """The preprocessing of `train` if none is given: maps integers, and floats from 0 to 1, to -1..1."""
-        return Preprocessing(channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+        return centred(channels)
 
     def sampler(self, model: Any, **options: Any) -> Sampler:
         """A function that samples images; the options are those of `diffusion.make_sampler`."""
@@ -136,8 +137,8 @@ class Diffusion:
                 stacklevel=2,
             )
         for source in sources if self.num_classes > 1 else ():
-            for index in np.unique(np.linspace(0, len(source) - 1, 256).astype(int)):
-                label = source[int(index)].get("label")
+            for index, sample in spread(source, 256):
+                label = sample.get("label")
                 if label is not None and np.ndim(label) == 0 and not 0 <= label < self.num_classes:
                     raise ValueError(
                         f"sample {index} has the label {label}; the {self.num_classes} classes of the task have labels"

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Integer
 from densezoo import losses, metrics
 from densezoo.messages import option
 from densezoo.tasks._augment import augmentation
-from densezoo.tasks._checks import check_inputs, spread
+from densezoo.tasks._checks import check_channels, check_inputs, spread
 
 if TYPE_CHECKING:
     from densezoo.train.recipe import Recipe
@@ -195,11 +195,7 @@ class Segmentation:
     def _outputs(self, apply: Callable[..., Any], batch: Mapping[str, Any]) -> Any:
         outputs = apply(*(batch[name] for name in self.inputs))
         for logits in outputs if isinstance(outputs, tuple) else (outputs,):
-            if logits.shape[-1] != self.num_classes:
-                raise ValueError(
-                    f"{type(self).__name__} needs a model with num_classes={self.num_classes}, and this one has"
-                    f" {logits.shape[-1]} output channels"
-                )
+            check_channels(self, logits)
         return outputs
 
     def _mask(self, batch: Mapping[str, Any]) -> Any:

@@ -8,11 +8,10 @@ import numpy as np
 
 from densezoo.compiling import Jitted
 from densezoo.messages import option
+from densezoo.tiling.tiles import GRID
 from densezoo.tiling.turns import Turn, averaged
 from densezoo.types import Size
 
-GRID = 32
-"""Sides of tiles are multiples of this, or those of the picture."""
 STEP = 0.5
 """Distance of tiles, in tiles."""
 SIGMA = 1 / 8

@@ -161,19 +161,19 @@ class Tiling:
 
         stages, ways, self._preprocessing = _stages(reduce), turns(augment), preprocessing
         self._shape, average = shape, len(ways) > 1
+        activate = stages.averaged if average else stages.direct
         logits = _logits(outputs, (1, *shape), type(model).__name__)
         try:
             if math.prod(size) <= max_pixels:
-                self._tiles = whole(outputs, ways, stages.averaged if average else stages.direct)
+                self._tiles = whole(outputs, ways, activate)
             else:
-                activate = stages.averaged if average else stages.direct
                 self._tiles = exactly(outputs, shape, max_pixels, ways, activate)
         except GlobalOperations as error:
             if not blend:
                 raise ValueError(_reason(type(model).__name__, error.names, size)) from error
-            average = True
-            self._tiles = blended(outputs, size, max_pixels, ways, stages.averaged)
-        found: Any = jax.eval_shape(stages.averaged if average else stages.direct, logits)
+            average, activate = True, stages.averaged
+            self._tiles = blended(outputs, size, max_pixels, ways, activate)
+        found: Any = jax.eval_shape(activate, logits)
         if getattr(found, "shape", ())[:3] != (1, *size):
             raise ValueError(f"{option('reduce')} must return (1, {size[0]}, {size[1]}, ...) for logits {logits.shape}")
         if average and not jnp.issubdtype(found.dtype, jnp.floating):

@@ -171,7 +171,7 @@ def train(
         >>> "mean_iou" in history[-1]["scores"]
         True
     """
-    _check_arguments(task, train_source)
+    channels = _channels_of(task, train_source)
     recipe = Recipe() if recipe is None else recipe
     layout = Layout.of(mesh)
     if layout is not None:
@@ -184,8 +184,7 @@ def train(
         from densezoo.tasks import describe
 
         describe(task)  # raises an error now instead of when the first model file is saved
-    channels = train_source[0][task.inputs[0]].shape[-1]
-    preprocessing = _default_preprocessing(task, train_source) if preprocessing is None else preprocessing
+    preprocessing = _default_preprocessing(task, channels) if preprocessing is None else preprocessing
     image = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.crop, channels), jnp.float32)
     schedule = one_cycle(recipe.learning_rate, recipe.steps)
     optimizer = make_optimizer(schedule, recipe.steps, weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm)
@@ -259,11 +258,11 @@ def evaluator(
     Returns:
         A function `evaluate(state)` for `fit`.
     """
+    there = source[0]
     if preprocessing is None:
-        preprocessing = _default_preprocessing(task, source)
+        preprocessing = _default_preprocessing(task, there[task.inputs[0]].shape[-1])
     step = make_eval_step(task.measure)
     normalize = jax.jit(preprocessing.normalize())
-    there = source[0]
     layout = Layout.of(mesh)
     batches = eval_batches(
         preprocessing.view(source),
@@ -283,8 +282,8 @@ def evaluator(
     return evaluate
 
 
-def _check_arguments(task: Any, source: Source) -> None:
-    """Refuses a model in place of the task, and a source of other images than the task's."""
+def _channels_of(task: Any, source: Source) -> int:
+    """The images' number of channels; refuses a model in place of the task, and a source of other images."""
     if isinstance(task, nn.Module) or not hasattr(task, "inputs"):
         hint = "; the model is the second" if isinstance(task, nn.Module) else ""
         raise TypeError(
@@ -297,10 +296,11 @@ def _check_arguments(task: Any, source: Source) -> None:
             f"{type(task).__name__} needs samples with {', '.join(task.fields)}; those of the source have"
             f" {', '.join(sample)}, and no {', '.join(missing)}: is the source for another task?"
         )
+    return sample[task.inputs[0]].shape[-1]
 
 
-def _default_preprocessing(task: Any, source: Source) -> Preprocessing:
-    return getattr(task, "default_preprocessing", Preprocessing)(source[0][task.inputs[0]].shape[-1])
+def _default_preprocessing(task: Any, channels: int) -> Preprocessing:
+    return getattr(task, "default_preprocessing", Preprocessing)(channels)
 
 
 def _resize_of(preprocessing: Preprocessing) -> ResizeTo | None:
