@@ -80,6 +80,24 @@ def compilations():
     return counting
 
 
+class Recorder:
+    """An array that notes how much of it is read at once."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.largest = array, array.shape, 0
+
+    def __getitem__(self, index):
+        part = self.array[index]
+        self.largest = max(self.largest, part.shape[0] * part.shape[1])
+        return part
+
+
+@pytest.fixture(scope="session")
+def recorder():
+    """A class that wraps an array and notes how much of it is read at once."""
+    return Recorder
+
+
 @pytest.fixture(scope="session")
 def with_statistics():
     """Variables of a model with nontrivial norms: random scales, biases, means and variances."""

@@ -49,19 +49,7 @@ def test_tiles_equal_one_pass(name, variables_of, compilations):
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
 
 
-class Recorder:
-    """An array that notes how much of it is read at once."""
-
-    def __init__(self, array):
-        self.array, self.shape, self.largest = array, array.shape, 0
-
-    def __getitem__(self, index):
-        part = self.array[index]
-        self.largest = max(self.largest, part.shape[0] * part.shape[1])
-        return part
-
-
-def test_memory_maps_and_classes(tmp_path, variables_of):
+def test_memory_maps_and_classes(tmp_path, variables_of, recorder):
     name = "unet nearest"
     image = np.memmap(tmp_path / "image", np.uint8, "w+", shape=(*SIZE, 3))
     image[:] = np.random.default_rng(0).integers(0, 256, image.shape)
@@ -69,7 +57,7 @@ def test_memory_maps_and_classes(tmp_path, variables_of):
     normalized = (np.asarray(image, np.float32) / 255 - preprocessing.mean) / preprocessing.std
     logits = jax.jit(MODELS[name].apply)(variables_of(name), normalized.astype(np.float32)[None])[0]
     mask = np.memmap(tmp_path / "mask", np.uint8, "w+", shape=SIZE)
-    reader = Recorder(image)
+    reader = recorder(image)
     predict = functools.partial(dz.predict_tiled, MODELS[name], variables_of(name), max_pixels=6500)
     assert predict(reader, reduce="classes", out=mask, preprocessing=preprocessing) is mask
     assert 0 < reader.largest <= 6500 < image.shape[0] * image.shape[1]

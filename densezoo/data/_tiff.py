@@ -16,7 +16,7 @@ from densezoo.data._pixels import ORIENTATION, Unsupported, check_size, orient, 
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAX_PAGES = 10_000
-_MIN_IS_WHITE, _RGB, _PALETTE, _YCBCR = 0, 2, 3, 6
+_MIN_IS_WHITE, GREY, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 _COLOUR_SPACES = {
     5: "CMYK",
     6: "YCbCr",
@@ -97,7 +97,7 @@ def _first_series(path: pathlib.Path, limited: bool = True) -> Iterator[tuple[An
             raise ValueError(f"its shape is {series.shape}")
         row, column, channel = _layout(series.shape, series.axes)
         samples = math.prod(series.shape)
-        if page.photometric == _PALETTE:
+        if page.photometric == PALETTE:
             samples *= 3
         # A tile is always decoded whole, even if the picture covers only a part of it.
         samples = max(samples, math.prod(page.tile or ()) * page.samplesperpixel)
@@ -148,9 +148,9 @@ def decode(path: pathlib.Path, indices: bool) -> np.ndarray:
     """
     with _first_series(path) as (series, page, (row, column, channel)):
         space = _COLOUR_SPACES.get(int(page.photometric or 0))
-        if space and not (page.photometric == _YCBCR and page.compression in JPEG):
+        if space and not (page.photometric == YCBCR and page.compression in JPEG):
             raise Unsupported(f"its colours are {space}: save it as RGB or grey.")
-        coloured, interleaved = page.photometric in (_RGB, _YCBCR), page.planarconfig == 1
+        coloured, interleaved = page.photometric in (RGB, YCBCR), page.planarconfig == 1
         if page.compression in JPEG and page.samplesperpixel > 2 and coloured != interleaved:
             # tifffile misinterprets the colours of such JPEGs
             raise Unsupported("its JPEG compression of several channels is not supported: save it with another one.")
@@ -164,7 +164,7 @@ def decode(path: pathlib.Path, indices: bool) -> np.ndarray:
             array = array.copy()  # the series' own array may be read-only
             grey = array[:, :, :1] if page.samplesperpixel > 1 else array  # without alpha and other bands
             np.subtract(np.uint8(2**bits - 1), grey, out=grey)
-        if not indices and page.photometric == _PALETTE:
+        if not indices and page.photometric == PALETTE:
             if array.ndim == 3:
                 raise Unsupported(f"it has a palette and {array.shape[2]} channels: save it as RGB.")
             array = (np.asarray(page.colormap).T >> 8).astype(np.uint8)[array]

@@ -12,11 +12,10 @@ from PIL import Image
 
 from densezoo.data._decode import convert_channels, scale_bits
 from densezoo.data._pixels import ORIENTATION, Unsupported, check_size
-from densezoo.data._tiff import JPEG, check_pages
+from densezoo.data._tiff import GREY, JPEG, PALETTE, RGB, YCBCR, check_pages
 
 _GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)
 """Tags of GeoTIFF: pixel scale, tie points, transformation, and the coordinate system's keys, numbers and texts."""
-_GREY, _RGB, _PALETTE, _YCBCR = 1, 2, 3, 6
 _KEPT = 1 << 28
 """Bytes of decoded strips and tiles that are kept, because neighbouring windows read them again."""
 
@@ -203,11 +202,11 @@ def _unsupported(file: Any, page: Any, indices: bool) -> str | None:
     dtype, photometric, jpeg = page.dtype, page.photometric, page.compression in JPEG
     if dtype is None or dtype.kind not in "uif" or page.bitspersample not in (8, 16, 32, 64):
         return f"its samples have {page.bitspersample} bits"
-    if photometric == _YCBCR and jpeg:
-        photometric = _RGB  # the decoder converts it
-    if photometric not in (_GREY, _RGB, *((_PALETTE,) if indices else ())):
+    if photometric == YCBCR and jpeg:
+        photometric = RGB  # the decoder converts it
+    if photometric not in (GREY, RGB, *((PALETTE,) if indices else ())):
         return f"its colours are {getattr(page.photometric, 'name', page.photometric)}, neither grey nor RGB"
-    if jpeg and page.samplesperpixel > 2 and (photometric == _RGB) != (page.planarconfig == 1):
+    if jpeg and page.samplesperpixel > 2 and (photometric == RGB) != (page.planarconfig == 1):
         return "it has JPEG compression of several channels"  # whose colours tifffile misinterprets
     if ORIENTATION in page.tags and page.tags[ORIENTATION].value != 1:
         return "its first row is not on top"

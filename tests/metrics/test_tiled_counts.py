@@ -40,19 +40,7 @@ def test_more_pixels_than_32_bits_count():
     assert parts(tiled.counts + tiled.counts)[0] == [10 * 2**32, 0]
 
 
-class Recorder:
-    """An array that notes how much of it is read at once."""
-
-    def __init__(self, array):
-        self.array, self.shape, self.largest = array, array.shape, 0
-
-    def __getitem__(self, index):
-        part = self.array[index]
-        self.largest = max(self.largest, part.shape[0] * part.shape[1])
-        return part
-
-
-def test_a_prediction_by_tiles_is_counted(tmp_path):
+def test_a_prediction_by_tiles_is_counted(tmp_path, recorder):
     model = dz.create_model("unet", dz.PlainEncoder((4, 8)), 3)
     image = np.random.default_rng(0).normal(size=(75, 101, 3)).astype(np.float32)
     variables = jax.jit(model.init)(jax.random.key(0), image[None])
@@ -61,7 +49,7 @@ def test_a_prediction_by_tiles_is_counted(tmp_path):
     predictions = dz.predict_tiled(model, variables, image, reduce="classes")
     expected = metrics.confusion_counts(jnp.asarray(predictions), jnp.asarray(labels), num_classes=3)
     with open_tiff(tmp_path / "labels.tif") as windows:
-        for given in (labels, Recorder(labels), windows):
+        for given in (labels, recorder(labels), windows):
             counts = metrics.TiledCounts(given, num_classes=3)
             found = dz.predict_tiled(model, variables, image, reduce="classes", max_pixels=6500, out=counts)
             assert found is counts and parts(counts.counts) == parts(expected)
