@@ -58,6 +58,7 @@ class SCSE(nn.Module):
         return x * channels + x * nn.sigmoid(Conv(1, 1, name="pixels", **fields)(x))
 
 
+@jax.named_scope("attend")
 def attend(
     query: Float[Array, "b q h d"],
     key: Float[Array, "b k h d"],

@@ -26,6 +26,7 @@ class Node:
         known: its value, if it depends on no input. Axes along which it is constant have a stride of 0.
         axes: the axes along which the rows and the columns of the image lie; None where no input is involved.
         number: its position among the arrays of the program.
+        varies: for each axis, whether its length depends on the size of the image, where that was found out.
     """
 
     shape: tuple[int, ...]
@@ -33,6 +34,7 @@ class Node:
     known: np.ndarray | None = None
     axes: tuple[int, int] | None = None
     number: int = -1
+    varies: tuple[bool, ...] = ()
 
 
 @dataclasses.dataclass(eq=False)

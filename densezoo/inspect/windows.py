@@ -15,22 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densezoo.inspect.flat import Flat, Node, flatten
+from densezoo.inspect.flat import Flat, Node
 from densezoo.inspect.local import NotLocal, Window, along, axes_of, cut
+from densezoo.inspect.matching import GlobalOperations, Misfit, Packed, match, module_of, trace
 from densezoo.inspect.neighbours import RULES
-from densezoo.ops import implementation
-
-
-class GlobalOperations(ValueError):
-    """A model has operations that read the whole image.
-
-    Attributes:
-        names: the modules that have them.
-    """
-
-    def __init__(self, names: Sequence[str]):
-        super().__init__(", ".join(names))
-        self.names = tuple(names)
 
 
 def traced(function: Callable[[Any], Any], shape: tuple[int, ...]) -> Flat:
@@ -39,9 +27,7 @@ def traced(function: Callable[[Any], Any], shape: tuple[int, ...]) -> Flat:
     Raises:
         GlobalOperations: if an operation has no rule, which is so for those that mix distant pixels.
     """
-    with implementation("reference"):
-        program = jax.make_jaxpr(lambda images: function(images))(jax.ShapeDtypeStruct(shape, jnp.float32))
-    flat = flatten(program)
+    flat = trace(function, shape)
     flat.inputs[0].axes = (1, 2)
     lost: set[Node] = set()
     names: dict[str, None] = {}
@@ -54,7 +40,7 @@ def traced(function: Callable[[Any], Any], shape: tuple[int, ...]) -> Flat:
             axes = RULES[step.name].axes(step)
         except NotLocal:
             if not lost & set(step.inputs):
-                names[_module(step.scopes) or step.name] = None
+                names[module_of(step.scopes) or step.name] = None
             lost |= set(step.outputs)
             continue
         for node, places in zip(step.outputs, axes, strict=True):
@@ -64,12 +50,6 @@ def traced(function: Callable[[Any], Any], shape: tuple[int, ...]) -> Flat:
     if flat.output.axes != (1, 2) or flat.output.shape[1:3] != shape[1:3]:
         raise GlobalOperations([f"its output of shape {flat.output.shape}"])
     return flat
-
-
-def _module(scopes: Sequence[str]) -> str:
-    """The path of the module that an operation belongs to."""
-    names = [name for name in scopes if name.isidentifier()]
-    return "/".join(names[1:])
 
 
 class Plan:
@@ -96,8 +76,8 @@ class Plan:
         template: "Plan | None" = None,
         shared: bool = False,
     ):
-        if template is not None:
-            _match(flat, template.flat)
+        if template is not None and match(flat, template.flat):
+            raise Misfit
         self.flat, self.tile = flat, tile
         self._template, self._shared = template, shared or template is not None
         self.windows: list[dict[Node, Window]] = [{}, {}]
@@ -107,7 +87,7 @@ class Plan:
         self._tables: list[dict[str, np.ndarray]] = [{}, {}]
         for k in (0, 1):
             self._follow(k, np.asarray(origins[k]))
-        self.packed = [_Packed(tables) for tables in self._tables]
+        self.packed = [Packed(tables) for tables in self._tables]
         # The program is that of the template, which reads these numbers instead of its own.
         if template is not None and not (
             self.parts == template.parts
@@ -254,63 +234,3 @@ class Plan:
 
 SLACK = 2
 """Positions by which a resize's windows are longer than necessary in a template, since its steps depend on the size."""
-
-
-class Misfit(Exception):
-    """An image that the template's program cannot compute."""
-
-
-def _match(flat: Flat, other: Flat) -> None:
-    """Numbers the steps and arrays of a program like those of another one, for an image of another size.
-
-    An odd side may be cut after an upsampling, which has no counterpart if the other side is even.
-    """
-    theirs = iter(other.steps)
-    expected = next(theirs, None)
-    for step in flat.steps:
-        if expected is not None and (step.name, len(step.outputs)) == (expected.name, len(expected.outputs)):
-            if [node.number for node in step.inputs] != [node.number for node in expected.inputs]:
-                raise Misfit
-            step.number = expected.number
-            for ours, node in zip(step.outputs, expected.outputs, strict=True):
-                ours.number = node.number
-            expected = next(theirs, None)
-        elif step.name == "slice" and not any(step.equation.params["start_indices"]):
-            step.number, step.outputs[0].number = -1, step.inputs[0].number
-        else:
-            raise Misfit
-    if expected is not None:
-        raise Misfit
-
-
-class _Packed:
-    """Tables of all tiles as one vector for each dtype, because a call takes longer with many arguments."""
-
-    def __init__(self, tables: dict[str, np.ndarray]):
-        self._places: dict[str, tuple[str, int, tuple[int, ...]]] = {}
-        vectors: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-        ends: dict[str, int] = collections.defaultdict(int)
-        for name, table in tables.items():
-            dtype = table.dtype.name
-            self._places[name] = dtype, ends[dtype], table.shape[1:]
-            vectors[dtype].append(table.reshape(len(table), -1))
-            ends[dtype] += vectors[dtype][-1].shape[1]
-        self._vectors = {dtype: np.concatenate(parts, 1) for dtype, parts in vectors.items()}
-
-    @property
-    def layout(self) -> Any:
-        return tuple(self._places.items())
-
-    @property
-    def nbytes(self) -> int:
-        return sum(vector.nbytes for vector in self._vectors.values())
-
-    def of(self, tile: int) -> dict[str, np.ndarray]:
-        return {dtype: vector[tile] for dtype, vector in self._vectors.items()}
-
-    def unpacked(self, vectors: Any) -> dict[str, Any]:
-        found = {}
-        for name, (dtype, start, shape) in self._places.items():
-            size = int(np.prod(shape, dtype=int))
-            found[name] = vectors[dtype][start : start + size].reshape(shape)
-        return found

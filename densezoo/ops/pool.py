@@ -151,14 +151,7 @@ def max_pool_with_indices(
         >>> float(y[0, 0, 0, 0]), int(index[0, 0, 0, 0])
         (5.0, 1)
     """
-    check_maps(x, floating=False)
-    stride = window if stride is None else stride
-    check_whole(1, window=window, stride=stride)
-    check_whole(0, padding=padding)
-    if window > 11 or padding > window // 2:
-        raise ValueError(f"window must be 1 to 11 and padding at most half of it; got {window=} {padding=}")
-    if any(side + 2 * padding < window for side in x.shape[1:3]):
-        raise ValueError(f"a {window}x{window} window does not fit into shape {x.shape} with padding {padding}")
+    stride = _checked(x, window, stride, padding)
     if chosen() == "reference":
         return per_device(lambda x: reference.max_pool_with_indices(x, window, stride, padding), x)
     shape = x.shape
@@ -189,7 +182,23 @@ def max_pool(
         >>> max_pool(jnp.zeros((1, 7, 7, 3)), 3, 2, 1).shape
         (1, 4, 4, 3)
     """
+    stride = _checked(x, window, stride, padding)
+    if chosen() == "reference":
+        return per_device(lambda x: reference.max_pool(x, window, stride, padding), x)
     return max_pool_with_indices(x, window, stride, padding)[0]
+
+
+def _checked(x: Any, window: int, stride: int | None, padding: int) -> int:
+    """The stride, with all arguments checked."""
+    check_maps(x, floating=False)
+    stride = window if stride is None else stride
+    check_whole(1, window=window, stride=stride)
+    check_whole(0, padding=padding)
+    if window > 11 or padding > window // 2:
+        raise ValueError(f"window must be 1 to 11 and padding at most half of it; got {window=} {padding=}")
+    if any(side + 2 * padding < window for side in x.shape[1:3]):
+        raise ValueError(f"a {window}x{window} window does not fit into shape {x.shape} with padding {padding}")
+    return stride
 
 
 def max_unpool(

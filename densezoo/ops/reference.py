@@ -90,6 +90,13 @@ def pixel_shuffle(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b h2
     return x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, height * factor, width * factor, -1)
 
 
+def max_pool(x: Shaped[Array, "b h w c"], window: int, stride: int, padding: int) -> Shaped[Array, "b h2 w2 c"]:
+    """Takes the maximum of every window."""
+    lowest = np.asarray(-np.inf if jnp.issubdtype(x.dtype, jnp.floating) else np.iinfo(x.dtype).min, x.dtype)
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, window, window, 1), (1, stride, stride, 1), pads)
+
+
 def max_pool_with_indices(
     x: Shaped[Array, "b h w c"], window: int, stride: int, padding: int
 ) -> tuple[Shaped[Array, "b h2 w2 c"], Int8[Array, "b h2 w2 c"]]:

@@ -14,9 +14,9 @@ import numpy as np
 
 from densezoo import tasks
 from densezoo.inference import compile
-from densezoo.inspect.windows import GlobalOperations, Misfit
+from densezoo.inspect.matching import Misfit
 from densezoo.messages import option
-from densezoo.predictor.programs import SIDES, Programs, Shared
+from densezoo.predictor.programs import SIDES, Programs, Shared, is_alone_in_window, window_of
 from densezoo.preprocessing import Preprocessing, refuse_path
 from densezoo.tiling.tiling import OnTile, Stages, Tiling
 from densezoo.tiling.turns import turns
@@ -114,8 +114,12 @@ class Predictor:
         self._tilings: collections.OrderedDict[Any, Tiling] = collections.OrderedDict()
         self._lock = threading.Lock()
         if max_programs is not None and method is None:
-            with contextlib.suppress(GlobalOperations):
-                self._shared = Shared(stacked, len(task.inputs) * self.preprocessing.channels, self._programs)
+            self._shared = Shared(stacked, len(task.inputs) * self.preprocessing.channels, self._programs)
+        self._in_windows = (
+            max_programs is not None
+            and method is not None
+            and is_alone_in_window(outputs, len(task.inputs), self.preprocessing.channels)
+        )
 
     @property
     def compiled(self) -> int:
@@ -265,8 +269,8 @@ class Predictor:
 
     def _warm_up_shared(self, name: str) -> None:
         """Compiles all shared programs, for images as the model sees them."""
-        sides = (*SIDES, SIDES[-1] + 1)
-        if self._shared is None:
+        sides = list(SIDES) if self._in_windows else [] if self._shared is None else self._shared.sides()
+        if not sides:
             raise ValueError(
                 "there are no shared programs, so that each size has its own: pass the sizes (height, width) to compile"
             )
@@ -322,16 +326,20 @@ class Predictor:
         if self._shared is not None and len(samples) == 1:
             with contextlib.suppress(Misfit):
                 return self._shared(name, finish, np.concatenate(samples[0], -1))[None]
-        images = [np.stack(inputs) for inputs in zip(*samples, strict=True)]
+        window = window_of(size) if self._in_windows else size
+        padding = [(0, 0), *((0, whole - side) for side, whole in zip(size, window, strict=True)), (0, 0)]
+        images = [np.pad(np.stack(inputs), padding) for inputs in zip(*samples, strict=True)]
         sizes = np.array([size] * len(samples), np.int32)
         with self._lock:
             new = len(self._own) < MANY and (name, images[0].shape) not in self._own
             if new:
                 self._own.add((name, images[0].shape))
-            warns = self._max_programs is not None and new and len(self._own) == MANY
+            warns = self._max_programs is not None and not self._in_windows and new and len(self._own) == MANY
         found = self._programs(
             (name, images[0].shape), lambda images, sizes: finish(self._outputs(images, sizes)), images, sizes
         )
+        if self._in_windows:
+            found = jax.tree.map(lambda x: x[:, : size[0], : size[1]] if x.shape[1:3] == window else x, found)
         if warns:
             warnings.warn(
                 f"{type(self._model).__name__} needs a program for each size of image, and {MANY} were compiled:"

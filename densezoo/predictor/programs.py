@@ -1,6 +1,7 @@
-"""One program for pictures of many sizes, with the numbers of a program for each size."""
+"""A few programs for pictures of many sizes, with the numbers of a program for each size."""
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import threading
@@ -11,12 +12,18 @@ import jax
 import numpy as np
 
 from densezoo.compiling import Jitted
-from densezoo.inspect.windows import GlobalOperations, Misfit, Plan, traced
+from densezoo.inspect import walk
+from densezoo.inspect.corner import Corner
+from densezoo.inspect.matching import GlobalOperations, Misfit, trace
+from densezoo.inspect.windows import Plan, traced
 from densezoo.tiling.tiles import Picture
 from densezoo.types import Size
 
 SIDES = (256, 512, 1024)
-"""Sides of the squares into which pictures are put. Larger pictures are computed by tiles."""
+"""Sides of the squares into which pictures are put."""
+PARTS = ((0.75, 0.5), (0.675, 0.543), (0.523, 0.805))
+"""Sizes of smaller images, as parts of a window, that show which numbers of its program depend on the size."""
+TILES = "tiles"
 TILE = 512
 KEPT = 1 << 26
 """Bytes of numbers of picture sizes that are remembered: about 1,000 sizes of up to 1024 pixels a side."""
@@ -62,6 +69,40 @@ class _Program:
         self.jitted, self.lock, self.ready = Jitted(function), threading.Lock(), False
 
 
+def window_of(size: Size) -> Size:
+    """The window into which a picture is put: a square, or multiples of half the largest one for larger pictures."""
+    if max(size) <= SIDES[-1]:
+        side = next(side for side in SIDES if max(size) <= side)
+        return side, side
+    step = SIDES[-1] // 2
+    return -(-size[0] // step) * step, -(-size[1] // step) * step
+
+
+def is_alone_in_window(outputs: Callable[..., Any], count: int, channels: int) -> bool:
+    """Whether a detector that is given the sizes of padded pictures has the same results as without the padding.
+
+    So it is for networks of densezoo's modules without attention: see `dz.detect`.
+
+    Args:
+        outputs: (images, sizes) -> any results.
+        count: number of images.
+        channels: of each image.
+    """
+    known = True
+
+    def visit(module: Any, call: Any, args: Any, kwargs: Any) -> Any:
+        nonlocal known
+        known = known and type(module).__module__.startswith(("densezoo.", "flax."))
+        return call(*args, **kwargs)
+
+    images = [jax.ShapeDtypeStruct((1, SIDES[0], SIDES[0], channels), np.float32)] * count
+    try:
+        program = walk.traced(outputs, images, jax.ShapeDtypeStruct((1, 2), np.int32), visit=visit)
+    except (TypeError, ValueError):  # a model for images of one size
+        return False
+    return known and not any("attend" in step.scopes for step in walk.walk(program))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Layout:
     """How a picture of a size is computed: a template's key, and for each tile its origin, source and numbers.
@@ -77,22 +118,20 @@ class _Layout:
 class Shared:
     """Computes pictures of all sizes with one program for each of a few sizes of windows.
 
+    A picture lies in the corner of a window. Larger pictures are computed by tiles if the network allows it.
+
     Args:
         outputs: images -> maps of the images' size.
         channels: of the images.
         programs: where programs are kept.
-
-    Raises:
-        GlobalOperations: if the model has operations that read the whole image.
     """
 
     def __init__(self, outputs: Callable[[jax.Array], jax.Array], channels: int, programs: Programs):
         self._outputs, self._channels, self._programs = outputs, channels, programs
-        self._templates: dict[Any, Plan] = {}
+        self._templates: dict[Any, Corner | Plan | None] = {}
         self._layouts: collections.OrderedDict[Size, _Layout] = collections.OrderedDict()
         self._kept = 0  # bytes
         self._lock, self._tracing = threading.Lock(), threading.Lock()
-        traced(outputs, (1, SIDES[0], SIDES[0], channels))  # raises if that cannot be
 
     def __call__(self, name: str, finish: Callable[[Any], Any], picture: np.ndarray) -> np.ndarray:
         """The result of `finish(outputs(picture))`, where `finish` treats every pixel separately.
@@ -100,7 +139,7 @@ class Shared:
         Args:
             name: of `finish`; part of the programs' keys.
             finish: applied to maps.
-            picture: (h, w, channels) float32.
+            picture: (h, w, c) float32.
 
         Raises:
             Misfit: if a picture of this size needs a program of its own.
@@ -109,12 +148,13 @@ class Shared:
         layout = self._known(size)
         if not layout.tiles:
             raise Misfit
-        plan = self._templates[layout.key]
+        template = self._templates[layout.key]
+        assert template is not None
         pixels, result = Picture(picture), None
         for (row, column), source, numbers in layout.tiles:
             tile = self._programs(
                 (name, layout.key),
-                lambda image, numbers: finish(plan.run(image, numbers)),
+                lambda image, numbers: finish(template.run(image, numbers)),
                 pixels.part(source)[None],
                 numbers,
             )
@@ -131,10 +171,7 @@ class Shared:
         if (layout := self._stored(size)) is None:
             with self._tracing:
                 if (layout := self._stored(size)) is None:  # no other thread traced it meanwhile
-                    try:
-                        layout = self._layout(size)
-                    except Misfit:
-                        layout = _Layout(None, ())
+                    layout = self._layout(size)
                     with self._lock:
                         self._layouts[size] = layout
                         self._kept += layout.nbytes
@@ -148,29 +185,49 @@ class Shared:
                 self._layouts.move_to_end(size)
             return self._layouts.get(size)
 
+    def sides(self) -> list[int]:
+        """Sides of square pictures, one for each program."""
+        squares = [side for side in SIDES if self._template((side, side)) is not None]
+        return squares if self._template(TILES) is None else [*squares, SIDES[-1] + 1]
+
     def _layout(self, size: Size) -> _Layout:
-        side = next((side for side in SIDES if max(size) <= side), None)
-        try:
-            if side not in self._templates:
-                self._templates[side] = self._template(side)
-            flat = self._traced(size)
-        except GlobalOperations as error:  # in a picture of very few pixels, axes cannot be told apart
-            raise Misfit from error
-        template = self._templates[side]
+        for key in [window_of(size)] if max(size) <= SIDES[-1] else [TILES, window_of(size)]:
+            template = self._template(key)
+            with contextlib.suppress(Misfit, GlobalOperations):  # axes of very few pixels cannot be told apart
+                if isinstance(template, Plan):
+                    return self._in_tiles(size, template)
+                if template is not None:
+                    numbers = template.numbers(trace(self._outputs, (1, *size, self._channels)))
+                    return _Layout(key, (((0, 0), (0, 0, *key), numbers),), sum(x.nbytes for x in numbers.values()))
+        return _Layout(None, ())
+
+    def _template(self, key: Any) -> Corner | Plan | None:
+        """The program of a window or of tiles; None if there can be none."""
+        if key not in self._templates:
+            try:
+                self._templates[key] = self._tiled() if key == TILES else self._window(key)
+            except (Misfit, TypeError, ValueError):  # an operation without a rule, or a model for images of one size
+                self._templates[key] = None
+        return self._templates[key]
+
+    def _window(self, window: Size) -> Corner:
+        """The program of a window, which is compared with smaller images of even and odd sizes."""
+        smaller = [tuple(int(side * part) for side, part in zip(window, parts, strict=True)) for parts in PARTS]
+        return Corner(*(trace(self._outputs, (1, *size, self._channels)) for size in (window, *smaller)))
+
+    def _tiled(self) -> Plan:
+        """The program of tiles, those of a picture of which some are far from all borders."""
+        far = 8 * TILE
+        origins = range(0, far, TILE)
+        flat = traced(self._outputs, (1, far, far, self._channels))
+        return Plan(flat, (origins, origins), (TILE, TILE), shared=True)
+
+    def _in_tiles(self, size: Size, template: Plan) -> _Layout:
         origins = [range(0, n, tile) for n, tile in zip(size, template.tile, strict=True)]
+        flat = traced(self._outputs, (1, *size, self._channels))
         plan = Plan(flat, (origins[0], origins[1]), template.tile, template=template)
         tiles = []
         for i, j in itertools.product(range(len(origins[0])), range(len(origins[1]))):
             (top, height), (left, width) = plan.source(0, i), plan.source(1, j)
             tiles.append(((origins[0][i], origins[1][j]), (top, left, height, width), plan.numbers(i, j)))
-        return _Layout(side, tuple(tiles), sum(packed.nbytes for packed in plan.packed))
-
-    def _template(self, side: int | None) -> Plan:
-        if side is not None:
-            return Plan(self._traced((side, side)), ([0], [0]), (side, side), shared=True)
-        far = 8 * TILE
-        origins = range(0, far, TILE)
-        return Plan(self._traced((far, far)), (origins, origins), (TILE, TILE), shared=True)
-
-    def _traced(self, size: Size) -> Any:
-        return traced(self._outputs, (1, *size, self._channels))
+        return _Layout(TILES, tuple(tiles), sum(packed.nbytes for packed in plan.packed))
