@@ -1,81 +1,177 @@
-"""A predictor in a service: pictures of many sizes, a few programs.
+"""A predictor in a service: pictures of many sizes, a few programs, for every family.
 
-Usage: python -m benchmarks.serving --pictures 1000 --checked 25
+Usage: python -m benchmarks.serving [--models unet fcos] [--pictures 1000] [--checked 20] [--report]
 
-Predicts pictures of different sizes with `max_programs=8` in several threads, and compares the probabilities of some of
-them with those of a predictor that computes each picture at its own size. The last line on standard output is a JSON
-object: the number of compiled programs, the largest difference, seconds per picture once everything is compiled, and
-the resident memory after a tenth of the pictures and at the end.
+Predicts pictures of different sizes with `max_programs=8` in several threads, and compares the results of some of them
+with those of a predictor that computes each picture at its own size. Each model is tiny. Each finished model is a line
+of --out and not predicted again: the number of compiled programs, the largest difference, seconds per picture, and the
+resident memory after a tenth of the pictures and at the end. `--report` writes the table of --docs from --out.
 """
 
 import concurrent.futures
 import dataclasses
-import json
 import time
+from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import tyro
 
 import densezoo as dz
+from benchmarks.exports import MODELS
+from benchmarks.record import append_line, markdown_table, read_lines, write_text
+from benchmarks.report import with_parts
 from benchmarks.resident import resident_bytes
-from benchmarks.tiling import model_of, variables_of
+from benchmarks.seeded import perturbed
+from densezoo.compiling import jitted_once
+from densezoo.inputs import example_inputs
+
+CASES = {name: make for name, make in MODELS.items() if name not in ("vae", "diffusion_unet")}  # which need a random key
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Options of the benchmark."""
+    """Predicts pictures of many sizes."""
 
-    network: str = "unet"
-    """A network of `list_models(task="segmentation")`, with a small encoder."""
-    pictures: int = 1000
+    models: tuple[str, ...] = tuple(CASES)
+    """Names of models."""
+    pictures: int = 100
     """Number of pictures, each of another size."""
-    checked: int = 25
+    checked: int = 10
     """Number of pictures to compare; each compiles a program of its own."""
     sides: tuple[int, int] = (32, 600)
     """Smallest and largest side."""
     threads: int = 2
     """Number of threads that predict."""
+    out: Path = Path("benchmarks/results/serving.jsonl")
+    """Output file for the results."""
+    docs: Path = Path("docs/guides/deploy.md")
+    """The document that contains the table."""
+    report: bool = False
+    """Only write the document's table, without predicting."""
 
 
 def main(arguments: Arguments) -> None:
-    """Predicts and compares."""
-    model = model_of(arguments.network)
-    if model is None:
-        raise ValueError(f"{arguments.network} does not work with a small encoder")
-    variables, task = variables_of(model), dz.tasks.Segmentation(5)
-    shared = dz.Predictor(task, model, variables, max_programs=8)
-    alone = dz.Predictor(task, model, variables)
+    """Predicts or reports."""
+    rows = read_lines(arguments.out)
+    if arguments.report:
+        write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"serving": table(rows)}))
+        return
+    if unknown := [name for name in arguments.models if name not in CASES]:
+        raise ValueError(f"unknown models {unknown}; expected some of {', '.join(CASES)}")
+    done = {(row["model"], row["pictures"]) for row in rows}
+    for name in arguments.models:
+        if (name, arguments.pictures) not in done:
+            append_line(arguments.out, {"model": name} | measure(name, arguments) | {"jax": jax.__version__})
+
+
+def task_of(name: str, model: Any) -> Any:
+    """The task of a tiny model."""
+    if name == "autoencoder":
+        return dz.tasks.Autoencoding()
+    if name in ("siamese_unet", "snunet"):
+        return dz.tasks.ChangeDetection()
+    if hasattr(model, "panoptic"):
+        return dz.tasks.PanopticSegmentation(3)
+    if hasattr(model, "detect"):
+        return dz.tasks.Detection(3)
+    return dz.tasks.Segmentation(model.head.num_classes)
+
+
+def variables_of(model: Any) -> Any:
+    """Random variables with statistics that differ from 0 and 1, and scores that differ from each other."""
+    inputs = [np.zeros(x.shape, x.dtype) for x in example_inputs(model, jax.ShapeDtypeStruct((1, 64, 96, 3), np.float32))]
+    variables = jitted_once(model.init)(jax.random.key(0), *inputs)
+    generator = np.random.default_rng(0)
+
+    def fill(path: Any, x: Any) -> Any:
+        x = np.asarray(x)
+        if path[0].key == "batch_stats":
+            return perturbed(path[-1].key, x, generator)
+        if path[-1].key == "bias" and hasattr(model, "detect"):  # detectors start with the same low score everywhere
+            x = x * 0
+        return x + generator.normal(0, 0.05, x.shape).astype(x.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, variables)
+
+
+def measure(name: str, arguments: Arguments) -> dict[str, Any]:
+    """What a model's predictors do."""
+    model = CASES[name]()
+    task, variables = task_of(name, model), variables_of(model)
+    shared, alone = (dz.Predictor(task, model, variables, max_programs=limit) for limit in (8, None))
     smallest, largest = arguments.sides
     generator = np.random.default_rng(0)
     numbers = generator.choice((largest - smallest) ** 2, arguments.pictures, replace=False)
     sizes = [(smallest + n // (largest - smallest), smallest + n % (largest - smallest)) for n in numbers]
 
-    def picture(index: int) -> np.ndarray:
-        return np.random.default_rng(index).integers(0, 256, (*sizes[index], 3), np.uint8)
+    def pictures(index: int) -> list[np.ndarray]:
+        random = np.random.default_rng(index)
+        return [random.integers(0, 256, (*sizes[index], 3), np.uint8) for _ in task.inputs]
 
-    def predict(index: int) -> int:
-        return shared.probabilities(picture(index)).shape[0]
+    def predict(predictor: dz.Predictor, index: int) -> Any:
+        if hasattr(task, "probabilities"):
+            return predictor.probabilities(*pictures(index))
+        return predictor(*pictures(index))
 
-    shared.warm_up(probabilities=True)
-    programs, memory = shared.compiled, []
+    memory, tenth = [], max(1, arguments.pictures // 10)
     with concurrent.futures.ThreadPoolExecutor(arguments.threads) as pool:
-        start, tenth = time.perf_counter(), arguments.pictures // 10
-        heights = list(pool.map(predict, range(tenth)))
+        list(pool.map(lambda index: predict(shared, index) is None, range(tenth)))
         memory.append(resident_bytes())
-        heights += list(pool.map(predict, range(tenth, arguments.pictures)))
-        seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        list(pool.map(lambda index: predict(shared, index) is None, range(tenth, arguments.pictures)))
+        seconds = (time.perf_counter() - start) / max(1, arguments.pictures - tenth)
         memory.append(resident_bytes())
-    if heights != [height for height, _ in sizes]:
-        raise RuntimeError("results are not in order")
-    worst = 0.0
-    for index in range(min(arguments.checked, arguments.pictures)):
-        found, expected = shared.probabilities(picture(index)), alone.probabilities(picture(index))
-        worst = max(worst, float(np.abs(found - expected).max()))
-    result = {"network": arguments.network, "pictures": len(heights), "programs": shared.compiled}
-    result |= {"programs_after_warm_up": programs, "largest_difference": worst}
-    result |= {"seconds_per_picture": round(seconds / len(heights), 4)}
-    result |= {"resident_gib": [round(each / 2**30, 3) for each in memory]}
-    print(json.dumps(result))
+    programs = shared.compiled
+    differences = [
+        difference(predict(shared, index), predict(alone, index))
+        for index in range(0, arguments.pictures, max(1, arguments.pictures // arguments.checked))
+    ]
+    return {
+        "pictures": len(sizes),
+        "programs": programs,
+        "own_programs": len(shared.own_sizes),
+        "checked": len(differences),
+        "difference": max(found for found, _ in differences),
+        "objects": sum(count for _, count in differences),
+        "seconds_per_picture": round(seconds, 4),
+        "resident_gib": [round(each / 2**30, 3) for each in memory],
+    }
+
+
+def difference(found: Any, expected: Any) -> tuple[float, int]:
+    """The largest difference between two results, and the number of objects if they have any.
+
+    Of detections, the difference is that of the boxes in pixels, to the nearest box of the other result: boxes whose
+    scores are equal up to rounding may change places.
+    """
+    if isinstance(expected, dz.Detections):
+        one, other = (np.asarray(part.boxes)[np.asarray(part.valid)] for part in (found, expected))
+        if len(one) != len(other):
+            return float("inf"), len(other)
+        if not len(other):
+            return 0.0, 0
+        distances = np.abs(one[:, None] - other[None]).max(-1)
+        return float(max(distances.min(0).max(), distances.min(1).max())), len(other)
+    if isinstance(expected, np.ndarray):
+        return float(np.abs(np.asarray(found, np.float32) - np.asarray(expected, np.float32)).max()), 0
+    return float(np.mean(np.asarray(found.segments) != np.asarray(expected.segments))), int(np.max(expected.segments))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The document's table, in the order of `CASES`; of several runs of a model the one with the most pictures."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: row["pictures"]):
+        best[row["model"]] = row
+    lines = []
+    for name in CASES:
+        if row := best.get(name):
+            memory = " to ".join(f"{each:.2f}" for each in row["resident_gib"])
+            own = row["own_programs"]
+            lines.append((f"`{name}`", row["pictures"], row["programs"], own or "", f"{row['difference']:.0e}", memory))
+    header = ("model", "sizes", "programs", "sizes with their own", "largest difference", "resident memory, GiB")
+    return markdown_table(header, lines)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Attention: gates between 0 and 1 for channels or pixels, and dot-product attention between tokens."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -72,9 +73,11 @@ def attend(
     """
     wide = accumulator_dtype(query.dtype)
     query, key, value = (x.swapaxes(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
-    scores = jnp.matmul(query, key.swapaxes(2, 3), preferred_element_type=wide)
+    # In contrast to `jnp.matmul`, which drops axes of length 1, the program is the same for every shape.
+    product = partial(jax.lax.dot_general, dimension_numbers=(((3,), (2,)), ((0, 1), (0, 1))))
+    scores = product(query, key.swapaxes(2, 3), preferred_element_type=wide)
     scores = scores if bias is None else scores + bias
-    return jnp.matmul(nn.softmax(scores).astype(value.dtype), value).swapaxes(1, 2)
+    return product(nn.softmax(scores).astype(value.dtype), value).swapaxes(1, 2)
 
 
 register_blocks("attention", scse=SCSE, none=None)

@@ -214,17 +214,16 @@ class Pad(Rule):
     sized = ("padding_config",)
 
     def numbers(self, step: Step, like: Step, moved: bool) -> Numbers:
-        both = zip(
-            step.equation.params["padding_config"],
-            like.equation.params["padding_config"],
-            like.inputs[0].varies,
-            strict=True,
-        )
-        if any(one[::2] != other[::2] if varied else one != other for one, other, varied in both):
+        ours, theirs = (each.equation.params["padding_config"] for each in (step, like))
+        both = zip(ours, theirs, like.outputs[0].varies, strict=True)
+        if any(one[::2] != other[::2] if varies else one != other for one, other, varies in both):
             raise Misfit
-        return {"sizes": sizes_of(step.inputs[0], varying(like.inputs[0]))}
+        axes = varying(like.inputs[0])
+        return {"sizes": sizes_of(step.inputs[0], axes)} if axes else {}
 
     def run(self, like: Step, arrays: list[Any], numbers: Any) -> list[Any]:
+        if "sizes" not in numbers:
+            return bind(like, arrays)
         axes = varying(like.inputs[0])
         return bind(like, [filled(arrays[0], axes, numbers["sizes"], arrays[1]), arrays[1]])
 
@@ -406,10 +405,11 @@ class Gather(Rule):
     def run(self, like: Step, arrays: list[Any], numbers: Any) -> list[Any]:
         operand, indices = arrays
         if "last" in numbers:
+            last = numbers["last"].astype(indices.dtype).reshape(*(1,) * (indices.ndim - 1), -1)
             if like.equation.params["mode"] == jax.lax.GatherScatterMode.CLIP:
-                indices = jnp.clip(indices, 0, numbers["last"].astype(indices.dtype))
+                indices = jnp.clip(indices, 0, last)
             else:  # what is outside of the smaller array is outside of the larger one
-                outside = (indices < 0) | (indices > numbers["last"])
+                outside = (indices < 0) | (indices > last)
                 indices = jnp.where(outside, np.iinfo(np.int32).max, indices)
         return bind(like, [operand, indices])
 

@@ -82,6 +82,10 @@ def _corresponds(step: Step, other: Step) -> bool:
         return False
     if [node.number for node in step.inputs] != [node.number for node in other.inputs]:
         return False
+    if step.name == "slice":  # not the part of an array with its first positions, as a cut is
+        first = [any(each.equation.params["start_indices"]) for each in (step, other)]
+        if first[0] != first[1]:
+            return False
     pairs = zip((*step.inputs, *step.outputs), (*other.inputs, *other.outputs), strict=True)
     return all(len(ours.shape) == len(theirs.shape) for ours, theirs in pairs)
 

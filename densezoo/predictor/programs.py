@@ -21,8 +21,6 @@ from densezoo.types import Size
 
 SIDES = (256, 512, 1024)
 """Sides of the squares into which pictures are put."""
-PARTS = ((0.75, 0.5), (0.675, 0.543), (0.523, 0.805))
-"""Sizes of smaller images, as parts of a window, that show which numbers of its program depend on the size."""
 TILES = "tiles"
 TILE = 512
 KEPT = 1 << 26
@@ -191,13 +189,16 @@ class Shared:
         return squares if self._template(TILES) is None else [*squares, SIDES[-1] + 1]
 
     def _layout(self, size: Size) -> _Layout:
-        for key in [window_of(size)] if max(size) <= SIDES[-1] else [TILES, window_of(size)]:
+        larger = [(side, side) for side in SIDES if max(size) <= side]
+        flat = None
+        for key in larger or [TILES, window_of(size)]:
             template = self._template(key)
             with contextlib.suppress(Misfit, GlobalOperations):  # axes of very few pixels cannot be told apart
                 if isinstance(template, Plan):
                     return self._in_tiles(size, template)
                 if template is not None:
-                    numbers = template.numbers(trace(self._outputs, (1, *size, self._channels)))
+                    flat = flat or trace(self._outputs, (1, *size, self._channels))
+                    numbers = template.numbers(flat)
                     return _Layout(key, (((0, 0), (0, 0, *key), numbers),), sum(x.nbytes for x in numbers.values()))
         return _Layout(None, ())
 
@@ -211,9 +212,11 @@ class Shared:
         return self._templates[key]
 
     def _window(self, window: Size) -> Corner:
-        """The program of a window, which is compared with smaller images of even and odd sizes."""
-        smaller = [tuple(int(side * part) for side, part in zip(window, parts, strict=True)) for parts in PARTS]
-        return Corner(*(trace(self._outputs, (1, *size, self._channels)) for size in (window, *smaller)))
+        """The program of a window."""
+        # Compared with smaller images whose sides are even after several halvings, or odd, rounded down or up.
+        height, width = window[0] * 3 // 4, window[1] // 2
+        sizes = [window, *((height + odd, width + odd) for odd in (0, -1, 1))]
+        return Corner(*(trace(self._outputs, (1, *size, self._channels)) for size in sizes))
 
     def _tiled(self) -> Plan:
         """The program of tiles, those of a picture of which some are far from all borders."""
