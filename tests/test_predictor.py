@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import densezoo as dz
+from benchmarks.sharding import CASES
 from densezoo.compiling import onednn_options
 from densezoo.tasks import Segmentation
 
@@ -175,6 +176,30 @@ def test_batches_and_warm_up(with_statistics):
         predict.batch(pictures, size=0)
 
 
+@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn", "panoptic_fpn"])
+def test_a_detector_shares_programs(name, with_statistics, monkeypatch):
+    monkeypatch.setattr("densezoo.predictor.programs.SIDES", (96, 128))
+    model = CASES[name]()
+    variables = with_statistics(model, jnp.zeros((1, 64, 64, 3)))
+    task = dz.tasks.PanopticSegmentation(3) if name == "panoptic_fpn" else dz.tasks.Detection(3)
+    exact, shared = (dz.Predictor(task, model, variables, max_programs=limit) for limit in (None, 8))
+    for picture in pictures_of([(50, 40), (90, 96), (41, 77)]):
+        found, expected = shared(picture), exact(picture)
+        detections = expected.detections if name == "panoptic_fpn" else expected
+        assert detections.valid.sum() > 3
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-3)
+    assert shared.compiled == 1
+
+
+def test_a_detector_with_attention_or_unknown_modules_shares_none(with_statistics):
+    swin = dz.Swin((1, 1), 8, (1, 2), window_size=2, coarsest=8)
+    for model in (Finder(), dz.create_model("retinanet", swin, 3, features=8)):
+        predict = small_predictor(with_statistics, dz.tasks.Detection(3), model, max_programs=8)
+        with pytest.raises(ValueError, match="there are no shared programs"):
+            predict.warm_up()
+
+
 def test_a_change_detector_shares_programs(with_statistics):
     model = dz.create_model("siamese_unet", dz.PlainEncoder((4, 8)), 2)
     task = dz.tasks.ChangeDetection()
@@ -250,7 +275,7 @@ def test_known_sizes_do_not_wait_for_new_ones(with_statistics):
     predict = small_predictor(with_statistics, max_programs=8)
     (picture,) = pictures_of([(33, 21)])
     expected = predict(picture)
-    with ThreadPoolExecutor(1) as pool, predict._shared._tracing:  # as if another thread was tracing
+    with ThreadPoolExecutor(1) as pool, predict._shared["predict"]._tracing:  # as if another thread was tracing
         np.testing.assert_array_equal(pool.submit(predict, picture).result(timeout=60), expected)
 
 
@@ -258,12 +283,12 @@ def test_what_is_kept_of_sizes_is_bounded(with_statistics, monkeypatch):
     predict = small_predictor(with_statistics, max_programs=8)
     pictures = pictures_of([(20 + n, 31) for n in range(4)])
     predict(pictures[0])
-    one = predict._shared._kept
+    one = predict._shared["predict"]._kept
     assert one > 0
     monkeypatch.setattr("densezoo.predictor.programs.KEPT", int(2.5 * one))
     for picture in pictures:
         predict(picture)
-    assert len(predict._shared._layouts) == 2 and predict._shared._kept <= 2.5 * one
+    assert len(predict._shared["predict"]._layouts) == 2 and predict._shared["predict"]._kept <= 2.5 * one
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])

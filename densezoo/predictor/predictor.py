@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import threading
 import warnings
 from collections.abc import Sequence
@@ -104,21 +105,24 @@ class Predictor:
             named = normalize(None, dict(zip(task.inputs, images, strict=True)))  # which needs no key
             return infer.run(*named.values()) if method is None else infer.run(*named.values(), sizes)
 
-        def stacked(images):  # the images of all inputs, as channels of one
-            channels = self.preprocessing.channels
-            return outputs([images[..., i * channels : (i + 1) * channels] for i in range(len(task.inputs))])
+        channels = self.preprocessing.channels
+
+        def finished(finish, images):  # the images of all inputs, as channels of one
+            return finish(outputs([images[..., i * channels : (i + 1) * channels] for i in range(len(task.inputs))]))
 
         self._outputs, self._programs = outputs, Programs(max_programs)
-        self._shared: Shared | None = None
+        self._shared: dict[str, Shared] = {}
         self._own: set[Any] = set()  # the first programs for single sizes
         self._tilings: collections.OrderedDict[Any, Tiling] = collections.OrderedDict()
         self._lock = threading.Lock()
         if max_programs is not None and method is None:
-            self._shared = Shared(stacked, len(task.inputs) * self.preprocessing.channels, self._programs)
+            for name in [name for name in ("predict", "probabilities") if hasattr(task, name)]:
+                function = functools.partial(finished, getattr(task, name))
+                self._shared[name] = Shared(function, len(task.inputs) * channels, self._programs, name)
         self._in_windows = (
             max_programs is not None
             and method is not None
-            and is_alone_in_window(outputs, len(task.inputs), self.preprocessing.channels)
+            and is_alone_in_window(model, outputs, len(task.inputs), channels)
         )
 
     @property
@@ -269,7 +273,7 @@ class Predictor:
 
     def _warm_up_shared(self, name: str) -> None:
         """Compiles all shared programs, for images as the model sees them."""
-        sides = list(SIDES) if self._in_windows else [] if self._shared is None else self._shared.sides()
+        sides = list(SIDES) if self._in_windows else self._shared[name].sides() if name in self._shared else []
         if not sides:
             raise ValueError(
                 "there are no shared programs, so that each size has its own: pass the sizes (height, width) to compile"
@@ -323,9 +327,9 @@ class Predictor:
     def _computed(self, name: str, samples: Sequence[Sequence[np.ndarray]], size: Size) -> Any:
         """The results for a batch of samples, on the host."""
         finish = getattr(self.task, name)
-        if self._shared is not None and len(samples) == 1:
+        if name in self._shared and len(samples) == 1:
             with contextlib.suppress(Misfit):
-                return self._shared(name, finish, np.concatenate(samples[0], -1))[None]
+                return self._shared[name](np.concatenate(samples[0], -1))[None]
         window = window_of(size) if self._in_windows else size
         padding = [(0, 0), *((0, whole - side) for side, whole in zip(size, window, strict=True)), (0, 0)]
         images = [np.pad(np.stack(inputs), padding) for inputs in zip(*samples, strict=True)]

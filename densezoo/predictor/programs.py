@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -21,7 +22,6 @@ from densezoo.types import Size
 
 SIDES = (256, 512, 1024)
 """Sides of the squares into which pictures are put."""
-TILES = "tiles"
 TILE = 512
 KEPT = 1 << 26
 """Bytes of numbers of picture sizes that are remembered: about 1,000 sizes of up to 1024 pixels a side."""
@@ -76,21 +76,21 @@ def window_of(size: Size) -> Size:
     return -(-size[0] // step) * step, -(-size[1] // step) * step
 
 
-def is_alone_in_window(outputs: Callable[..., Any], count: int, channels: int) -> bool:
+def is_alone_in_window(model: nn.Module, outputs: Callable[..., Any], count: int, channels: int) -> bool:
     """Whether a detector that is given the sizes of padded pictures has the same results as without the padding.
 
     So it is for networks of densezoo's modules without attention: see `dz.detect`.
 
     Args:
-        outputs: (images, sizes) -> any results.
+        model: the detector.
+        outputs: its (images, sizes) -> any results.
         count: number of images.
         channels: of each image.
     """
-    known = True
+    modules: list[nn.Module] = [model]
 
-    def visit(module: Any, call: Any, args: Any, kwargs: Any) -> Any:
-        nonlocal known
-        known = known and type(module).__module__.startswith(("densezoo.", "flax."))
+    def visit(module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
+        modules.append(module)
         return call(*args, **kwargs)
 
     images = [jax.ShapeDtypeStruct((1, SIDES[0], SIDES[0], channels), np.float32)] * count
@@ -98,17 +98,18 @@ def is_alone_in_window(outputs: Callable[..., Any], count: int, channels: int) -
         program = walk.traced(outputs, images, jax.ShapeDtypeStruct((1, 2), np.int32), visit=visit)
     except (TypeError, ValueError):  # a model for images of one size
         return False
+    known = all(type(module).__module__.startswith(("densezoo.", "flax.")) for module in modules)
     return known and not any("attend" in step.scopes for step in walk.walk(program))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How a picture of a size is computed: a template's key, and for each tile its origin, source and numbers.
+    """How a picture of a size is computed: in a window of a size, or for None by tiles of a larger picture.
 
-    Without tiles, no template fits the size.
+    Each tile has its first row and column, its part of the picture, and its numbers. Without tiles, no program fits.
     """
 
-    key: Any
+    key: Size | None
     tiles: tuple[tuple[Size, tuple[int, int, int, int], Any], ...]
     nbytes: int = 0
 
@@ -119,25 +120,21 @@ class Shared:
     A picture lies in the corner of a window. Larger pictures are computed by tiles if the network allows it.
 
     Args:
-        outputs: images -> maps of the images' size.
+        function: images -> one map of the images' size.
         channels: of the images.
         programs: where programs are kept.
+        name: of the function; part of the programs' keys.
     """
 
-    def __init__(self, outputs: Callable[[jax.Array], jax.Array], channels: int, programs: Programs):
-        self._outputs, self._channels, self._programs = outputs, channels, programs
-        self._templates: dict[Any, Corner | Plan | None] = {}
+    def __init__(self, function: Callable[[jax.Array], Any], channels: int, programs: Programs, name: str):
+        self._function, self._channels, self._programs, self._name = function, channels, programs, name
+        self._templates: dict[Size | None, Corner | Plan | None] = {}
         self._layouts: collections.OrderedDict[Size, _Layout] = collections.OrderedDict()
         self._kept = 0  # bytes
         self._lock, self._tracing = threading.Lock(), threading.Lock()
 
-    def __call__(self, name: str, finish: Callable[[Any], Any], picture: np.ndarray) -> np.ndarray:
-        """The result of `finish(outputs(picture))`, where `finish` treats every pixel separately.
-
-        Args:
-            name: of `finish`; part of the programs' keys.
-            finish: applied to maps.
-            picture: (h, w, c) float32.
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """The function's result for a picture, (h, w, c) float32.
 
         Raises:
             Misfit: if a picture of this size needs a program of its own.
@@ -150,12 +147,7 @@ class Shared:
         assert template is not None
         pixels, result = Picture(picture), None
         for (row, column), source, numbers in layout.tiles:
-            tile = self._programs(
-                (name, layout.key),
-                lambda image, numbers: finish(template.run(image, numbers)),
-                pixels.part(source)[None],
-                numbers,
-            )
+            tile = self._programs((self._name, layout.key), template.run, pixels.part(source)[None], numbers)
             tile = np.asarray(tile)[0]
             if result is None:
                 result = np.empty((*size, *tile.shape[2:]), tile.dtype)
@@ -186,27 +178,27 @@ class Shared:
     def sides(self) -> list[int]:
         """Sides of square pictures, one for each program."""
         squares = [side for side in SIDES if self._template((side, side)) is not None]
-        return squares if self._template(TILES) is None else [*squares, SIDES[-1] + 1]
+        return squares if self._template(None) is None else [*squares, SIDES[-1] + 1]
 
     def _layout(self, size: Size) -> _Layout:
-        larger = [(side, side) for side in SIDES if max(size) <= side]
+        keys: list[Size | None] = [(side, side) for side in SIDES if max(size) <= side]
         flat = None
-        for key in larger or [TILES, window_of(size)]:
+        for key in keys or [None, window_of(size)]:
             template = self._template(key)
             with contextlib.suppress(Misfit, GlobalOperations):  # axes of very few pixels cannot be told apart
                 if isinstance(template, Plan):
                     return self._in_tiles(size, template)
-                if template is not None:
-                    flat = flat or trace(self._outputs, (1, *size, self._channels))
+                if template is not None and key is not None:
+                    flat = flat or trace(self._function, (1, *size, self._channels))
                     numbers = template.numbers(flat)
                     return _Layout(key, (((0, 0), (0, 0, *key), numbers),), sum(x.nbytes for x in numbers.values()))
         return _Layout(None, ())
 
-    def _template(self, key: Any) -> Corner | Plan | None:
-        """The program of a window or of tiles; None if there can be none."""
+    def _template(self, key: Size | None) -> Corner | Plan | None:
+        """The program of a window, or that of tiles for None; None if there can be none."""
         if key not in self._templates:
             try:
-                self._templates[key] = self._tiled() if key == TILES else self._window(key)
+                self._templates[key] = self._tiled() if key is None else self._window(key)
             except (Misfit, TypeError, ValueError):  # an operation without a rule, or a model for images of one size
                 self._templates[key] = None
         return self._templates[key]
@@ -216,21 +208,21 @@ class Shared:
         # Compared with smaller images whose sides are even after several halvings, or odd, rounded down or up.
         height, width = window[0] * 3 // 4, window[1] // 2
         sizes = [window, *((height + odd, width + odd) for odd in (0, -1, 1))]
-        return Corner(*(trace(self._outputs, (1, *size, self._channels)) for size in sizes))
+        return Corner(*(trace(self._function, (1, *size, self._channels)) for size in sizes))
 
     def _tiled(self) -> Plan:
         """The program of tiles, those of a picture of which some are far from all borders."""
         far = 8 * TILE
         origins = range(0, far, TILE)
-        flat = traced(self._outputs, (1, far, far, self._channels))
+        flat = traced(self._function, (1, far, far, self._channels))
         return Plan(flat, (origins, origins), (TILE, TILE), shared=True)
 
     def _in_tiles(self, size: Size, template: Plan) -> _Layout:
         origins = [range(0, n, tile) for n, tile in zip(size, template.tile, strict=True)]
-        flat = traced(self._outputs, (1, *size, self._channels))
+        flat = traced(self._function, (1, *size, self._channels))
         plan = Plan(flat, (origins[0], origins[1]), template.tile, template=template)
         tiles = []
         for i, j in itertools.product(range(len(origins[0])), range(len(origins[1]))):
             (top, height), (left, width) = plan.source(0, i), plan.source(1, j)
             tiles.append(((origins[0][i], origins[1][j]), (top, left, height, width), plan.numbers(i, j)))
-        return _Layout(TILES, tuple(tiles), sum(packed.nbytes for packed in plan.packed))
+        return _Layout(None, tuple(tiles), sum(packed.nbytes for packed in plan.packed))

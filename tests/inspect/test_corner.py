@@ -12,7 +12,7 @@ from densezoo.inference import compile
 from densezoo.inspect.corner import Corner
 from densezoo.inspect.matching import GlobalOperations, Misfit, trace
 
-KERNEL = np.random.default_rng(0).standard_normal((3, 3, 2, 2)).astype(np.float32)
+KERNEL: Any = np.random.default_rng(0).standard_normal((3, 3, 2, 2)).astype(np.float32)
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
