@@ -178,7 +178,8 @@ def _in_corner(node: Node, like: Node) -> np.ndarray:
 def _check_parameters(step: Step, like: Step, sized: tuple[str, ...]) -> None:
     """Checks the parameters of a step that do not depend on the size."""
     ours, theirs = step.equation.params, like.equation.params
-    if ours.keys() != theirs.keys() or not all(
-        name in sized or ours[name] == theirs[name] or str(ours[name]) == str(theirs[name]) for name in ours
-    ):
+    if ours.keys() != theirs.keys():
         raise Misfit
+    for name in ours.keys() - set(sized):
+        if ours[name] != theirs[name] and str(ours[name]) != str(theirs[name]):
+            raise Misfit

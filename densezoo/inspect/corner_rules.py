@@ -1,73 +1,17 @@
-"""How each operation computes an array that lies in the corner of a larger one: see `densezoo.inspect.corner`.
+"""How each operation computes an array that lies in the corner of a larger one: see `densezoo.inspect.corner`."""
 
-Every array of the larger program holds that of the smaller one at the lowest positions of each axis. What is beyond is
-arbitrary, even NaN. A rule sets it to a neutral value where the operation reads it, and moves what would lie elsewhere.
-"""
-
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densezoo.inspect.flat import Node, Step
-from densezoo.inspect.local import along, bind
+from densezoo.inspect.corner_reshape import Reshape
+from densezoo.inspect.corner_rule import Numbers, Rule, filled, sizes_of, varying
+from densezoo.inspect.flat import Step
+from densezoo.inspect.local import bind
 from densezoo.inspect.matching import Misfit
 from densezoo.inspect.reach import ELEMENTWISE, REDUCTIONS
-
-Numbers = dict[str, np.ndarray]
-"""What the program reads for a size, by name. Shapes do not depend on the size."""
-
-
-class Rule:
-    """Operations whose result at a position depends on that position only.
-
-    Attributes:
-        sized: names of the parameters that may depend on the size.
-    """
-
-    sized: tuple[str, ...] = ()
-
-    def moved(self, step: Step, like: Step) -> bool:
-        """Whether the result lies elsewhere in the larger program. `like` is the step of that program."""
-        return False
-
-    def numbers(self, step: Step, like: Step, moved: bool) -> Numbers:
-        """The numbers for the size of `step`.
-
-        Args:
-            step: the step in the program of a smaller image.
-            like: the same step in the larger program.
-            moved: whether `moved` holds for some sizes.
-
-        Raises:
-            Misfit: if the larger program cannot compute the step.
-        """
-        return {}
-
-    def run(self, like: Step, arrays: list[Any], numbers: Any) -> list[Any]:
-        """The results in the larger program, from the numbers of the smaller image."""
-        return bind(like, arrays)
-
-
-def filled(x: Any, axes: Sequence[int], sizes: Any, value: Any) -> Any:
-    """The array with another value beyond some sizes."""
-    for axis, size in zip(axes, sizes, strict=True):
-        places = jnp.arange(x.shape[axis], dtype=jnp.int32)
-        x = jnp.where(along(places < size, axis, x.ndim), x, value)
-    return x
-
-
-def sizes_of(node: Node, axes: Sequence[int]) -> np.ndarray:
-    """Lengths of some axes."""
-    return np.array([node.shape[axis] for axis in axes], np.int32)
-
-
-def varying(node: Node, axes: Sequence[int] | None = None) -> list[int]:
-    """The axes, or those of some axes, whose length depends on the size of the image."""
-    return [axis for axis, varies in enumerate(node.varies) if varies and (axes is None or axis in axes)]
 
 
 class Shaped(Rule):
@@ -295,79 +239,6 @@ class Reverse(Rule):
             x = jnp.take(x, places, axis, mode="clip")
         others = [axis for axis in like.equation.params["dimensions"] if axis not in axes]
         return [jax.lax.rev(x, others)]
-
-
-class Reshape(Rule):
-    """Axes that are joined or split. Where a joined axis varies, positions lie elsewhere in the larger array."""
-
-    sized = ("new_sizes", "dimensions")
-
-    def numbers(self, step: Step, like: Step, moved: bool) -> Numbers:
-        return {
-            f"{before.start} {before.stop} {after.start} {after.stop}": np.array(
-                [*step.inputs[0].shape[before], *step.outputs[0].shape[after]], np.int32
-            )
-            for before, after in _groups(step, like)
-            if not (_is_in_order(like.inputs[0], before) and _is_in_order(like.outputs[0], after))
-        }
-
-    def run(self, like: Step, arrays: list[Any], numbers: Any) -> list[Any]:
-        x, large, result = arrays[0], like.inputs[0].shape, like.outputs[0].shape
-        groups = [([int(axis) for axis in name.split()], sizes) for name, sizes in numbers.items()]
-        for (first, end, new_first, new_end), sizes in reversed(groups):  # which leaves the axes before as they are
-            places = _index(_places(None, result[new_first:new_end]), sizes[end - first :])
-            places = _index(_places(places, sizes[: end - first]), large[first:end])
-            x = x.reshape(*x.shape[:first], math.prod(large[first:end]), *x.shape[end:])
-            x = jnp.take(x, places, first, mode="clip")
-        return [x.reshape(result)]
-
-
-Group = tuple[slice, slice]
-"""Ranges of input axes and of output axes that hold the same positions."""
-
-
-def _groups(step: Step, like: Step) -> list[Group]:
-    """The smallest groups of neighbouring axes that a reshape keeps together, for both sizes."""
-    nodes = (step.inputs[0], step.outputs[0]), (like.inputs[0], like.outputs[0])
-    ranks = len(like.inputs[0].shape), len(like.outputs[0].shape)
-    ends, begins, found = [0, 0], [0, 0], []
-    while any(end < rank for end, rank in zip(ends, ranks, strict=True)):
-        parts = slice(begins[0], ends[0]), slice(begins[1], ends[1])
-        counts = [[math.prod(node.shape[part]) for node, part in zip(pair, parts, strict=True)] for pair in nodes]
-        empty = [begin == end for begin, end in zip(begins, ends, strict=True)]
-        if not any(empty) and all(before == after for before, after in counts):
-            found.append(parts)
-            begins = list(ends)
-        else:
-            before, after = counts[1]
-            side = 0 if empty[0] or (before < after and not empty[1]) else 1
-            ends[side if ends[side] < ranks[side] else 1 - side] += 1
-    return [*found, (slice(begins[0], ends[0]), slice(begins[1], ends[1]))]
-
-
-def _is_in_order(node: Node, part: slice) -> bool:
-    """Whether positions of a part of the axes have the same number for every size: only the first one varies."""
-    varies, sizes = node.varies[part], node.shape[part]
-    return not any(varies[number] and math.prod(sizes[:number]) > 1 for number in range(len(sizes)))
-
-
-def _places(index: Any, sizes: Any) -> list[Any]:
-    """The position along each axis, from the position in all axes; None for those of all positions in order."""
-    if index is None:
-        index = jnp.arange(math.prod(sizes), dtype=jnp.int32)
-    places = []
-    for size in reversed(list(sizes)):
-        places.append(index % size)
-        index = index // size
-    return places[::-1]
-
-
-def _index(places: Sequence[Any], sizes: Any) -> Any:
-    """The position in all axes, from the position along each."""
-    index: Any = 0
-    for place, size in zip(places, sizes, strict=True):
-        index = index * size + place
-    return index
 
 
 class Along(Rule):

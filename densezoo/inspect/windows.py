@@ -59,8 +59,7 @@ class Plan:
         flat: the traced program of the whole image.
         origins: first rows and first columns of the tiles' outputs.
         tile: height and width of the tiles' outputs.
-        template: a plan for another image, whose program shall compute this one. Images of one tile must not be larger
-            than its image.
+        template: a plan for another image, whose program shall compute this one.
         shared: whether this plan is to be a template.
 
     Raises:
@@ -83,7 +82,6 @@ class Plan:
         self.windows: list[dict[Node, Window]] = [{}, {}]
         self.parts: list[dict[tuple[int, int], tuple[int, int, int]]] = [{}, {}]
         self.filled: list[set[Node]] = [set(), set()]
-        self.single: list[bool] = []
         self._tables: list[dict[str, np.ndarray]] = [{}, {}]
         for k in (0, 1):
             self._follow(k, np.asarray(origins[k]))
@@ -99,8 +97,7 @@ class Plan:
         """Goes from the output to the input along one spatial axis."""
         wanted: dict[Node, list[Window]] = collections.defaultdict(list)
         everywhere = np.ones(len(origins), bool)
-        single = len(origins) == 1 if self._template is None else self._template.single[k]
-        self.single.append(single)
+        single = len(origins) == 1 and self._template is None
         stored, tables = self.windows[k], self._tables[k]
 
         def settle(nodes: Sequence[Node]) -> bool:

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import functools
 import threading
 import warnings
@@ -18,10 +17,11 @@ from densezoo.inference import compile
 from densezoo.inspect.matching import Misfit
 from densezoo.messages import option
 from densezoo.predictor.programs import SIDES, Programs, Shared, is_alone_in_window, window_of
+from densezoo.predictor.results import at_size, resized, unit
 from densezoo.preprocessing import Preprocessing, refuse_path
 from densezoo.tiling.tiling import OnTile, Stages, Tiling
 from densezoo.tiling.turns import turns
-from densezoo.types import Detections, Size
+from densezoo.types import Size
 
 MANY = 8
 """Number of programs for single sizes after which a predictor with `max_programs` warns."""
@@ -35,8 +35,8 @@ class Predictor:
     A task with several images takes all of them: `predict(before, after)` for `tasks.ChangeDetection`.
 
     Each image is computed at its own size, exactly like `model.apply`. Each size is compiled once, with its first
-    image. For images of many sizes, as in a service, `max_programs=8` limits the number of programs: networks that
-    read a limited neighbourhood then share a few programs between all sizes, with the same results up to rounding.
+    image. For images of many sizes, as in a service, `max_programs=8` limits the number of programs: a few programs are
+    then shared between all sizes, with the same results up to rounding.
 
     Several threads may call a predictor at once. A program is compiled once, while other threads wait for it.
 
@@ -49,10 +49,11 @@ class Predictor:
             multiple is compiled: for sides of up to 1024 pixels and `pad_to=32`, these are 32 per side. Pixels near
             the bottom and right borders then differ slightly from `model.apply`. None computes exactly.
         max_programs: the most compiled programs that are kept; the one that was not used for the longest time is
-            dropped. Sizes then share programs: sides of up to 256, 512 and 1024 pixels, and tiles for larger images,
-            each once for predictions and once for probabilities. Not for networks with operations that read the whole
-            image, such as attention, and for detectors: these need a program for each size, and a warning is issued
-            after the eighth. None keeps a program for each size.
+            dropped. Sizes then share programs, each once for predictions and once for probabilities: windows of 256,
+            512 and 1024 pixels a side, and tiles or larger windows for larger images. A size that no program fits gets
+            its own, and a warning is issued after the eighth: so it is for all sizes if the model sorts the pixels, for
+            example, or if it is a detector with attention or with modules of your own. None keeps a program for each
+            size.
         multiple: deprecated name of `pad_to`.
 
     Attributes:
@@ -244,7 +245,7 @@ class Predictor:
             several = Stages(task.predict, task.probabilities, lambda mean: (mean >= 0.5).astype(np.int32))
             return several if task.multilabel else "classes"
         if isinstance(task, tasks.Normals):  # the mean of unit vectors is shorter
-            return Stages(task.predict, task.predict, _unit)
+            return Stages(task.predict, task.predict, unit)
         return task.predict
 
     def warm_up(self, *sizes: Size, probabilities: bool = False) -> None:
@@ -321,7 +322,7 @@ class Predictor:
         found, results = self._computed(name, padded, size), []
         for index in range(len(samples)):
             one = jax.tree.map(lambda array, index=index: array[index], found)
-            results.append(self._finished(one, size, whole, padded[0][0].shape[:2]))
+            results.append(at_size(one, size, whole, padded[0][0].shape[:2], getattr(self.task, "predicts", None)))
         return results
 
     def _computed(self, name: str, samples: Sequence[Sequence[np.ndarray]], size: Size) -> Any:
@@ -364,38 +365,4 @@ class Predictor:
         if others and set(others) != {whole}:
             raise ValueError(f"the images differ in size (height, width): {', '.join(map(str, [whole, *others]))}")
         size = self.preprocessing.size_of(*whole)
-        return [_resized(image, size) for image in prepared] if size != whole else prepared
-
-    def _finished(self, found: Any, size: Size, whole: Size, padded: Size) -> Any:
-        """A result at the size of the picture."""
-        height, width = size
-
-        def of_picture(array: np.ndarray) -> np.ndarray:
-            if array.shape[:2] != padded:
-                return array
-            array = array[:height, :width]
-            return array if size == whole else _resized(array, whole, getattr(self.task, "predicts", None))
-
-        found = jax.tree.map(of_picture, found)
-        zoom = np.array([whole[1] / width, whole[0] / height] * 2, np.float32)
-
-        def zoomed(part: Any) -> Any:  # boxes end at the border of the picture that the model saw
-            return dataclasses.replace(part, boxes=part.boxes * zoom) if isinstance(part, Detections) else part
-
-        return jax.tree.map(zoomed, found, is_leaf=lambda part: isinstance(part, Detections))
-
-
-def _resized(array: np.ndarray, size: tuple[int, int], field: str | None = None) -> np.ndarray:
-    """An array of another size, by the kind of a field, or as a picture or map.
-
-    Floats of the latter are interpolated linearly, and whole numbers are those of the nearest pixel.
-    """
-    from densezoo.data import fields
-
-    kind: Any = fields.Map(linear=array.dtype.kind == "f") if field is None else fields.kind_of(field)
-    return kind.resize(array, size)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.where(length == 0, np.float32(1), length)
+        return [resized(image, size) for image in prepared] if size != whole else prepared
