@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import platform
 import warnings
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from densezoo.weights import check_variables
 
 _Inputs = tuple[tuple[tuple[int, ...], str], ...]
 """Shape and dtype of each input of a program."""
-_FORMAT = "densezoo compiled 2"
+_FORMAT = "densezoo compiled 3"
 Method = str | Callable[..., Any] | None
 """The name of a model's method, or a function `(model, images, ...) -> outputs` that calls one with options."""
 
@@ -89,7 +90,8 @@ def load_compiled(path: str | Path) -> "Loaded":
         call it outside of `jax.jit`, `jax.grad` and `jax.vmap`.
 
     Raises:
-        ValueError: if the file is of another kind, or was written with another version of JAX, platform or processor.
+        ValueError: if the file is damaged or of another kind, or was written with another version of JAX, platform or
+            processor.
 
     Example:
         >>> infer = load_compiled("unet.compiled")  # doctest: +SKIP
@@ -106,13 +108,17 @@ def load_compiled(path: str | Path) -> "Loaded":
                 raise ValueError(
                     f"{path} is for another machine ({'; '.join(other)}): compile the model here with dz.compile"
                 )
+            _check(path, header["programs"].encode(), int(header["checksum"]))
             programs = {}
             for index, entry in enumerate(json.loads(header["programs"])):
                 inputs = tuple((tuple(shape), dtype) for shape, dtype in entry["inputs"])
                 trees = (jax.tree.structure(((0,) * len(inputs), {})), jax.tree.structure(_skeleton(entry["output"])))
-                program = serialize_executable.deserialize_and_load(file.get_tensor(f"{index}").tobytes(), *trees)
-                programs[inputs] = program
-    except SafetensorError as error:
+                payload = file.get_tensor(f"{index}").tobytes()
+                _check(path, payload, entry["checksum"])
+                programs[inputs] = serialize_executable.deserialize_and_load(payload, *trees)
+    except (AttributeError, KeyError, RecursionError, SafetensorError, TypeError, ValueError) as error:
+        if str(path) in str(error):
+            raise
         raise ValueError(f"{path} is not a file of compiled programs: {error}") from error
     return Loaded(programs)
 
@@ -172,9 +178,10 @@ class Inference:
                 raise ValueError(
                     f"only outputs of arrays, tuples and dictionaries can be saved; this model has {output}"
                 )
-            entries.append({"inputs": inputs, "output": outline})
+            entries.append({"inputs": inputs, "output": outline, "checksum": zlib.crc32(payload)})
             payloads[f"{index}"] = np.frombuffer(payload, np.uint8)
         header = {"format": _FORMAT, "made for": json.dumps(_here()), "programs": json.dumps(entries)}
+        header["checksum"] = str(zlib.crc32(header["programs"].encode()))
         files.replace(path, lambda temporary: save_file(payloads, temporary, header))
 
     def _cast(self, x: Any) -> Any:
@@ -208,6 +215,12 @@ def _program_for(*inputs: Any) -> _Inputs:
 
 def _text(inputs: _Inputs) -> str:
     return " and ".join(f"{shape} {dtype}" for shape, dtype in inputs)
+
+
+def _check(path: str | Path, data: bytes, checksum: int) -> None:
+    # Damaged machine code would end the process.
+    if zlib.crc32(data) != checksum:
+        raise ValueError(f"{path} has changed since it was written: its checksum differs")
 
 
 def _outline(output: Any) -> Any:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from densezoo.data import _decode
 
 _TABLES = ("images", "annotations", "categories")
+_LARGEST_FLOAT32 = 3.4e38
 
 
 def read(file: pathlib.Path) -> dict[str, Any]:
@@ -34,7 +35,9 @@ def unique(rows: list[dict[str, Any]], what: str, problems: list[str]) -> dict[i
     for row in rows:
         number = row.get("id")
         if not isinstance(number, int) or isinstance(number, bool):
-            problems.append(f"the id {number!r} of one {what}; expected a whole number")
+            problems.append(f"the id {shown(number)} of one {what}; expected a whole number")
+        elif what == "image" and not -(2**31) <= number < 2**31:  # items have it as int32
+            problems.append(f"the image id {shown(number)}; expected a number of 32 bits")
         elif number in found:
             problems.append(f"the {what} id {number} occurs more than once")
         else:
@@ -89,12 +92,23 @@ def pictures(
 def is_box(box: Any) -> bool:
     if not isinstance(box, list) or len(box) != 4:
         return False
-    return all(isinstance(side, int | float) and math.isfinite(side) for side in box)
+    return all(_is_finite(side, sys.float_info.max) for side in box)
 
 
 def is_area(area: Any) -> bool:
     """Whether it is an area, or missing."""
-    return area is None or (isinstance(area, int | float) and math.isfinite(area) and area >= 0)
+    return area is None or (_is_finite(area, _LARGEST_FLOAT32) and area >= 0)
+
+
+def _is_finite(number: Any, largest: float) -> bool:
+    # `math.isfinite` raises an OverflowError for the long integers that JSON may contain.
+    return isinstance(number, int | float) and abs(number) <= largest
+
+
+def shown(value: Any) -> str:
+    """The value for a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def corners(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
 
+from densezoo.data._coco_file import shown
 from densezoo.extras import require
 
 
@@ -26,12 +28,12 @@ def decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     if isinstance(segmentation, dict):
         return _of_runs(segmentation, size)
     if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError(f"the segmentation is {_shown(segmentation)}; expected polygons, or a dict of run lengths")
+        raise ValueError(f"the segmentation is {shown(segmentation)}; expected polygons, or a dict of run lengths")
     for polygon in segmentation:
         if not _numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(f"the polygon {_shown(polygon)}; expected x and y, finite, of 3 points or more")
+            raise ValueError(f"the polygon {shown(polygon)}; expected x and y, finite, of 3 points or more")
         if max(map(abs, polygon)) > 10 * (max(size) + 100):
-            raise ValueError(f"the polygon {_shown(polygon)} reaches far beyond the picture of {size[0]}x{size[1]}")
+            raise ValueError(f"the polygon {shown(polygon)} reaches far beyond the picture of {size[0]}x{size[1]}")
     mask = require("hotcoco.mask")
     points = [[float(number) for number in polygon] for polygon in segmentation]
     return mask.decode(mask.merge(mask.frPyObjects(points, *size))).astype(bool)
@@ -40,11 +42,11 @@ def decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 def _of_runs(runs: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     given, counts = runs.get("size"), runs.get("counts")
     if not _numbers(given) or tuple(given) != tuple(size):
-        raise ValueError(f"the run lengths are of a picture of size {_shown(given)}; expected {list(size)}")
+        raise ValueError(f"the run lengths are of a picture of size {shown(given)}; expected {list(size)}")
     if isinstance(counts, str):
         counts = _numbers_of(counts)
     if not _numbers(counts) or any(number < 0 or number != int(number) for number in counts):
-        raise ValueError(f"counts are {_shown(counts)}; expected whole numbers of at least 0, or a string of them")
+        raise ValueError(f"counts are {shown(counts)}; expected whole numbers of at least 0, or a string of them")
     if sum(counts) != size[0] * size[1]:
         raise ValueError(f"the run lengths add up to {sum(counts)} pixels; expected {size[0]} x {size[1]}")
     lengths = np.array(counts, np.int64)
@@ -76,11 +78,8 @@ def _numbers_of(text: str) -> list[int]:
 def _numbers(value: Any) -> TypeGuard[Sequence[float]]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         return False
-    return all(isinstance(number, int | float) and not isinstance(number, bool) for number in value) and bool(
-        np.isfinite(np.array(value, np.float64)).all()
+    # Not `math.isfinite`, which raises an OverflowError for the long integers that JSON may contain.
+    return all(
+        isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= sys.float_info.max
+        for number in value
     )
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import math
 import pathlib
 import struct
+import threading
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -28,6 +30,27 @@ _COLOUR_SPACES = {
 }
 JPEG = (6, 7)
 """Compressions whose decoder converts YCbCr to RGB."""
+
+
+_reading = threading.local()
+
+
+@contextlib.contextmanager
+def one_message() -> Iterator[None]:
+    """Logs at most one of tifffile's messages about a file: a damaged one causes dozens, and raises an error anyway."""
+    logging.getLogger("tifffile").addFilter(_is_first)
+    before, _reading.left = getattr(_reading, "left", None), 1
+    try:
+        yield
+    finally:
+        _reading.left = before
+
+
+def _is_first(record: logging.LogRecord) -> bool:
+    left = getattr(_reading, "left", None)
+    if left:
+        _reading.left = left - 1
+    return left != 0
 
 
 def check_pages(file: BinaryIO) -> None:
@@ -83,7 +106,7 @@ def _first_series(path: pathlib.Path, limited: bool = True) -> Iterator[tuple[An
 
     with open(path, "rb") as file:
         check_pages(file)
-    with tifffile.TiffFile(path) as tiff:
+    with one_message(), tifffile.TiffFile(path) as tiff:
         series = tiff.series[0]
         page = series.keyframe
         if page.dtype is None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from densezoo.data._decode import convert_channels, scale_bits
 from densezoo.data._pixels import ORIENTATION, Unsupported, check_size
-from densezoo.data._tiff import GREY, JPEG, PALETTE, RGB, YCBCR, check_pages
+from densezoo.data._tiff import GREY, JPEG, PALETTE, RGB, YCBCR, check_pages, one_message
 
 _GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)
 """Tags of GeoTIFF: pixel scale, tie points, transformation, and the coordinate system's keys, numbers and texts."""
@@ -46,11 +46,12 @@ class TiffWindows:
         try:
             with open(path, "rb") as file:
                 check_pages(file)
-            self._file: Any = tifffile.TiffFile(path)
-            page: Any = self._file.pages[0]
-            reason = _unsupported(self._file, page, indices)
-            if reason is None:
-                self._open(page)
+            with one_message():
+                self._file: Any = tifffile.TiffFile(path)
+                page: Any = self._file.pages[0]
+                reason = _unsupported(self._file, page, indices)
+                if reason is None:
+                    self._open(page)
         except OSError:
             self.close()
             raise
@@ -71,6 +72,8 @@ class TiffWindows:
         self._page = page
         self._stored = np.dtype(np.float32) if page.dtype in (np.float16, np.float64) else page.dtype  # as `read_image`
         self._block = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+        if min(*self._block, *page.shape) < 1:
+            raise ValueError(f"it is of shape {page.shape}, in strips or tiles of {self._block}")
         if page.is_memmappable and page.dataoffsets[0] + page.nbytes <= page.parent.filehandle.size:
             # Without compression, nothing but the window is read, even from a file of one strip.
             dtype = np.dtype(page.dtype).newbyteorder(page.parent.byteorder)

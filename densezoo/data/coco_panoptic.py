@@ -208,20 +208,23 @@ class CocoPanoptic:
         segments: dict[int, list[Segment]] = {}
         for annotation in dataset["annotations"]:
             number, found = annotation.get("image_id"), annotation.get("segments_info")
-            if number not in records:
-                problems.append(f"an annotation is of image {number}, which the file does not list")
+            if not isinstance(number, int) or number not in records:
+                problems.append(f"an annotation is of image {_coco_file.shown(number)}, which the file does not list")
             elif number in maps:
                 problems.append(f"image {number} has more than one annotation")
             elif not isinstance(found, list) or not all(isinstance(segment, dict) for segment in found):
-                problems.append(f"image {number}: segments_info is {found!r}; expected a list of objects")
+                problems.append(
+                    f"image {number}: segments_info is {_coco_file.shown(found)}; expected a list of objects"
+                )
             else:
                 record = {"id": number, "file_name": annotation.get("file_name")}
                 maps[number] = _coco_file.picture(folder, record, problems)
                 wrong: list[str] = []
                 segments[number] = list(_coco_file.unique(found, "segment", wrong).values())
                 for segment in segments[number]:
-                    if segment.get("category_id") not in self._values:
-                        wrong.append(f"segment {segment['id']}: there is no category {segment.get('category_id')}")
+                    category = segment.get("category_id")
+                    if not isinstance(category, int) or category not in self._values:
+                        wrong.append(f"segment {segment['id']}: there is no category {_coco_file.shown(category)}")
                     if not _coco_file.is_area(segment.get("area")):
                         wrong.append(f"segment {segment['id']}: the area {segment['area']!r}; expected 0 or more")
                 problems += [f"image {number}: {problem}" for problem in wrong]

@@ -57,6 +57,7 @@ _OF_DIFFUSERS = {
 }
 
 
+_MOST_STEPS = 1_000_000
 _SCHEDULERS = {
     "DDIMScheduler": True,
     "DDPMScheduler": True,
@@ -243,8 +244,10 @@ class Process:
         Raises:
             ValueError: if it names something that densezoo does not have.
         """
-        kind = config.get("_class_name", "DDIMScheduler")
-        steps = config.get("num_train_timesteps", 1000)
+        kind = _option(config, "_class_name", "DDIMScheduler")
+        steps = _option(config, "num_train_timesteps", 1000)
+        if not 2 <= steps <= _MOST_STEPS:
+            raise ValueError(f"the scheduler has num_train_timesteps={steps}; expected 2 to {_MOST_STEPS}")
         if kind == "FlowMatchEulerDiscreteScheduler":
             shifts = ("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "stochastic_sampling")
             shifts += ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
@@ -258,7 +261,7 @@ class Process:
             )
         found = {}
         for entry, names in _OF_DIFFUSERS.items():
-            value = config.get(entry, next(iter(names)))
+            value = _option(config, entry, next(iter(names)))
             if value not in names:
                 raise ValueError(
                     f"the scheduler has {entry}={value!r}, which densezoo does not have; it has: {', '.join(names)}"
@@ -287,18 +290,30 @@ class Process:
                 " diffusers",
                 stacklevel=2,
             )
-        clips = config.get("clip_sample", _SCHEDULERS[kind])
+        clips = _option(config, "clip_sample", _SCHEDULERS[kind])
         return cls(
             schedule=found["beta_schedule"],
             target=found["prediction_type"],
             steps=steps,
-            start=config.get("beta_start", 1e-4),
-            end=config.get("beta_end", 0.02),
-            zero_terminal_snr=config.get("rescale_betas_zero_snr", False),
-            clip=config.get("clip_sample_range", 1.0) if clips else None,
+            start=_option(config, "beta_start", 1e-4),
+            end=_option(config, "beta_end", 0.02),
+            zero_terminal_snr=_option(config, "rescale_betas_zero_snr", False),
+            clip=_option(config, "clip_sample_range", 1.0) if clips else None,
         )
 
 
 def over_pixels(x: jax.Array, dtype: Any) -> jax.Array:
     """A number for each image, to multiply NHWC images with."""
     return jnp.expand_dims(x, (1, 2, 3)).astype(dtype)
+
+
+def _option(config: Mapping[str, Any], name: str, default: Any) -> Any:
+    """An option of a scheduler, of the type of its default; absent ones and null are the default."""
+    value = config.get(name)
+    if value is None:
+        return default
+    if type(default) is float and type(value) is int and abs(value) < 2**31:
+        value = float(value)
+    if type(value) is not type(default):
+        raise ValueError(f"the scheduler has {name}={str(value)[:100]!r}; expected a value like {default!r}")
+    return value

@@ -72,7 +72,7 @@ def load_predictor(
     try:
         task = tasks.from_description(metadata["task"])
         preprocessing = Preprocessing(**metadata["preprocessing"])
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{file} describes an invalid task or preprocessing: {error}") from error
     return Predictor(task, model, variables, preprocessing, pad_to=pad_to, max_programs=max_programs)
 
@@ -91,9 +91,11 @@ def _of_old_run(folder: Path, pad_to: int | None, max_programs: int | None) -> P
         fields = {field: old[field] for field in ("upsample", "skip") if old.get(field)}
         model = create_model(old["model"], old["encoder"], classes, **fields)
         preprocessing = Preprocessing(old["channels"], old["mean"], old["std"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not the configuration of a model: {error!r}") from error
-    task = tasks.Segmentation(num_classes=classes, ignore_index=None)  # prediction does not need it
-    return Predictor(
-        task, model, load_variables(folder, "best"), preprocessing, pad_to=pad_to, max_programs=max_programs
-    )
+        task = tasks.Segmentation(num_classes=classes, ignore_index=None)  # prediction does not need it
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not the configuration of a model: {str(error)[:300]}") from error
+    variables = load_variables(folder, "best")
+    try:
+        return Predictor(task, model, variables, preprocessing, pad_to=pad_to, max_programs=max_programs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not describe the model of the run: {error}") from error

@@ -47,9 +47,9 @@ def from_description(description: dict[str, Any]) -> Any:
     Raises:
         ValueError: if the task or an option is unknown.
     """
-    name = description.get("name")
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; there are: {', '.join(TASKS)}")
+    name = description.get("name") if isinstance(description, dict) else description
+    if not isinstance(name, str) or name not in TASKS:
+        raise ValueError(f"unknown task {str(name)[:100]!r}; there are: {', '.join(TASKS)}")
     kind, options = TASKS[name], dict(description.get("options", {}))
     if unknown := set(options) - {field.name for field in dataclasses.fields(kind)}:
         raise ValueError(f"the task {name} has no options {sorted(unknown)}: the file may be from a newer densezoo")

@@ -26,6 +26,8 @@ def check_files(checkpoint: Path) -> None:
     """
     for name, checksum in _read(checkpoint).get("files", {}).items():
         path = checkpoint / name
+        if not path.resolve().is_relative_to(checkpoint.resolve()):
+            raise ValueError(f"its {_NAME} names the file {name}, which is not in its folder")
         if not path.is_file():
             raise ValueError(f"its file {name} is missing")
         if _of_file(path) != checksum:

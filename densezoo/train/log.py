@@ -182,7 +182,7 @@ def _records(path: Path) -> Iterator[Record]:
         try:
             record = json.loads(line)
             whole = isinstance(record, dict) and isinstance(record.get("step"), int)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # also numbers of thousands of digits
             whole = False
         if whole:
             yield record

@@ -174,9 +174,16 @@ def _metadata(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
             metadata = orbax.metadata(path)
         check_facts(path, metadata.custom_metadata)
-        return metadata.item_metadata.tree, dict(metadata.custom_metadata)
+        tree = metadata.item_metadata.tree
+        if not isinstance(tree, dict) or "params" not in tree or not all(map(_is_array, jax.tree.leaves(tree))):
+            raise ValueError("its file _METADATA does not describe the arrays of a training")
+        return tree, dict(metadata.custom_metadata)
     except Exception as error:
         raise _damaged(path, error) from error
+
+
+def _is_array(x: Any) -> bool:
+    return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def _read(path: Path, wanted: PyTree) -> PyTree:

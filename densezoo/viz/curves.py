@@ -1,7 +1,7 @@
 """Training curves from a log."""
 
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ def training_curves(log: str | Path | Iterable[Mapping[str, Any]], *, smoothing:
         raise ValueError(f"smoothing must be at least 0 and less than 1; got {smoothing}")
     panels = _panels(_records(log))
     if not panels:
-        raise ValueError('the log has no record such as {"step": 10, "loss": 0.7}')
+        named = f"the log {log}" if isinstance(log, str | Path) else "the log"
+        raise ValueError(f'{named} has no record such as {{"step": 10, "loss": 0.7}}')
     lines = -(-len(panels) // _PER_LINE)
     columns = -(-len(panels) // lines)
     figure = Figure(figsize=(4.2 * columns, 3.2 * lines), layout="constrained", facecolor="white")
@@ -132,12 +133,12 @@ def _records(log: str | Path | Iterable[Mapping[str, Any]]) -> list[Mapping[str,
 def _parse(line: str) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also numbers of thousands of digits
         return None
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _panels(records: list[Mapping[str, Any]]) -> dict[str, dict[str, Curve]]:

@@ -83,7 +83,8 @@ def build(description: Any, largest: float = math.inf) -> Any:
     """
     if type(description) in _PLAIN:
         if isinstance(description, (int, float)) and abs(description) > largest:
-            raise ValueError(f"it contains the number {description:g}, more than any that arrays of this size allow")
+            number = str(description)[:30]
+            raise ValueError(f"it contains the number {number}, more than any that arrays of this size allow")
         return description
     if isinstance(description, list):
         return tuple(build(item, largest) for item in description)

@@ -172,7 +172,7 @@ def _build(path: str | os.PathLike[str], metadata: dict[str, Any], largest: floa
             f" was written by densezoo {metadata['version']}. Update densezoo, or build the model in code and call"
             " dz.load(path, model=model)"
         ) from error
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # a field may contain any value
         raise _not_buildable(path, error) from error
 
 

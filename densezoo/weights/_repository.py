@@ -87,7 +87,7 @@ class Config:
             return tuple(Config({name: item}, self.source).get(name, default[0]) for item in value)
         kind = type(default)
         fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
             value, fits = float(value), True
         if not fits or (kind is int and not abs(value) < 2**31) or (kind is float and not abs(value) < float("inf")):
             expected = "list" if isinstance(default, (tuple, list)) else kind.__name__

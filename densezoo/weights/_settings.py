@@ -41,7 +41,7 @@ def preprocessing(
     try:
         scale = float(settings.get("input_range", (0, 1))[1])  # 255 if the images are not in 0..1
         mean, std = (tuple(float(number) / scale for number in settings[name]) for name in ("mean", "std"))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         raise ValueError(f"the config.json of {repository} contains no mean and std of its images") from None
     return mean, std
 
@@ -113,9 +113,13 @@ def _of_diffusion(config: Config, repository: Repository, revision: str | None) 
     middle, half = (0.0, 1.0) if config.get("center_input_sample", False) else (0.5, 0.5)
     settings: dict[str, Any] = {"preprocessing": _preprocessing((middle,) * channels, (half,) * channels)}
     files = ("scheduler/scheduler_config.json", "scheduler_config.json")
-    scheduler = next((found for name in files if (found := read_optional_json(repository, name, revision))), None)
+    found = ((name, read_optional_json(repository, name, revision)) for name in files)
+    name, scheduler = next(((name, scheduler) for name, scheduler in found if scheduler), ("", None))
     if scheduler is not None and config.options.get("class_embed_type") is None:
-        process = dataclasses.asdict(diffusion.Process.from_config(scheduler))
+        try:
+            process = dataclasses.asdict(diffusion.Process.from_config(scheduler))
+        except ValueError as error:
+            raise ValueError(f"the {name} of {repository}: {error}") from error
         classes = config.size("num_class_embeds", 1)
         settings["task"] = tasks.Diffusion(classes, label_dropout=0.0, **process)  # these models have no null label
     return settings

@@ -72,7 +72,8 @@ def start_from(
     tree: dict[Path, Any] = {tuple(name.split("/")): value for name, value in arrays.items()}
     if part is not None and not any(len(name) > 1 and name[1] == part for name in tree):
         tree = {(collection, part, *rest): value for (collection, *rest), value in tree.items()}  # only this part
-    channels = in_channels or metadata.get("preprocessing", {}).get("channels", 3)
+    stored = _channels_of(path, metadata)
+    channels = in_channels or stored or 3
     expected = shapes_of(model, channels)
     tree = {_as_expected(name, expected): value for name, value in tree.items()}
     taken, lines = {}, []
@@ -90,7 +91,6 @@ def start_from(
     within = {name[1] for name in wanted} - {name[1] for name in renewed}
     lines += [f"{'/'.join(n)} is unexpected" for n in tree if n[1] in within and n not in expected]
     if lines:
-        stored = metadata.get("preprocessing", {}).get("channels")
         hint = ""
         if stored is not None and stored != channels:
             choice = option("channels", stored)
@@ -105,11 +105,22 @@ def start_from(
     return unflatten_dict(taken | initialise(model, rest, channels, jax.random.key(0) if key is None else key))
 
 
+def _channels_of(path: Any, metadata: Mapping[str, Any]) -> int | None:
+    """The channels of the images of a file's model; None if it has no preprocessing."""
+    preprocessing = metadata.get("preprocessing")
+    if preprocessing is None:
+        return None
+    channels = preprocessing.get("channels") if isinstance(preprocessing, dict) else None
+    if type(channels) is not int or not 1 <= channels < 2**16:
+        raise ValueError(f"{path} describes an invalid preprocessing: {str(preprocessing)[:100]}")
+    return channels
+
+
 def _other_encoder(model: nn.Module, expected: Mapping[Path, Any], tree: Mapping[Path, Any], description: Any) -> str:
     """States that the file's encoder is another one of the zoo than the model's; "" if that is unknown."""
     try:
         stored = build(description)
-    except (TypeError, ValueError):  # only variables, or a description of a newer version
+    except Exception:  # only variables, or a description of a newer version: a field may contain any value
         return ""
     found = []
     for encoder, arrays in ((getattr(stored, "encoder", stored), tree), (getattr(model, "encoder", model), expected)):
