@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -56,12 +57,20 @@ def same(records: list[dict[str, Any]], field: str, what: str, problems: list[st
 
 def picture(folder: pathlib.Path, record: dict[str, Any], problems: list[str]) -> pathlib.Path:
     name = record.get("file_name")
-    path = folder / name if isinstance(name, str) and name else folder
-    if not isinstance(name, str) or not path.resolve().is_relative_to(folder.resolve()) or path == folder:
-        problems.append(f"image {record['id']}: file_name is {name!r}; expected a file in {folder}")
-    elif not path.is_file():
+    path = folder / name if _is_name(name) else folder
+    if path == folder or not path.resolve().is_relative_to(folder.resolve()):
+        problems.append(f"image {record['id']}: file_name is {shown(name)}; expected a file in {folder}")
+        return folder
+    if not path.is_file():
         problems.append(f"image {record['id']}: {path} is missing")
     return path
+
+
+def _is_name(name: Any) -> bool:
+    try:
+        return isinstance(name, str) and bool(name) and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:  # JSON may contain half of a surrogate pair
+        return False
 
 
 def size_of(path: pathlib.Path, record: dict[str, Any], problems: list[str]) -> tuple[int, int]:

@@ -83,7 +83,7 @@ def build(description: Any, largest: float = math.inf) -> Any:
     """
     if type(description) in _PLAIN:
         if isinstance(description, (int, float)) and abs(description) > largest:
-            number = str(description)[:30]
+            number = f"{description:g}" if abs(description) < 1e300 else "1e300 or more"
             raise ValueError(f"it contains the number {number}, more than any that arrays of this size allow")
         return description
     if isinstance(description, list):
