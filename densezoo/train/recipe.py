@@ -155,8 +155,8 @@ def train(
         The trained state and the history, whose last record contains the final scores; see `fit`.
 
     Raises:
-        ValueError, FileExistsError, FloatingPointError, OSError: see `fit`. ValueError also if the task finds that the
-            model or the samples do not fit it.
+        ValueError, FileExistsError, FloatingPointError, OSError: see `fit`. ValueError also if a source has no samples,
+            or if the task finds that the model or the samples do not fit it.
         TypeError: if the task and the model are swapped, the model takes another number of images, or `mesh` is not a
             mesh.
 
@@ -172,6 +172,7 @@ def train(
         True
     """
     channels = _channels_of(task, train_source)
+    _check_filled("validation", val_source)
     recipe = Recipe() if recipe is None else recipe
     layout = Layout.of(mesh)
     if layout is not None:
@@ -257,7 +258,11 @@ def evaluator(
 
     Returns:
         A function `evaluate(state)` for `fit`.
+
+    Raises:
+        ValueError: if the source has no samples.
     """
+    _check_filled("validation", source)
     there = source[0]
     if preprocessing is None:
         preprocessing = _default_preprocessing(task, there[task.inputs[0]].shape[-1])
@@ -290,6 +295,7 @@ def _channels_of(task: Any, source: Source) -> int:
             f"the first argument must be a task, such as tasks.Segmentation(num_classes=3); got"
             f" {type(task).__name__}{hint}"
         )
+    _check_filled("training", source)
     sample = source[0]
     if missing := [name for name in task.inputs if name not in sample]:
         raise ValueError(
@@ -297,6 +303,14 @@ def _channels_of(task: Any, source: Source) -> int:
             f" {', '.join(sample)}, and no {', '.join(missing)}: is the source for another task?"
         )
     return sample[task.inputs[0]].shape[-1]
+
+
+def _check_filled(name: str, source: Source) -> None:
+    if len(source) == 0:
+        raise ValueError(
+            f"the {name} source is empty, a {type(source).__name__} of length 0; expected at least one sample: check"
+            " its folder, or how the data were split"
+        )
 
 
 def _default_preprocessing(task: Any, channels: int) -> Preprocessing:

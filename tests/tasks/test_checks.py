@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import densezoo as dz
+from densezoo.data import Subset
 from densezoo.tasks import Autoencoding, ChangeDetection, Depth, Diffusion, Normals, Segmentation
-from densezoo.train import Recipe, recipe, train
+from densezoo.train import Recipe, evaluator, recipe, train
 
 RECIPE = Recipe(crop_size=8, batch_size=2, steps=1)
 ENCODER = dz.PlainEncoder((2, 2))
@@ -86,3 +87,15 @@ def test_images_are_scaled_to_the_range_of_the_task_by_default(task, monkeypatch
     source = [{"image": np.zeros((4, 4, 4), np.uint8)}]
     recipe.evaluator(task, source)
     assert seen == [((0.5,) * 4, (0.5,) * 4)]
+
+
+EMPTY = Subset(SCENES, ())
+
+
+@pytest.mark.parametrize(("name", "sources"), [("training", (EMPTY, SCENES)), ("validation", (SCENES, EMPTY))])
+def test_empty_sources_are_refused_before_any_work(name, sources, tmp_path):
+    with pytest.raises(ValueError, match=f"the {name} source is empty, a Subset of length 0.* check its folder"):
+        train(Segmentation(3), UNET, *sources, RECIPE, directory=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="the validation source is empty, a list of length 0"):
+        evaluator(Segmentation(3), [])
