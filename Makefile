@@ -20,7 +20,7 @@ QUICK := tests/ops tests/train tests/inspect tests/weights/test_native.py \
 REFERENCES := tests/benchmarks tests/decoders tests/encoders tests/models/test_detectors.py tests/models/test_siamese.py \
 	$(addprefix tests/weights/test_,conventions.py diffusers.py export.py families.py parity.py)
 
-.PHONY: demo test test-oldest test-quick parity references lint types doctest docs readme clean
+.PHONY: demo test test-oldest test-quick parity references lint types doctest docs readme fuzz clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) --version
@@ -80,6 +80,12 @@ $(DOCS_STAMP): $(STAMP)
 # The zoo's tables in the README, from the registry.
 readme: $(STAMP)
 	$(BIN)/python -m densezoo.viz.readme README.md
+
+# Searches for files that readers fail on. atheris has wheels for Python 3.11 to 3.13 on Linux.
+fuzz: $(STAMP)
+	@if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(BIN)/python atheris; \
+	else $(BIN)/python -m pip install --quiet --disable-pip-version-check atheris; fi
+	$(BIN)/python -m benchmarks.fuzz --seconds 100
 
 clean:
 	rm -rf .venv .venv311 out docs/_build docs/api

@@ -22,7 +22,7 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ import tyro
 
 from benchmarks import hostile_models, hostile_readers
 from benchmarks.hostile_readers import Reader
-from benchmarks.record import append_line
+from benchmarks.record import append_line, markdown_table, read_lines, write_text
+from benchmarks.report import with_parts
 
 LIMIT = 20
 """Seconds, and warnings, for one file."""
@@ -55,19 +56,22 @@ class Arguments:
     """Folder for files that are not read as they should be."""
     out: Path | None = None
     """File for the results, to which a line is added for each reader."""
+    docs: Path | None = None
+    """Only write the table of the results in --out into this document, without reading."""
 
 
 def prepare(folder: Path) -> dict[str, Reader]:
     """Writes a valid file for every reader."""
-    return {
-        **hostile_readers.pictures(folder),
-        **hostile_readers.tiffs(folder),
-        **hostile_readers.folders(folder / "folders"),
-        **hostile_readers.annotations(folder / "annotated"),
-        **hostile_models.models(folder),
-        **hostile_models.repositories(folder / "repositories"),
-        **hostile_models.runs(folder),
+    groups = {
+        "PNG, JPEG, BMP and WebP": hostile_readers.pictures(folder),
+        "TIFF, whole and by windows": hostile_readers.tiffs(folder),
+        "folders of masks, instances, changes, depth": hostile_readers.folders(folder / "folders"),
+        "COCO's annotations": hostile_readers.annotations(folder / "annotated"),
+        "model files, safetensors, .pth": hostile_models.models(folder),
+        "configurations of repositories": hostile_models.repositories(folder / "repositories"),
+        "logs, checkpoints, compiled programs": hostile_models.runs(folder),
     }
+    return {name: reader._replace(group=group) for group, readers in groups.items() for name, reader in readers.items()}
 
 
 class Fault(Exception):
@@ -203,7 +207,27 @@ def row(name: str, outcomes: collections.Counter[str], seed: int, seconds: float
     }
 
 
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The results by group, as a Markdown table."""
+    lines = []
+    for group in dict.fromkeys(row["group"] for row in rows):
+        own = [row for row in rows if row["group"] == group]
+        read, results, at_once = (sum(row[key] for row in own) for key in ("files", "results", "at_first_check"))
+        refused, faults = (sum(sum(row[key].values()) for row in own) for key in ("errors", "faults"))
+        peak = round(max(0, *(row["memory_peak_mib"] for row in own)))
+        counts = (read, results, refused, at_once, peak, faults)
+        lines.append((group, f"{len(own)}", *(f"{count:,}" for count in counts)))
+    heads = ("files", "readers", "read", "a result", "refused", "of these at once", "most memory, MiB", "faults")
+    return markdown_table(heads, lines)
+
+
 def main(arguments: Arguments) -> None:
+    if arguments.docs is not None:
+        if arguments.out is None:
+            raise ValueError("--docs needs --out, the file of the results")
+        text = with_parts(arguments.docs.read_text(encoding="utf-8"), {"hostile": table(read_lines(arguments.out))})
+        write_text(arguments.docs, text)
+        return
     folder = Path(tempfile.mkdtemp(prefix="hostile"))
     print(f"reading in {folder}", flush=True)
     readers = prepare(folder)
@@ -215,7 +239,7 @@ def main(arguments: Arguments) -> None:
         _forget_peak()
         before, start = _memory()[0], time.process_time()
         found = attack(name, readers[name], folder, arguments.files, arguments.kept, arguments.seed)
-        result = row(name, found, arguments.seed, time.process_time() - start)
+        result = {"group": readers[name].group} | row(name, found, arguments.seed, time.process_time() - start)
         gc.collect()
         after, peak = _memory()
         result |= {"memory_grown_mib": round(after - before, 1), "memory_peak_mib": round(peak - before, 1)}

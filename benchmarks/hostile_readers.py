@@ -31,6 +31,8 @@ class Reader(NamedTuple):
     read: Callable[[Path], Any]
     damage: tuple[changes.Change, ...] = (changes.damaged,)
     """What is done to the file, each as often as the others."""
+    group: str = ""
+    """The row of the table in the documentation."""
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8)

@@ -6,7 +6,7 @@ For every picture, writes NAME.png, a palette picture whose values are the class
 for a model with several labels per pixel, NAME_CLASS.png with 0 or 255; for a model of depth or normals, NAME.npy, in
 the unit of the training data, and NAME_view.png. Pictures of more than --max-pixels pixels are computed by tiles, with
 the same result. For a TIFF file of that size, windows are read and written: instead of the two pictures, NAME.tif has
-the classes as grey values, with the georeference of the picture, if there is any. With --probabilities, also
+the classes, in the same colours, with the georeference of the picture, if there is any. With --probabilities, also
 NAME_probabilities.npz. classes.json has the names and colours of the classes. --recursive also reads subfolders, and
 recreates them in --out. The last line on standard output is a JSON object.
 """
@@ -183,10 +183,11 @@ def write_by_windows(
     predict: dz.Predictor, picture: TiffWindows, target: Path, arguments: Arguments, progress: Progress
 ) -> None:
     """Writes the mask of a TIFF file tile by tile."""
-    dtype = np.uint8 if predict.task.classes <= 256 else np.uint16
+    narrow = predict.task.classes <= 256
+    dtype, palette = (np.uint8, viz.palette(predict.task.classes)) if narrow else (np.uint16, None)
 
     def fill(temporary: Path) -> None:
-        mask = picture.create_like(temporary, dtype)
+        mask = picture.create_like(temporary, dtype, palette=palette)
         predict.tiled(picture, out=mask, **tile_options(arguments, progress))
         mask.flush()  # pyright: ignore[reportAttributeAccessIssue]
 

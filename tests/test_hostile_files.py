@@ -22,9 +22,7 @@ from benchmarks.hostile_readers import Reader
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # compiled programs lack oneDNN
-        return folder, prepare(folder)
+    return folder, prepare(folder)
 
 
 def test_every_reader_returns_or_says_why(prepared):

@@ -154,7 +154,7 @@ class TiffWindows:
             return ValueError(f"{self.path}: a strip or tile of it is too large: {error}")
         return ValueError(f"{self.path}: cannot be read ({error}). Is it a damaged TIFF file?")
 
-    def create_like(self, path: str | pathlib.Path, dtype: Any) -> np.ndarray:
+    def create_like(self, path: str | pathlib.Path, dtype: Any, *, palette: np.ndarray | None = None) -> np.ndarray:
         """Creates a TIFF file of one channel with this picture's size and georeference, as an array on disk.
 
         The file is not compressed. The space for it is reserved, so that a full disk is an error at once.
@@ -162,19 +162,32 @@ class TiffWindows:
         Args:
             path: path of the file.
             dtype: of its pixels, such as uint8.
+            palette: a colour for each number, (n, 3) uint8, in which viewers and GIS show them. The numbers are stored
+                as without it. Only for uint8.
 
         Returns:
             A memory map (height, width), whose values are those of the file after `flush`.
 
         Raises:
+            ValueError: if a palette has more than 256 colours, or `dtype` is another than uint8.
             OSError: if the disk is full.
         """
         import tifffile
 
+        colours: dict[str, Any] = {"photometric": "minisblack"}
+        if palette is not None:
+            if np.dtype(dtype) != np.uint8 or np.shape(palette)[1:] != (3,) or len(palette) > 256:
+                raise ValueError(
+                    f"a palette of shape {np.shape(palette)} for pixels of type {np.dtype(dtype)}; expected (n, 3) with"
+                    " up to 256 colours for uint8"
+                )
+            colormap = np.zeros((3, 256), np.uint16)
+            colormap[:, : len(palette)] = 257 * np.asarray(palette, np.uint16).T  # 255 becomes 65535
+            colours = {"photometric": "palette", "colormap": colormap}
         tags = [self._page.tags[code] for code in _GEOREFERENCE if code in self._page.tags]
         extra = [(tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in tags]
         array = tifffile.memmap(
-            path, shape=self.shape[:2], dtype=np.dtype(dtype), photometric="minisblack", metadata=None, extratags=extra
+            path, shape=self.shape[:2], dtype=np.dtype(dtype), metadata=None, extratags=extra, **colours
         )
         if hasattr(os, "posix_fallocate"):  # writing to a memory map on a full disk would end the process
             try:

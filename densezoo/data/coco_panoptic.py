@@ -243,9 +243,10 @@ class CocoPanoptic:
         if number not in self._maps:
             return np.zeros(size, np.int32)
         path = self._maps[number]
+        found = _decode.read_size(path)  # before a picture of any size is decoded
+        if found != size:
+            raise ValueError(f"{path} is {found[0]}x{found[1]}, and image {number} {size[0]}x{size[1]}")
         colours = _decode.decode_colours(path)
-        if colours.shape != size:
-            raise ValueError(f"{path} is {colours.shape[0]}x{colours.shape[1]}, and image {number} {size[0]}x{size[1]}")
         numbers = (colours >> 16) | (colours & 0xFF00) | ((colours & 0xFF) << 16)  # from the order blue, green, red
         known = {segment["id"] for segment in self._segments[number]}
         there = set(np.unique(numbers).tolist()) - {0}

@@ -9,6 +9,7 @@ import pytest
 import tifffile
 
 from densezoo.data import open_tiff, read_image
+from densezoo.data._decode import decode_mask
 
 GEOREFERENCE = [
     (33550, "d", 3, (0.5, 0.5, 0.0), True),
@@ -200,3 +201,20 @@ def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatc
         monkeypatch.setattr(os, "posix_fallocate", full)
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
             picture.create_like(tmp_path / "mask.tif", np.uint8)
+
+
+def test_a_mask_with_a_palette_keeps_its_numbers(tmp_path):
+    colours = np.array([[0, 0, 0], [230, 159, 0], [86, 180, 255]], np.uint8)
+    numbers = np.arange(PIXELS[..., 0].size).reshape(PIXELS.shape[:2]) % 3
+    tifffile.imwrite(tmp_path / "a.tif", PIXELS, photometric="rgb")
+    with open_tiff(tmp_path / "a.tif") as picture:
+        mask = picture.create_like(tmp_path / "mask.tif", np.uint8, palette=colours)
+        mask[:] = numbers
+        mask.flush()
+        for dtype, palette in ((np.uint16, colours), (np.uint8, np.zeros((300, 3))), (np.uint8, np.zeros((3, 4)))):
+            with pytest.raises(ValueError, match=r"a palette of shape \(\d+, [34]\) for pixels of type uint"):
+                picture.create_like(tmp_path / "mask.tif", dtype, palette=palette)
+    np.testing.assert_array_equal(decode_mask(tmp_path / "mask.tif"), numbers)
+    with open_tiff(tmp_path / "mask.tif", indices=True) as read:
+        np.testing.assert_array_equal(read[:, :][..., 0], numbers)
+    np.testing.assert_array_equal(read_image(tmp_path / "mask.tif"), colours[numbers])

@@ -266,6 +266,7 @@ def test_large_pictures_are_computed_by_tiles(tmp_path, capsys):
     with tifffile.TiffFile(tmp_path / "out" / "field.tif") as mask:
         np.testing.assert_array_equal(mask.asarray(), expected)
         assert mask.pages[0].tags[place[0]].value == place[3]
+        np.testing.assert_array_equal(mask.pages[0].colormap[:, :3] >> 8, dz.viz.palette(3).T)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "classes.json",
         "field.tif",
