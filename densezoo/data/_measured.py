@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 import numpy as np
+from PIL import Image
 
 from densezoo.data import _decode
 from densezoo.data._pixels import check_size
@@ -59,5 +60,8 @@ def _load(path: pathlib.Path) -> np.ndarray:
         ) from error
     if array.ndim not in (2, 3) or 0 in array.shape or array.dtype.kind not in "biuf":
         raise ValueError(f"{path}: {array.dtype} of shape {array.shape}; expected numbers (height, width, ...).")
-    check_size(array.shape[0], array.shape[1], array.nbytes)
+    try:
+        check_size(array.shape[0], array.shape[1], array.nbytes)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: {error} Raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file.") from error
     return array

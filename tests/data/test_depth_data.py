@@ -119,3 +119,10 @@ def test_scenes_are_samples_of_the_pipeline():
     batch = next(train_batches(RenderedScenes(4, size=(36, 48)), batch_size=2, crop_size=(24, 32))(0))
     assert batch["image"].shape == (2, 24, 32, 3)
     assert batch["depth"].shape == (2, 24, 32) and batch["normals"].shape == (2, 24, 32, 3)
+
+
+def test_an_array_beyond_the_limit_is_refused_by_its_name(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12)  # 24 pixels, or 144 bytes
+    write(folder / "depth" / "b.npy", np.ones((4, 6), np.float64))
+    with pytest.raises(ValueError, match=r"b\.npy: .* exceeds limit of .* MAX_IMAGE_PIXELS"):
+        DepthFolder(folder)
