@@ -83,6 +83,11 @@ DIGITS = "9" * 5000  # more than Python converts
         ("coco", replaced('"bbox": [1,', f'"bbox": [{LONG},'), "the box .* finite numbers"),
         ("coco", replaced('"area": 20', f'"area": {LONG}'), "the area"),
         ("coco", replaced("[[1, 2, 6,", f"[[1, 2, {LONG},"), "the polygon .* finite"),
+        (
+            "depth.npy",
+            lambda content: b"\x93NUMPY\1\0\x28\x23" + 9000 * b"-",
+            "cannot be read .* damaged .npy file",
+        ),
         ("coco", replaced('"file_name": "a.png"', '"file_name": "\\ud800"'), "expected a file in"),
         ("panoptic", replaced('"image_id": 1', '"image_id": {}'), "an annotation is of image {}"),
         ("panoptic", replaced('"category_id": 1', '"category_id": []'), r"there is no category \[\]"),

@@ -50,14 +50,11 @@ def decode(path: pathlib.Path, *, channels: int | None = None) -> np.ndarray:
 def _load(path: pathlib.Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except MemoryError:
-        raise
-    except Exception as error:  # NumPy parses the header as Python, so damage raises all kinds of errors
+    except Exception as error:  # NumPy parses the header as Python: damage raises anything, also a MemoryError
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ValueError(
-            f"{path}: cannot be read ({str(error).splitlines()[0]}). Is it a damaged .npy file?"
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: cannot be read ({reason}). Is it a damaged .npy file?") from error
     if array.ndim not in (2, 3) or 0 in array.shape or array.dtype.kind not in "biuf":
         raise ValueError(f"{path}: {array.dtype} of shape {array.shape}; expected numbers (height, width, ...).")
     try:
