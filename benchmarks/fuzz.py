@@ -8,12 +8,14 @@ printed.
 """
 
 import dataclasses
+import importlib
 import os
 import random
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -34,8 +36,7 @@ class Arguments:
 
 def search(name: str, seconds: int, kept: Path) -> None:
     """Searches in this process, which ends with the search."""
-    import atheris
-
+    atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["densezoo", "tifffile", "PIL"], enable_loader_override=False):
         from benchmarks.hostile_files import outcome, prepare
 

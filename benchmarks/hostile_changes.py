@@ -5,6 +5,7 @@ JSON, the tags of a TIFF file, the chunks of a PNG file, the opcodes of a pickle
 """
 
 import ast
+import copy
 import functools
 import io
 import itertools
@@ -136,7 +137,7 @@ def _change_value(root: list[Any], rng: random.Random) -> None:
         case 1 | 2:  # a value from elsewhere
             other, name = rng.choice(places)
             inside[key] = json.loads(json.dumps(other[name]))
-        case 3 if isinstance(inside[key], int | float):
+        case 3 if isinstance(inside[key], int | float) and abs(inside[key]) < 1e300:
             inside[key] = rng.choice(
                 (-inside[key], inside[key] + 1, 2 * inside[key], inside[key] / 3, inside[key] * 1e6)
             )
@@ -148,7 +149,7 @@ def _change_value(root: list[Any], rng: random.Random) -> None:
         case 5 if isinstance(inside, dict):
             inside[rng.choice(("a", "", *inside))] = inside.pop(key)
         case _:
-            inside[key] = rng.choice(_VALUES)
+            inside[key] = copy.deepcopy(rng.choice(_VALUES))
 
 
 def _places(value: Any) -> Any:
@@ -166,7 +167,7 @@ def safetensors_file(content: bytes, rng: random.Random) -> bytes:
     texts = header.get("__metadata__", {})
     if texts and rng.random() < 0.75:
         name = rng.choice(list(texts))
-        texts[name] = json_text(texts[name], rng) if texts[name][:1] in ("{", "[") else str(rng.choice(_VALUES))
+        texts[name] = json_text(texts[name], rng) if texts[name][:1] in ("{", "[") else str(rng.choice(_VALUES))[:5000]
         text = json.dumps(header).encode()
     else:
         text = json_text(json.dumps(header), rng).encode()

@@ -119,9 +119,11 @@ def outcome(reader: Reader, folder: Path, content: bytes) -> str:
     """
     path = folder / reader.path
     path.write_bytes(content)
-    logged, found = _Counter(), "read"
+    logged = _Counter()
+    found = "read"
     root = logging.getLogger()
-    handlers, root.handlers = root.handlers, [logged]
+    handlers = root.handlers
+    root.handlers = [logged]
     try:
         with warnings.catch_warnings(record=True) as warned, _within(LIMIT):
             warnings.simplefilter("always")

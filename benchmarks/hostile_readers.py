@@ -49,7 +49,7 @@ def pictures(folder: Path) -> dict[str, Reader]:
     grey = PIXELS[..., 0]
     turned = Image.Exif()
     turned[0x0112] = 6
-    for name, image, options in (
+    files: list[tuple[str, Image.Image, dict[str, Any]]] = [
         ("palette.png", Image.fromarray(PIXELS).convert("P"), {"transparency": 3}),
         ("bits.png", Image.fromarray(PIXELS).convert("1"), {}),
         ("rgb.png", Image.fromarray(PIXELS), {}),
@@ -67,7 +67,8 @@ def pictures(folder: Path) -> dict[str, Reader]:
             Image.fromarray(PIXELS),
             {"save_all": True, "append_images": [Image.fromarray(PIXELS[::-1].copy())]},
         ),
-    ):
+    ]
+    for name, image, options in files:
         image.save(folder / name, **options)
         structure = {"png": changes.png_file, "jpg": changes.jpeg_file, "webp": changes.riff_file}
         change = structure.get(name.split(".")[1])
@@ -173,7 +174,7 @@ def folders(root: Path) -> dict[str, Reader]:
             lambda path: ImageMaskFolder(root / "masks", num_classes=3).check(progress=False),
         ),
         "mask of colours": (
-            write("colours", "masks", small[..., None] * np.uint8([100, 0, 0])),
+            write("colours", "masks", small[..., None] * np.array([100, 0, 0], np.uint8)),
             lambda path: ImageMaskFolder(root / "colours", labels=colours).check(progress=False),
         ),
         "mask of labels": (
@@ -221,7 +222,7 @@ def annotations(root: Path) -> dict[str, Reader]:
         "annotations": [box | {"id": n, "segmentation": outline} for n, outline in enumerate(outlines, 1)],
     }
     numbers = 1 + PIXELS[..., :1] % 2
-    for part, array in (("images", PIXELS), ("panoptic", np.uint8([1, 0, 0]) * numbers)):
+    for part, array in (("images", PIXELS), ("panoptic", np.array([1, 0, 0], np.uint8) * numbers)):
         (root / part).mkdir(parents=True)
         Image.fromarray(array).save(root / part / "a.png")
     (root / "annotations.json").write_text(json.dumps(data))

@@ -46,7 +46,7 @@ def with_tag(tag, value):
 
     def change(content):
         with tifffile.TiffFile(io.BytesIO(content)) as tiff:
-            found = tiff.pages[0].tags[tag]
+            found = tiff.pages.first.tags[tag]
         order = "<" if content[:2] == b"II" else ">"
         data = bytearray(content)
         struct.pack_into(f"{order}HI", data, found.offset + 2, 4, 1)

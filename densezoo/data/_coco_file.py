@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from densezoo.data import _decode
 
@@ -66,7 +66,7 @@ def picture(folder: pathlib.Path, record: dict[str, Any], problems: list[str]) -
     return path
 
 
-def _is_name(name: Any) -> bool:
+def _is_name(name: Any) -> TypeGuard[str]:
     try:
         return isinstance(name, str) and bool(name) and b"\0" not in os.fsencode(name)
     except UnicodeEncodeError:  # JSON may contain half of a surrogate pair
