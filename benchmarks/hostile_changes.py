@@ -118,8 +118,7 @@ def json_file(content: bytes, rng: random.Random) -> bytes:
 def json_lines(content: bytes, rng: random.Random) -> bytes:
     """A file with JSON in every line."""
     lines = content.decode().splitlines()
-    for _ in range(rng.randint(1, 2)):
-        index = rng.randrange(len(lines))
+    for index in rng.sample(range(len(lines)), rng.randint(1, min(2, len(lines)))):
         lines[index] = json_text(lines[index], rng)
     return "\n".join([*lines, ""]).encode()
 

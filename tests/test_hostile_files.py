@@ -107,6 +107,21 @@ DIGITS = "9" * 5000  # more than Python converts
         ("scheduler_config.json", replaced('"beta_end": 0.02', '"beta_end": "a"'), "expected a value like 0.02"),
         ("config.json of timm", replaced("[0.5,", f"[{LONG},"), "no mean and std"),
         ("config.json of segformer", replaced('prob": 0.1', f'prob": {LONG}'), "to be of type float"),
+        (
+            "config.json of segformer",
+            replaced('["SegformerForSemanticSegmentation"]', "5"),
+            "architectures to be of type list",
+        ),
+        (
+            "config.json of UNet2DModel",
+            replaced('embed_type": null', 'embed_type": []'),
+            r"class_embed_type='\[\]' is not",
+        ),
+        (
+            "preprocessor_config.json",
+            replaced("[0.2, 0.2,", "[0.2, -1,"),
+            "preprocessor_config.json of .*std must be above 0",
+        ),
         ("log.jsonl of a resumed run", replaced('"loss": 0.5', f'"loss": {DIGITS}'), "line 1 is not a record"),
         ("checkpoint's checksums", replaced('"_METADATA"', '"../../log.jsonl"'), "not in its folder"),
         ("checkpoint's tree", lambda content: b'{"tree_metadata": {}}', "it is damaged"),

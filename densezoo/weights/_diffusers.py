@@ -212,6 +212,6 @@ def _time(config: Config) -> ModuleDef:
 
 def _choose(config: Config, option: str, value: Any, choices: Mapping[Any, Any]) -> Any:
     """The entry of `choices` for a value, which may be None."""
-    if value not in choices:
+    if not isinstance(value, str | int | None) or value not in choices:
         raise config.unsupported(option, value, ", ".join(map(repr, choices)))
     return choices[value]

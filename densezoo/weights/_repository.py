@@ -1,9 +1,10 @@
 """The files of a repository of the Hugging Face hub, or of a folder laid out like one."""
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as File
 from typing import Any
 
@@ -61,6 +62,15 @@ def file_of(repository: Repository, names: Sequence[str], revision: str | None) 
         except (OSError, ValueError, missing) as error:
             reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
     raise FileNotFoundError(f"cannot get {' or '.join(names)} of {repository}: {reasons[0]}")
+
+
+@contextlib.contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Adds the source of the values to the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 class Config:

@@ -6,7 +6,7 @@ from typing import Any
 
 from densezoo.weights import _transformers
 from densezoo.weights._families import kind_of
-from densezoo.weights._repository import Config, Repository, model_config, read_json, read_optional_json
+from densezoo.weights._repository import Config, Repository, model_config, naming, read_json, read_optional_json
 from densezoo.weights._smp import ARCHITECTURES
 
 
@@ -83,7 +83,9 @@ def hub_settings(repository: Repository, *, revision: str | None = None) -> dict
     config, _ = model_config(repository, revision)
     kind, settings = kind_of(config), {}
     if kind is None:
-        return {"preprocessing": _preprocessing(*preprocessing(repository, revision=revision))}
+        mean, std = preprocessing(repository, revision=revision)
+        with naming(config.source):
+            return {"preprocessing": _preprocessing(mean, std)}
     if kind == "UNet2DModel":
         return _of_diffusion(config, repository, revision)
     if (images := read_optional_json(repository, "preprocessor_config.json", revision)) is not None:
@@ -94,11 +96,13 @@ def hub_settings(repository: Repository, *, revision: str | None = None) -> dict
         if "depth" in tasks.TASKS:
             metric = config.options.get("depth_estimation_type") == "metric"
             limit = {"max_depth": config.get("max_depth", 1.0)} if metric else {}
-            settings["task"] = tasks.TASKS["depth"](activation="identity", relative=not metric, **limit)
+            with naming(config.source):
+                settings["task"] = tasks.TASKS["depth"](activation="identity", relative=not metric, **limit)
     elif kind in ("segformer", "upernet", "dpt"):
         count, names = _transformers.num_labels(config), _names(config)
         ignored = 255 if count <= 255 else None
-        settings["task"] = tasks.Segmentation(num_classes=count, class_names=names, ignore_index=ignored)
+        with naming(config.source):
+            settings["task"] = tasks.Segmentation(num_classes=count, class_names=names, ignore_index=ignored)
         settings["classes"] = names
     elif kind in ARCHITECTURES:
         settings["task"] = tasks.Segmentation(num_classes=config.size("classes", 1))
@@ -116,17 +120,15 @@ def _of_diffusion(config: Config, repository: Repository, revision: str | None) 
     found = ((name, read_optional_json(repository, name, revision)) for name in files)
     name, scheduler = next(((name, scheduler) for name, scheduler in found if scheduler), ("", None))
     if scheduler is not None and config.options.get("class_embed_type") is None:
-        try:
+        with naming(f"the {name} of {repository}"):
             process = dataclasses.asdict(diffusion.Process.from_config(scheduler))
-        except ValueError as error:
-            raise ValueError(f"the {name} of {repository}: {error}") from error
         classes = config.size("num_class_embeds", 1)
         settings["task"] = tasks.Diffusion(classes, label_dropout=0.0, **process)  # these models have no null label
     return settings
 
 
 def _classes(config: Config) -> list[str]:
-    return [str(name) for name in config.options.get("architectures") or ()]
+    return list(config.get("architectures", ("",)))
 
 
 def _names(config: Config) -> tuple[str, ...]:
@@ -162,7 +164,9 @@ def _of_processor(config: Config, channels: int) -> Any:
     if factor <= 0 or not len(mean) == len(std) == channels:
         raise ValueError(f"{config.source}: expected means and deviations of {channels} channels, got {mean} and {std}")
     mean, std = (tuple(number / factor for number in numbers) for numbers in (mean, std))
-    return _preprocessing(mean, std, **(_size(config) if config.get("do_resize", True) else {}))
+    size = _size(config) if config.get("do_resize", True) else {}
+    with naming(config.source):
+        return _preprocessing(mean, std, **size)
 
 
 def _size(config: Config) -> dict[str, Any]:

@@ -275,7 +275,7 @@ def check_class(config: Config, *supported: str) -> str:
     Raises:
         ValueError: if it is another class: a classifier, or a bare encoder.
     """
-    names = [str(name) for name in config.options.get("architectures") or supported]
+    names = config.get("architectures", ("",)) if config.options.get("architectures") else supported
     found = [name for name in supported if name in names]
     if not found:
         raise config.unsupported("architectures", names, " or ".join(supported))
