@@ -42,15 +42,14 @@ def replaced(old, new):
 
 
 def with_tag(tag, value):
-    """Sets a tag of a TIFF file of tifffile, which has all tags in the file's order."""
+    """Sets the first number of a tag of a TIFF file."""
 
     def change(content):
         with tifffile.TiffFile(io.BytesIO(content)) as tiff:
             found = tiff.pages.first.tags[tag]
         order = "<" if content[:2] == b"II" else ">"
         data = bytearray(content)
-        struct.pack_into(f"{order}HI", data, found.offset + 2, 4, 1)
-        struct.pack_into(f"{order}I", data, found.valueoffset, value)
+        struct.pack_into(order + {3: "H", 4: "I"}[int(found.dtype)], data, found.valueoffset, value)
         return bytes(data)
 
     return change
@@ -79,6 +78,8 @@ DIGITS = "9" * 5000  # more than Python converts
     [
         ("tiles.tif by windows", with_tag("TileWidth", 0), "in strips or tiles of"),
         ("lzw.tif by windows", with_tag("RowsPerStrip", 0), "in strips or tiles of"),
+        ("lzw.tif by windows", with_tag("StripByteCounts", 65535), "it is truncated"),
+        ("planes.tif", with_tag("StripByteCounts", 65535), "file is truncated"),
         ("coco", replaced('"id": 1, "file_name"', f'"id": {2**31}, "file_name"'), "expected a number of 32 bits"),
         ("coco", replaced('"bbox": [1,', f'"bbox": [{LONG},'), "the box .* finite numbers"),
         ("coco", replaced('"area": 20', f'"area": {LONG}'), "the area"),

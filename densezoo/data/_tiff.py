@@ -141,9 +141,11 @@ def read_size(path: pathlib.Path, limited: bool = True) -> tuple[int, int]:
 
 
 def _read(series: Any, page: Any) -> np.ndarray:
-    # JPEG decoders fill the missing part of a truncated file with grey; without compression, tifffile checks lengths.
-    for part in filter(None, series.pages if page.compression != 1 else ()):
-        ends = (offset + length for offset, length in zip(part.dataoffsets, part.databytecounts, strict=False))
+    # JPEG decoders fill the missing part of a truncated file with grey; without compression, tifffile checks lengths,
+    # after it has allocated them.
+    for part in filter(None, series.pages):
+        starts = part.dataoffsets if page.compression != 1 else [0] * len(part.databytecounts)
+        ends = (start + length for start, length in zip(starts, part.databytecounts, strict=False))
         if max(ends, default=0) > part.parent.filehandle.size:
             raise ValueError("image file is truncated")
     try:

@@ -128,10 +128,10 @@ class TiffWindows:
                     self._blocks.move_to_end(number)
                     return self._blocks[number]
                 size = page.databytecounts[number]
+                if page.dataoffsets[number] + size > file.size:  # before as much memory is allocated
+                    raise ValueError("it is truncated")
                 file.seek(page.dataoffsets[number])
                 data = file.read(size)
-            if len(data) != size:
-                raise ValueError("it is truncated")
             if size:
                 block = page.decode(data, number, jpegtables=page.jpegtables)[0][0]
             else:  # of a sparse file: GDAL writes no block without data
