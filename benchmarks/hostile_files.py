@@ -136,7 +136,8 @@ def outcome(reader: Reader, folder: Path, content: bytes) -> str:
             found += " at the first check"
     finally:
         root.handlers = handlers
-    messages = [str(warning.message) for warning in warned] + logged.records
+    # Python shows equal warnings once, and all records of loggers.
+    messages = list(dict.fromkeys(str(warning.message) for warning in warned)) + logged.records
     if len(messages) > LIMIT:
         raise Fault(f"{len(messages)} warnings, such as {messages[0]}")
     return found

@@ -49,7 +49,10 @@ def with_tag(tag, value):
             found = tiff.pages.first.tags[tag]
         order = "<" if content[:2] == b"II" else ">"
         data = bytearray(content)
-        struct.pack_into(order + {3: "H", 4: "I"}[int(found.dtype)], data, found.valueoffset, value)
+        if isinstance(value, float):
+            struct.pack_into(order + "H", data, found.offset + 2, 11)
+        kind = "f" if isinstance(value, float) else {3: "H", 4: "I"}[int(found.dtype)]
+        struct.pack_into(order + kind, data, found.valueoffset, value)
         return bytes(data)
 
     return change
@@ -78,7 +81,9 @@ DIGITS = "9" * 5000  # more than Python converts
     [
         ("tiles.tif by windows", with_tag("TileWidth", 0), "in strips or tiles of"),
         ("lzw.tif by windows", with_tag("RowsPerStrip", 0), "in strips or tiles of"),
+        ("lzw.tif by windows", with_tag("RowsPerStrip", 9.0), r"in strips or tiles of \(9\.0,"),
         ("lzw.tif by windows", with_tag("StripByteCounts", 65535), "it is truncated"),
+        ("lzw.tif", with_tag("ImageLength", 60_000), "lists 1 of 6667 strips or tiles"),
         ("planes.tif", with_tag("StripByteCounts", 65535), "file is truncated"),
         ("coco", replaced('"id": 1, "file_name"', f'"id": {2**31}, "file_name"'), "expected a number of 32 bits"),
         ("coco", replaced('"bbox": [1,', f'"bbox": [{LONG},'), "the box .* finite numbers"),

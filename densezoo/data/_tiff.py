@@ -144,6 +144,9 @@ def _read(series: Any, page: Any) -> np.ndarray:
     # JPEG decoders fill the missing part of a truncated file with grey; without compression, tifffile checks lengths,
     # after it has allocated them.
     for part in filter(None, series.pages):
+        listed, needed = len(part.dataoffsets), 1 if page.is_contiguous else math.prod(page.chunked)
+        if listed < needed:  # tifffile would make up the others, one by one, of which a small file can claim millions
+            raise ValueError(f"image file is truncated: it lists {listed} of {needed} strips or tiles")
         starts = part.dataoffsets if page.compression != 1 else [0] * len(part.databytecounts)
         ends = (start + length for start, length in zip(starts, part.databytecounts, strict=False))
         if max(ends, default=0) > part.parent.filehandle.size:

@@ -72,7 +72,7 @@ class TiffWindows:
         self._page = page
         self._stored = np.dtype(np.float32) if page.dtype in (np.float16, np.float64) else page.dtype  # as `read_image`
         self._block = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
-        if min(*self._block, *page.shape) < 1:
+        if not all(isinstance(side, int) and side > 0 for side in (*self._block, *page.shape)):
             raise ValueError(f"it is of shape {page.shape}, in strips or tiles of {self._block}")
         if page.is_memmappable and page.dataoffsets[0] + page.nbytes <= page.parent.filehandle.size:
             # Without compression, nothing but the window is read, even from a file of one strip.
