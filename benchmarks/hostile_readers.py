@@ -12,6 +12,7 @@ import tifffile
 from PIL import Image
 
 from benchmarks import hostile_changes as changes
+from benchmarks import hostile_formats as formats
 from densezoo.data import (
     ChangeFolder,
     CocoDetection,
@@ -36,8 +37,8 @@ class Reader(NamedTuple):
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8)
-_PNG = (changes.damaged, changes.png_file, changes.png_file)
-_TIFF = (changes.damaged, changes.tiff_file, changes.tiff_file)
+_PNG = (changes.damaged, formats.png_file, formats.png_file)
+_TIFF = (changes.damaged, formats.tiff_file, formats.tiff_file)
 _RUNS = [11, 4, 5, 4, 5, 4, 5, 4, 5, 4, 75]
 _TEXT = ";450000000V2"
 """The same run lengths as COCO's string."""
@@ -70,7 +71,7 @@ def pictures(folder: Path) -> dict[str, Reader]:
     ]
     for name, image, options in files:
         image.save(folder / name, **options)
-        structure = {"png": changes.png_file, "jpg": changes.jpeg_file, "webp": changes.riff_file}
+        structure = {"png": formats.png_file, "jpg": formats.jpeg_file, "webp": formats.riff_file}
         change = structure.get(name.split(".")[1])
         readers[name] = Reader(name, read_image, (changes.damaged, *([change, change] if change else [])))
     (folder / "rgb16.png").write_bytes(_png16(PIXELS.astype(np.uint16) * 257))
@@ -197,7 +198,7 @@ def folders(root: Path) -> dict[str, Reader]:
             lambda path: DepthFolder(root / "normals").check(progress=False),
         ),
     }
-    structure = {"npy": changes.npy_file, "tif": changes.tiff_file, "png": changes.png_file}
+    structure = {"npy": changes.npy_file, "tif": formats.tiff_file, "png": formats.png_file}
     return {
         name: Reader(path, read, (changes.damaged, *[structure[path.rsplit(".")[-1]]] * 2))
         for name, (path, read) in files.items()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from benchmarks import hostile_changes
+from benchmarks import hostile_changes, hostile_formats, hostile_torch
 from benchmarks.hostile_files import attack, outcome, prepare, row
 from benchmarks.hostile_readers import Reader
 
@@ -205,11 +205,15 @@ def test_messages_without_the_file_and_floods_of_warnings_are_faults(read, match
         outcome(Reader("name.bin", read), tmp_path, b"")
 
 
-@pytest.mark.parametrize("name", [name for name in dir(hostile_changes) if name.endswith("_file")])
+MODULES = (hostile_changes, hostile_formats, hostile_torch)
+CHANGES = {name: getattr(module, name) for module in MODULES for name in vars(module) if name.endswith("_file")}
+
+
+@pytest.mark.parametrize("name", CHANGES)
 def test_changes_of_structure_are_past_the_first_check(name, prepared):
     """Most files with a changed structure are still recognised; with damaged bytes, about half of them are not."""
     folder, readers = prepared
-    change = getattr(hostile_changes, name)
+    change = CHANGES[name]
     reader = next(reader for reader in readers.values() if change in reader.damage)
     path = folder / reader.path
     valid, rng, found = path.read_bytes(), random.Random(0), []
