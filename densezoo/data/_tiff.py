@@ -33,6 +33,7 @@ JPEG = (6, 7)
 
 
 _reading = threading.local()
+"""Its `left` is the number of messages that are still logged about the file that this thread reads."""
 
 
 @contextlib.contextmanager
