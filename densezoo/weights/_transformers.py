@@ -26,6 +26,7 @@ ACTIVATIONS = {
 """Activations by transformers' names."""
 
 DEEPEST = 1000  # layers; no published model has more than 100
+_LARGEST_FACTOR = 64  # of the size of a map; published models have 4
 
 
 def activation(config: Config) -> Callable[[jax.Array], jax.Array]:
@@ -131,8 +132,10 @@ def _neck(config: Config, hidden: Sequence[int], fused: int) -> dict[str, Any]:
     """The fields of the decoder that DPT and Depth Anything have in common."""
     hidden = config.sizes("neck_hidden_sizes", hidden)
     factors = config.get("reassemble_factors", (4.0, 2.0, 1.0, 0.5))
-    if len(factors) != len(hidden) or not all(factor > 0 and max(factor, 1 / factor) % 1 == 0 for factor in factors):
-        raise config.unsupported("reassemble_factors", factors, f"{len(hidden)} whole numbers or their inverses")
+    whole = all(1 / _LARGEST_FACTOR <= x <= _LARGEST_FACTOR and max(x, 1 / x) % 1 == 0 for x in factors)
+    if len(factors) != len(hidden) or not whole:
+        supported = f"{len(hidden)} whole numbers up to {_LARGEST_FACTOR}, or their inverses"
+        raise config.unsupported("reassemble_factors", factors, supported)
     return {
         "intermediate_features": hidden,
         "features": config.size("fusion_hidden_size", fused),
