@@ -119,6 +119,11 @@ DIGITS = "9" * 5000  # more than Python converts
             "architectures to be of type list",
         ),
         (
+            "config.json of dpt",
+            replaced("[4, 2, 1, 0.5]", "[4, 2, 2147483647, 0.5]"),
+            "whole numbers up to 64, or their",
+        ),
+        (
             "config.json of UNet2DModel",
             replaced('embed_type": null', 'embed_type": []'),
             r"class_embed_type='\[\]' is not",
