@@ -138,6 +138,7 @@ DIGITS = "9" * 5000  # more than Python converts
         ("checkpoint's tree", lambda content: b'{"tree_metadata": {}}', "it is damaged"),
         ("compiled programs", replaced('\\"inputs\\"', '\\"output\\"'), "its checksum differs"),
         ("compiled programs", lambda content: content[:-1] + bytes([content[-1] ^ 1]), "its checksum differs"),
+        ("config.json of Unet", replaced('"classes": 2', '"classes": 0'), "expected classes to be"),
         ("model.json", replaced('"num_classes": 2', '"num_classes": 3'), "does not describe the model of the run"),
     ],
 )
@@ -229,3 +230,14 @@ def test_changes_of_structure_are_past_the_first_check(name, prepared):
         path.write_bytes(valid)
     assert np.mean([kind.endswith("first check") for kind in found]) < 0.5
     assert len(set(found)) > 1
+
+
+def test_a_model_of_many_classes_has_no_ignored_value(prepared):
+    folder, readers = prepared
+    path = folder / readers["config.json of Unet"].path
+    valid = path.read_bytes()
+    path.write_bytes(replaced('"classes": 2', '"classes": 300')(valid))
+    try:
+        assert readers["config.json of Unet"].read(path)["task"].ignore_index is None
+    finally:
+        path.write_bytes(valid)

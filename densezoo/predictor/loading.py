@@ -97,5 +97,5 @@ def _of_old_run(folder: Path, pad_to: int | None, max_programs: int | None) -> P
     variables = load_variables(folder, "best")
     try:
         return Predictor(task, model, variables, preprocessing, pad_to=pad_to, max_programs=max_programs)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not describe the model of the run: {error}") from error
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not describe the model of the run: {str(error)[:1000]}") from error

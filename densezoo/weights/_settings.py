@@ -105,7 +105,10 @@ def hub_settings(repository: Repository, *, revision: str | None = None) -> dict
             settings["task"] = tasks.Segmentation(num_classes=count, class_names=names, ignore_index=ignored)
         settings["classes"] = names
     elif kind in ARCHITECTURES:
-        settings["task"] = tasks.Segmentation(num_classes=config.size("classes", 1))
+        count = config.size("classes", 1)
+        ignored = 255 if count <= 255 else None
+        with naming(config.source):
+            settings["task"] = tasks.Segmentation(num_classes=count, ignore_index=ignored)
     return {name: value for name, value in settings.items() if value != ()}
 
 
