@@ -6,6 +6,9 @@ transformers' models, if the other Python has it, are `--models transformers:dep
 `transformers:dpt_dinov2_small` and `transformers:segformer_b0`, with `--shapes 1x518x518 1x252x336`. The network of a
 diffusion model, at a fixed time, is `--models diffusers:ddpm_cifar10 --shapes 8x32x32`.
 
+`--onnx` also times the file of `dz.export_onnx` in onnxruntime, by default for every architecture that
+segmentation_models_pytorch has too (`benchmarks.exports` writes the table).
+
 "densezoo" is `dz.compile`; `--impl auto reference` adds plain `jax.jit`. All have the same weights, and their outputs
 are compared before timing. The other libraries run in a second process, in turn with this one. Each model is written to
 the result files of --out as soon as it is measured; a Markdown table goes to stdout, and `benchmarks.report` writes
@@ -41,6 +44,7 @@ from benchmarks.options import Mismatch, PeerForm, machine_of, open_results, pee
 from benchmarks.protocol import PeerError, Worker
 from benchmarks.record import OWN, PEERS, forms_table, shape_text, timing_fields
 from benchmarks.seeded import random_images
+from benchmarks.smp_models import SMP_MODELS
 from benchmarks.timing import compile_apart, measure, wait_for
 from densezoo.extras import require
 
@@ -57,6 +61,11 @@ MODELS = (
     "segnet:vgg11_bn",
 )
 SHAPES = ("4x256x256", "1x512x512")
+ONNX_MODELS = (
+    *(f"{name}:resnet18" for name in SMP_MODELS if name != "dpt"),
+    *("dpt:vit_tiny_patch16_224", "unet:resnet34", "segformer:mit_b0"),
+)
+"""Networks with --onnx: all architectures of segmentation_models_pytorch with a small encoder, and three more."""
 FLOAT32 = f"{OWN}, float32"
 """densezoo's float32 form in a comparison in bfloat16."""
 ONNX = f"{OWN}, onnxruntime"
@@ -67,10 +76,15 @@ ONNX = f"{OWN}, onnxruntime"
 class Arguments(NetworkOptions):
     """Options of the inference benchmark."""
 
-    models: tuple[str, ...] = MODELS
-    """model:encoder of the zoo."""
+    models: tuple[str, ...] = ()
+    """model:encoder of the zoo; by default those of MODELS, or with --onnx those of ONNX_MODELS."""
     onnx: bool = False
-    """Also time what `dz.export_onnx` writes, in onnxruntime."""
+    """Also time what `dz.export_onnx` writes, in onnxruntime, by default for 1x256x256 only."""
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(model, encoder) for each of --models."""
+        models = self.models or (ONNX_MODELS if self.onnx else MODELS)
+        return NetworkOptions.pairs(dataclasses.replace(self, models=models))
 
 
 def forms_of(arguments: Arguments) -> list[str]:
@@ -261,7 +275,8 @@ def run(
 
 def main(arguments: Arguments, platform: str) -> int:
     """Runs the benchmark."""
-    plan = [(pair, shape) for pair in arguments.pairs() for shape in arguments.shapes_of(pair, SHAPES)]
+    shapes = ("1x256x256",) if arguments.onnx else SHAPES
+    plan = [(pair, shape) for pair in arguments.pairs() for shape in arguments.shapes_of(pair, shapes)]
     forms = forms_of(arguments) + arguments.forms(PEERS)
     return run("models", arguments, platform, compare, plan, "inference", forms)
 

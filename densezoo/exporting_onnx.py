@@ -1,10 +1,7 @@
-"""Export to ONNX, through jax2onnx, checked in onnxruntime."""
+"""Export to ONNX, checked in onnxruntime."""
 
-import contextlib
-import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,15 +15,14 @@ from densezoo.exporting import Program, check_shape
 from densezoo.extras import require
 from densezoo.files import replace
 from densezoo.inference import Method
-from densezoo.inspect.inline import inlined
+from densezoo.onnx.convert import convert
 from densezoo.ops import implementation
+from densezoo.ops.implementation import whole_operations
 from densezoo.preprocessing import Preprocessing
 from densezoo.types import Dtype, Size
 
 TOLERANCE = 1e-4
 """The largest accepted difference, relative to the largest output."""
-FORMS = ("reference", "auto")
-"""Forms of the operations, in the order in which they are tried: jax2onnx converts nearly all of the plain ones."""
 
 
 def export_onnx(
@@ -43,9 +39,9 @@ def export_onnx(
 ) -> float:
     """Exports a model with its variables to ONNX, and checks the file's outputs in onnxruntime.
 
-    jax2onnx converts the program, with the plain forms of the operations where it can. Images and outputs are NHWC, as
-    in JAX. An output with the name of an input gets the ending `_out`. The file is only written if onnxruntime computes
-    the same outputs as JAX, up to 1e-4 of the largest one. Outputs that are whole numbers, such as classes, may differ
+    The file has ONNX's operations of opset 18, with maps in NCHW. Images and outputs are NHWC, as in JAX. An output
+    with the name of an input gets the ending `_out`. The file is only written if onnxruntime computes the same outputs
+    as JAX for random images, up to 1e-4 of the largest one. Outputs that are whole numbers, such as classes, may differ
     in one of 1,000, where two logits are equal up to rounding.
 
     Args:
@@ -53,7 +49,7 @@ def export_onnx(
         variables: the model's variables.
         path: path of the file.
         size: (height, width) of the images.
-        batch: number of images. None exports for any number, which a few models do not allow.
+        batch: number of images. None exports for any number.
         preprocessing: as in `export`.
         image_dtype: as in `export`.
         outputs: as in `export`.
@@ -64,54 +60,38 @@ def export_onnx(
 
     Raises:
         TypeError: if the model and the variables are swapped, or `outputs` is not a function.
-        ValueError: if the variables belong to another model, if `size` or `batch` is invalid, if jax2onnx or
-            onnxruntime lacks an operation of the model, or if the outputs differ. Nothing is written then.
-        ModuleNotFoundError: if jax2onnx or onnxruntime is not installed: `pip install "densezoo[onnx]"`.
+        ValueError: if the variables belong to another model, if `size` or `batch` is invalid, if an operation of the
+            model is not converted, or if the outputs differ. Nothing is written then.
+        ModuleNotFoundError: if onnx or onnxruntime is not installed: `pip install "densezoo[onnx]"`.
 
     Example:
         >>> import densezoo as dz
         >>> error = dz.export_onnx(model, variables, "unet.onnx", size=(512, 512))  # doctest: +SKIP
     """
     require("onnxruntime")
-    require("jax2onnx")
+    require("onnx")
     check_shape(size, batch)
     program = Program(model, variables, preprocessing, outputs, method)
     given = [_example(x, seed) for seed, x in enumerate(program.inputs(size, batch or 2, image_dtype))]
     expected = [np.asarray(x) for x in jax.tree.leaves(jax.jit(program.run)(*given))]
-    failures = []
-    for form in FORMS:
-        try:
-            content = program.traced(partial(_converted, program, form), size, batch, image_dtype)
-            error = _check(content, program, given, expected)
-        except (ValueError, NotImplementedError) as failure:
-            failures.append(failure)
-            continue
-        replace(Path(path), partial(Path.write_bytes, data=content))
-        return error
-    raise ValueError(f"{type(model).__name__} was not exported to ONNX: {failures[0]}") from failures[0]
+    try:
+        content = program.traced(partial(_converted, program), size, batch, image_dtype)
+        error = _check(content, program, given, expected)
+    except (ValueError, NotImplementedError) as failure:
+        raise ValueError(f"{type(model).__name__} was not exported to ONNX: {failure}") from failure
+    replace(Path(path), partial(Path.write_bytes, data=content))
+    return error
 
 
-def _converted(program: Program, form: str, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> bytes:
+def _converted(program: Program, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> bytes:
     """The ONNX model of a program."""
-    with implementation(form):
-        forms = {"pad": _pad, "stack": _stack} if _is_symbolic(inputs) else {"stack": _stack}
-        flat = inlined(program.run, *inputs, platform=None if form == "reference" else "cpu", forms=forms)
+    names = program.names[: len(inputs)]
+    with implementation("reference"), whole_operations():
         tree = jax.eval_shape(program.run, *inputs)
-    input_names = program.names[: len(inputs)]
-    output_names = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-    with _quiet():
-        try:
-            model = require("jax2onnx").to_onnx(
-                lambda *arrays: _distinct(flat(*arrays)),
-                list(inputs),
-                model_name=type(program.model).__name__,
-                input_names=input_names,
-                # An autoencoder takes and returns images, but ONNX needs different names.
-                output_names=[f"{name}_out" if name in input_names else name for name in output_names],
-            )
-        except Exception as error:  # its errors share no other class
-            raise NotImplementedError(f"jax2onnx cannot convert it: {error}") from error
-    return model.SerializeToString()
+        results = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+        # An autoencoder takes and returns images, but ONNX needs different names.
+        results = [f"{name}_out" if name in names else name for name in results]
+        return convert(program.run, inputs, names, results)
 
 
 def _check(content: bytes, program: Program, given: list[np.ndarray], expected: list[np.ndarray]) -> float:
@@ -127,10 +107,6 @@ def _check(content: bytes, program: Program, given: list[np.ndarray], expected: 
             f"onnxruntime's outputs differ from JAX's by {difference:.1e} of the largest one, more than {TOLERANCE:.0e}"
         )
     return difference
-
-
-def _is_symbolic(inputs: tuple[jax.ShapeDtypeStruct, ...]) -> bool:
-    return any(not isinstance(side, int) for x in inputs for side in x.shape)
 
 
 def _name(path: Any) -> str:
@@ -155,39 +131,3 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
     if expected.dtype.kind in "iub":
         return float((found != expected).mean()) / 10
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-6))
-
-
-def _distinct(outputs: list[Any]) -> tuple[Any, ...]:
-    """The outputs; an array that occurs twice gets a copy, because jax2onnx gives each array one name."""
-    return tuple(x if all(x is not y for y in outputs[:i]) else x + jnp.zeros_like(x) for i, x in enumerate(outputs))
-
-
-def _stack(*arrays: Any, axis: int, **_: Any) -> Any:
-    return jax.lax.concatenate([jax.lax.expand_dims(x, (axis,)) for x in arrays], axis)
-
-
-def _pad(x: Any, value: Any, *, padding_config: Any) -> Any:
-    """Padding by concatenation, because jax2onnx cannot pad arrays of a symbolic shape."""
-    if any(before < 0 or after < 0 or inner for before, after, inner in padding_config):
-        return jax.lax.pad(x, value, padding_config)
-    for axis, (before, after, _) in enumerate(padding_config):
-        borders = [jax.lax.broadcast(value, (*x.shape[:axis], n, *x.shape[axis + 1 :])) for n in (before, after)]
-        parts = [borders[0], x, borders[1]]
-        x = jax.lax.concatenate([part for part in parts if part is x or part.shape[axis]], axis)
-    return x
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides what jax2onnx reports about its own plugins for other libraries, and its warnings of JAX's changes."""
-    loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

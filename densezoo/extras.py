@@ -8,7 +8,7 @@ EXTRAS = {
     "cli": {"rich": "rich", "tyro": "tyro"},
     "detection": {"hotcoco": "hotcoco"},
     "export": {"flatbuffers": "flatbuffers"},
-    "onnx": {"jax2onnx": "jax2onnx", "onnxruntime": "onnxruntime"},
+    "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime"},
     "hub": {"huggingface_hub": "huggingface_hub"},
     "tensorboard": {"tensorboardX": "tensorboardX"},
 }

@@ -48,6 +48,7 @@ TITLES = {
     # All of their public names are those of densezoo, so that they get no page.
     "densezoo.predictor": "Prediction",
     "densezoo.tiling": "Prediction by tiles",
+    "densezoo.onnx": "Conversion to ONNX",
 }
 
 

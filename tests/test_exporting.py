@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import densezoo as dz
+from benchmarks.exports import SEEDS, random_weights
 from benchmarks.sharding import CASES
 from densezoo.exporting import Program
 
@@ -95,6 +96,15 @@ def test_models_export_for_every_platform(name):
     assert program.serialize()  # refuses operations that only one platform or version has
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("name", CASES)
+def test_models_export_to_onnx_for_any_number_of_images(name, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    model = CASES[name]()
+    assert dz.export_onnx(model, random_weights(model, SEEDS[name]), tmp_path / "model.onnx", size=(64, 96)) <= 1e-4
+
+
 def test_errors_say_what_to_pass(unet):
     with pytest.raises(ValueError, match="resizes images"):
         dz.export(*unet, preprocessing=dataclasses.replace(PREPROCESSING, shortest=32))
@@ -130,7 +140,7 @@ def test_only_errors_of_symbolic_shapes_ask_for_a_shape(unet):
 
 
 def test_onnx_is_checked_before_it_is_written(unet, tmp_path):
-    pytest.importorskip("jax2onnx")
+    pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     file = tmp_path / "unet.onnx"
     error = dz.export_onnx(*unet, file, size=(8, 12), preprocessing=PREPROCESSING, outputs=TASK.probabilities)
@@ -151,8 +161,36 @@ def test_onnx_is_checked_before_it_is_written(unet, tmp_path):
     assert not file.exists()
 
 
+def test_onnx_files_have_the_operations_of_onnx(unet, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    dz.export_onnx(*unet, tmp_path / "unet.onnx", size=(8, 12))
+    operations = [node.op_type for node in onnx.load(tmp_path / "unet.onnx").graph.node]
+    assert operations.count("Transpose") <= 2  # of the images and of the logits
+    assert {"Conv", "Relu", "MaxPool", "Resize", "Concat"} <= set(operations)
+
+
+def test_detectors_export_to_onnx(tmp_path):
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    model = CASES["plain_detector"]()
+    variables = random_weights(model)
+    few = lambda model, images: model.detect(images, max_detections=30)  # noqa: E731
+    file = tmp_path / "detector.onnx"
+    assert dz.export_onnx(model, variables, file, size=(64, 64), method=few) <= 1e-4
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    images = jnp.asarray(np.random.default_rng(7).standard_normal((3, 64, 64, 3)), jnp.float32)
+    found = dict(
+        zip([x.name for x in session.get_outputs()], session.run(None, {"images": np.asarray(images)}), strict=True)
+    )
+    expected = dz.detect(model, variables, images, max_detections=30)
+    assert expected.valid.any(1).all() and len(np.unique(expected.labels[expected.valid])) > 1
+    for name, part in found.items():
+        np.testing.assert_allclose(part, getattr(expected, name), rtol=1e-4, atol=1e-3, err_msg=name)
+
+
 def test_outputs_of_onnx_have_other_names_than_the_inputs(tmp_path):
-    pytest.importorskip("jax2onnx")
+    pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     model = dz.create_model("autoencoder", dz.PlainEncoder((4, 8)), num_classes=1, latent_features=2)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 12, 1)))

@@ -12,6 +12,7 @@ from densezoo.blocks.conv import Conv
 from densezoo.blocks.factories import register_blocks
 from densezoo.blocks.initializers import he_uniform
 from densezoo.ops import global_avg_pool
+from densezoo.ops.implementation import whole
 from densezoo.types import Dtype, Initializer, accumulator_dtype
 
 
@@ -59,6 +60,9 @@ class SCSE(nn.Module):
         return x * channels + x * nn.sigmoid(Conv(1, 1, name="pixels", **fields)(x))
 
 
+_softmax = whole(nn.softmax)
+
+
 @jax.named_scope("attend")
 def attend(
     query: Float[Array, "b q h d"],
@@ -77,7 +81,7 @@ def attend(
     product = partial(jax.lax.dot_general, dimension_numbers=(((3,), (2,)), ((0, 1), (0, 1))))
     scores = product(query, key.swapaxes(2, 3), preferred_element_type=wide)
     scores = scores if bias is None else scores + bias
-    return product(nn.softmax(scores).astype(value.dtype), value).swapaxes(1, 2)
+    return product(_softmax(scores).astype(value.dtype), value).swapaxes(1, 2)
 
 
 register_blocks("attention", scse=SCSE, none=None)

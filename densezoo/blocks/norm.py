@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from densezoo import ops
 from densezoo.blocks.factories import build, register_blocks
+from densezoo.ops.implementation import whole
 from densezoo.types import Dtype, Initializer, ModuleDef, accumulator_dtype
 
 
@@ -165,13 +166,15 @@ class LayerNorm(nn.Module):
         dtype = x.dtype if self.dtype is None else self.dtype
         wide = x.astype(accumulator_dtype(jnp.promote_types(x.dtype, dtype)))
         scale, bias = (jnp.expand_dims(p.astype(wide.dtype), range(x.ndim - 1)) for p in (scale, bias))
-        return _layer_norm(wide, scale, bias, self.epsilon).astype(dtype)
+        return layer_norm(wide, scale, bias, self.epsilon).astype(dtype)
 
 
 # A separate function, so that its gradient is summed separately. Otherwise XLA:CPU lets oneDNN add the part that is
 # constant over a pixel's channels to the gradient of a convolution, which takes 200 times as long as the convolution.
+@whole
 @functools.partial(jax.jit, static_argnames="epsilon")
-def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    """Normalises the last axis."""
     centred = x - x.mean(-1, keepdims=True)
     var = jnp.square(centred).mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt(var + epsilon) * scale + bias

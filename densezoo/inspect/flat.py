@@ -102,7 +102,7 @@ def flatten(program: Any) -> Flat:
             elif equation.primitive.name in ("name", "optimization_barrier"):
                 outputs = inputs
             else:
-                values = _evaluated(equation, inputs)
+                values = evaluated(equation, inputs)
                 if values is None:
                     outputs = [new(variable) for variable in equation.outvars]
                     steps.append(Step(equation.primitive.name, equation, inputs, outputs, names, len(steps)))
@@ -144,8 +144,8 @@ def _called(equation: Any, inputs: Sequence[Node]) -> tuple[Any, Sequence[Any], 
     return program, getattr(outer, "consts", ()), arguments
 
 
-def _evaluated(equation: Any, inputs: Sequence[Node]) -> list[np.ndarray] | None:
-    """The results of an equation whose inputs are known; None if they are not, or too large."""
+def evaluated(equation: Any, inputs: Sequence[Any]) -> list[np.ndarray] | None:
+    """The results of an equation whose inputs have a `known` value; None if one has none, or they are too large."""
     values = [node.known for node in inputs]
     keys = any(jnp.issubdtype(variable.aval.dtype, jax.dtypes.extended) for variable in equation.outvars)
     if keys or any(value is None for value in values):  # NumPy has no random keys

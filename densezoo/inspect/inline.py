@@ -1,6 +1,6 @@
 """A traced program as one flat list of equations."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,13 +10,7 @@ _IDENTITIES = ("optimization_barrier", "sharding_constraint", "name", "stop_grad
 """Primitives that return their inputs and only guide the compiler."""
 
 
-Forms = Mapping[str, Callable[..., Any]]
-"""For names of primitives: a function of the inputs and parameters that computes the same."""
-
-
-def inlined(
-    function: Callable[..., Any], *inputs: Any, platform: str | None = None, forms: Forms | None = None
-) -> Callable[..., list[Any]]:
+def inlined(function: Callable[..., Any], *inputs: Any, platform: str | None = None) -> Callable[..., list[Any]]:
     """Returns a function that computes the same with plain equations of JAX only, for converters to other formats.
 
     It has no inner `jit`, custom derivatives, barriers or `platform_dependent` branches, and no equation whose result
@@ -26,7 +20,6 @@ def inlined(
         function: any function of arrays.
         *inputs: its inputs, or their shapes.
         platform: selects the branches of `jax.lax.platform_dependent`, such as "cpu"; None selects the default ones.
-        forms: for some primitives by name, a function that computes the same from other ones.
 
     Returns:
         A function of the same inputs that returns the flat list of outputs.
@@ -41,10 +34,10 @@ def inlined(
         ['mul']
     """
     program = jax.make_jaxpr(function)(*inputs)
-    return lambda *arguments: _evaluate(program, jax.tree.leaves(arguments), platform, forms or {})
+    return lambda *arguments: _evaluate(program, jax.tree.leaves(arguments), platform)
 
 
-def _evaluate(program: Any, arguments: Sequence[Any], platform: str | None, forms: Forms) -> list[Any]:
+def _evaluate(program: Any, arguments: Sequence[Any], platform: str | None) -> list[Any]:
     constants = getattr(program, "consts", ())
     # Before JAX 0.12, a program with constants was wrapped in a class of its own.
     program = getattr(program, "jaxpr", program)
@@ -55,7 +48,7 @@ def _evaluate(program: Any, arguments: Sequence[Any], platform: str | None, form
         return variable.val if isinstance(variable, Literal) else values[variable]
 
     for equation in _used(program):
-        found = _results(equation, [read(variable) for variable in equation.invars], platform, forms)
+        found = _results(equation, [read(variable) for variable in equation.invars], platform)
         values |= dict(zip(equation.outvars, found, strict=True))
     return [read(variable) for variable in program.outvars]
 
@@ -72,31 +65,29 @@ def _used(program: Any) -> list[Any]:
     return used[::-1]
 
 
-def _results(equation: Any, values: list[Any], platform: str | None, forms: Forms) -> list[Any]:
+def _results(equation: Any, values: list[Any], platform: str | None) -> list[Any]:
     name, parameters = equation.primitive.name, equation.params
     if name in _IDENTITIES:
         return values
     if name == "platform_index":
         return [0]  # only the branch below reads it
-    if name in forms:
-        return [forms[name](*values, **parameters)]
     if platforms := parameters.get("branches_platforms"):
         branch = next(i for i, names in enumerate(platforms) if names is None or platform in names)
-        return _evaluate(parameters["branches"][branch], values[1:], platform, forms)
+        return _evaluate(parameters["branches"][branch], values[1:], platform)
     if name not in ("while", "scan", "cond"):
         for inner in ("jaxpr", "call_jaxpr", "fun_jaxpr"):  # jit, remat and custom derivatives
             if inner in parameters:
-                return _evaluate(parameters[inner], values, platform, forms)
-    flat = {key: _flattened(value, platform, forms) for key, value in parameters.items()}
+                return _evaluate(parameters[inner], values, platform)
+    flat = {key: _flattened(value, platform) for key, value in parameters.items()}
     found = equation.primitive.bind(*values, **flat)
     return found if equation.primitive.multiple_results else [found]
 
 
-def _flattened(parameter: Any, platform: str | None, forms: Forms) -> Any:
+def _flattened(parameter: Any, platform: str | None) -> Any:
     """A parameter of an equation with its programs inlined."""
     if type(parameter) is tuple:  # the branches of a `cond`, among others
-        return tuple(_flattened(each, platform, forms) for each in parameter)
+        return tuple(_flattened(each, platform) for each in parameter)
     if not hasattr(parameter, "eqns"):
         return parameter
     inputs = [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in parameter.in_avals]
-    return jax.make_jaxpr(lambda *arguments: _evaluate(parameter, arguments, platform, forms))(*inputs)
+    return jax.make_jaxpr(lambda *arguments: _evaluate(parameter, arguments, platform))(*inputs)

@@ -1,9 +1,16 @@
 """Selects the form of the operations: the fastest measured form, or the plain one."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import numpy as np
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import batching
 
 IMPLEMENTATIONS = ("auto", "reference")
 """Valid values of `implementation` and of a model's `impl` field."""
@@ -12,6 +19,7 @@ IMPLEMENTATIONS = ("auto", "reference")
 _chosen = jax.make_user_context("auto")
 _onednn = jax.make_user_context(False)
 _loop = jax.make_user_context(False)
+_whole = jax.make_user_context(False)
 
 
 def check_implementation(name: str) -> None:
@@ -80,3 +88,47 @@ def within_loop() -> Iterator[None]:
 def in_loop() -> bool:
     """Whether this is traced inside `within_loop`. A custom VJP must read it in its forward function; see `chosen`."""
     return _loop.value
+
+
+@contextlib.contextmanager
+def whole_operations() -> Iterator[None]:
+    """Declares that operations marked with `whole` become one equation each, for converters to other formats.
+
+    Such a program can neither be differentiated nor compiled.
+    """
+    with _whole(True):
+        yield
+
+
+def whole(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a function of arrays, which come first, and of options: `whole_operations` makes it one equation."""
+    primitive = Primitive(function.__name__)
+    primitive.multiple_results = True
+
+    def shapes(*arrays: Any, **options: Any) -> list[Any]:
+        with _whole(False):
+            found = jax.eval_shape(functools.partial(function, **options), *arrays)
+        return [ShapedArray(x.shape, x.dtype) for x in jax.tree.leaves(found)]
+
+    def values(*arrays: Any, **options: Any) -> list[Any]:
+        with _whole(False):
+            return jax.tree.leaves(function(*arrays, **options))
+
+    def batched(arrays: Any, axes: Any, **options: Any) -> tuple[list[Any], list[int]]:
+        found = jax.vmap(functools.partial(values, **options), in_axes=axes)(*arrays)
+        return found, [0] * len(found)
+
+    primitive.def_abstract_eval(shapes)
+    primitive.def_impl(values)
+    batching.primitive_batchers[primitive] = batched
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        if not _whole.value:
+            return function(*arguments, **options)
+        given = inspect.signature(function).bind(*arguments, **options).arguments
+        arrays = {name: value for name, value in given.items() if isinstance(value, jax.Array | np.ndarray)}
+        found = primitive.bind(*arrays.values(), **{name: given[name] for name in given if name not in arrays})
+        return found[0] if len(found) == 1 else tuple(found)
+
+    return call

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, Shaped
 
+from densezoo.ops.implementation import whole
 from densezoo.types import Size, accumulator_dtype
 
 
+@whole
 def resize_nearest(x: Shaped[Array, "b h w c"], size: Size, *, half_pixel: bool) -> Shaped[Array, "b _ _ c"]:
     """Reads the pixel at floor((i + 1/2) n / m), or at floor(i n / m)."""
     rows, columns = (
@@ -26,6 +28,7 @@ def resize_nearest(x: Shaped[Array, "b h w c"], size: Size, *, half_pixel: bool)
     return x[:, rows][:, :, columns]
 
 
+@whole
 def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bool) -> Float[Array, "b _ _ c"]:
     """Weights the two nearest pixels along each axis by 1 - distance; the border is repeated outside."""
     y = x.astype(accumulator_dtype(x.dtype))
@@ -37,6 +40,7 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: Size, *, align_corners: bo
     return y.astype(x.dtype)
 
 
+@whole
 def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: bool) -> Float[Array, "b _ _ c"]:
     """Weights the four nearest pixels along each axis by Keys's cubic kernel with a = -0.75, as torch does."""
     y, a = x.astype(accumulator_dtype(x.dtype)), -0.75
@@ -97,6 +101,7 @@ def max_pool(x: Shaped[Array, "b h w c"], window: int, stride: int, padding: int
     return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, window, window, 1), (1, stride, stride, 1), pads)
 
 
+@whole
 def max_pool_with_indices(
     x: Shaped[Array, "b h w c"], window: int, stride: int, padding: int
 ) -> tuple[Shaped[Array, "b h2 w2 c"], Int8[Array, "b h2 w2 c"]]:
@@ -149,6 +154,7 @@ def batch_norm(
     return (jax.nn.relu(y) if relu else y).astype(x.dtype), mean.reshape(-1), var.reshape(-1)
 
 
+@whole
 def group_norm(
     x: Float[Array, "b h w c"],
     scale: Float[Array, " c"],
@@ -220,6 +226,7 @@ def resize_concat_linear(maps, layers, kernel, bias, resizes, size: Size) -> Flo
     return linear(jnp.concatenate(results, axis=-1), kernel, bias)
 
 
+@whole
 def roi_align(features, boxes, output_size: Size, scale, sampling_ratio: int, aligned: bool):
     """Applies two small matrices per box to its whole map, which average the bins' samples along both axes."""
     compute = accumulator_dtype(features.dtype)

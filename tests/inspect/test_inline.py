@@ -31,8 +31,3 @@ def test_a_flat_program_computes_the_same_with_plain_equations():
     assert [each.tolist() for each in flat(x)] == [jnp.exp(x / 16).tolist(), x.tolist()]
     assert names(jax.make_jaxpr(flat)(x)) == {"add", "div", "exp", "scan"}
     assert inlined(function, x)(x)[0].tolist() == jnp.exp(x / 256).tolist()  # the default branch
-
-
-def test_forms_replace_primitives():
-    flat = inlined(lambda x: jnp.exp(2 * x), 1.0, forms={"exp": lambda x, **_: x + 1})
-    assert float(flat(1.0)[0]) == 3
