@@ -158,8 +158,8 @@ def difference(found: Any, expected: Any) -> tuple[float, int]:
     """The largest difference between two results, and the number of objects if they have any.
 
     Of maps, the difference is relative to the largest output; of panoptic segments, the share of pixels. Of detections,
-    it is that of the boxes in pixels, to the nearest box of the other result: boxes whose scores are equal up to rounding
-    may change places.
+    it is that of the boxes in pixels, to the nearest box of the other result: boxes whose scores are equal up to
+    rounding may change places.
     """
     if isinstance(expected, dz.Detections):
         one, other = (np.asarray(part.boxes)[np.asarray(part.valid)] for part in (found, expected))
