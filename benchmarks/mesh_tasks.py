@@ -1,9 +1,11 @@
-"""Trains a small model for every task on meshes of 1 to 8 devices, and compares the losses and scores.
+"""Trains a small model for every task on meshes of 2 to 8 devices, and compares with one device.
 
-Usage: JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8 python -m benchmarks.mesh_tasks [--tasks detection] [--docs FILE]
+Usage: JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8 JAX_DISABLE_MOST_OPTIMIZATIONS=1 python -m benchmarks.mesh_tasks
+[--tasks depth] [--meshes "data 2"] [--report]
 
 `train(..., mesh=mesh)` reads the same samples on every mesh, so the losses, their parts, the norm of the gradients and
-the scores must agree with those of one device up to rounding.
+the scores must agree with those of one device up to rounding. Each finished training is a line of --out and not run
+again. `--report` writes the table of --docs from --out. JAX_DISABLE_MOST_OPTIMIZATIONS=1 halves the time of compiling.
 """
 
 import dataclasses
@@ -19,18 +21,18 @@ import tyro
 
 import densezoo as dz
 from benchmarks.meshes import mesh_of
-from benchmarks.record import markdown_table, write_text
+from benchmarks.record import append_line, markdown_table, read_lines, write_text
 from benchmarks.report import with_parts
 from densezoo import tasks
 from densezoo.data import ChangeScenes, DigitScenes, RenderedScenes
 from densezoo.train import Recipe, train
 
-MESHES: dict[str, dict[str, int]] = {
-    **{f"data {count}": {"data": count} for count in (2, 4, 8)},
-    **{f"fsdp {count}": {"fsdp": count} for count in (4, 8)},
-    "space 2": {"space": 2},
-    "data 2, fsdp 2, space 2": {"data": 2, "fsdp": 2, "space": 2},
-}
+MESHES = (
+    *(f"{axis} {count}" for axis in ("data", "fsdp", "rows") for count in (2, 4, 8)),
+    "rows 2, columns 2",
+    "data 2, rows 2, columns 2",
+    "data 2, fsdp 2, rows 2",
+)
 _plain = dz.PlainEncoder((8, 16))
 _resnet = dz.ResNet((1, 1), dz.BasicBlock, width=8, coarsest=8)
 _regions = {"features": 8, "hidden": (16,), "sizes": None}
@@ -112,12 +114,26 @@ class Arguments:
 
     tasks: tuple[str, ...] = tuple(CASES)
     """Names of trainings."""
-    meshes: tuple[str, ...] = tuple(MESHES)
-    """Names of meshes."""
-    steps: int = 3
+    meshes: tuple[str, ...] = MESHES
+    """Meshes: the names of axes with their numbers of devices."""
+    steps: int = 2
     """Steps to train."""
-    docs: Path | None = None
-    """The document to write the table into."""
+    out: Path = Path("benchmarks/results/mesh_tasks.jsonl")
+    """Finished trainings, one a line."""
+    report: bool = False
+    """Write the table and train nothing."""
+    docs: Path = Path("docs/guides/devices.md")
+    """The document with the table."""
+
+
+def axes_of(name: str) -> dict[str, int]:
+    """The axes of a mesh.
+
+    Example:
+        >>> axes_of("data 2, rows 4")
+        {'data': 2, 'rows': 4}
+    """
+    return {axis: int(count) for axis, count in (part.split() for part in name.split(", "))}
 
 
 def trained(case: Case, axes: Mapping[str, int], steps: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -147,36 +163,45 @@ def difference(found: Mapping[str, float | None], wanted: Mapping[str, float | N
     return max((abs(x - y) / max(abs(y), 1e-3) for x, y in pairs if x is not None), default=0.0)
 
 
+def agree(row: Mapping[str, Any]) -> bool:
+    """Whether a training differs from that on one device by rounding only, which can change the class of a pixel."""
+    return row["difference"] < 1e-3 and row["difference_of_scores"] < 2e-2
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The table of the document: the largest difference for each task and mesh."""
+    found = {(row["task"], row["mesh"]): f"{row['difference']:.0e}" for row in rows}
+    meshes = [mesh for mesh in MESHES if any(mesh == of_row for _, of_row in found)]
+    tasks = [task for task in CASES if any(task == of_row for of_row, _ in found)]
+    lines = [(task, *(found.get((task, mesh), "-") for mesh in meshes)) for task in tasks]
+    return markdown_table(("task", *meshes), lines)
+
+
 def main(arguments: Arguments) -> int:
     """Compares; returns 1 if a training differs by more than rounding."""
+    rows = read_lines(arguments.out)
+    if arguments.report:
+        text = with_parts(arguments.docs.read_text(encoding="utf-8"), {"mesh_tasks": table(rows)})
+        write_text(arguments.docs, text)
+        return 0
     if jax.device_count() < 8:
         raise ValueError("expected 8 devices: on a CPU, start with JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8")
-    rows, agree = [], True
+    done = {(row["task"], row["mesh"]) for row in rows}
     for name in arguments.tasks:
+        missing = [mesh for mesh in arguments.meshes if (name, mesh) not in done]
+        if not missing:
+            continue
         case = CASES[name]()
         metrics, scores = trained(case, {}, arguments.steps)
-        differences = []
-        for mesh in arguments.meshes:
-            found, found_scores = trained(case, MESHES[mesh], arguments.steps)
-            differences.append(difference(found, metrics))
-            # A rounding can change the class of a pixel.
-            same = differences[-1] < 1e-3 and difference(found_scores, scores) < 2e-2
-            agree &= same
-            print(
-                name,
-                "|",
-                mesh,
-                "|",
-                differences[-1],
-                "" if same else (found, metrics, found_scores, scores),
-                flush=True,
-            )
-        rows.append((name, *(f"{value:.0e}" for value in differences)))
-    text = markdown_table(("task", *arguments.meshes), rows)
-    print(text)
-    if arguments.docs is not None:
-        write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"mesh_tasks": text}))
-    return int(not agree)
+        for mesh in missing:
+            found, found_scores = trained(case, axes_of(mesh), arguments.steps)
+            row = {"task": name, "mesh": mesh, "steps": arguments.steps, "difference": difference(found, metrics)}
+            row |= {"difference_of_scores": difference(found_scores, scores), "jax": jax.__version__}
+            rows.append(row)
+            append_line(arguments.out, row)
+            if not agree(row):
+                print(found, metrics, found_scores, scores, sep="\n", flush=True)
+    return int(not all(map(agree, rows)))
 
 
 if __name__ == "__main__":

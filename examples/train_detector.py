@@ -74,7 +74,7 @@ class Arguments(Recipe):
     tensorboard: bool = False
     """Also write the log for TensorBoard, to the folder tensorboard in --out."""
     mesh: tuple[str, ...] = ()
-    """Devices to train on: the axes data, fsdp and space with their numbers of devices, such as data=2 fsdp=4."""
+    """Devices to train on: axes (data, fsdp, rows, columns) with their numbers of devices, such as data=2 fsdp=4."""
     distributed: bool = False
     """Train together with the other processes of this Slurm, Kubernetes or TPU job, on the devices of --mesh."""
     resume: bool = False

@@ -11,7 +11,7 @@ from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.depthwise import depthwise, depthwise_gradients
 from densezoo.ops.implementation import chosen, in_loop, onednn
 from densezoo.ops.materialize import materialize, materialize_on_cpu
-from densezoo.ops.sharding import by_rows, explicitly_sharded, per_device, reduced_like, rows_shared
+from densezoo.ops.sharding import explicitly_sharded, per_device, reduced_like, sides_shared, with_borders
 from densezoo.types import Side
 
 
@@ -61,15 +61,19 @@ def conv(
     compute = functools.partial(_conv, pads=pads, **options)
 
     def with_neighbours(x, kernel):
-        """With rows of other devices instead of the padding, if they share the rows of maps."""
-        count, (before, after) = rows_shared(x), pads[0]
-        window = dilation * (kernel.shape[0] - 1) + 1
-        below = max(window - strides - before, 0)
-        whole = count > 1 and x.shape[1] % (count * strides) == 0 and max(before, below) <= x.shape[1] // count
-        if not whole or (x.shape[1] + before + after - window) // strides + 1 != x.shape[1] // strides:
+        """With pixels of other devices instead of the padding along the axes of the maps that they share."""
+        borders, own_pads = {}, dict(enumerate(pads, 1))
+        for axis, (_, count) in sides_shared(x).items():
+            side, (before, after) = x.shape[axis], own_pads[axis]
+            window = dilation * (kernel.shape[axis - 1] - 1) + 1
+            beyond = max(window - strides - before, 0)
+            whole = side % (count * strides) == 0 and max(before, beyond) <= side // count
+            if whole and (side + before + after - window) // strides + 1 == side // strides:
+                borders[axis], own_pads[axis] = (before, beyond), (0, 0)
+        if not borders:
             return compute(x, kernel)
-        alone = functools.partial(_conv, pads=((0, 0), pads[1]), **options)
-        return by_rows(alone, x, above=before, below=below, weights=(kernel,))
+        own = functools.partial(_conv, pads=(own_pads[1], own_pads[2]), **options)
+        return with_borders(own, x, borders, weights=(kernel,))
 
     # XLA would gather the batch for a grouped convolution: https://github.com/openxla/xla/issues/47945
     return per_device(with_neighbours, x, weights=(kernel,), auto=groups > 1)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from densezoo.ops import reference
 from densezoo.ops.checks import check_fixed, check_maps, check_size
 from densezoo.ops.implementation import chosen
-from densezoo.ops.sharding import by_rows, explicitly_sharded, per_device, rows_shared
+from densezoo.ops.sharding import explicitly_sharded, per_device, sides_shared, with_borders
 from densezoo.ops.taps import Taps, bicubic_taps, bilinear_taps, nearest_taps
 from densezoo.types import Size, accumulator_dtype
 
@@ -43,12 +43,12 @@ def apply_taps(x: jax.Array, taps: Taps, axis: int) -> jax.Array:
 
 
 def _of_neighbours(taps: Taps, count: int) -> tuple[Taps, int] | None:
-    """The taps for one of `count` devices that share the rows, and how many rows of each neighbour they read.
+    """The taps for one of `count` devices that share an axis, and how many pixels of each neighbour they read.
 
-    None for one device, and if the taps do not repeat from row to row, with the first and last row repeated outside.
+    None if the taps do not repeat from pixel to pixel, with the first and the last one repeated outside.
     """
     factor, rest = divmod(len(taps.indices), taps.inputs)
-    if count == 1 or rest or taps.inputs % count or taps.inputs < 3:
+    if rest or taps.inputs % count or taps.inputs < 3:
         return None
     middle = taps.inputs // 2
     pattern = slice(middle * factor, (middle + 1) * factor)
@@ -248,15 +248,19 @@ def resize_bicubic(x: Float[Array, "b h w c"], size: Size, *, align_corners: boo
 
 
 def _by_axis(x: jax.Array, size: Size, taps: Callable[[int, int], Taps]) -> jax.Array:
-    of_rows, of_columns = (
-        [(taps(x.shape[axis], outputs), axis)] if outputs != x.shape[axis] else []
-        for axis, outputs in ((1, size[0]), (2, size[1]))
-    )
-    if of_rows and (near := _of_neighbours(of_rows[0][0], rows_shared(x))) is not None:
-        own, reach = near
-        resize = functools.partial(_apply_in_turn, steps=[(own, 1), *of_columns])
-        return by_rows(resize, x, above=reach, below=reach, repeat=True)
-    return _apply_in_turn(x, of_rows + of_columns)
+    tables = {axis: taps(x.shape[axis], side) for axis, side in ((1, size[0]), (2, size[1])) if side != x.shape[axis]}
+    borders, own = {}, dict(tables)
+    for axis, (_, count) in sides_shared(x).items():
+        if axis not in tables:
+            if x.shape[axis] % count == 0:
+                borders[axis] = (0, 0)
+        elif (near := _of_neighbours(tables[axis], count)) is not None:
+            own[axis], reach = near
+            borders[axis] = (reach, reach)
+    if tables and borders:
+        steps = [(table, axis) for axis, table in own.items()]
+        return with_borders(functools.partial(_apply_in_turn, steps=steps), x, borders, repeat=True)
+    return _apply_in_turn(x, [(table, axis) for axis, table in tables.items()])
 
 
 def _apply_in_turn(x: jax.Array, steps: list[tuple[Taps, int]]) -> jax.Array:

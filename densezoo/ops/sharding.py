@@ -4,15 +4,17 @@ Under data parallelism, the batch, which is the first axis of every map, is shar
 are replicated. An operation on maps then needs no communication.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-SPACE = "space"
-"""The name of a mesh's axis that shares the rows of maps and not the batch."""
+SPATIAL = {"rows": 1, "space": 1, "columns": 2}
+"""The names of a mesh's axes that share not the batch but an axis of maps, and which one. "space" is as "rows"."""
 
 
 def reduced_like(cotangent: jax.Array, primal: jax.Array) -> jax.Array:
@@ -46,7 +48,7 @@ def per_device(function: Callable[..., Any], *maps: Any, weights: Sequence[Any] 
         maps: arrays with the batch as their first axis, or pytrees of them.
         weights: arrays that every device has, or Python numbers, which `function` gets as such.
         auto: do the same in a mesh with automatic axes, for operations that XLA would compute for the whole batch on
-            every device. The batch is assumed to be sharded over all of its axes but "space", if they divide it.
+            every device. The batch is assumed to be sharded over all axes that are not `SPATIAL`, if they divide it.
     """
     leaves, arrays = jax.tree.leaves(maps), [x for x in weights if isinstance(x, jax.Array)]
     shardings = [jax.typeof(x).sharding for x in leaves]
@@ -63,7 +65,7 @@ def per_device(function: Callable[..., Any], *maps: Any, weights: Sequence[Any] 
         )
         kind = AxisType.Explicit
     elif auto and set(mesh.axis_types) == {AxisType.Auto} and _divides(_parts(mesh), leaves[0].shape[0]):
-        batch, kind = tuple(name for name in mesh.axis_names if name != SPACE), AxisType.Auto
+        batch, kind = tuple(name for name in mesh.axis_names if name not in SPATIAL), AxisType.Auto
     else:
         return function(*maps, *weights)
 
@@ -76,60 +78,69 @@ def per_device(function: Callable[..., Any], *maps: Any, weights: Sequence[Any] 
         mesh=mesh,
         in_specs=(PartitionSpec(batch), PartitionSpec()),
         out_specs=PartitionSpec(batch),
-        axis_names={
-            name for name, its in zip(mesh.axis_names, mesh.axis_types, strict=True) if its == kind and name != SPACE
-        },
+        axis_names={name for name in _of_kind(mesh, kind) if name not in SPATIAL},
     )(maps, arrays)
 
 
-def rows_shared(x: jax.Array) -> int:
-    """The number of devices among which XLA may share the rows of maps: those of a mesh's automatic axis "space"."""
+def sides_shared(x: jax.Array) -> dict[int, tuple[str, int]]:
+    """The mesh's axis that may share the rows (1) or the columns (2) of maps, and its number of devices.
+
+    Only automatic axes: XLA may shard maps over them in a way that their types do not show.
+    """
     mesh = jax.typeof(x).sharding.mesh
-    automatic = [name for name, its in zip(mesh.axis_names, mesh.axis_types, strict=True) if its == AxisType.Auto]
-    return mesh.shape[SPACE] if SPACE in automatic else 1
+    spatial = [name for name in _of_kind(mesh, AxisType.Auto) if name in SPATIAL and mesh.shape[name] > 1]
+    return {SPATIAL[name]: (name, mesh.shape[name]) for name in spatial}
 
 
-def by_rows(
+def with_borders(
     function: Callable[..., Any],
     x: jax.Array,
+    borders: Mapping[int, tuple[int, int]],
     *,
-    above: int,
-    below: int,
     repeat: bool = False,
     weights: Sequence[jax.Array] = (),
 ) -> jax.Array:
-    """Computes `function(rows, *weights)` on each device that shares the rows of maps, for its own and some more rows.
+    """Computes `function(part, *weights)` on each device for its own part of maps and its neighbours' pixels around it.
 
-    For operations for which XLA would gather the maps. `rows_shared(x)` divides the height.
+    For operations for which XLA would gather the maps.
 
     Args:
-        function: a function of a device's rows of the maps, those around them included, to its rows of the result.
+        function: maps a device's part of the maps, with its borders, to its part of the result.
         x: maps.
-        above: number of rows that each device gets from the one before it.
-        below: number of rows that it gets from the one after it.
-        repeat: whether the rows outside the maps repeat their first and last row. Otherwise they are 0.
+        borders: for each axis that is shared, 1 for rows and 2 for columns, how many of them each device gets from the
+            device before it and from the one after it. The axes must be among `sides_shared(x)`, which must divide
+            them. XLA distributes the others.
+        repeat: whether the pixels outside the maps repeat those at their edges. Otherwise they are 0.
         weights: arrays that every device has.
     """
-    count = rows_shared(x)
+    shared = sides_shared(x)
 
-    def neighbours(x: jax.Array, rows: int, step: int) -> list[jax.Array]:
-        """The neighbour's rows that touch those of this device."""
-        if not rows:
+    def neighbours(x: jax.Array, axis: int, size: int, step: int) -> list[jax.Array]:
+        """The pixels that the neighbour before (`step` 1) or after (-1) this device has next to it."""
+        if not size:
             return []
-        mine, edge, outside = (x[:, -rows:], x[:, :1], 0) if step == 1 else (x[:, :rows], x[:, -1:], count - 1)
-        found = jax.lax.ppermute(mine, SPACE, [(i, i + step) for i in range(count) if 0 <= i + step < count])
+        name, count = shared[axis]
+        side = x.shape[axis]
+        take = functools.partial(jax.lax.slice_in_dim, x, axis=axis)
+        mine, edge = (take(side - size, side), take(0, 1)) if step == 1 else (take(0, size), take(side - 1, side))
+        found = jax.lax.ppermute(mine, name, [(i, i + step) for i in range(count) if 0 <= i + step < count])
         if not repeat:
             return [found]
-        return [jnp.where(jax.lax.axis_index(SPACE) == outside, jnp.broadcast_to(edge, found.shape), found)]
+        outside = jax.lax.axis_index(name) == (0 if step == 1 else count - 1)
+        return [jnp.where(outside, jnp.broadcast_to(edge, found.shape), found)]
 
+    def compute(x: jax.Array, weights: Sequence[jax.Array]) -> jax.Array:
+        for axis, (before, after) in borders.items():  # Later axes include the borders of earlier ones: the corners.
+            x = jnp.concatenate([*neighbours(x, axis, before, 1), x, *neighbours(x, axis, after, -1)], axis)
+        return function(x, *weights)
+
+    spec = PartitionSpec(None, *(shared[axis][0] if axis in borders else None for axis in (1, 2)))
     return jax.shard_map(
-        lambda x, weights: function(
-            jnp.concatenate([*neighbours(x, above, 1), x, *neighbours(x, below, -1)], 1), *weights
-        ),
+        compute,
         mesh=jax.typeof(x).sharding.mesh,
-        in_specs=(PartitionSpec(None, SPACE), PartitionSpec()),
-        out_specs=PartitionSpec(None, SPACE),
-        axis_names={SPACE},
+        in_specs=(spec, PartitionSpec()),
+        out_specs=spec,
+        axis_names={shared[axis][0] for axis in borders},
     )(x, tuple(weights))
 
 
@@ -161,7 +172,11 @@ def _by_batch(x: jax.Array) -> NamedSharding | None:
 
 
 def _parts(mesh: Any) -> int:
-    return mesh.size // mesh.shape.get(SPACE, 1)
+    return math.prod(count for name, count in mesh.shape.items() if name not in SPATIAL)
+
+
+def _of_kind(mesh: Any, kind: AxisType) -> list[str]:
+    return [name for name, its in zip(mesh.axis_names, mesh.axis_types, strict=True) if its == kind]
 
 
 def _divides(parts: int, size: Any) -> bool:

@@ -11,7 +11,7 @@ from densezoo.ops import reference
 from densezoo.ops.checks import check_maps, check_whole
 from densezoo.ops.convolution import conv
 from densezoo.ops.implementation import chosen, implementation, onednn, with_onednn
-from densezoo.ops.sharding import by_rows, explicitly_sharded, per_device, reduced_like, rows_shared
+from densezoo.ops.sharding import explicitly_sharded, per_device, reduced_like, sides_shared, with_borders
 
 
 def conv_transpose(
@@ -68,10 +68,9 @@ def conv_transpose(
             ),
         )
     if size == stride and padding == 0 and not explicitly_sharded(x, kernel):
-        devices = rows_shared(x)
-        if devices > 1 and x.shape[1] % devices == 0:  # XLA would gather the rows for a matrix product over all pixels.
-            return by_rows(_tiles, x, above=0, below=0, weights=(kernel,))
-        return _tiles(x, kernel)
+        borders = {axis: (0, 0) for axis, (_, count) in sides_shared(x).items() if x.shape[axis] % count == 0}
+        # XLA would gather shared maps for a matrix product over all pixels.
+        return with_borders(_tiles, x, borders, weights=(kernel,)) if borders else _tiles(x, kernel)
     return reference.conv_transpose(x, kernel, stride=stride, padding=padding)
 
 
@@ -110,13 +109,16 @@ def phase_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c d4"]) -> 
         kernel: (2, 2, in, 4 out): for each phase (even or odd row, even or odd column) its taps. Pixel (2i + p, 2j + q)
           of the result reads the 2x2 pixels of `x` that begin at (i + p - 1, j + q - 1), with zeros around the map.
     """
-    devices = rows_shared(x)
-    if devices > 1 and x.shape[1] % devices == 0:
+    borders = {axis: (1, 1) for axis, (_, count) in sides_shared(x).items() if x.shape[axis] % count == 0}
+    if borders:
 
         def own(x, kernel):
-            return phase_conv(x, kernel)[:, 2:-2]  # without the rows of the result that belong to the neighbours
+            y = phase_conv(x, kernel)
+            for axis in borders:  # without the pixels of the result that belong to the neighbours
+                y = jax.lax.slice_in_dim(y, 2, y.shape[axis] - 2, axis=axis)
+            return y
 
-        return by_rows(own, x, above=1, below=1, weights=(kernel,))
+        return with_borders(own, x, borders, weights=(kernel,))
     forms = {"cuda": _phases_by_three, "default": _phases_by_two}
     context = chosen(), onednn()
 

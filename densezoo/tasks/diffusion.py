@@ -169,9 +169,10 @@ class Diffusion:
         return output.astype(jnp.float32) - target.astype(jnp.float32)
 
     def measure(self, apply: Callable[..., Any], batch: Mapping[str, Any]) -> metrics.SquaredErrors:
-        """Returns sums of squared errors at four times, with the same noise in every evaluation."""
+        """Returns sums of squared errors at four times, with the same noise in every evaluation and for all images."""
         images, labels = self._inputs(batch)
-        noise = jax.random.normal(jax.random.key(0), images.shape, images.dtype)
+        # Noise of the batch's shape would make the scores depend on the number of images in a batch, and on the mesh.
+        noise = jnp.broadcast_to(jax.random.normal(jax.random.key(0), images.shape[1:], images.dtype), images.shape)
         of_images, of_targets = [], []
         for moment in _MOMENTS:
             t = jnp.full(images.shape[:1], int(moment * self.steps), jnp.int32)

@@ -146,7 +146,7 @@ def train(
         resume: whether to continue the run in `directory` exactly.
         on_record: called with each new record of the history; see `fit`.
         progress: whether to show a progress line on stderr.
-        mesh: devices to train on, with any of the axes `data`, `fsdp` and `space`, such as
+        mesh: devices to train on, with any of the axes `data`, `fsdp`, `rows` and `columns`, such as
             `jax.make_mesh((4,), ("data",))`, or a `Layout` with your own rules. A run may be resumed on another mesh.
             Each of several processes calls this function, and reads its own part of every batch; the first one writes
             the log and the model file. None trains on one device. See the page "Several devices".

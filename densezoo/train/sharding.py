@@ -1,12 +1,12 @@
 """Placement of a training run on a mesh of devices.
 
-The names of the mesh's axes define what they share:
+The names of the mesh's axes define what they share (`space` is another name for `rows`):
 
 | axis | shares |
 | --- | --- |
 | `data` | the batch |
 | `fsdp` | the batch, and by the rules also the parameters, their average and the optimizer state |
-| `space` | the rows of images and maps |
+| `rows`, `columns` | the rows and the columns of images and maps |
 
 Batches and states are global arrays, so the train step is the same on every mesh, and XLA adds the communication. Batch
 norms use the global batch.
@@ -25,10 +25,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from densezoo.messages import option, shortened
-from densezoo.ops.sharding import SPACE
+from densezoo.ops.sharding import SPATIAL
 
 FSDP = "fsdp"
-AXES = ("data", FSDP, SPACE)
+AXES = ("data", FSDP, *SPATIAL)
 Rules = tuple[tuple[str, P | Callable[[tuple[int, ...], Mesh], P]], ...]
 
 
@@ -58,14 +58,15 @@ class Layout:
     """A mesh, and rules that shard the arrays of a training state over it.
 
     Attributes:
-        mesh: a mesh with any of the axes `data`, `fsdp` and `space`, such as `jax.make_mesh((2, 4), ("data", "fsdp"))`.
+        mesh: a mesh with any of the axes `data`, `fsdp`, `rows` and `columns`, such as
+            `jax.make_mesh((2, 4), ("data", "fsdp"))`.
         rules: pairs of a regular expression and a `PartitionSpec`, or a function from (shape, mesh) to one. The first
             expression that is found in an array's name, such as `params/encoder/block0/conv1/conv/kernel`, shards it.
             The names of the optimizer's arrays end like those of the parameters. Other arrays are replicated.
 
     Raises:
         TypeError: if the mesh is not a `jax.sharding.Mesh`.
-        ValueError: if the mesh has another axis, or a rule is not a valid regular expression.
+        ValueError: if the mesh has another axis, or both `rows` and `space`; if a rule is not a regular expression.
 
     Example:
         >>> import jax
@@ -89,6 +90,8 @@ class Layout:
         names = self.mesh.axis_names
         if unknown := [name for name in names if name not in AXES]:
             raise ValueError(f"the mesh has axes {unknown}; expected some of {', '.join(AXES)}")
+        if {"rows", "space"} <= set(names):
+            raise ValueError("the mesh has the axes rows and space, which are two names for the same: keep one of them")
         # XLA distributes the operations. Explicit axes would need a sharding for each operation on mixed arrays.
         automatic = Mesh(self.mesh.devices, names, axis_types=(AxisType.Auto,) * len(names))
         object.__setattr__(self, "mesh", automatic)
@@ -101,7 +104,7 @@ class Layout:
     @property
     def batch_axes(self) -> tuple[str, ...]:
         """The axes that share the batch."""
-        return tuple(name for name in self.mesh.axis_names if name != SPACE)
+        return tuple(name for name in self.mesh.axis_names if name not in SPATIAL)
 
     @property
     def parts(self) -> int:
@@ -112,7 +115,7 @@ class Layout:
     def shard(self) -> tuple[int, int]:
         """(index, count): this process reads the index-th of count equal parts of every batch.
 
-        Processes that only share the rows of images read the same part.
+        Processes that only share the rows or columns of images read the same part.
 
         Raises:
             ValueError: if the devices of two processes share some but not all parts of the batch.
@@ -137,11 +140,17 @@ class Layout:
                 f"{option('batch_size', batch_size)} must be a multiple of {parts}, the parts of a batch on the mesh"
                 f" {dict(self.mesh.shape)}"
             )
-        if crop[0] % self.mesh.shape.get(SPACE, 1):
-            raise ValueError(
-                f"{option('crop_size')} has {crop[0]} rows, which the axis space of the mesh {dict(self.mesh.shape)}"
-                " does not divide"
-            )
+        for name, axis in self._spatial.items():
+            if crop[axis - 1] % self.mesh.shape[name]:
+                raise ValueError(
+                    f"{option('crop_size')} has {crop[axis - 1]} {'rows' if axis == 1 else 'columns'}, which the axis"
+                    f" {name} of the mesh {dict(self.mesh.shape)} does not divide"
+                )
+
+    @property
+    def _spatial(self) -> dict[str, int]:
+        """The axes of the mesh that share an axis of maps, and which one."""
+        return {name: axis for name, axis in SPATIAL.items() if self.mesh.shape.get(name, 1) > 1}
 
     def shardings(self, state: PyTree) -> PyTree:
         """The sharding of each array of a state, by the rules.
@@ -180,7 +189,10 @@ class Layout:
         return jax.lax.with_sharding_constraint(state, self.shardings(state))
 
     def batch(self, batch: Any) -> Any:
-        """Places a batch on the mesh. Each process passes its own part, see `shard`."""
+        """Places a batch on the mesh. Each process passes its own part, see `shard`.
+
+        A `jax.ShapeDtypeStruct` gets its sharding, to compile a step without data.
+        """
         _, count = self.shard
         return {name: jax.tree.map(lambda x, name=name: self._placed(name, x, count), x) for name, x in batch.items()}
 
@@ -192,19 +204,26 @@ class Layout:
                 f"a batch must be a multiple of {self.parts}, the parts of a batch on the mesh {dict(self.mesh.shape)};"
                 f" {name} has shape {shape}"
             )
-        spec = P(self.batch_axes, *self._rows(name, shape)) if shape else P()
+        spec = P(self.batch_axes, *self._sides(name, shape)) if shape else P()
         sharding = NamedSharding(self.mesh, spec)
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return x.update(shape=shape, sharding=sharding)
         if jax.process_count() == 1:
             return jax.device_put(x, sharding)
         return jax.make_array_from_process_local_data(sharding, np.asarray(x), shape)
 
-    def _rows(self, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
-        """The axis of the mesh that shares the rows of this field."""
-        if self.mesh.shape.get(SPACE, 1) == 1 or len(shape) < 3 or shape[1] % self.mesh.shape[SPACE]:
+    def _sides(self, name: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
+        """The axes of the mesh that share the rows and the columns of this field; none if they do not divide them."""
+        fit = {
+            axis: name
+            for name, axis in self._spatial.items()
+            if len(shape) > 2 and not shape[axis] % self.mesh.shape[name]
+        }
+        if not fit:
             return ()
         from densezoo.data.fields import Image, Map, kind_of  # late, because not every training reads data from files
 
-        return (SPACE,) if isinstance(kind_of(name), Image | Map) else ()
+        return tuple(fit.get(axis) for axis in range(1, max(fit) + 1)) if isinstance(kind_of(name), Image | Map) else ()
 
 
 def replicated(tree: PyTree, layout: Layout | None) -> PyTree:

@@ -91,8 +91,9 @@ def create_state(
         ema_decay: decay of a moving average of the parameters, for instance 0.999. In the first steps the decay is
             smaller, `min(ema_decay, (1 + step) / (10 + step))`, to forget the random initialisation quickly. Batch
             statistics are running means already and are not averaged again.
-        mesh: devices to train on, with axes `data`, `fsdp` and `space`, or a `Layout` with your own rules. Each device
-            only creates its part of the state, and `fit` places the batches. See the page "Several devices".
+        mesh: devices to train on, with axes `data`, `fsdp`, `rows` and `columns`, or a `Layout` with your own rules.
+            Each device only creates its part of the state, and `fit` places the batches. See the page "Several
+            devices".
 
     Returns:
         The state. Without a mesh, it is not committed to a device. If you place it on one yourself, with

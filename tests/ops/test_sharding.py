@@ -1,6 +1,7 @@
 """Two devices that share the batch: the operations' gradients, and that no maps are moved between the devices."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -139,18 +140,18 @@ print("agree")
 """
 
 
-ROWS = """
-import re
+PARTS = """
+import re, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from densezoo import ops
 
 draw = np.random.default_rng(0).standard_normal
-x = draw((2, 8, 6, 4)).astype(np.float32)
+x = draw((2, 16, 16, 4)).astype(np.float32)
 kernel = lambda *shape: draw(shape).astype(np.float32)
 times = lambda x, s: x * s.reshape(1, 1, 1, -1)
 scale = np.full(4, 1.5, np.float32)
-FEW = {  # which exchange few rows or none
+FEW = {  # which exchange few pixels or none
     "conv_1x1": (lambda x, k: ops.conv(x, k), kernel(1, 1, 4, 4)),
     "conv_3x3": (lambda x, k: ops.conv(x, k, padding=1), kernel(3, 3, 4, 4)),
     "conv_strided": (lambda x, k: ops.conv(x, k, padding=1, strides=2), kernel(3, 3, 4, 4)),
@@ -159,36 +160,46 @@ FEW = {  # which exchange few rows or none
     "depthwise": (lambda x, k: ops.conv(x, k, padding=2, dilation=2, groups=4), kernel(3, 3, 1, 4)),
     "conv_transpose": (lambda x, k: ops.conv_transpose(x, k), kernel(2, 2, 4, 4)),
     "conv_transpose_4x4": (lambda x, k: ops.conv_transpose(x, k, padding=1), kernel(4, 4, 4, 4)),
-    "bilinear": (lambda x, s: times(ops.resize_bilinear(x, (16, 7)), s), scale),
-    "bicubic": (lambda x, s: times(ops.resize_bicubic(x, (24, 12)), s), scale),
-    "nearest": (lambda x, s: times(ops.resize_nearest(x, (16, 12)), s), scale),
+    "bilinear": (lambda x, s: times(ops.resize_bilinear(x, (32, 48)), s), scale),
+    "bilinear_of_rows": (lambda x, s: times(ops.resize_bilinear(x, (32, 16)), s), scale),
+    "bicubic": (lambda x, s: times(ops.resize_bicubic(x, (48, 32)), s), scale),
+    "nearest": (lambda x, s: times(ops.resize_nearest(x, (32, 32)), s), scale),
+    "max_pool": (lambda x, s: times(ops.max_pool(x), s), scale),
     "max_pool_3x3": (lambda x, s: times(ops.max_pool(x, 3, 2, 1), s), scale),
+    "avg_pool": (lambda x, s: times(ops.avg_pool(x), s), scale),
+    "global_avg_pool": (lambda x, s: times(ops.global_avg_pool(x), s), scale),
 }
 ANY = {
-    "bilinear_to_odd": (lambda x, s: times(ops.resize_bilinear(x, (9, 12)), s), scale),
-    "bilinear_by_corners": (lambda x, s: times(ops.resize_bilinear(x, (16, 12), align_corners=True), s), scale),
+    "bilinear_to_odd": (lambda x, s: times(ops.resize_bilinear(x, (17, 32)), s), scale),
+    "bilinear_by_corners": (lambda x, s: times(ops.resize_bilinear(x, (32, 17), align_corners=True), s), scale),
     "grouped_valid": (lambda x, k: ops.conv(x, k, groups=2), kernel(3, 3, 2, 4)),
-    "avg_pool": (lambda x, s: times(ops.adaptive_avg_pool(x, (3, 3)), s), scale),
+    "adaptive_avg_pool": (lambda x, s: times(ops.adaptive_avg_pool(x, (3, 3)), s), scale),
 }
-mesh = jax.make_mesh((1, 2), ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+axes = dict(zip(sys.argv[1::2], map(int, sys.argv[2::2])))
+mesh = jax.make_mesh((1, *axes.values()), ("data", *axes), axis_types=(AxisType.Auto,) * (1 + len(axes)))
+placed = NamedSharding(mesh, P("data", *axes)), NamedSharding(mesh, P())
 for name, (operation, weights) in (FEW | ANY).items():
     gradient = jax.grad(lambda x, w: jnp.square(operation(x, w)).sum(), (0, 1))
     both = lambda x, w: (operation(x, w), *gradient(x, w))
-    shared = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in ((x, P("data", "space")), (weights, P()))]
+    shared = [jax.device_put(a, sharding) for a, sharding in zip((x, weights), placed)]
     compiled = jax.jit(both).lower(*shared).compile()
     for a, b in zip(compiled(*shared), jax.jit(both)(x, weights)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(np.abs(b).max()), err_msg=name)
     found = re.findall(r"= (.+?) (all-\\w+|collective-\\w+|reduce-scatter)(?:-start)?\\(", compiled.as_text())
     for results, kind in found if name in FEW else ():
         sizes = [np.prod([int(n) for n in shape.split(",") if n]) for shape in re.findall(r"\\[([\\d,]*)\\]", results)]
-        # The kernels' gradients have at most 256 numbers, and two rows of maps of 12 columns 192. A map has 384.
+        # The kernels' gradients and two rows of maps have at most 256 numbers, a device's part of a map 512.
         assert kind in ("all-reduce", "collective-permute") and max(sizes) <= 256, (name, results, kind)
 print("agree:", len(FEW | ANY))
 """
 
 
 def on_two_devices(*arguments):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    return on_devices(2, *arguments)
+
+
+def on_devices(count, *arguments):
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
@@ -200,9 +211,11 @@ def test_gradients_of_shared_batches_without_moving_maps():
     assert "agree: 28" in on_two_devices("-c", PROGRAM)
 
 
-# One process compiles 16 small programs for two devices.
-def test_devices_that_share_rows_exchange_only_those_at_their_borders():
-    assert "agree: 16" in on_two_devices("-c", ROWS)
+# One process compiles 20 small programs for two or four devices.
+@pytest.mark.parametrize("axes", [("space", 2), ("columns", 2), ("rows", 2, "columns", 2)], ids=str)
+def test_devices_that_share_maps_exchange_only_pixels_at_their_borders(axes):
+    devices = math.prod(axes[1::2])
+    assert "agree: 20" in on_devices(devices, "-c", PARTS, *map(str, axes))
 
 
 # Each compiles detections and gradients three times, which takes most of a minute for Mask R-CNN.

@@ -62,8 +62,8 @@ parameters = sum(x.nbytes for x in jax.tree.leaves(rest[0].params))
 data, *_ = run(sys.argv[1], mesh_of(data=4), steps=2)
 fsdp, state, history = run(sys.argv[1], mesh_of(data=2, fsdp=2), resume=True)  # the same run on another mesh
 check("data, then fsdp", history, state)
-space, state, history = run(None, mesh_of(data=2, space=2))
-check("space", history, state)
+both, state, history = run(None, mesh_of(rows=2, columns=2))
+check("rows and columns", history, state)
 
 # Under data parallelism, gradients and the statistics of batch norms are added up. One map has 131072 bytes.
 moved = traffic(data.as_text())
@@ -73,9 +73,12 @@ moved = traffic(fsdp.as_text())
 assert set(moved) == {"all-reduce", "all-gather"} and max(moved.values()) < 2 * parameters, moved
 sizes = [compiled.memory_analysis().argument_size_in_bytes for compiled in (fsdp, data)]
 assert sizes[0] < 0.7 * sizes[1], sizes
-# With space, neighbours exchange rows of maps, and no map is gathered.
-moved = traffic(space.as_text())
+# Devices that share rows and columns exchange those at their borders, and no map is gathered. The largest maps of a
+# device have 65536 bytes, and a border of one row or column at most a fifteenth of it.
+moved = traffic(both.as_text())
 assert set(moved) == {"all-reduce", "collective-permute"}, moved
+borders = [line for line in both.as_text().splitlines() if "collective-permute(" in line]
+assert borders and all(traffic(line)["collective-permute"] <= 65536 / 15 for line in borders), borders
 
 layout = Layout(mesh_of(data=2, space=2))
 for arguments, message in (
@@ -90,6 +93,14 @@ with pytest.raises(ValueError, match="a batch must be a multiple of 2"):
 placed = layout.batch({name: np.zeros((2, 4, 4)) for name in ("mask", "boxes")} | {"depth": np.zeros((2, 3, 4))})
 assert {name: x.sharding.spec for name, x in placed.items()} == {
     "mask": P(("data",), "space"), "boxes": P(("data",)), "depth": P(("data",)),
+}
+layout = Layout(mesh_of(rows=2, columns=2))
+with pytest.raises(ValueError, match="crop_size has 33 columns, which the axis columns"):
+    layout.check(1, (32, 33))
+fields = {"mask": np.zeros((1, 4, 4)), "depth": np.zeros((1, 3, 4)), "size": jax.ShapeDtypeStruct((1, 2), jnp.int32)}
+placed = layout.batch(fields | {"image": jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float32)})
+assert {name: x.sharding.spec for name, x in placed.items()} == {
+    "mask": P((), "rows", "columns"), "image": P((), "rows", "columns"), "depth": P((), None, "columns"), "size": P(()),
 }
 print("agree")
 """
@@ -121,8 +132,8 @@ def test_every_mesh_trains_like_one_device(tmp_path):
 @pytest.mark.parametrize(
     "task", [task if task == "diffusion of latents" else pytest.param(task, marks=pytest.mark.parity) for task in CASES]
 )
-def test_every_task_trains_on_a_mesh_like_on_one_device(task):
-    options = "--steps", 2, "--meshes", "data 2, fsdp 2, space 2", "--tasks", task
+def test_every_task_trains_on_a_mesh_like_on_one_device(task, tmp_path):
+    options = "--meshes", "fsdp 2, rows 2, columns 2", "--tasks", task, "--out", tmp_path / "rows.jsonl"
     run("-m", "benchmarks.mesh_tasks", *options, devices=8)
 
 
@@ -152,8 +163,10 @@ def test_rules_shard_the_longest_axis_or_what_users_choose(net, key, batch_of):
 
 
 def test_what_does_not_fit_a_mesh_is_said():
-    with pytest.raises(ValueError, match=r"axes \['model'\]; expected some of data, fsdp, space"):
+    with pytest.raises(ValueError, match=r"axes \['model'\]; expected some of data, fsdp, rows, space, columns"):
         Layout(jax.make_mesh((1,), ("model",)))
+    with pytest.raises(ValueError, match="axes rows and space, which are two names for the same"):
+        Layout(jax.make_mesh((1, 1), ("rows", "space")))
 
 
 def test_rules_that_match_nothing_or_are_no_expressions(net, key, batch_of):
