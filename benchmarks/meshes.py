@@ -29,8 +29,11 @@ from densezoo.train import create_state, make_optimizer, make_train_step
 
 MESHES: tuple[dict[str, int], ...] = (
     {},
-    *({axis: count} for axis in ("data", "fsdp", "space") for count in (2, 4, 8)),
-    {"data": 2, "fsdp": 2, "space": 2},
+    *({axis: count} for axis in ("data", "fsdp", "rows") for count in (2, 4, 8)),
+    {"rows": 2, "columns": 2},
+    {"rows": 4, "columns": 2},
+    {"data": 2, "rows": 2, "columns": 2},
+    {"data": 2, "fsdp": 2, "rows": 2},
 )
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1}
 KINDS = ("all-reduce", "all-gather", "collective-permute", "all-to-all")

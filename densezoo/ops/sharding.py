@@ -134,13 +134,18 @@ def with_borders(
             x = jnp.concatenate([*neighbours(x, axis, before, 1), x, *neighbours(x, axis, after, -1)], axis)
         return function(x, *weights)
 
-    spec = PartitionSpec(None, *(shared[axis][0] if axis in borders else None for axis in (1, 2)))
+    mesh = jax.typeof(x).sharding.mesh
+    # The devices that share the batch, too, so that gradients of weights are added up over all devices at once.
+    batch = tuple(name for name in _of_kind(mesh, AxisType.Auto) if name not in SPATIAL)
+    batch = batch if _divides(math.prod(mesh.shape[name] for name in batch), x.shape[0]) else ()
+    sides = [shared[axis][0] if axis in borders else None for axis in (1, 2)]
+    spec = PartitionSpec(batch or None, *sides)
     return jax.shard_map(
         compute,
-        mesh=jax.typeof(x).sharding.mesh,
+        mesh=mesh,
         in_specs=(spec, PartitionSpec()),
         out_specs=spec,
-        axis_names={shared[axis][0] for axis in borders},
+        axis_names={*batch, *(name for name in sides if name is not None)},
     )(x, tuple(weights))
 
 

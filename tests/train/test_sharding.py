@@ -24,7 +24,8 @@ from densezoo.tasks import Segmentation
 from densezoo.train import Layout, create_state, fit, make_optimizer, make_train_step
 
 def mesh_of(**axes):
-    return jax.make_mesh(tuple(axes.values()), tuple(axes))
+    sides = tuple(axes.values())
+    return jax.make_mesh(sides, tuple(axes), devices=jax.devices()[: int(np.prod(sides))])
 
 draw = np.random.default_rng(0)
 shape = (4, 32, 32)
@@ -62,7 +63,7 @@ parameters = sum(x.nbytes for x in jax.tree.leaves(rest[0].params))
 data, *_ = run(sys.argv[1], mesh_of(data=4), steps=2)
 fsdp, state, history = run(sys.argv[1], mesh_of(data=2, fsdp=2), resume=True)  # the same run on another mesh
 check("data, then fsdp", history, state)
-both, state, history = run(None, mesh_of(rows=2, columns=2))
+both, state, history = run(None, mesh_of(data=2, rows=2, columns=2))
 check("rows and columns", history, state)
 
 # Under data parallelism, gradients and the statistics of batch norms are added up. One map has 131072 bytes.
@@ -73,12 +74,12 @@ moved = traffic(fsdp.as_text())
 assert set(moved) == {"all-reduce", "all-gather"} and max(moved.values()) < 2 * parameters, moved
 sizes = [compiled.memory_analysis().argument_size_in_bytes for compiled in (fsdp, data)]
 assert sizes[0] < 0.7 * sizes[1], sizes
-# Devices that share rows and columns exchange those at their borders, and no map is gathered. The largest maps of a
-# device have 65536 bytes, and a border of one row or column at most a fifteenth of it.
+# Devices that share rows and columns exchange those at their borders, and no map is gathered. Gradients are added up
+# once, over all axes of the mesh. A device's maps have at least 16384 bytes in the full size, and a border 2304.
 moved = traffic(both.as_text())
-assert set(moved) == {"all-reduce", "collective-permute"}, moved
-borders = [line for line in both.as_text().splitlines() if "collective-permute(" in line]
-assert borders and all(traffic(line)["collective-permute"] <= 65536 / 15 for line in borders), borders
+assert set(moved) == {"all-reduce", "collective-permute"} and moved["all-reduce"] < 1.5 * parameters, moved
+borders = [traffic(line)["collective-permute"] for line in both.as_text().splitlines() if "permute(" in line]
+assert borders and max(borders) <= 2304, borders
 
 layout = Layout(mesh_of(data=2, space=2))
 for arguments, message in (
@@ -125,7 +126,7 @@ def run(*arguments: object, devices: int) -> str:
 
 # One process compiles four steps, which takes nearly all of the time.
 def test_every_mesh_trains_like_one_device(tmp_path):
-    assert "agree" in run("-c", MESHES, tmp_path, devices=4)
+    assert "agree" in run("-c", MESHES, tmp_path, devices=8)
 
 
 # The training on one device and on the mesh compile all that `train` needs. Tasks of whole pictures take a minute.
