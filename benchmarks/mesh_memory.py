@@ -40,7 +40,6 @@ MESHES = {
     "data 256": 256,
     "fsdp 256": 256,
     "fsdp 64, rows 2, columns 2": 64,
-    "fsdp 16, rows 4, columns 4": 16,
 }
 """Meshes with the number of pictures of their batch."""
 
@@ -110,7 +109,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         memory = row["arguments"], row["temporary"], predicted(base, row["pixels"])
         numbers = [f"{size / 1e6:.0f}" for size in memory]
         moved = [f"{row['traffic'].get(kind, 0) / 1e6:.1f}" for kind in KINDS]
-        lines.append((row["mesh"], str(row["pictures"]), f"{row['pixels'] / 1e6:.2f}", *numbers, *moved))
+        pictures = f"{row['pictures']}x{row['size']}x{row['size']}"
+        lines.append((row["mesh"], pictures, f"{row['pixels'] / 1e6:.2f}", *numbers, *moved))
     return markdown_table((*header, *(f"{kind}, MB" for kind in KINDS)), lines)
 
 
@@ -126,7 +126,7 @@ def main(arguments: Arguments) -> int:
         axes = axes_of(name)
         if (needed := int(np.prod(list(axes.values())))) > jax.device_count():
             raise ValueError(f"expected {needed} devices: on a CPU, start with JAX_NUM_CPU_DEVICES={needed}")
-        if any(row["mesh"] == name for row in rows):
+        if any((row["mesh"], row["size"], row["encoder"]) == (name, arguments.size, arguments.encoder) for row in rows):
             continue
         # Without a known mesh, one picture for each part of the batch.
         parts = int(np.prod([count for axis, count in axes.items() if axis not in SPATIAL]))

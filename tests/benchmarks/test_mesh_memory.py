@@ -29,11 +29,12 @@ def test_the_plan_for_256_devices_is_that_of_8_with_as_many_pixels_each():
 
 
 def test_the_tables():
-    base = [{"mesh": f"data {n}", "pictures": 8, "pixels": 8000000 // n, "arguments": 1000000} for n in (2, 4, 8)]
-    rows = [row | {"temporary": 3 * row["pixels"] + 5000000, "traffic": {"all-reduce": 1500000}} for row in base]
+    base = [{"mesh": f"data {n}", "pictures": 8, "size": 1000, "pixels": 8000000 // n} for n in (2, 4, 8)]
+    more = {"arguments": 1000000, "traffic": {"all-reduce": 1500000}}
+    rows = [row | more | {"temporary": 3 * row["pixels"] + 5000000} for row in base]
     rows.append(rows[-1] | {"mesh": "data 256", "pictures": 256, "temporary": 9000000})
     lines = mesh_memory.table(rows).splitlines()
-    assert lines[-1] == "| data 256 | 256 | 1.00 | 1 | 9 | 8 | 1.5 | 0.0 | 0.0 | 0.0 |"
+    assert lines[-1] == "| data 256 | 256x1000x1000 | 1.00 | 1 | 9 | 8 | 1.5 | 0.0 | 0.0 | 0.0 |"
 
     found = {"task": "depth", "mesh": "rows 2", "difference": 1.4e-6, "difference_of_scores": 0.0}
     rows = [found, found | {"mesh": "data 2", "difference": 0.5}, found | {"task": "segmentation"}]
