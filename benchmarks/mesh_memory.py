@@ -78,7 +78,7 @@ def plan(model: Any, axes: Mapping[str, int], batch: int, size: int) -> dict[str
     step: Any = make_train_step(Segmentation(CLASSES, ignore_index=None).loss)
     # Without oneDNN, whose convolutions have temporary arrays for each thread, and a thread for each simulated device.
     jitted = jax.jit(step.__wrapped__, donate_argnums=0, compiler_options=dz.compiler_options(training=True))
-    compiled = jitted.lower(state, fields).compile()
+    compiled: Any = jitted.lower(state, fields).compile()
     memory = compiled.memory_analysis()
     return {
         "parameters": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params)),

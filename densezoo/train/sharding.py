@@ -196,7 +196,7 @@ class Layout:
         _, count = self.shard
         return {name: jax.tree.map(lambda x, name=name: self._placed(name, x, count), x) for name, x in batch.items()}
 
-    def _placed(self, name: str, x: Any, count: int) -> jax.Array:
+    def _placed(self, name: str, x: Any, count: int) -> jax.Array | jax.ShapeDtypeStruct:
         shape = np.shape(x)
         shape = (shape[0] * count, *shape[1:]) if shape else shape
         if shape and shape[0] % self.parts:

@@ -11,10 +11,10 @@ PROGRAM = """
 import densezoo as dz
 from benchmarks.mesh_memory import plan
 
-model = dz.create_model("unet", dz.PlainEncoder((4, 8)), num_classes=4)
+model = dz.create_model("unet", dz.PlainEncoder((8, 16)), num_classes=4)
 few, many = (plan(model, {"data": count}, count, 16) for count in (8, 256))
 assert few == many and few["pixels"] == 256 and set(few["traffic"]) == {"all-reduce"}, (few, many)
-shared = plan(model, {"fsdp": 64, "rows": 2, "columns": 2}, 64, 16)
+shared = plan(model, {"fsdp": 4, "rows": 2, "columns": 2}, 4, 16)
 assert shared["pixels"] == 64 and shared["arguments"] < few["arguments"], (few, shared)
 assert set(shared["traffic"]) == {"all-reduce", "all-gather", "collective-permute"}, shared
 print("planned")
