@@ -90,7 +90,7 @@ def task_of(name: str, model: Any) -> Any:
         return dz.tasks.PanopticSegmentation(3)
     if hasattr(model, "detect"):
         return dz.tasks.Detection(3)
-    return Maps("before", "after") if name in ("siamese_unet", "snunet") else Maps("image")
+    return Maps("image_before", "image_after") if name in ("siamese_unet", "snunet") else Maps("image")
 
 
 def variables_of(model: Any) -> Any:
