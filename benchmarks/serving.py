@@ -185,7 +185,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for name in CASES:
         if row := best.get(name):
             unit = " pixels" if row["objects"] else ""
-            lines.append((f"`{name}`", row["pictures"], row["programs"], f"{row['difference']:.0e}{unit}"))
+            lines.append((f"`{name}`", str(row["pictures"]), str(row["programs"]), f"{row['difference']:.0e}{unit}"))
     header = ("model", "sizes", "programs", "largest difference")
     return markdown_table(header, lines)
 
