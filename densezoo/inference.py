@@ -101,6 +101,8 @@ def load_compiled(path: str | Path) -> "Loaded":
         with safe_open(path, "numpy") as file:
             header = file.metadata() or {}
             if header.get("format") != _FORMAT:
+                if str(header.get("format")).startswith(_FORMAT[:-1]):
+                    raise ValueError(f"{path} was written by another version of densezoo: compile and save it again")
                 raise ValueError(f"{path} is not a file of compiled programs: dz.compile(...).save writes them")
             made = json.loads(header["made for"])
             here = _here()

@@ -119,7 +119,7 @@ def test_sizes_share_programs(with_statistics, compilations, monkeypatch):
     monkeypatch.setattr("densezoo.predictor.programs.SIDES", (32, 64))  # smaller ones, for the test's sake
     monkeypatch.setattr("densezoo.predictor.programs.TILE", 32)
     exact, shared = (small_predictor(with_statistics, max_programs=limit) for limit in (None, 8))
-    with pytest.raises(ValueError, match="max_programs must be at least 1, and without pad_to"):
+    with pytest.raises(ValueError, match="max_programs is exact, and pad_to is not: pass only one of them"):
         small_predictor(with_statistics, max_programs=8, pad_to=32)
     onednn_options()  # which compiles a probe
     pictures = pictures_of([(32, 32), (17, 23), (40, 33), (63, 64), (75, 31), (66, 101)])

@@ -290,7 +290,8 @@ class Process:
                 " diffusers",
                 stacklevel=2,
             )
-        clips = _option(config, "clip_sample", _SCHEDULERS[kind])
+        clips = "clip_sample" not in config or config["clip_sample"] is not None  # null is no clipping, as in diffusers
+        clips = clips and _option(config, "clip_sample", _SCHEDULERS[kind])
         return cls(
             schedule=found["beta_schedule"],
             target=found["prediction_type"],

@@ -1,4 +1,4 @@
-"""Computes images of many sizes with one program, each with exactly the numbers of a program of its own size.
+"""Computes images of many sizes with one program, each with the numbers of a program of its own size up to rounding.
 
 The program is that of a larger image. The smaller image lies in its corner, and so does every array that is computed
 from it. A model is traced at the size of the smaller image as well, which computes nothing. The comparison of both
@@ -20,7 +20,7 @@ from densezoo.inspect.matching import GlobalOperations, Misfit, Packed, match, m
 
 
 class Corner:
-    """The program of images of a size, for smaller images.
+    """The program of images of a size, for smaller images. Its output is a map of the image's size.
 
     Args:
         large: the traced program of an image of the size.
@@ -35,12 +35,12 @@ class Corner:
     def __init__(self, large: Flat, *small: Flat):
         self._large = large
         self._moved: set[int] = set()
-        self._inputs: set[tuple[int, int]] = set()
-        """Known inputs that depend on the size, by the numbers of step and input."""
+        self._inputs: dict[tuple[int, int], tuple[bool, ...]] = {}
+        """Known inputs that depend on the size, by the numbers of step and input: the axes along which they vary."""
         self._repeated: set[tuple[int, int]] = set()
         """Arrays whose end some sizes repeat, by number, and the axis."""
         fitting = [flat for flat in small if self._compare(flat)]
-        if not fitting:
+        if not fitting or not _has_size_of_image(large):
             raise Misfit
         names = [module_of(step.scopes) or step.name for step in large.steps if not self._has_rule(step)]
         if names:
@@ -61,8 +61,11 @@ class Corner:
                 self._moved.add(like.number)
         for step, like in self._pairs(small):
             for place, (node, other) in enumerate(zip(step.inputs, like.inputs, strict=True)):
+                key = like.number, place
                 if node.known is not None and (any(other.varies) or not _is_corner(node, other)):
-                    self._inputs.add((like.number, place))
+                    lengths = zip(compact(node.known).shape, compact(other.known).shape, strict=True)
+                    several = [max(both) > 1 for both in lengths]
+                    self._inputs[key] = tuple(map(max, several, self._inputs.get(key, several)))
         return True
 
     def _has_rule(self, step: Step) -> bool:
@@ -82,7 +85,7 @@ class Corner:
         Raises:
             Misfit: if the program does not fit.
         """
-        if not self._repeated.issuperset(match(small, self._large)):
+        if not self._repeated.issuperset(match(small, self._large)) or not _has_size_of_image(small):
             raise Misfit
         packed = Packed(self._numbers(small))
         if packed.layout != self._packed.layout:
@@ -95,8 +98,8 @@ class Corner:
             for node, other in zip((*step.inputs, *step.outputs), (*like.inputs, *like.outputs), strict=True):
                 _check(node, other)
             for place, (node, other) in enumerate(zip(step.inputs, like.inputs, strict=True)):
-                if (like.number, place) in self._inputs:
-                    found[f"{like.number} input {place}"] = _in_corner(node, other)
+                if (several := self._inputs.get((like.number, place))) is not None:
+                    found[f"{like.number} input {place}"] = _in_corner(node, other, several)
                 elif node.known is not None and not _is_corner(node, other):
                     raise Misfit
             rule = None if self._is_plain(like) else RULES[step.name]
@@ -147,6 +150,11 @@ class Corner:
         return read(self._large.output)
 
 
+def _has_size_of_image(flat: Flat) -> bool:
+    """Whether the output is a map of the image's size."""
+    return flat.output.shape[1:3] == flat.inputs[0].shape[1:3]
+
+
 def _check(node: Node, like: Node) -> None:
     """Checks the shapes and the dtype of an array against those of the larger program."""
     if len(node.shape) != len(like.shape) or node.dtype != like.dtype or (node.known is None) != (like.known is None):
@@ -164,15 +172,23 @@ def _is_corner(node: Node, like: Node) -> bool:
     return np.array_equal(ours, theirs)
 
 
-def _in_corner(node: Node, like: Node) -> np.ndarray:
-    """A known array with the larger one's shape, or length 1 along the axes along which it is constant."""
-    small = compact(like.known)
-    part = tuple(slice(0, 1) if side == 1 else slice(None) for side in small.shape)
-    assert node.known is not None
-    ours = node.known[part]
-    if not ours.ndim:
-        return ours
-    return np.pad(ours, [(0, large - side) for side, large in zip(ours.shape, small.shape, strict=True)], mode="edge")
+def _in_corner(node: Node, like: Node, several: tuple[bool, ...]) -> np.ndarray:
+    """A known array with the larger one's shape, or with length 1 along the axes along which it is constant.
+
+    Args:
+        node: the array.
+        like: that of the larger program.
+        several: the other axes.
+    """
+    small = compact(node.known)
+    if any(side > 1 and not varied for side, varied in zip(small.shape, several, strict=True)) or not small.size:
+        raise Misfit
+    shape = [side if varied else 1 for side, varied in zip(node.shape, several, strict=True)]
+    around = [
+        (0, large - side if varied else 0) for side, large, varied in zip(shape, like.shape, several, strict=True)
+    ]
+    small = np.broadcast_to(small, shape)
+    return np.pad(small, around, mode="edge") if around else small
 
 
 def _check_parameters(step: Step, like: Step, sized: tuple[str, ...]) -> None:

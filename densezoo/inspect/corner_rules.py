@@ -45,7 +45,9 @@ def _neutral(name: str, dtype: Any) -> Any:
             return jnp.array(-jnp.inf if name == "max" else jnp.inf, dtype)
         limits = jnp.iinfo(dtype)
         return jnp.array(limits.min if name == "max" else limits.max, dtype)
-    return jnp.array({"sum": 0, "or": 0, "xor": 0, "prod": 1, "and": 1}[name], dtype)
+    if name == "and":
+        return jnp.array(True) if jnp.issubdtype(dtype, jnp.bool_) else jnp.array(-1).astype(dtype)  # all bits
+    return jnp.array({"sum": 0, "or": 0, "xor": 0, "prod": 1}[name], dtype)
 
 
 class Dot(Rule):

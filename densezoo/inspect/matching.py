@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densezoo.inspect.flat import Flat, Step, flatten
+from densezoo.inspect.flat import Flat, Node, Step, flatten
 from densezoo.ops import implementation
 
 
@@ -53,6 +53,7 @@ def match(flat: Flat, other: Flat) -> list[tuple[int, int]]:
         Misfit: if they differ in other operations.
     """
     steps, theirs, repeated = flat.steps, iter(other.steps), []
+    cut: set[Node] = set()
     expected, index = next(theirs, None), 0
     while index < len(steps):
         step = steps[index]
@@ -62,18 +63,24 @@ def match(flat: Flat, other: Flat) -> list[tuple[int, int]]:
             for ours, node in zip(step.outputs, expected.outputs, strict=True):
                 ours.number = node.number
             expected = next(theirs, None)
-        elif index < len(steps) and _repeats(step, steps[index]):
+        elif index < len(steps) and _repeats(step, steps[index]) and step.inputs[0] not in cut:
             repeated.append((step.inputs[0].number, steps[index].equation.params["dimension"]))
             for extra in (step, steps[index]):
                 extra.number, extra.outputs[0].number = -1, step.inputs[0].number
             index += 1
-        elif step.name == "slice" and not any(step.equation.params["start_indices"]):
+        elif step.name == "slice" and _cuts(step.equation.params):
             step.number, step.outputs[0].number = -1, step.inputs[0].number
+            cut.add(step.outputs[0])
         else:
             raise Misfit
-    if expected is not None:
+    if expected is not None or flat.output.known is not None or flat.output.number != other.output.number:
         raise Misfit
     return repeated
+
+
+def _cuts(parameters: Any) -> bool:
+    """Whether a slice has the first positions of an array."""
+    return not any(parameters["start_indices"]) and set(parameters["strides"] or [1]) == {1}
 
 
 def _corresponds(step: Step, other: Step) -> bool:

@@ -65,7 +65,9 @@ def evaluate(graph: Graph, program: Any, given: Sequence[Tensor]) -> list[Tensor
         else:
             name = equation.primitive.name
             if name not in RULES:
-                raise NotImplementedError(f"the operation {name} is not converted")
+                raise NotImplementedError(
+                    f"the operation {name} is not converted: use others, or dz.export, which converts all"
+                )
             made = RULES[name](graph, equation, *inputs)
             if made is None:
                 plain = functools.partial(equation.primitive.impl, **equation.params)

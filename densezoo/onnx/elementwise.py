@@ -48,15 +48,15 @@ def _made(graph: Graph, equation: Any, given: tuple[Tensor, ...]) -> Make:
         return lambda which, *cases: _select_number(graph, which, cases, given)
     forms: dict[str, Make] = {
         "clamp": lambda low, x, high: add("Min", add("Max", x, low), high),
-        "convert_element_type": lambda x: graph.cast(x, out.dtype),
+        "convert_element_type": lambda x: _converted(graph, x, given[0].dtype, out.dtype),
         "copy": lambda x: x,
         "copy_p": lambda x: x,
         "erfc": lambda x: _erfc(graph, x, number(1)),
         "exp2": lambda x: add("Pow", number(2), x),
-        "expm1": lambda x: add("Sub", add("Exp", x), number(1)),
+        "expm1": lambda x: _expm1(graph, x, number),
         "integer_pow": lambda x: add("Pow", x, number(p["y"])),
         "is_finite": lambda x: add("Not", add("Or", add("IsInf", x), add("IsNaN", x))),
-        "log1p": lambda x: add("Log", add("Add", x, number(1))),
+        "log1p": lambda x: _log1p(graph, x, number),
         "log2": lambda x: add("Mul", add("Log", x), number(1 / np.log(2))),
         "ne": lambda x, y: add("Not", add("Equal", x, y)),
         "not": lambda x: add("Not" if boolean else "BitwiseNot", x),
@@ -124,8 +124,43 @@ def _select_number(graph: Graph, which: str, cases: Sequence[str], given: Sequen
 def _rounded(graph: Graph, x: str, half: np.ndarray, method: Any) -> str:
     if method == jax.lax.RoundingMethod.TO_NEAREST_EVEN:
         return graph.add("Round", x)
-    size = graph.add("Floor", graph.add("Add", graph.add("Abs", x), half))
-    return graph.add("Mul", graph.add("Sign", x), size)
+    size = graph.add("Abs", x)
+    whole = graph.add("Floor", size)
+    up = graph.add("GreaterOrEqual", graph.add("Sub", size, whole), half)  # size + 1/2 would be rounded itself
+    return graph.add("Mul", graph.add("Sign", x), graph.add("Add", whole, graph.cast(up, half.dtype)))
+
+
+def _converted(graph: Graph, x: str, dtype: np.dtype, to: np.dtype) -> str:
+    """A number of another type. As in XLA, floats beyond the range of integers are its ends, and NaN is 0."""
+    if not (np.issubdtype(dtype, np.floating) and np.issubdtype(to, np.integer)):
+        return graph.cast(x, to)
+    limits = np.iinfo(to)
+    number = graph.add("Where", graph.add("IsNaN", x), np.asarray(0, dtype), x)
+    low, high = np.asarray(limits.min, dtype), np.asarray(limits.max, dtype)
+    if int(high) <= limits.max:
+        return graph.cast(graph.add("Min", graph.add("Max", number, low), high), to)
+    # The largest integer is no float: floats of at least the next power of two are set to it afterwards.
+    inside = graph.cast(graph.add("Min", graph.add("Max", number, low), np.nextafter(high, np.asarray(0, dtype))), to)
+    return graph.add("Where", graph.add("GreaterOrEqual", number, high), np.asarray(limits.max, to), inside)
+
+
+def _log1p(graph: Graph, x: str, number: Any) -> str:
+    """log(u) x / (u - 1) for u = 1 + x, in which the rounding of u cancels; x where u is 1."""
+    u = graph.add("Add", x, number(1))
+    rest = graph.add("Sub", u, number(1))
+    same = graph.add("Or", graph.add("Equal", rest, number(0)), graph.add("IsInf", u))
+    value = graph.add("Div", graph.add("Mul", graph.add("Log", u), x), graph.add("Where", same, number(1), rest))
+    return graph.add("Where", same, x, value)
+
+
+def _expm1(graph: Graph, x: str, number: Any) -> str:
+    """(u - 1) x / log(u) for u = exp(x), in which the rounding of u cancels; x where u is 1."""
+    u = graph.add("Exp", x)
+    rest, log = graph.add("Sub", u, number(1)), graph.add("Log", u)
+    small = graph.add("Less", graph.add("Abs", x), number(1))
+    near = graph.add("And", small, graph.add("Not", graph.add("Equal", rest, number(0))))
+    exact = graph.add("Div", graph.add("Mul", rest, x), graph.add("Where", near, log, number(1)))
+    return graph.add("Where", small, graph.add("Where", near, exact, x), rest)
 
 
 def reduction(graph: Graph, equation: Any, x: Tensor) -> Tensor:

@@ -90,11 +90,12 @@ class Predictor:
             pad_to = multiple
         if pad_to is not None and pad_to < 1:
             raise ValueError(f"{option('pad_to')} must be a number of pixels, at least 1, or None; got {pad_to}")
-        if max_programs is not None and (max_programs < 1 or pad_to is not None):
+        if max_programs is not None and (type(max_programs) is not int or max_programs < 1):
             raise ValueError(
-                f"{option('max_programs')} must be at least 1, and without {option('pad_to')}; got {max_programs} and"
-                f" {pad_to}"
+                f"{option('max_programs')} must be an integer of at least 1, or None; got {max_programs!r}"
             )
+        if max_programs is not None and pad_to is not None:
+            raise ValueError(f"{option('max_programs')} is exact, and {option('pad_to')} is not: pass only one of them")
         self.task = task
         self.preprocessing = Preprocessing() if preprocessing is None else preprocessing
         self._pad_to, self._max_programs = pad_to or 1, max_programs

@@ -23,6 +23,8 @@ from densezoo.types import Size
 SIDES = (256, 512, 1024)
 """Sides of the squares into which pictures are put."""
 TILE = 512
+FLAX = (nn.BatchNorm, nn.Conv, nn.Dense, nn.Dropout)
+"""Flax's modules that `dz.detect` leaves as they are beside padding."""
 KEPT = 1 << 26
 """Bytes of numbers of picture sizes that are remembered: about 1,000 sizes of up to 1024 pixels a side."""
 SIZES = 4096
@@ -79,7 +81,7 @@ def window_of(size: Size) -> Size:
 def is_alone_in_window(model: nn.Module, outputs: Callable[..., Any], count: int, channels: int) -> bool:
     """Whether a detector that is given the sizes of padded pictures has the same results as without the padding.
 
-    So it is for networks of densezoo's modules without attention: see `dz.detect`.
+    So it is for networks of densezoo's modules without attention and aligned corners: see `dz.detect`.
 
     Args:
         model: the detector.
@@ -96,10 +98,11 @@ def is_alone_in_window(model: nn.Module, outputs: Callable[..., Any], count: int
     images = [jax.ShapeDtypeStruct((1, SIDES[0], SIDES[0], channels), np.float32)] * count
     try:
         program = walk.traced(outputs, images, jax.ShapeDtypeStruct((1, 2), np.int32), visit=visit)
-    except (TypeError, ValueError):  # a model for images of one size
+    except Exception:  # whatever a model for images of one size raises
         return False
-    known = all(type(module).__module__.startswith(("densezoo.", "flax.")) for module in modules)
-    return known and not any("attend" in step.scopes for step in walk.walk(program))
+    known = all(type(module).__module__.startswith("densezoo.") or isinstance(module, FLAX) for module in modules)
+    aligned = any(getattr(module, "align_corners", False) for module in modules)
+    return known and not aligned and not any("attend" in step.scopes for step in walk.walk(program))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +202,7 @@ class Shared:
         if key not in self._templates:
             try:
                 self._templates[key] = self._tiled() if key is None else self._window(key)
-            except (Misfit, TypeError, ValueError):  # an operation without a rule, or a model for images of one size
+            except Exception:  # no rule for an operation, or whatever a model for images of one size raises
                 self._templates[key] = None
         return self._templates[key]
 

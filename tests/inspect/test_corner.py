@@ -66,6 +66,13 @@ def table_for_each_size(x):
     return x + np.random.default_rng(height * 100 + width).standard_normal((1, height, width, 1)).astype(np.float32)
 
 
+def gain(x):
+    """Known numbers that are all the same for some sizes only."""
+    height, width = x.shape[1:3]
+    rows = jnp.ones(height) if height % 8 == 0 else jnp.linspace(-1, 1, height)
+    return x * (rows[:, None] * jnp.ones((1, width)))[None, :, :, None]
+
+
 def picked(x, mode):
     """Rows whose numbers depend on the image, some of them outside."""
     rows = (x[0, :, 0, 0] * 20).astype(jnp.int32)[:, None]
@@ -98,6 +105,7 @@ OPERATIONS = {
     "windows, shifted": lambda x: jnp.roll(windows(jnp.roll(x, (-1, -1), (1, 2))), (1, 1), (1, 2)),
     "class token": with_class_token,
     "known numbers": table_for_each_size,
+    "known numbers, the same for some sizes": gain,
     "reversed": lambda x: x + x[:, ::-1, ::-1],
     "first half": lambda x: spread(x[:, : x.shape[1] // 2], x),
     "last rows": lambda x: spread(x[:, -3:, -5:], x),
@@ -140,6 +148,31 @@ def test_other_operations_do_not_fit():
         in_corner(lambda x: x * 2 if x.shape[1] < 9 else jnp.sin(x), (8, 10))
     with pytest.raises(Misfit):  # a number that was taken to be the same for all sizes
         in_corner(lambda x: x + np.float32(1 + (x.shape[1] == 8)), (8, 10))
+    with pytest.raises(Misfit):  # an output of another size
+        in_corner(lambda x: x[:, ::2], (8, 10))
+    with pytest.raises(Misfit):  # another result of the same operations
+        in_corner(lambda x: (jnp.sin(x), 2 * jnp.sin(x))[x.shape[1] != 8], (8, 10))
+    with pytest.raises(Misfit):  # every second position, and not the first ones
+        in_corner(lambda x: (x[:, ::2] if x.shape[1] == 8 else x).sum(1, keepdims=True) + x, (8, 10))
+
+
+@pytest.mark.parametrize("size", [(24, 20), (17, 13), (16, 9)])
+def test_a_cut_that_is_extended_again(size):
+    def halved(x):  # with the last row and column repeated where they are odd
+        rows, columns = (side % 2 for side in x.shape[1:3])
+        x = jnp.concatenate([x, x[:, -1:]], 1) if rows else x
+        x = jnp.concatenate([x, x[:, :, -1:]], 2) if columns else x
+        return pooling(x, 0.0, jax.lax.add)
+
+    def function(x):
+        return x + upsampled(halved(upsampled(halved(x), x)), x)
+
+    try:
+        found, expected = in_corner(function, size)
+    except Misfit:  # the image gets a program of its own
+        assert size[0] % 2 or size[1] % 2
+    else:
+        np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 NETWORKS = ("segformer", "dpt", "pspnet", "deeplabv3plus", "unet, Swin", "unet, SE-ResNet", "unet, GroupNorm")

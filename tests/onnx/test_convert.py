@@ -159,3 +159,30 @@ def test_maps_stay_in_nchw():
 def test_an_operation_without_a_rule_is_named():
     with pytest.raises(NotImplementedError, match="fft"):
         convert(jnp.fft.fft, [jax.ShapeDtypeStruct((4,), jnp.complex64)], ["x"], ["y"])
+
+
+BEYOND = np.array([75.4, -79.0, 384.0, 3e9, -3e9, np.nan, np.inf, -np.inf, 0.0], np.float32)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32])
+def test_floats_beyond_the_range_of_integers(dtype):
+    _, (found,) = converted(lambda x: x.astype(dtype), BEYOND)
+    np.testing.assert_array_equal(found, jax.jit(lambda x: x.astype(dtype))(BEYOND))
+
+
+@pytest.mark.parametrize("function", [jnp.log1p, jnp.expm1])
+def test_small_numbers_keep_their_digits(function):
+    x = np.array([0, 1e-9, -1e-9, 1e-4, -1e-4, 0.3, -0.3, 0.99, 5, 80], np.float32)
+    if function is jnp.expm1:
+        x = np.append(x, np.float32([-90, -np.inf, np.inf]))
+    else:
+        x = np.append(x, np.float32([-1, np.inf]))
+    _, (found,) = converted(function, x)
+    np.testing.assert_allclose(found, jax.jit(function)(x), rtol=1e-6)
+
+
+def test_rounding_away_from_zero():
+    x = np.array([0.49999997, 0.5, 1.5, -0.5, -2.5, 8388609], np.float32)
+    away = jax.lax.RoundingMethod.AWAY_FROM_ZERO
+    _, (found,) = converted(lambda x: jax.lax.round(x, away), x)
+    np.testing.assert_array_equal(found, jax.lax.round(x, away))
