@@ -28,6 +28,7 @@ from densezoo.inputs import example_inputs
 from densezoo.messages import as_flags
 from densezoo.tasks import Segmentation
 from densezoo.train import Recipe, TrainState, create_state, make_optimizer, make_train_step, one_cycle
+from densezoo.train.sharding import AXES
 from densezoo.types import ModuleDef
 
 T = TypeVar("T")
@@ -218,6 +219,8 @@ def mesh_of(arguments: Any) -> Mesh | None:
         if not count.isdecimal() or name in axes or int(count) < 1:
             raise ValueError(f"--mesh has {entry!r}; expected AXIS=DEVICES for each axis, such as data=2 fsdp=4")
         axes[name] = int(count)
+    if unknown := [name for name in axes if name not in AXES]:
+        raise ValueError(f"--mesh has axes {unknown}; expected some of {', '.join(AXES)}")
     if arguments.distributed:
         if not axes:
             raise ValueError("--distributed needs --mesh, such as --mesh data=8 for 8 devices of all processes")

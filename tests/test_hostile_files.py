@@ -17,12 +17,15 @@ import tifffile
 from benchmarks import hostile_changes, hostile_formats, hostile_torch
 from benchmarks.hostile_files import attack, outcome, prepare, row
 from benchmarks.hostile_readers import Reader
+from densezoo.encoders.base import ENCODERS
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hostile")
-    return folder, prepare(folder)
+    folder, known = tmp_path_factory.mktemp("hostile"), dict(ENCODERS)
+    yield folder, prepare(folder)
+    ENCODERS.clear()  # of the encoder that `prepare` registers
+    ENCODERS.update(known)
 
 
 def test_every_reader_returns_or_says_why(prepared):

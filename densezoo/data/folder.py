@@ -70,7 +70,10 @@ def read_image(
         with tempfile.TemporaryDirectory() as folder:  # the decoders open files by name
             file = pathlib.Path(folder, "picture")
             file.write_bytes(content)
-            return _decode.decode_image(file, channels, bits)
+            try:
+                return _decode.decode_image(file, channels, bits)
+            except (ValueError, MemoryError) as error:  # which name the file
+                raise type(error)(str(error).replace(str(file), "the picture")) from None
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such image file.")

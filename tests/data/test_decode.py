@@ -369,3 +369,10 @@ def test_masks_of_floats_that_are_no_numbers(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.array([[np.nan, np.inf, 1]], np.float32))
     with pytest.raises(ValueError, match="not 32-bit whole numbers"):
         _decode.decode_mask(tmp_path / "a.tif")
+
+
+def test_errors_of_bytes_name_no_file():
+    with pytest.raises(
+        ValueError, match=r"^the picture: cannot be decoded \(cannot identify image file 'the picture'\)"
+    ):
+        read_image(b"no picture")
