@@ -66,6 +66,9 @@ class TiffWindows:
         except ValueError:
             self.close()
             raise
+        except TypeError as error:  # a number of channels that is not whole
+            self.close()
+            raise self._damaged(error) from error
         self.shape, self.dtype = (page.imagelength, page.imagewidth, one.shape[2]), one.dtype
 
     def _open(self, page: Any) -> None:

@@ -218,3 +218,15 @@ def test_a_mask_with_a_palette_keeps_its_numbers(tmp_path):
     with open_tiff(tmp_path / "mask.tif", indices=True) as read:
         np.testing.assert_array_equal(read[:, :][..., 0], numbers)
     np.testing.assert_array_equal(read_image(tmp_path / "mask.tif"), colours[numbers])
+
+
+def test_a_number_of_channels_that_is_not_whole_is_refused(tmp_path):
+    tifffile.imwrite(path := tmp_path / "a.tif", np.zeros((8, 8), np.float32), metadata=None)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        tag = file.pages[0].tags["SamplesPerPixel"]
+    content = bytearray(path.read_bytes())
+    content[tag.offset + 2 : tag.offset + 4] = (11).to_bytes(2, "little")  # the type is float
+    content[tag.valueoffset : tag.valueoffset + 4] = np.float32(1).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.tif"):
+        open_tiff(path)
