@@ -40,7 +40,7 @@ class Corner:
         self._repeated: set[tuple[int, int]] = set()
         """Arrays whose end some sizes repeat, by number, and the axis."""
         fitting = [flat for flat in small if self._compare(flat)]
-        if not fitting or not _has_size_of_image(large):
+        if not fitting:
             raise Misfit
         names = [module_of(step.scopes) or step.name for step in large.steps if not self._has_rule(step)]
         if names:
@@ -85,7 +85,8 @@ class Corner:
         Raises:
             Misfit: if the program does not fit.
         """
-        if not self._repeated.issuperset(match(small, self._large)) or not _has_size_of_image(small):
+        whole = small.output.shape[1:3] == small.inputs[0].shape[1:3]
+        if not self._repeated.issuperset(match(small, self._large)) or not whole:
             raise Misfit
         packed = Packed(self._numbers(small))
         if packed.layout != self._packed.layout:
@@ -148,11 +149,6 @@ class Corner:
             for node, result in zip(step.outputs, results, strict=True):
                 write(node, result)
         return read(self._large.output)
-
-
-def _has_size_of_image(flat: Flat) -> bool:
-    """Whether the output is a map of the image's size."""
-    return flat.output.shape[1:3] == flat.inputs[0].shape[1:3]
 
 
 def _check(node: Node, like: Node) -> None:
