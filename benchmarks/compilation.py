@@ -20,8 +20,8 @@ import tyro
 
 import densezoo as dz
 from benchmarks.machine import choose_platform, describe
-from benchmarks.record import append_line, markdown_table, read_lines, write_text
-from benchmarks.report import with_parts
+from benchmarks.record import append_line, markdown_table, read_lines
+from benchmarks.report import insert
 from benchmarks.timing import compile_apart
 from densezoo.encoders import ENCODERS
 from densezoo.lookup import look_up
@@ -52,7 +52,7 @@ def main(arguments: Arguments) -> int:
     """Measures or reports; returns the exit code."""
     rows = read_lines(arguments.out)
     if arguments.report:
-        write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"compilation": table(rows)}))
+        insert(arguments.docs, {"compilation": table(rows)})
         return 0
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     choose_platform(None)  # checks the platform and disables the compilation cache, whose reads would be timed

@@ -25,8 +25,8 @@ import tyro
 
 import densezoo as dz
 from benchmarks.models import ONNX, ONNX_MODELS
-from benchmarks.record import OWN, append_line, markdown_table, read, read_lines, shape_text, write_text
-from benchmarks.report import with_parts
+from benchmarks.record import OWN, append_line, markdown_table, read, read_lines, shape_text
+from benchmarks.report import insert
 from benchmarks.sharding import CASES
 from densezoo.extras import require
 from densezoo.inputs import example_inputs
@@ -64,7 +64,7 @@ def main(arguments: Arguments) -> None:
     if arguments.report:
         times = [row for path in sorted(arguments.times.glob("*.json")) for row in read(path)["rows"]]
         parts = {"exports": table(rows), "onnx": times_table(times)}
-        write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), parts))
+        insert(arguments.docs, parts)
         return
     if unknown := [name for name in arguments.models if name not in MODELS]:
         raise ValueError(f"unknown models {unknown}; expected some of {', '.join(MODELS)}")

@@ -30,8 +30,8 @@ import tyro
 
 from benchmarks import hostile_models, hostile_readers
 from benchmarks.hostile_readers import Reader
-from benchmarks.record import append_line, markdown_table, read_lines, write_text
-from benchmarks.report import with_parts
+from benchmarks.record import append_line, markdown_table, read_lines
+from benchmarks.report import insert
 
 LIMIT = 20
 """Seconds, and warnings, for one file."""
@@ -228,8 +228,7 @@ def main(arguments: Arguments) -> None:
     if arguments.docs is not None:
         if arguments.out is None:
             raise ValueError("--docs needs --out, the file of the results")
-        text = with_parts(arguments.docs.read_text(encoding="utf-8"), {"hostile": table(read_lines(arguments.out))})
-        write_text(arguments.docs, text)
+        insert(arguments.docs, {"hostile": table(read_lines(arguments.out))})
         return
     folder = Path(tempfile.mkdtemp(prefix="hostile"))
     print(f"reading in {folder}", flush=True)

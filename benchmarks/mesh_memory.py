@@ -25,8 +25,8 @@ import tyro
 import densezoo as dz
 from benchmarks.mesh_tasks import axes_of
 from benchmarks.meshes import KINDS, mesh_of, traffic
-from benchmarks.record import append_line, markdown_table, read_lines, write_text
-from benchmarks.report import with_parts
+from benchmarks.record import append_line, markdown_table, read_lines
+from benchmarks.report import insert
 from densezoo.tasks import Segmentation
 from densezoo.train import create_state, make_optimizer, make_train_step
 from densezoo.train.sharding import SPATIAL
@@ -118,8 +118,7 @@ def main(arguments: Arguments) -> int:
     """Compiles the missing meshes."""
     rows = read_lines(arguments.out)
     if arguments.report:
-        text = with_parts(arguments.docs.read_text(encoding="utf-8"), {"mesh_memory": table(rows)})
-        write_text(arguments.docs, text)
+        insert(arguments.docs, {"mesh_memory": table(rows)})
         return 0
     model = dz.create_model("unet", encoder=arguments.encoder, num_classes=CLASSES)
     for name in arguments.meshes:

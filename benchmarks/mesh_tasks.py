@@ -21,8 +21,8 @@ import tyro
 
 import densezoo as dz
 from benchmarks.meshes import mesh_of
-from benchmarks.record import append_line, markdown_table, read_lines, write_text
-from benchmarks.report import with_parts
+from benchmarks.record import append_line, markdown_table, read_lines
+from benchmarks.report import insert
 from densezoo import tasks
 from densezoo.data import ChangeScenes, DigitScenes, RenderedScenes
 from densezoo.train import Recipe, train
@@ -181,8 +181,7 @@ def main(arguments: Arguments) -> int:
     """Compares; returns 1 if a training differs by more than rounding."""
     rows = read_lines(arguments.out)
     if arguments.report:
-        text = with_parts(arguments.docs.read_text(encoding="utf-8"), {"mesh_tasks": table(rows)})
-        write_text(arguments.docs, text)
+        insert(arguments.docs, {"mesh_tasks": table(rows)})
         return 0
     if jax.device_count() < 8:
         raise ValueError("expected 8 devices: on a CPU, start with JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8")

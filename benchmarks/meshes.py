@@ -21,8 +21,8 @@ import tyro
 from jax.sharding import Mesh
 
 import densezoo as dz
-from benchmarks.record import markdown_table, write_text
-from benchmarks.report import with_parts
+from benchmarks.record import markdown_table
+from benchmarks.report import insert
 from benchmarks.sharding import COLLECTIVE
 from densezoo.tasks import Segmentation
 from densezoo.train import create_state, make_optimizer, make_train_step
@@ -124,7 +124,7 @@ def main(arguments: Arguments) -> int:
     text = table(rows)
     print(text)
     if arguments.docs is not None:
-        write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"meshes": text}))
+        insert(arguments.docs, {"meshes": text})
     losses = np.array([row["losses"] for _, row in rows])
     return int(not np.allclose(losses, losses[0], rtol=1e-4))
 

@@ -19,8 +19,8 @@ import numpy as np
 import tyro
 
 import densezoo as dz
-from benchmarks.record import append_line, markdown_table, read_lines, write_text
-from benchmarks.report import with_parts
+from benchmarks.record import append_line, markdown_table, read_lines
+from benchmarks.report import insert
 from benchmarks.smp_models import SMP_MODELS, make
 from densezoo.encoders import ENCODERS as ALL_ENCODERS
 from densezoo.lookup import look_up
@@ -87,7 +87,7 @@ def main(arguments: Arguments) -> int:
                 rows.append(row)
                 append_line(arguments.out, row)
     else:
-        write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), tables(rows)))
+        insert(arguments.docs, tables(rows))
     return int(not all(row.get("error", 0) <= 1e-4 for row in rows))  # a NaN error also fails
 
 

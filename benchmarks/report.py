@@ -166,6 +166,11 @@ def with_parts(text: str, parts: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def insert(path: Path, parts: Mapping[str, str]) -> None:
+    """Writes a document with these parts; see `with_parts`."""
+    write_text(path, with_parts(path.read_text(encoding="utf-8"), parts))
+
+
 def draw(results: Results, folder: Path) -> list[Path]:
     """Draws the pictures of all results; gives their paths."""
     drawn = []

@@ -20,8 +20,8 @@ import tyro
 
 import densezoo as dz
 from benchmarks.exports import MODELS
-from benchmarks.record import append_line, markdown_table, read_lines, write_text
-from benchmarks.report import with_parts
+from benchmarks.record import append_line, markdown_table, read_lines
+from benchmarks.report import insert
 from benchmarks.resident import resident_bytes
 from benchmarks.seeded import perturbed
 from densezoo.compiling import jitted_once
@@ -61,7 +61,7 @@ def main(arguments: Arguments) -> None:
     """Predicts or reports."""
     rows = read_lines(arguments.out)
     if arguments.report:
-        write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"serving": table(rows)}))
+        insert(arguments.docs, {"serving": table(rows)})
         return
     if unknown := [name for name in arguments.models if name not in CASES]:
         raise ValueError(f"unknown models {unknown}; expected some of {', '.join(CASES)}")

@@ -25,8 +25,8 @@ import tyro
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import densezoo as dz
-from benchmarks.record import append_line, markdown_table, read_lines, write_text
-from benchmarks.report import with_parts
+from benchmarks.record import append_line, markdown_table, read_lines
+from benchmarks.report import insert
 from densezoo.tasks import Detection, Segmentation
 
 IMAGES = (22, 64, 64, 3)
@@ -107,7 +107,7 @@ def main(arguments: Arguments) -> int:
     """Counts or reports; returns the exit code, 1 if image data is moved."""
     rows = read_lines(arguments.out)
     if arguments.report:
-        write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), {"sharding": table(rows)}))
+        insert(arguments.docs, {"sharding": table(rows)})
         return 0
     if unknown := [name for name in arguments.models if name not in CASES]:
         raise ValueError(f"unknown models {unknown}; expected some of {', '.join(CASES)}")

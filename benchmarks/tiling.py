@@ -26,8 +26,8 @@ import tyro
 from matplotlib.figure import Figure
 
 import densezoo as dz
-from benchmarks.record import append_line, markdown_table, read_lines, write_text
-from benchmarks.report import with_parts
+from benchmarks.record import append_line, markdown_table, read_lines
+from benchmarks.report import insert
 from benchmarks.resident import resident_bytes
 from benchmarks.seeded import perturbed
 from densezoo.tiling.tiling import Tiling
@@ -72,7 +72,7 @@ def main(arguments: Arguments) -> None:
     rows = read_lines(arguments.out)
     if arguments.report:
         parts = {"tiling": times_table(rows), "tiling-memory": memory_table(rows)}
-        write_text(arguments.docs, with_parts(arguments.docs.read_text(encoding="utf-8"), parts))
+        insert(arguments.docs, parts)
         save(memory_figure(rows), arguments.plot)
         return
     for name in arguments.networks:

@@ -101,15 +101,15 @@ def pictures(
 def is_box(box: Any) -> bool:
     if not isinstance(box, list) or len(box) != 4:
         return False
-    return all(_is_finite(side, sys.float_info.max) for side in box)
+    return all(is_finite(side) for side in box)
 
 
 def is_area(area: Any) -> bool:
     """Whether it is an area, or missing."""
-    return area is None or (_is_finite(area, _LARGEST_FLOAT32) and area >= 0)
+    return area is None or (is_finite(area, _LARGEST_FLOAT32) and area >= 0)
 
 
-def _is_finite(number: Any, largest: float) -> bool:
+def is_finite(number: Any, largest: float = sys.float_info.max) -> bool:
     # `math.isfinite` raises an OverflowError for the long integers that JSON may contain.
     return isinstance(number, int | float) and abs(number) <= largest
 

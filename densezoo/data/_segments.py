@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from densezoo.data._coco_file import shown
+from densezoo.data._coco_file import is_finite, shown
 from densezoo.extras import require
 
 
@@ -78,8 +77,4 @@ def _numbers_of(text: str) -> list[int]:
 def _numbers(value: Any) -> TypeGuard[Sequence[float]]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         return False
-    # Not `math.isfinite`, which raises an OverflowError for the long integers that JSON may contain.
-    return all(
-        isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= sys.float_info.max
-        for number in value
-    )
+    return all(is_finite(number) and not isinstance(number, bool) for number in value)

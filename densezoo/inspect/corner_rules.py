@@ -11,7 +11,7 @@ from densezoo.inspect.corner_rule import Numbers, Rule, filled, sizes_of, varyin
 from densezoo.inspect.flat import Step
 from densezoo.inspect.local import bind
 from densezoo.inspect.matching import Misfit
-from densezoo.inspect.reach import ELEMENTWISE, REDUCTIONS
+from densezoo.inspect.reach import ELEMENTWISE, REDUCTIONS, WINDOWS
 
 
 class Shaped(Rule):
@@ -290,7 +290,7 @@ class Gather(Rule):
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, Rule()),
     **dict.fromkeys(REDUCTIONS, Reduce()),
-    **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum"), Pooling()),
+    **dict.fromkeys(WINDOWS, Pooling()),
     **dict.fromkeys(("cumsum", "cummax", "cummin", "cumprod", "split"), Along()),
     **dict.fromkeys(("stack", "transpose"), Rule()),
     "squeeze": Rule(),

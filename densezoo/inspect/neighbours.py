@@ -28,7 +28,7 @@ from densezoo.inspect.local import (
     cut,
     positions,
 )
-from densezoo.inspect.reach import ELEMENTWISE, REDUCTIONS
+from densezoo.inspect.reach import ELEMENTWISE, REDUCTIONS, WINDOWS
 
 
 class Slice(Rule):
@@ -322,7 +322,7 @@ class Gather(Rule):
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, Aligned()),
     **dict.fromkeys(REDUCTIONS, Reduce()),
-    **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum"), ReduceWindow()),
+    **dict.fromkeys(WINDOWS, ReduceWindow()),
     **dict.fromkeys(("cumsum", "cummax", "rev", "split"), Along()),
     "broadcast_in_dim": Broadcast(),
     "concatenate": Concatenate(),

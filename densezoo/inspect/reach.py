@@ -284,10 +284,13 @@ _REDUCTIONS = "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_p
 REDUCTIONS = frozenset(_REDUCTIONS.split())
 """Primitives that remove axes."""
 
+WINDOWS = ("reduce_window_max", "reduce_window_min", "reduce_window_sum")
+"""Primitives that reduce windows."""
+
 RULES: dict[str, Callable[[Any, Sequence[Given]], Any]] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(REDUCTIONS, _reduce),
-    **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum"), _reduce_window),
+    **dict.fromkeys(WINDOWS, _reduce_window),
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
     "conv_general_dilated": _convolution,
